@@ -1,0 +1,90 @@
+"""Every error a user can cause, and the exit code each one ends a command with.
+
+::
+
+    SimmimError                    (never raised itself)
+    ├── UsageError            2    the request makes no sense: a bad option, a name that does not exist
+    ├── EngineUnavailable     3    the engine, device or precision asked for is not available here
+    ├── GateFailed            4    a parity or accuracy gate was measured and missed
+    └── InputError            5    a file or value handed in cannot be used
+        ├── CheckpointError
+        ├── BundleError
+        ├── ImageError
+        ├── TextError
+        └── DataError
+
+Anything else that escapes a command is a bug: a traceback and exit code 1. Nothing falls back in silence; a message says
+what is wrong, where, and what to type next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SimmimError(Exception):
+    """A user's error: *what* is wrong, *where* (a file, key or argument), and the *fix* (what to do or type next)."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where is not None:
+            lines.append(f"  where: {self.where}")
+        if self.fix is not None:
+            lines.append(f"  next:  {self.fix}")
+        return "\n".join(lines)
+
+
+class UsageError(SimmimError):
+    """The request itself makes no sense: an unknown name, options that exclude each other, an output that exists."""
+
+    exit_code = 2
+
+
+class EngineUnavailable(SimmimError):
+    """The engine, device or precision that was asked for cannot run here. Never answered by a slower stand-in."""
+
+    exit_code = 3
+
+
+class GateFailed(SimmimError):
+    """A parity or accuracy gate was measured and missed."""
+
+    exit_code = 4
+
+
+class InputError(SimmimError):
+    """A file or value that was handed in cannot be used."""
+
+    exit_code = 5
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, hostile, of another schema, or does not fit its own configuration."""
+
+
+class BundleError(InputError):
+    """A bundle is missing a file, was altered, leaves its own folder, or has another schema."""
+
+
+class ImageError(InputError):
+    """An image is missing, empty, truncated, not an image, or too large to decode safely."""
+
+
+class TextError(InputError):
+    """A text is empty or not UTF-8."""
+
+
+class DataError(InputError):
+    """A data set on disk is malformed, empty, or does not fit the model."""
+
+
+class TruncatedText(UserWarning):
+    """A text was longer than the model reads and was cut; the message names the text and both lengths."""

@@ -1,0 +1,127 @@
+"""The vocabulary: what a graph takes and gives, what a pipeline promises, and how close is close enough.
+
+Knows names, shapes, dtypes and numbers. Must not know files, engines, PyTorch or ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from simmim_export.errors import UsageError
+
+
+class Precision(StrEnum):
+    """What an engine is asked to compute in. What it really ran is :meth:`engines.base.Session.precision_proof`."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """Return the precision called ``text``; raise :class:`UsageError` naming the choices."""
+        try:
+            return cls(text.lower())
+        except ValueError:
+            raise UsageError(f"unknown precision {text!r}", fix=f"choose one of {', '.join(cls)}") from None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dynamic axis and the sizes it may take, both ends included."""
+
+    name: str
+    minimum: int
+    maximum: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor. ``dtype`` is a NumPy name; in ``shape`` a ``str`` is a dynamic axis, an ``int`` is fixed."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape for the given axis sizes. KeyError if one is missing."""
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+    def check(self, array: np.ndarray) -> None:
+        """Raise :class:`UsageError` unless ``array`` has this dtype, rank and fixed sizes."""
+        wanted = f"{self.name}: {self.dtype} {list(self.shape)}"
+        got = f"{array.dtype} {list(array.shape)}"
+        fits = array.dtype == np.dtype(self.dtype) and array.ndim == len(self.shape)
+        if not fits or any(isinstance(d, int) and d != n for d, n in zip(self.shape, array.shape, strict=True)):
+            raise UsageError(f"tensor does not fit: expected {wanted}, got {got}")
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: its name (``image_encoder``, ``head.vqa``), its tensors, and the range of each dynamic axis."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: tuple[Axis, ...]
+
+    def axis(self, name: str) -> Axis:
+        """The dynamic axis called ``name``. KeyError if the graph has none."""
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Graphs to run in order over one dict of named tensors, and the outputs they promise."""
+
+    name: str
+    graphs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an output may be from the FP32 reference of PyTorch.
+
+    ``scaled_error`` bounds max|a - b| / max(1, rms(b)): an absolute bound for unit-scale outputs (tokens after a
+    LayerNorm, unit-length embeddings), relative to scale for larger ones (logits). ``cosine`` bounds the worst row.
+    """
+
+    scaled_error: float
+    cosine: float
+
+
+# FP32 differs from PyTorch by the order of summation alone.
+TOLERANCES: Mapping[Precision, Tolerance] = {
+    Precision.FP32: Tolerance(scaled_error=1e-4, cosine=0.99999),
+}
+
+
+def as_json(value: Any) -> Any:
+    """A frozen dataclass of this module (or a tuple, dict or scalar of them) as plain JSON values."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: as_json(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [as_json(item) for item in value]
+    return value
+
+
+def graph_from_json(data: Mapping[str, Any]) -> GraphSpec:
+    """The inverse of :func:`as_json` for a :class:`GraphSpec`."""
+
+    def tensors(items: list[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in items)
+
+    axes = tuple(Axis(a["name"], a["minimum"], a["maximum"]) for a in data["axes"])
+    return GraphSpec(data["name"], tensors(data["inputs"]), tensors(data["outputs"]), axes)
