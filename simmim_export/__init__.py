@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "Runtime", "__version__", "load"]
 
-_HOMES = {"Bundle": "simmim_export.bundle", "Runtime": "simmim_export.runtime", "load": "simmim_export.runtime"}
+_HOMES = {
+    "Bundle": "simmim_export.bundle",
+    "Runtime": "simmim_export.runtime",
+    "load": "simmim_export.runtime",
+}
 
 
 def __getattr__(name: str) -> Any:

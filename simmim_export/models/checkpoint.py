@@ -1,0 +1,236 @@
+"""The checkpoint: one file (or folder) that holds a model and what is needed to deploy and judge it.
+
+``ckpt.pt`` is read with ``torch.load(weights_only=True)``: tensors and primitives, never code. A path without a suffix
+``.pt`` is the folder form: ``checkpoint.json`` and ``model.safetensors`` with the same content. Loading is strict.
+
+``SCHEMA`` is the version of that content. Bump it when a reader of the old version would misread the new one; then teach
+:func:`_parse` to read both, and keep a file of the old version among the tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.models.presets import ModelConfig
+from simmim_export.models.simmim import SimMIM
+
+SCHEMA = 1
+KIND = "simmim-checkpoint"
+_SAMPLE_PIXELS = "samples.pixels"
+
+
+@dataclass
+class Checkpoint:
+    """``tokenizer`` is the text of a tokenizer.json; ``labels`` names each head's classes in order; ``samples`` holds
+    ``pixels`` uint8 [n, H, W, 3] and ``texts``, n strings, for calibration and golden tensors; ``metrics`` holds each
+    figure beside its blind controls; ``provenance`` holds versions, seed and the digests of data and parent.
+    """
+
+    config: ModelConfig
+    state: dict[str, Tensor]
+    tokenizer: str
+    labels: dict[str, list[str]]
+    preprocessing: dict[str, Any]
+    samples: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, or of a checkpoint folder's files in order of name, as lower-case hex."""
+    if path.is_dir():
+        joined = "".join(file_digest(child) for child in sorted(path.iterdir()) if child.is_file())
+        return hashlib.sha256(joined.encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write ``checkpoint`` to a ``.pt`` file or, without that suffix, to a folder. A file is replaced atomically."""
+    content: dict[str, Any] = {"kind": KIND, "schema": SCHEMA}
+    content |= {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
+    content["config"] = asdict(checkpoint.config)
+    state = {key: value.detach().cpu().contiguous() for key, value in checkpoint.state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".pt":
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        torch.save(content | {"state": state}, temporary)
+        temporary.replace(path)
+        return
+    from safetensors.torch import save_file
+
+    path.mkdir(exist_ok=True)
+    save_file(state | {_SAMPLE_PIXELS: checkpoint.samples["pixels"].contiguous()}, path / "model.safetensors")
+    del content["state"]
+    content["samples"] = {"texts": checkpoint.samples["texts"]}
+    (path / "checkpoint.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and check a checkpoint. Raise :class:`CheckpointError` saying what is wrong and where; code is never executed."""
+    if not path.exists():
+        raise CheckpointError(
+            "no such checkpoint",
+            where=path,
+            fix="make one: simmim-train finetune --preset tiny --data shapes -o ckpt.pt",
+        )
+    return _parse(_read_folder(path) if path.is_dir() else _read_file(path), path)
+
+
+def build(checkpoint: Checkpoint, where: object = "checkpoint") -> SimMIM:
+    """The model with the checkpoint's weights, in eval mode.
+
+    Raise :class:`CheckpointError` naming every missing, unexpected or misshapen key, or the first with NaN or Inf.
+    """
+    try:
+        with torch.device("meta"):
+            expected = {
+                key: tuple(value.shape) for key, value in SimMIM(checkpoint.config).state_dict().items()
+            }
+    except (
+        UsageError,
+        TypeError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ZeroDivisionError,
+        AttributeError,
+    ) as error:
+        raise CheckpointError(
+            f"the configuration describes no model: {error}",
+            where=where,
+            fix="retrain or re-export it with simmim-train",
+        ) from error
+    _check_state(checkpoint.state, expected, where)
+    model = SimMIM(checkpoint.config)
+    model.load_state_dict(checkpoint.state, strict=True)
+    return model.eval()
+
+
+def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: object) -> None:
+    problems = [f"missing: {key}" for key in expected if key not in state]
+    problems += [f"unexpected: {key}" for key in state if key not in expected]
+    for key, shape in expected.items():
+        if key in state and tuple(state[key].shape) != shape:
+            problems.append(
+                f"misshapen: {key} is {list(state[key].shape)}, the configuration says {list(shape)}"
+            )
+    if problems:
+        shown = "\n  ".join(problems[:20]) + (
+            f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        )
+        raise CheckpointError(
+            f"the weights do not fit the configuration:\n  {shown}",
+            where=where,
+            fix="give the checkpoint that simmim-train wrote; nothing is loaded in part",
+        )
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise CheckpointError(
+                f"{key} holds {bad} NaN or Inf values of {value.numel()}",
+                where=where,
+                fix="train again from an earlier one",
+            )
+
+
+def _read_file(path: Path) -> Any:
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if not zipfile.is_zipfile(path):
+        if start.startswith(b"PK"):
+            raise CheckpointError("the checkpoint is truncated", where=path, fix="copy it again, whole")
+        what = (
+            "the checkpoint is empty" if not start else "not a checkpoint (torch.save writes a zip archive)"
+        )
+        raise CheckpointError(what, where=path, fix="give the ckpt.pt that simmim-train wrote")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch raises this for everything that is not tensors and primitives; nothing of it has been executed.
+        raise CheckpointError(
+            "the checkpoint holds pickled code or objects, which are never executed",
+            where=path,
+            fix="save tensors and primitives only, as simmim-train does",
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"the checkpoint is damaged: {first}", where=path, fix="copy it again, whole"
+        ) from error
+
+
+def _read_folder(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in ("checkpoint.json", "model.safetensors"):
+        if not (path / name).is_file():
+            raise CheckpointError(
+                f"the checkpoint folder has no {name}", where=path, fix="copy the folder again, whole"
+            )
+    try:
+        content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        state = load_file(path / "model.safetensors")
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("samples"), dict) and _SAMPLE_PIXELS in state:
+        content["samples"]["pixels"] = state.pop(_SAMPLE_PIXELS)
+        content["state"] = state
+    return content
+
+
+def _parse(content: Any, path: Path) -> Checkpoint:
+    def refuse(what: str, fix: str = "give the ckpt.pt that simmim-train wrote") -> CheckpointError:
+        return CheckpointError(what, where=path, fix=fix)
+
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise refuse(f"not a SimMIM checkpoint (no kind = {KIND!r} in it)")
+    schema = content.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise refuse(f"the checkpoint's schema is {schema!r}, not a number from 1")
+    if schema > SCHEMA:
+        raise refuse(
+            f"the checkpoint has schema {schema}; this version reads up to {SCHEMA}",
+            fix="pip install -U simmim-export",
+        )
+    types: dict[str, type] = {f.name: dict for f in fields(Checkpoint)} | {"tokenizer": str}
+    for name, wanted in types.items():
+        if not isinstance(content.get(name), wanted):
+            raise refuse(f"the checkpoint's {name!r} is missing or no {wanted.__name__}")
+    try:
+        config = ModelConfig(**content["config"])
+    except TypeError as error:
+        raise refuse(f"the checkpoint's configuration does not parse: {error}") from error
+    loaded = Checkpoint(config=config, **{name: content[name] for name in types if name != "config"})
+    if not all(isinstance(value, Tensor) for value in loaded.state.values()):
+        raise refuse("the checkpoint's state holds something that is no tensor")
+    for name, count in config.heads.items():
+        if len(loaded.labels.get(name, ())) != count:
+            raise refuse(f"head {name!r} has {count} classes but {len(loaded.labels.get(name, ()))} labels")
+    pixels, texts = loaded.samples.get("pixels"), loaded.samples.get("texts")
+    size = config.image_size
+    good = (
+        isinstance(pixels, Tensor)
+        and pixels.dtype == torch.uint8
+        and tuple(pixels.shape[1:]) == (size, size, 3)
+    )
+    if not good or not isinstance(texts, list) or len(texts) != len(pixels) or not texts:
+        raise refuse(
+            f"the checkpoint's samples are not n images uint8 [n, {size}, {size}, 3] with n texts, n >= 1"
+        )
+    return loaded

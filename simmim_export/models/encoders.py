@@ -1,0 +1,150 @@
+"""The two towers: pixels to image tokens, token ids to text tokens.
+
+Knows torchvision's ResNets and Hugging Face's BERT family. Must not know fusion, tasks or files. Shapes: b batch, n image
+tokens, s text tokens, D width, E embedding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, list_models
+from torchvision.models.resnet import BasicBlock, conv1x1
+from transformers import AutoConfig, AutoModel
+
+from simmim_export.errors import UsageError
+from simmim_export.models.attention import NAME as ATTENTION
+from simmim_export.models.attention import mask_bias
+
+# Of ImageNet, as torchvision's weights expect them; in the graph, so that a host cannot apply them twice or not at all.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class TinyTrunk(nn.Sequential):
+    """A trunk for 64-pixel images in torchvision's own blocks: stages of 24, 48 and 96 channels, stride 8 in all."""
+
+    channels = 96
+    stride = 8
+
+    def __init__(self) -> None:
+        def stage(inside: int, outside: int, stride: int) -> BasicBlock:
+            shortcut = None
+            if stride != 1 or inside != outside:
+                shortcut = nn.Sequential(conv1x1(inside, outside, stride), nn.BatchNorm2d(outside))
+            return BasicBlock(inside, outside, stride, shortcut)
+
+        stem = nn.Sequential(nn.Conv2d(3, 24, 4, 4, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
+        super().__init__(stem, stage(24, 24, 1), stage(24, 48, 2), stage(48, 96, 1))
+
+
+class ResNetTrunk(nn.Sequential):
+    """A torchvision ResNet without its pooling and classifier: [b, 3, H, W] to [b, channels, H/32, W/32]."""
+
+    stride = 32
+
+    def __init__(self, name: str) -> None:
+        resnet = get_model(name, weights=None)
+        self_channels = resnet.fc.in_features
+        children = {key: child for key, child in resnet.named_children() if key not in ("avgpool", "fc")}
+        super().__init__()
+        self.channels = self_channels
+        for key, child in children.items():
+            self.add_module(key, child)
+
+
+def image_trunk(name: str) -> TinyTrunk | ResNetTrunk:
+    """The trunk called ``name``: ``tiny`` or any ResNet of torchvision. Raise :class:`UsageError` on another name."""
+    if name == "tiny":
+        return TinyTrunk()
+    resnets = list_models(include=["resnet*", "wide_resnet*", "resnext*"])
+    if name not in resnets:
+        raise UsageError(f"unknown image encoder {name!r}", fix=f"choose tiny or one of {', '.join(resnets)}")
+    return ResNetTrunk(name)
+
+
+def positions_2d(rows: int, columns: int, width: int) -> Tensor:
+    """Fixed 2-D sine-cosine positions, float32 [rows * columns, width]: half the channels for the row, half for the column.
+
+    Source: Vaswani et al., 2017, section 3.5, one axis at a time. ``width`` must be a multiple of 4.
+    """
+    frequencies = torch.exp(torch.arange(width // 4) * (-math.log(10000.0) / (width // 4)))
+
+    def axis(count: int) -> Tensor:
+        angles = torch.arange(count)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    by_row = axis(rows)[:, None, :].expand(rows, columns, width // 2)
+    by_column = axis(columns)[None, :, :].expand(rows, columns, width // 2)
+    return torch.cat([by_row, by_column], dim=2).reshape(rows * columns, width)
+
+
+def unit_length(vectors: Tensor) -> Tensor:
+    """Each row of [b, E] divided by its Euclidean length (at least 1e-6)."""
+    return vectors / vectors.square().sum(dim=-1, keepdim=True).sqrt().clamp_min(1e-6)
+
+
+class ImageEncoder(nn.Module):
+    """pixels uint8 [b, H, W, 3] to image_tokens [b, n, D] and image_embed [b, E] of unit length."""
+
+    def __init__(self, trunk: str, image_size: int, width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.trunk = image_trunk(trunk)
+        side = math.ceil(image_size / self.trunk.stride)
+        self.tokens = side * side
+        self.project = nn.Conv2d(self.trunk.channels, width, 1)
+        self.kind = nn.Parameter(torch.zeros(width))
+        self.norm = nn.LayerNorm(width)
+        self.embed = nn.Linear(width, embed_dim)
+        scale = 1.0 / (255.0 * torch.tensor(STD))
+        shift = -torch.tensor(MEAN) / torch.tensor(STD)
+        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("positions", positions_2d(side, side, width), persistent=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode; see the class for shapes."""
+        x = pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift  # b 3 H W
+        x = self.project(self.trunk(x)).flatten(2).transpose(1, 2)  # b n D
+        tokens = self.norm(x + self.positions + self.kind)
+        return tokens, unit_length(self.embed(tokens.mean(dim=1)))
+
+
+class TextEncoder(nn.Module):
+    """input_ids, attention_mask int64 [b, s] to text_tokens [b, s, D] and text_embed [b, E] of unit length.
+
+    Tokens of padding come out as exact zeros, so nothing downstream can depend on them.
+    """
+
+    def __init__(self, config: Mapping[str, Any], width: int, embed_dim: int) -> None:
+        super().__init__()
+        options = dict(config)
+        family = options.pop("model_type")
+        hf_config = AutoConfig.for_model(family, **options)
+        hf_config._attn_implementation = ATTENTION
+        self.encoder = build_text_model(hf_config)
+        hidden = hf_config.hidden_size
+        self.project = nn.Identity() if hidden == width else nn.Linear(hidden, width)
+        self.embed = nn.Linear(width, embed_dim)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode; see the class for shapes."""
+        # transformers returns a 4-D mask as it is, so ours reaches our attention untouched.
+        x = self.encoder(input_ids=input_ids, attention_mask=mask_bias(attention_mask)).last_hidden_state
+        real = attention_mask.to(x.dtype)[:, :, None]  # b s 1
+        tokens = self.project(x) * real
+        return tokens, unit_length(self.embed(tokens.sum(dim=1) / real.sum(dim=1)))
+
+
+def build_text_model(config: Any) -> nn.Module:
+    """The Hugging Face encoder for ``config``, without a pooler where its class has one."""
+    options = {}
+    model_class = AutoModel._model_mapping[type(config)]
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        options["add_pooling_layer"] = False
+    return AutoModel.from_config(config, attn_implementation=ATTENTION, **options)

@@ -1,0 +1,54 @@
+"""The whole model: two towers, fusion, interaction, heads.
+
+Knows how the parts are wired. Must not know losses, data or files. Shapes as in the parts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from simmim_export.models.encoders import ImageEncoder, TextEncoder
+from simmim_export.models.fusion import fusion
+from simmim_export.models.heads import head
+from simmim_export.models.interaction import interaction
+from simmim_export.models.presets import ModelConfig
+
+
+class SimMIM(nn.Module):
+    """A model of the given configuration, randomly initialised (seed torch before)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(
+            config.image_trunk, config.image_size, config.width, config.embed_dim
+        )
+        self.text_encoder = TextEncoder(config.text, config.width, config.embed_dim)
+        self.fusion = fusion(config.fusion)
+        self.interaction = interaction(
+            config.interaction, config.width, config.attention_heads, config.interaction_layers
+        )
+        self.heads = nn.ModuleDict({name: head(name, config.width, n) for name, n in config.heads.items()})
+        # log(1 / temperature) of the contrastive loss; 0.07 is CLIP's start (Radford et al., 2021).
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels uint8 [b, H, W, 3] to image_tokens [b, n, D] and image_embed [b, E]."""
+        return self.image_encoder(pixels)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [b, s] each to text_tokens [b, s, D] and text_embed [b, E]."""
+        return self.text_encoder(input_ids, attention_mask)
+
+    def fuse(
+        self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1
+    ) -> Tensor:
+        """fused [b, D] from texts of batch b and images of batch b / ``repeats``; image i serves texts i*repeats onwards."""
+        return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask), repeats)
+
+    def classify(self, name: str, fused: Tensor) -> Tensor:
+        """Logits [b, classes] of the head called ``name``."""
+        return self.heads[name](fused)
