@@ -58,9 +58,7 @@ class TensorSpec:
         wanted = f"{self.name}: {self.dtype} {list(self.shape)}"
         got = f"{array.dtype} {list(array.shape)}"
         fits = array.dtype == np.dtype(self.dtype) and array.ndim == len(self.shape)
-        if not fits or any(
-            isinstance(d, int) and d != n for d, n in zip(self.shape, array.shape, strict=True)
-        ):
+        if not fits or any(isinstance(d, int) and d != n for d, n in zip(self.shape, array.shape, strict=True)):
             raise UsageError(f"tensor does not fit: expected {wanted}, got {got}")
 
 

@@ -25,9 +25,7 @@ def mask_bias(mask: Tensor) -> Tensor:
     return (1.0 - mask.to(torch.float32))[:, None, None, :] * MASKED
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None = None
-) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None = None) -> Tensor:
     """softmax(q k^T * scale + bias) v, with q [b, h, q, d], k and v [b, h, k, d], bias broadcast to [b, h, q, k].
 
     While exporting it is spelled out, with q and k each times sqrt(scale): the MatMul -> Add -> Softmax -> MatMul that

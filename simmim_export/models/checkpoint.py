@@ -96,9 +96,7 @@ def build(checkpoint: Checkpoint, where: object = "checkpoint") -> SimMIM:
     """
     try:
         with torch.device("meta"):
-            expected = {
-                key: tuple(value.shape) for key, value in SimMIM(checkpoint.config).state_dict().items()
-            }
+            expected = {key: tuple(value.shape) for key, value in SimMIM(checkpoint.config).state_dict().items()}
     except (
         UsageError,
         TypeError,
@@ -124,13 +122,9 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, 
     problems += [f"unexpected: {key}" for key in state if key not in expected]
     for key, shape in expected.items():
         if key in state and tuple(state[key].shape) != shape:
-            problems.append(
-                f"misshapen: {key} is {list(state[key].shape)}, the configuration says {list(shape)}"
-            )
+            problems.append(f"misshapen: {key} is {list(state[key].shape)}, the configuration says {list(shape)}")
     if problems:
-        shown = "\n  ".join(problems[:20]) + (
-            f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        )
+        shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise CheckpointError(
             f"the weights do not fit the configuration:\n  {shown}",
             where=where,
@@ -152,9 +146,7 @@ def _read_file(path: Path) -> Any:
     if not zipfile.is_zipfile(path):
         if start.startswith(b"PK"):
             raise CheckpointError("the checkpoint is truncated", where=path, fix="copy it again, whole")
-        what = (
-            "the checkpoint is empty" if not start else "not a checkpoint (torch.save writes a zip archive)"
-        )
+        what = "the checkpoint is empty" if not start else "not a checkpoint (torch.save writes a zip archive)"
         raise CheckpointError(what, where=path, fix="give the ckpt.pt that simmim-train wrote")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -167,9 +159,7 @@ def _read_file(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"the checkpoint is damaged: {first}", where=path, fix="copy it again, whole"
-        ) from error
+        raise CheckpointError(f"the checkpoint is damaged: {first}", where=path, fix="copy it again, whole") from error
 
 
 def _read_folder(path: Path) -> Any:
@@ -185,9 +175,7 @@ def _read_folder(path: Path) -> Any:
         content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         state = load_file(path / "model.safetensors")
     except (ValueError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole"
-        ) from error
+        raise CheckpointError(f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole") from error
     if isinstance(content, dict) and isinstance(content.get("samples"), dict) and _SAMPLE_PIXELS in state:
         content["samples"]["pixels"] = state.pop(_SAMPLE_PIXELS)
         content["state"] = state
@@ -224,13 +212,7 @@ def _parse(content: Any, path: Path) -> Checkpoint:
             raise refuse(f"head {name!r} has {count} classes but {len(loaded.labels.get(name, ()))} labels")
     pixels, texts = loaded.samples.get("pixels"), loaded.samples.get("texts")
     size = config.image_size
-    good = (
-        isinstance(pixels, Tensor)
-        and pixels.dtype == torch.uint8
-        and tuple(pixels.shape[1:]) == (size, size, 3)
-    )
+    good = isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and tuple(pixels.shape[1:]) == (size, size, 3)
     if not good or not isinstance(texts, list) or len(texts) != len(pixels) or not texts:
-        raise refuse(
-            f"the checkpoint's samples are not n images uint8 [n, {size}, {size}, 3] with n texts, n >= 1"
-        )
+        raise refuse(f"the checkpoint's samples are not n images uint8 [n, {size}, {size}, 3] with n texts, n >= 1")
     return loaded

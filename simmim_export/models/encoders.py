@@ -86,7 +86,7 @@ def positions_2d(rows: int, columns: int, width: int) -> Tensor:
 
 def unit_length(vectors: Tensor) -> Tensor:
     """Each row of [b, E] divided by its Euclidean length (at least 1e-6)."""
-    return vectors / vectors.square().sum(dim=-1, keepdim=True).sqrt().clamp_min(1e-6)
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-6)
 
 
 class ImageEncoder(nn.Module):
@@ -128,6 +128,10 @@ class TextEncoder(nn.Module):
         hf_config = AutoConfig.for_model(family, **options)
         hf_config._attn_implementation = ATTENTION
         self.encoder = build_text_model(hf_config)
+        # One segment: a [1, 1] zero broadcasts over batch and sequence and leaves a constant in the exported graph.
+        takes_segments = "token_type_ids" in inspect.signature(self.encoder.forward).parameters
+        self.segment_names = ("token_type_ids",) if takes_segments else ()
+        self.register_buffer("segment", torch.zeros(1, 1, dtype=torch.int64), persistent=False)
         hidden = hf_config.hidden_size
         self.project = nn.Identity() if hidden == width else nn.Linear(hidden, width)
         self.embed = nn.Linear(width, embed_dim)
@@ -135,7 +139,8 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode; see the class for shapes."""
         # transformers returns a 4-D mask as it is, so ours reaches our attention untouched.
-        x = self.encoder(input_ids=input_ids, attention_mask=mask_bias(attention_mask)).last_hidden_state
+        segments = {name: self.segment for name in self.segment_names}
+        x = self.encoder(input_ids=input_ids, attention_mask=mask_bias(attention_mask), **segments).last_hidden_state
         real = attention_mask.to(x.dtype)[:, :, None]  # b s 1
         tokens = self.project(x) * real
         return tokens, unit_length(self.embed(tokens.sum(dim=1) / real.sum(dim=1)))

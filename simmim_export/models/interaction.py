@@ -11,6 +11,7 @@ s rows, q rows computed, D width, h heads.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
@@ -65,8 +66,8 @@ class AttentionInteraction(nn.Module):
 
     def forward(self, joint: Joint, repeats: int = 1) -> Tensor:
         """``joint`` with rows of batch b and a context of batch b / ``repeats`` (each image serves that many texts)."""
-        context_mask = joint.rows_mask.new_ones(1, 1).expand(joint.rows.shape[0], joint.context.shape[1])
-        bias = mask_bias(torch.cat([context_mask, joint.rows_mask], dim=1))
+        # The context has no padding: its part of the bias is 0.
+        bias = F.pad(mask_bias(joint.rows_mask), (joint.context.shape[1], 0))  # b 1 1 (n+s)
         rows = joint.rows
         for layer in self.layers:
             last = layer is self.layers[-1]

@@ -23,9 +23,7 @@ class SimMIM(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(
-            config.image_trunk, config.image_size, config.width, config.embed_dim
-        )
+        self.image_encoder = ImageEncoder(config.image_trunk, config.image_size, config.width, config.embed_dim)
         self.text_encoder = TextEncoder(config.text, config.width, config.embed_dim)
         self.fusion = fusion(config.fusion)
         self.interaction = interaction(
@@ -43,9 +41,7 @@ class SimMIM(nn.Module):
         """int64 [b, s] each to text_tokens [b, s, D] and text_embed [b, E]."""
         return self.text_encoder(input_ids, attention_mask)
 
-    def fuse(
-        self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1
-    ) -> Tensor:
+    def fuse(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Tensor:
         """fused [b, D] from texts of batch b and images of batch b / ``repeats``; image i serves texts i*repeats onwards."""
         return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask), repeats)
 

@@ -1,0 +1,309 @@
+"""The bundle: a folder that holds a model's graphs and the evidence that they compute what PyTorch computed.
+
+::
+
+    manifest.json                      what is inside, with a digest of every file and of itself
+    graphs/<graph>.<variant>.onnx
+    tokenizer.json  golden.npz
+
+Knows files, digests and the manifest. Must not know engines, PyTorch or ONNX. Nothing is unpickled; a path that leaves
+the folder is refused; a file is used only after its SHA-256 was checked.
+
+``SCHEMA`` is the version of the manifest. Bump it when an older reader would misunderstand a newer bundle: copy
+``schemas/manifest.schema.json`` under the new number, teach :meth:`Bundle.open` to read both, and keep a bundle of the
+old version among the tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from simmim_export.errors import BundleError, EngineUnavailable, UsageError
+from simmim_export.spec import GraphSpec, Pipeline, as_json, graph_from_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file that computes one graph: an ONNX variant (``engine`` is None) or an engine's own compiled form of it."""
+
+    graph: str
+    variant: str
+    path: str
+    sha256: str
+    bytes: int
+    engine: str | None
+    precision: str
+    built_for: Mapping[str, Any]
+    parity: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json. ``labels`` names the classes of each head; ``metrics`` is the checkpoint's own."""
+
+    model: Mapping[str, Any]
+    graphs: tuple[GraphSpec, ...]
+    pipelines: tuple[Pipeline, ...]
+    preprocessing: Mapping[str, Any]
+    labels: Mapping[str, tuple[str, ...]]
+    embedding: Mapping[str, Any]
+    files: Mapping[str, str]
+    artifacts: tuple[Artifact, ...]
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    schema: int = SCHEMA
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph called ``name``. KeyError if there is none."""
+        return {graph.name: graph for graph in self.graphs}[name]
+
+    def pipeline(self, name: str) -> Pipeline:
+        """The pipeline called ``name``; raise :class:`UsageError` naming those that this bundle has."""
+        found = {pipeline.name: pipeline for pipeline in self.pipelines}
+        if name not in found:
+            raise UsageError(f"this bundle has no pipeline {name!r}", fix=f"choose one of {', '.join(found)}")
+        return found[name]
+
+    def dumps(self) -> str:
+        """The manifest as JSON text, its own digest included."""
+        content = as_json(self)
+        return json.dumps(content | {"digest": _digest_of(content)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file as lower-case hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@cache
+def _validator() -> Any:
+    import fastjsonschema
+
+    schema = resources.files("simmim_export.schemas").joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    return fastjsonschema.compile(json.loads(schema))
+
+
+def parse_manifest(text: str, where: object) -> Manifest:
+    """Parse manifest.json. Raise :class:`BundleError` on bad JSON, another schema, a broken digest or a bad reference."""
+    import fastjsonschema
+
+    again = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"the manifest is not JSON: {error}", where=where, fix=again) from error
+    found = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(found, int) and found > SCHEMA:
+        fix = "pip install -U simmim-export"
+        raise BundleError(f"the bundle has schema {found}; this version reads up to {SCHEMA}", where=where, fix=fix)
+    try:
+        _validator()(content)
+    except fastjsonschema.JsonSchemaException as error:
+        raise BundleError(f"the manifest does not fit its schema: {error}", where=where, fix=again) from error
+    if _digest_of(content) != content.pop("digest"):
+        raise BundleError("the manifest was altered: its digest does not match", where=where, fix=again)
+    graphs = tuple(graph_from_json(graph) for graph in content["graphs"])
+    names = {graph.name for graph in graphs}
+    pipelines = tuple(Pipeline(p["name"], tuple(p["graphs"]), tuple(p["outputs"])) for p in content["pipelines"])
+    artifacts = tuple(Artifact(**artifact) for artifact in content["artifacts"])
+    used = {name for pipeline in pipelines for name in pipeline.graphs} | {artifact.graph for artifact in artifacts}
+    if used - names:
+        raise BundleError(
+            f"the manifest names graphs it does not describe: {sorted(used - names)}", where=where, fix=again
+        )
+    labels = {head: tuple(classes) for head, classes in content["labels"].items()}
+    return Manifest(**content | {"graphs": graphs, "pipelines": pipelines, "artifacts": artifacts, "labels": labels})
+
+
+class Bundle:
+    """An opened bundle. Files are reached through :meth:`file` and :meth:`artifact`, which check their digests."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._checked: set[str] = set()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read the manifest and see that every file it names is there, of the right size and inside the folder.
+
+        Digests of the files are checked when a file is first used, so that a device which only embeds images does not
+        read the text tower; :meth:`check` reads them all. Raise :class:`BundleError` for anything that is wrong.
+        """
+        root = Path(path)
+        manifest_path = root / "manifest.json"
+        fix = "make one: simmim-export onnx ckpt.pt -o BUNDLE"
+        if not root.exists():
+            raise BundleError("no such bundle", where=root, fix=fix)
+        if not manifest_path.is_file():
+            raise BundleError("not a bundle: it has no manifest.json", where=root, fix=fix)
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"the manifest is not UTF-8: {error}", where=manifest_path, fix=fix) from error
+        bundle = cls(root, parse_manifest(text, manifest_path))
+        for name in bundle._digests():
+            bundle._locate(name)
+        for artifact in bundle.manifest.artifacts:
+            size = bundle._locate(artifact.path).stat().st_size
+            if size != artifact.bytes:
+                raise BundleError(
+                    f"{artifact.path} has {size} bytes, the manifest says {artifact.bytes}",
+                    where=root,
+                    fix="copy the bundle again, whole",
+                )
+        return bundle
+
+    def _digests(self) -> dict[str, str]:
+        return dict(self.manifest.files) | {artifact.path: artifact.sha256 for artifact in self.manifest.artifacts}
+
+    def _locate(self, relative: str) -> Path:
+        pure = PurePosixPath(relative)
+        path = self.root / relative
+        leaves = pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative
+        if leaves or not path.resolve().is_relative_to(self.root.resolve()):
+            raise BundleError(
+                f"the manifest names a path outside the bundle: {relative!r}",
+                where=self.root,
+                fix="do not trust this bundle",
+            )
+        if not path.is_file():
+            raise BundleError(f"the bundle lacks {relative}", where=self.root, fix="copy the bundle again, whole")
+        return path
+
+    def file(self, relative: str) -> Path:
+        """The path of a file named in the manifest, once its digest has been checked."""
+        path = self._locate(relative)
+        if relative not in self._checked:
+            if sha256(path) != self._digests()[relative]:
+                raise BundleError(
+                    f"{relative} was altered: its SHA-256 is not the manifest's",
+                    where=path,
+                    fix="copy the bundle again, whole",
+                )
+            self._checked.add(relative)
+        return path
+
+    def check(self) -> int:
+        """Check the digest of every file, and return how many there are."""
+        for name in self._digests():
+            self.file(name)
+        return len(self._digests())
+
+    def artifact(self, graph: str, variant: str, engine: str | None = None) -> Artifact:
+        """The artifact for ``graph``; raise :class:`EngineUnavailable` naming what the bundle has instead."""
+        mine = [a for a in self.manifest.artifacts if a.graph == graph and a.engine == engine]
+        for artifact in mine:
+            if artifact.variant == variant:
+                return artifact
+        have = ", ".join(sorted({a.variant for a in mine})) or "none"
+        raise EngineUnavailable(
+            f"the bundle has no {variant} variant of {graph} (it has: {have})",
+            where=self.root,
+            fix=f"simmim-export onnx ckpt.pt -o {self.root} --overwrite, with a --precision that makes it",
+        )
+
+
+class Staging:
+    """A new bundle in the making, beside its final place and invisible until :meth:`publish`.
+
+    A killed export leaves the old bundle or the new one, never a mixture; what a killed process left behind is removed
+    by the next export to the same place.
+    """
+
+    def __init__(self, target: Path, overwrite: bool) -> None:
+        """Raise :class:`UsageError` if ``target`` exists and is not to be overwritten, or is no bundle."""
+        self.target = target
+        if target.exists():
+            if not overwrite:
+                raise UsageError("the output already exists", where=target, fix="add --overwrite, or choose another -o")
+            if not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
+                raise UsageError("the output exists and is not a bundle", where=target, fix="choose another -o")
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned()
+        prefix = f".{target.name}.{os.getpid()}."
+        self.root = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.absolute().parent))
+
+    def _remove_abandoned(self) -> None:
+        for left in self.target.absolute().parent.glob(f".{self.target.name}.*.partial"):
+            owner = left.name.removeprefix(f".{self.target.name}.").split(".")[0]
+            if owner.isdigit() and not _alive(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def add(self, relative: str, data: bytes | str | None = None) -> Path:
+        """The path of a file to be written under the new bundle; with ``data``, write it."""
+        path = self.root / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if data is not None:
+            path.write_bytes(data.encode() if isinstance(data, str) else data)
+        return path
+
+    def publish(self, manifest: Manifest, digested: tuple[str, ...]) -> Bundle:
+        """Fill in the digests of the files named in ``digested``, write the manifest last, and put the bundle in place."""
+        manifest = replace(manifest, files={name: sha256(self.root / name) for name in digested})
+        self.add("manifest.json", manifest.dumps())
+        for path in sorted(self.root.rglob("*")):
+            _sync(path)
+        _sync(self.root)
+        self.root.chmod(0o755)
+        if not self.target.exists():
+            self.root.rename(self.target)
+        elif not _exchange(self.root, self.target):
+            aside = self.root.with_name(self.root.name + ".old")
+            self.target.rename(aside)
+            self.root.rename(self.target)
+            shutil.rmtree(aside)
+        _sync(self.target.absolute().parent)
+        return Bundle.open(self.target)
+
+
+def _alive(pid: int) -> bool:
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Swap two folders in one step (Linux renameat2, RENAME_EXCHANGE); False where the system cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    return library.renameat2(here, os.fsencode(left), here, os.fsencode(right), exchange) == 0

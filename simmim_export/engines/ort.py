@@ -1,0 +1,115 @@
+"""ONNX Runtime on the CPU.
+
+Knows onnxruntime. Must not know bundles, PyTorch or what a graph means.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simmim_export.engines.base import (
+    PrecisionProof,
+    available_threads,
+    check_feeds,
+    missing_package,
+    no_such_precision,
+)
+from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.spec import GraphSpec, Precision
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OrtSession:
+    """A graph in ONNX Runtime; see :class:`~simmim_export.engines.base.Session`."""
+
+    def __init__(self, path: Path, spec: GraphSpec, threads: int) -> None:
+        self.inputs, self.outputs = spec.inputs, spec.outputs
+        self._path, self._spec, self._threads = path, spec, threads
+        self._names = [tensor.name for tensor in spec.outputs]
+        self._session: Any = self._open()
+        active = self._session.get_providers()
+        if active != [PROVIDER]:
+            self._session = None
+            raise EngineUnavailable(
+                f"asked for {PROVIDER}, ONNX Runtime activated {active}",
+                fix="reinstall onnxruntime in a fresh environment",
+            )
+
+    def _open(self, profile: Path | None = None) -> Any:
+        import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import (
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            InvalidProtobuf,
+            NotImplemented,
+        )
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile / "ort")
+        try:
+            return onnxruntime.InferenceSession(str(self._path), options, providers=[PROVIDER])
+        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
+            raise BundleError(
+                f"ONNX Runtime cannot open {self._spec.name}: {error}", where=self._path, fix="export the bundle again"
+            ) from error
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute every output; feeds may hold more tensors than the graph takes."""
+        values = self._session.run(self._names, check_feeds(feeds, self.inputs))
+        return dict(zip(self._names, values, strict=True))
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+    def precision_proof(self) -> PrecisionProof:
+        """Executed nodes by the type of their first output, from ONNX Runtime's own profile of one run."""
+        sizes = {axis.name: axis.minimum for axis in self._spec.axes}
+        feeds = {t.name: np.ones(t.resolve(sizes), t.dtype) for t in self.inputs}
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._open(Path(folder))
+            session.run(self._names, feeds)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        counts: Counter[str] = Counter()
+        for event in events:
+            outputs = event.get("args", {}).get("output_type_shape")
+            if event.get("cat") == "Node" and outputs:
+                counts[next(iter(outputs[0]))] += 1
+        return PrecisionProof(dict(counts), "profile of one run: nodes by the type of their first output")
+
+
+class OrtEngine:
+    """ONNX Runtime's CPU provider."""
+
+    name = "ort"
+    install = "pip install 'simmim-export[ort]'"
+    reads_checkpoint = False
+
+    def why_unavailable(self) -> str | None:
+        """None when onnxruntime is installed."""
+        return missing_package("onnxruntime")
+
+    def variant(self, precision: Precision) -> str:
+        """fp32 only, until the precision passes exist."""
+        if precision is not Precision.FP32:
+            raise no_such_precision(self.name, precision, (Precision.FP32,))
+        return "fp32"
+
+    def open(self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None) -> OrtSession:
+        """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it."""
+        self.variant(precision)
+        return OrtSession(path, spec, threads or available_threads())

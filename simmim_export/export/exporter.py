@@ -1,0 +1,118 @@
+"""A checkpoint to a bundle: trace every graph, prove it in ONNX Runtime against PyTorch, publish.
+
+Knows the order of the steps. Must not know how any of them is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, sha256
+from simmim_export.engines import require_engine
+from simmim_export.errors import UsageError
+from simmim_export.export.golden import make_golden
+from simmim_export.export.onnx import OPSET, trace
+from simmim_export.models.checkpoint import Checkpoint, build, file_digest, load
+from simmim_export.models.graphs import graphs, pipelines
+from simmim_export.parity import ParityReport, compare
+from simmim_export.spec import TOLERANCES, Precision
+from simmim_export.version import __version__
+
+PACKAGES = ("torch", "torchvision", "transformers", "onnx", "onnxruntime")
+MAX_BATCH = 8
+
+Progress = Callable[[str, int, int], None]
+
+
+def _quiet(step: str, done: int, total: int) -> None:
+    """The progress of a caller who does not watch."""
+
+
+def export_bundle(
+    checkpoint_path: Path,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    opset: int = OPSET,
+    max_batch: int = MAX_BATCH,
+    progress: Progress = _quiet,
+) -> tuple[Bundle, list[ParityReport]]:
+    """Export every graph of a checkpoint, and return the bundle with one parity report for each graph.
+
+    ``progress(step, done, total)`` is called before each step. Raises :class:`CheckpointError` for the input,
+    :class:`UsageError` for the output, :class:`GateFailed` if a graph is not clean or differs from PyTorch; in every
+    case nothing has been written at ``output``.
+    """
+    if max_batch < 2:
+        raise UsageError(f"--max-batch {max_batch} is too small", fix="give 2 or more: a batch of 1 is always included")
+    engine = require_engine("ort")
+    with Staging(output, overwrite) as staging:
+        progress("load the checkpoint", 0, 1)
+        checkpoint = load(checkpoint_path)
+        model = build(checkpoint, checkpoint_path)
+        found = graphs(model, max_batch)
+        total = len(found) + 2
+        progress("golden tensors", 0, total)
+        golden = make_golden(checkpoint, found, max_batch)
+        staging.add("golden.npz", golden.save())
+        staging.add("tokenizer.json", checkpoint.tokenizer)
+        artifacts, reports = [], []
+        for index, (name, graph) in enumerate(found.items()):
+            progress(name, index + 1, total)
+            relative = f"graphs/{name}.fp32.onnx"
+            path = staging.add(relative)
+            trace(graph, path, opset)
+            session = engine.open(path, graph.spec, Precision.FP32)
+            report = compare(session, graph.spec, golden, TOLERANCES[Precision.FP32])
+            session.close()
+            report.require(name, "report this with the versions that simmim-export doctor prints")
+            reports.append(report)
+            size = path.stat().st_size
+            parity = report.summary() | {"engine": engine.name}
+            artifacts.append(Artifact(name, "fp32", relative, sha256(path), size, None, "fp32", {}, parity))
+        progress("write the bundle", total - 1, total)
+        manifest = Manifest(
+            model=asdict(checkpoint.config),
+            graphs=tuple(graph.spec for graph in found.values()),
+            pipelines=pipelines(model),
+            preprocessing=checkpoint.preprocessing,
+            labels={
+                name: tuple(classes) for name, classes in checkpoint.labels.items() if name in checkpoint.config.heads
+            },
+            embedding={"dim": checkpoint.config.embed_dim, "digest": embedding_digest(checkpoint)},
+            files={},
+            artifacts=tuple(artifacts),
+            metrics=checkpoint.metrics,
+            provenance=provenance(checkpoint_path, checkpoint, opset),
+        )
+        return staging.publish(manifest, ("tokenizer.json", "golden.npz")), reports
+
+
+def embedding_digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 of all that decides an embedding: the towers' weights, the tokenizer, the preprocessing.
+
+    Vectors of different digests live in different spaces and must not be compared.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(checkpoint.state):
+        if key.startswith(("image_encoder.", "text_encoder.")):
+            digest.update(key.encode() + checkpoint.state[key].contiguous().numpy().tobytes())
+    digest.update(checkpoint.tokenizer.encode() + repr(sorted(checkpoint.preprocessing.items())).encode())
+    return digest.hexdigest()
+
+
+def provenance(path: Path, checkpoint: Checkpoint, opset: int) -> dict[str, object]:
+    """Where a bundle comes from: the checkpoint's digest and history, and the versions that exported it."""
+    return {
+        "checkpoint_sha256": file_digest(path),
+        "training": checkpoint.provenance,
+        "opset": opset,
+        "simmim_export": __version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,189 @@
+"""Does a session still compute what PyTorch computed? Checked without PyTorch, against tensors stored at export.
+
+Knows golden tensors and numbers. Must not know which engine a session belongs to. Every deployment hop (an export, a
+compile, the first run on a device) is judged by :func:`compare` and by nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from simmim_export.errors import BundleError, GateFailed
+from simmim_export.spec import GraphSpec, Tolerance
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Runs(Protocol):
+    """The one thing that parity needs of a session."""
+
+    def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
+        """Compute every output from every input."""
+        ...
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Real inputs and PyTorch's FP32 outputs for them, one case for each probed shape.
+
+    A case maps a tensor to its array: an input by its name (``pixels``), an output by its graph and name
+    (``head.vqa:logits``), since several graphs may give a tensor of the same name.
+    """
+
+    cases: Mapping[str, Tensors]
+
+    def save(self) -> bytes:
+        """The content of golden.npz; the same tensors always give the same bytes."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for case, tensors in self.cases.items():
+                for key, array in tensors.items():
+                    part = io.BytesIO()
+                    np.lib.format.write_array(part, np.ascontiguousarray(array), allow_pickle=False)
+                    archive.writestr(zipfile.ZipInfo(f"{case}/{key}.npy"), part.getvalue(), zipfile.ZIP_DEFLATED)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read golden.npz; raise :class:`BundleError` if it is damaged or holds anything but arrays."""
+        cases: dict[str, dict[str, np.ndarray]] = {}
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                for name in archive.files:
+                    case, _, key = name.partition("/")
+                    cases.setdefault(case, {})[key] = archive[name]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(
+                f"golden.npz cannot be read: {error}", where=path, fix="export the bundle again"
+            ) from error
+        return cls(cases)
+
+    def feeds(self, case: str, spec: GraphSpec) -> dict[str, np.ndarray]:
+        """The inputs of ``spec`` in ``case``: as stored, or as PyTorch's graph before it gave them."""
+        tensors = self.cases[case]
+        found = {}
+        for tensor in spec.inputs:
+            keys = [tensor.name, *(key for key in tensors if key.endswith(f":{tensor.name}"))]
+            found[tensor.name] = next(tensors[key] for key in keys if key in tensors)
+        return found
+
+    def expected(self, case: str, spec: GraphSpec) -> dict[str, np.ndarray]:
+        """PyTorch's outputs of ``spec`` in ``case``."""
+        return {tensor.name: self.cases[case][f"{spec.name}:{tensor.name}"] for tensor in spec.outputs}
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One output in one check. ``scaled_error`` and ``cosine`` as in :class:`~simmim_export.spec.Tolerance`."""
+
+    check: str
+    output: str
+    shape: tuple[int, ...]
+    scaled_error: float
+    cosine: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Everything that was compared for one graph."""
+
+    graph: str
+    rows: tuple[ParityRow, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True when every row is within its tolerance."""
+        return all(row.passed for row in self.rows)
+
+    @property
+    def scaled_error(self) -> float:
+        """The worst of the rows."""
+        return max(row.scaled_error for row in self.rows)
+
+    @property
+    def cosine(self) -> float:
+        """The worst of the rows."""
+        return min(row.cosine for row in self.rows)
+
+    def summary(self) -> dict[str, float | int | bool]:
+        """The figures that an artifact carries in the manifest."""
+        return {
+            "passed": self.passed,
+            "checks": len(self.rows),
+            "scaled_error": self.scaled_error,
+            "cosine": self.cosine,
+        }
+
+    def require(self, where: object, fix: str) -> None:
+        """Raise :class:`GateFailed` naming the worst rows unless all passed."""
+        failed = sorted((row for row in self.rows if not row.passed), key=lambda row: -row.scaled_error)
+        if failed:
+            lines = [
+                f"{r.check}, {r.output} {list(r.shape)}: error {r.scaled_error:.2e}, cosine {r.cosine:.6f}"
+                for r in failed
+            ]
+            shown = "\n  ".join(lines[:5])
+            raise GateFailed(
+                f"{self.graph} differs from PyTorch in {len(failed)} of {len(self.rows)} checks:\n  {shown}",
+                where=where,
+                fix=fix,
+            )
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """(max|a - b| / max(1, rms(b)), worst cosine over the last axis). (inf, -1) for another shape, NaN or Inf."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf"), -1.0
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    error = float(np.abs(a - b).max() / max(1.0, float(np.sqrt(np.mean(b * b)))))
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    # Two rows of zeros (padding) point the same way; one of them alone does not.
+    both_zero = (np.abs(a).max(axis=-1) < 1e-9) & (np.abs(b).max(axis=-1) < 1e-9)
+    cosine = np.where(both_zero, 1.0, (a * b).sum(axis=-1) / np.maximum(norms, 1e-30))
+    return error, float(cosine.min())
+
+
+def compare(session: Runs, spec: GraphSpec, golden: Golden, tolerance: Tolerance) -> ParityReport:
+    """Run every golden case, then the invariance checks, and compare each output with PyTorch's.
+
+    Batch invariance: each sample alone gives what it gives among others. Padding invariance: a text without its padding
+    gives what it gives with it. Both are compared with PyTorch's outputs for the padded batch.
+    """
+    rows: list[ParityRow] = []
+
+    def judge(check: str, found: Tensors, expected: Tensors) -> None:
+        for name, reference in expected.items():
+            error, cosine = difference(found[name], reference)
+            good = error <= tolerance.scaled_error and cosine >= tolerance.cosine
+            rows.append(ParityRow(check, name, reference.shape, error, cosine, good))
+
+    for case in golden.cases:
+        judge(case, session.run(golden.feeds(case, spec)), golden.expected(case, spec))
+    largest = max(golden.cases, key=lambda name: len(golden.cases[name]["pixels"]))
+    feeds, expected = golden.feeds(largest, spec), golden.expected(largest, spec)
+    for index in range(len(next(iter(feeds.values())))):
+        alone = {name: array[index : index + 1] for name, array in feeds.items()}
+        reference = {name: array[index : index + 1] for name, array in expected.items()}
+        judge(f"alone, sample {index}", session.run(alone), reference)
+        if "attention_mask" in alone:
+            length = int(alone["attention_mask"].sum())
+            judge(
+                f"without padding, sample {index}",
+                session.run(_cut(alone, spec.inputs, length)),
+                _cut(reference, spec.outputs, length),
+            )
+    return ParityReport(spec.name, tuple(rows))
+
+
+def _cut(tensors: Tensors, specs: tuple, length: int) -> dict[str, np.ndarray]:
+    """Keep the first ``length`` positions of every tensor with a sequence axis (always its second)."""
+    shapes = {spec.name: spec.shape for spec in specs}
+    return {name: array[:, :length] if "sequence" in shapes[name] else array for name, array in tensors.items()}

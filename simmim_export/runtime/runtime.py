@@ -1,0 +1,233 @@
+"""The runtime: a bundle, an engine, and the verbs a user calls.
+
+Knows pipelines as lists of graph names over one dict of named tensors. Must not know what fusion or VQA is: a head is a
+graph like any other, and its labels come from the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from simmim_export.bundle import Bundle, sha256
+from simmim_export.engines import require_engine
+from simmim_export.engines.base import Session
+from simmim_export.errors import BundleError, CheckpointError, UsageError
+from simmim_export.parity import Golden, ParityReport, compare
+from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
+from simmim_export.runtime.text import Tokenizer
+from simmim_export.spec import TOLERANCES, Precision
+
+Tensors: TypeAlias = dict[str, np.ndarray]
+
+
+class Answer(NamedTuple):
+    """One class of a head and its probability in [0, 1]; the probabilities of all classes add up to 1."""
+
+    label: str
+    score: float
+
+
+class EncodedImage:
+    """An image that has been through the image tower; every verb takes it in place of an image and reuses its tokens."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    engine: str = "ort",
+    precision: str = "fp32",
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+) -> Runtime:
+    """Open a bundle for one engine and precision.
+
+    ``checkpoint`` is for ``engine="torch"`` alone, and must be the very one that the bundle was exported from.
+    ``threads`` defaults to what this process may use. Raises :class:`BundleError`, :class:`EngineUnavailable`,
+    :class:`CheckpointError` or :class:`UsageError`; never falls back to another engine or precision.
+    """
+    path = None if checkpoint is None else Path(checkpoint)
+    return Runtime(Bundle.open(bundle), engine, Precision.parse(precision), checkpoint=path, threads=threads)
+
+
+class Runtime:
+    """The verbs. A graph is opened, and its file's digest checked, when a verb first needs it."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: str,
+        precision: Precision,
+        *,
+        checkpoint: Path | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.precision = precision
+        self.engine = require_engine(engine)
+        self._variant = self.engine.variant(precision)
+        self._threads = threads
+        self._sessions: dict[str, Session] = {}
+        self._tokenizer: Tokenizer | None = None
+        self._images = ImagePreprocessing.from_json(bundle.manifest.preprocessing["image"])
+        self._checkpoint = self._own_checkpoint(checkpoint)
+
+    def _own_checkpoint(self, path: Path | None) -> Path | None:
+        if not self.engine.reads_checkpoint:
+            if path is not None:
+                raise UsageError(f"engine {self.engine.name!r} reads the bundle's graphs", fix="drop the checkpoint")
+            return None
+        if path is None:
+            raise UsageError(f"engine {self.engine.name!r} runs from a checkpoint", fix="give --checkpoint ckpt.pt")
+        if not path.is_file():
+            raise CheckpointError(
+                "no such checkpoint", where=path, fix="give the ckpt.pt that the bundle was made from"
+            )
+        if sha256(path) != self.bundle.manifest.provenance["checkpoint_sha256"]:
+            raise CheckpointError(
+                "this bundle was exported from another checkpoint", where=path, fix="give its own, or export this one"
+            )
+        return path
+
+    # -- graphs --------------------------------------------------------------------------------------------------------
+
+    def session(self, graph: str) -> Session:
+        """The open session of ``graph``, opening it on first use."""
+        if graph not in self._sessions:
+            spec = self.bundle.manifest.graph(graph)
+            path = self._checkpoint or self.bundle.file(self.bundle.artifact(graph, self._variant).path)
+            self._sessions[graph] = self.engine.open(path, spec, self.precision, self._threads)
+        return self._sessions[graph]
+
+    def run(self, pipeline: str, feeds: Mapping[str, np.ndarray]) -> Tensors:
+        """Run the graphs of ``pipeline`` in order over one dict of tensors, and return that dict.
+
+        A graph whose outputs are all in ``feeds`` is skipped: leaving ``image_tokens`` and ``image_embed`` there is how
+        an image is encoded once. Only the promised outputs count for ``logits``-like names given twice.
+        """
+        tensors = dict(feeds)
+        for name in self.bundle.manifest.pipeline(pipeline).graphs:
+            outputs = self.bundle.manifest.graph(name).outputs
+            if not all(tensor.name in feeds for tensor in outputs):
+                tensors |= self.session(name).run(tensors)
+        return tensors
+
+    def close(self) -> None:
+        """Close every session."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    def pixels(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """uint8 [n, H, W, 3], as the image graph takes it."""
+        return load_pixels(images, self._images)
+
+    def tokens(self, texts: Sequence[str]) -> Tensors:
+        """``input_ids`` and ``attention_mask``, int64 [n, s] each; warns :class:`TruncatedText` for one that is cut."""
+        if self._tokenizer is None:
+            source = self.bundle.file("tokenizer.json").read_text(encoding="utf-8")
+            self._tokenizer = Tokenizer(source, self.bundle.manifest.preprocessing["text"]["max_length"])
+        ids, mask = self._tokenizer.encode(texts)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def _max_batch(self, pipeline: str) -> int:
+        graphs = self.bundle.manifest.pipeline(pipeline).graphs
+        return min(self.bundle.manifest.graph(name).axis("batch").maximum for name in graphs)
+
+    # -- verbs ---------------------------------------------------------------------------------------------------------
+
+    def embed_image(self, images: Sequence[ImageSource]) -> np.ndarray:
+        """float32 [n, E], each row of unit length."""
+        return self._embed("embed_image", "image_embed", list(images))
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, E], each row of unit length."""
+        if isinstance(texts, str):
+            raise UsageError("embed_text takes a list of texts", fix="write embed_text([text])")
+        return self._embed("embed_text", "text_embed", list(texts))
+
+    def _embed(self, pipeline: str, output: str, items: list) -> np.ndarray:
+        if not items:
+            raise UsageError(f"{pipeline} needs at least one input", fix="give a list of one or more")
+        step = self._max_batch(pipeline)
+        rows = []
+        for start in range(0, len(items), step):
+            part = items[start : start + step]
+            feeds = {"pixels": self.pixels(part)} if pipeline == "embed_image" else self.tokens(part)
+            rows.append(self.run(pipeline, feeds)[output])
+        return np.concatenate(rows)
+
+    def encode_image(self, image: ImageSource) -> EncodedImage:
+        """Run the image tower once; hand the result to any verb in place of the image."""
+        tensors = self.run("embed_image", {"pixels": self.pixels([image])})
+        return EncodedImage({name: tensors[name] for name in ("image_tokens", "image_embed")})
+
+    def match(self, image: ImageSource | EncodedImage, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n]: for each text the probability in [0, 1] that it describes the image."""
+        return self.classify("match", image, texts)[:, 1]
+
+    def answer(self, image: ImageSource | EncodedImage, question: str, top_k: int = 3) -> list[Answer]:
+        """The ``top_k`` most probable answers, best first."""
+        return self.answers(image, [question], top_k)[0]
+
+    def answers(
+        self, image: ImageSource | EncodedImage, questions: Sequence[str], top_k: int = 3
+    ) -> list[list[Answer]]:
+        """:meth:`answer` for each of several questions about one image, which is encoded once."""
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}", fix="give 1 or more")
+        labels = self.bundle.manifest.labels[self._head("answer")]
+        found = []
+        for row in self.classify("answer", image, questions):
+            best = np.argsort(-row, kind="stable")[:top_k]
+            found.append([Answer(labels[index], float(row[index])) for index in best])
+        return found
+
+    def _head(self, pipeline: str) -> str:
+        return self.bundle.manifest.pipeline(pipeline).graphs[-1].removeprefix("head.")
+
+    def classify(self, pipeline: str, image: ImageSource | EncodedImage, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, classes]: the softmax of a head's logits for one image with each of n texts."""
+        if isinstance(texts, str) or not texts:
+            raise UsageError(f"{pipeline} takes a list of one or more texts", fix="write [text]")
+        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
+        step = self._max_batch(pipeline)
+        rows = []
+        for start in range(0, len(texts), step):
+            part = list(texts[start : start + step])
+            feeds = self.tokens(part)
+            for name, array in encoded.tensors.items():
+                feeds[name] = np.repeat(array, len(part), axis=0)
+            rows.append(softmax(self.run(pipeline, feeds)["logits"]))
+        return np.concatenate(rows)
+
+    # -- proof ---------------------------------------------------------------------------------------------------------
+
+    def verify(self) -> list[ParityReport]:
+        """Compare every graph, on this device, with PyTorch's outputs stored in the bundle."""
+        if self.precision not in TOLERANCES:
+            raise BundleError(f"no tolerance is known for {self.precision}", where=self.bundle.root)
+        golden = Golden.load(self.bundle.file("golden.npz"))
+        tolerance = TOLERANCES[self.precision]
+        return [compare(self.session(g.name), g, golden, tolerance) for g in self.bundle.manifest.graphs]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float32."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
