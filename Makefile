@@ -1,0 +1,47 @@
+# Every target makes ./.venv and installs what it needs, if it is not there yet.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Minutes of training in `make demo`, by stage.
+PRETRAIN_MINUTES ?= 1
+FINETUNE_MINUTES ?= 3
+
+.PHONY: demo demo-long test check bench docs clean
+
+.venv/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable '.[train,bench,ort]'
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable '.[dev]'
+	touch $@ .venv/.demo
+
+demo: .venv/.demo  ## train tiny, export, verify, benchmark, ask: about ten minutes on two cores
+	$(BIN)/python -m simmim_export.benchmarks.demo --pretrain-minutes $(PRETRAIN_MINUTES) --finetune-minutes $(FINETUNE_MINUTES)
+
+demo-long:  ## the same with 50 minutes of training
+	$(MAKE) demo PRETRAIN_MINUTES=5 FINETUNE_MINUTES=45
+
+test: .venv/.dev  ## every test
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Type and import checks read an installed copy: neither tool follows the hook of an editable install.
+check: .venv/.dev  ## ruff, mypy, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/installed
+	$(INSTALL) --no-deps --target build/installed .
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p simmim_export
+	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+bench: .venv/.demo  ## the benchmark on demo/bundle, ./bundle or the reference bundle
+	$(BIN)/simmim-bench
+
+docs: .venv/.dev  ## regenerate the command reference in README.md
+	$(BIN)/python tests/contracts/command_reference.py --write
+
+clean:
+	rm -rf build demo .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,87 @@
+"""What every command shares: errors to exit codes, warnings to one line each, JSON, progress bars on stderr.
+
+Knows terminals. Must not know what any command does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from simmim_export.errors import SimmimError
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A Typer app in the house's manner: help when called bare, a plain traceback for a bug."""
+    return typer.Typer(
+        help=help_text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run ``app`` on the process's arguments and exit.
+
+    A :class:`SimmimError` becomes its message on stderr and its exit code; a bug keeps its traceback and exits with 1;
+    Ctrl-C exits with 130.
+    """
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except SimmimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def print_json(value: Any) -> None:
+    """``value`` as JSON on stdout, for machines."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def stdout_console() -> Console:
+    """Where tables go: stdout, never narrower than a table needs when it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Any]:
+    """A progress bar on stderr; yields ``update(step, done, total)``. Without a terminal it prints one line a step."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda step, done, total: print(f"{title}: {step} ({done}/{total})", file=sys.stderr)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def update(step: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{title}: {step}", completed=done, total=total)
+
+        yield update

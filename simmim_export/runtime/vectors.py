@@ -1,0 +1,24 @@
+"""Embeddings on disk: an .npz that says which space its vectors live in.
+
+Knows arrays and files. Must not know how a vector was made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def save_vectors(path: Path, embeddings: np.ndarray, sources: Sequence[str], space: str) -> None:
+    """Write ``embeddings`` float32 [n, E], ``sources`` (n strings) and ``space`` atomically to ``path``.
+
+    ``space`` is the bundle's embedding digest: vectors of two spaces must not be compared.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        np.savez(stream, embeddings=embeddings, sources=np.array(sources), space=np.array(space))
+    temporary.replace(path)

@@ -1,0 +1,113 @@
+"""Fixtures that several folders share. The tiny bundle is exported once for a whole run, xdist workers included."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORDS = "a is the there what colour shape size red green blue circle square triangle left right of many how ? , .".split()
+
+
+def word_tokenizer() -> str:
+    """The text of a real tokenizer.json over a few words, as training writes it for a small vocabulary."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    )
+    tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+    return tokenizer.to_str()
+
+
+def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path:
+    """Write a checkpoint of random but real weights: every statistic is as after initialisation, the samples are noise."""
+    import torch
+
+    from simmim_export.models.checkpoint import Checkpoint, save
+    from simmim_export.models.presets import PRESETS
+    from simmim_export.models.simmim import SimMIM
+
+    config = dataclasses.replace(PRESETS[preset], heads={"match": 2, "vqa": 4}, **changes)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = SimMIM(config)
+    size = config.image_size
+    pixels = torch.randint(0, 256, (16, size, size, 3), dtype=torch.uint8)
+    texts = [f"what colour is the {' '.join(WORDS[i % 5 : i % 5 + 1 + i % 4])} circle ?" for i in range(16)]
+    checkpoint = Checkpoint(
+        config=config,
+        state=model.state_dict(),
+        tokenizer=word_tokenizer(),
+        labels={"match": ["no", "yes"], "vqa": ["red", "green", "blue", "none"]},
+        preprocessing={
+            "image": {"height": size, "width": size, "resize": "squash", "interpolation": "bilinear"},
+            "text": {"max_length": config.max_length},
+        },
+        samples={"pixels": pixels, "texts": texts},
+        provenance={"seed": 0},
+    )
+    save(checkpoint, path)
+    return path
+
+
+def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """``make(path)`` once for all xdist workers of a run, under a file lock."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    path = base / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            make(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of preset tiny. Read only: copy it before changing it."""
+    return _once(tmp_path_factory, "tiny.pt", make_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The bundle of ``tiny_checkpoint``, exported by the real command. Read only: copy it before changing it."""
+
+    def export(path: Path) -> None:
+        command = [sys.executable, "-m", "simmim_export.cli", "onnx", str(tiny_checkpoint), "-o", str(path)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return _once(tmp_path_factory, "tiny-bundle", export)
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of ours in a process of its own: ``run_cli("export", "embed", bundle, image)``."""
+    modules = {"export": "simmim_export.cli", "train": "simmim_export.training.cli", "bench": "simmim_export.benchmarks.cli"}
+
+    def run(program: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", modules[program], *(str(a) for a in arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A small PNG of noise."""
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
+    return path
