@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,6 +30,22 @@ from simmim_export.models.simmim import SimMIM
 SCHEMA = 1
 KIND = "simmim-checkpoint"
 _SAMPLE_PIXELS = "samples.pixels"
+
+# What zipfile and torch's restricted unpickler raise on damaged or hostile bytes: the unpickler is a stack machine that
+# indexes and calls before it checks, so nonsense opcodes surface as any of these.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass
@@ -143,12 +160,17 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, 
 def _read_file(path: Path) -> Any:
     with path.open("rb") as stream:
         start = stream.read(4)
-    if not zipfile.is_zipfile(path):
-        if start.startswith(b"PK"):
+    if start != b"PK\x03\x04" or not zipfile.is_zipfile(path):
+        if start == b"PK\x03\x04":
             raise CheckpointError("the checkpoint is truncated", where=path, fix="copy it again, whole")
         what = "the checkpoint is empty" if not start else "not a checkpoint (torch.save writes a zip archive)"
         raise CheckpointError(what, where=path, fix="give the ckpt.pt that simmim-train wrote")
     try:
+        # torch does not compare the checksums of tensors: a flipped bit would load as another weight.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"the checkpoint is damaged: {damaged}", where=path, fix="copy it again, whole")
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch raises this for everything that is not tensors and primitives; nothing of it has been executed.
@@ -157,7 +179,7 @@ def _read_file(path: Path) -> Any:
             where=path,
             fix="save tensors and primitives only, as simmim-train does",
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"the checkpoint is damaged: {first}", where=path, fix="copy it again, whole") from error
 

@@ -24,6 +24,8 @@ class AttentionLayer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if width % heads:
+            raise UsageError(f"{heads} attention heads do not divide a width of {width}", fix="choose a divisor")
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)

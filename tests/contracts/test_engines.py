@@ -1,0 +1,143 @@
+"""What every engine must satisfy. A new row in ENGINES is tested here without a line being added."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simmim_export.bundle import Bundle
+from simmim_export.engines import ENGINES, get_engine, require_engine
+from simmim_export.engines.base import Engine, Session, _cgroup_quota, available_threads
+from simmim_export.errors import BundleError, EngineUnavailable, SimmimError, UsageError
+from simmim_export.parity import Golden, compare
+from simmim_export.spec import TOLERANCES, Precision
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return get_engine(request.param)
+
+
+@pytest.fixture
+def sessions(engine: Engine, tiny_bundle: Path, tiny_checkpoint: Path) -> dict[str, Session]:
+    """A session for every graph of the tiny bundle; skipped, with the reason, where the engine cannot run."""
+    reason = engine.why_unavailable()
+    if reason is not None:
+        pytest.skip(f"engine {engine.name} cannot run here: {reason}")
+    bundle = Bundle.open(tiny_bundle)
+    found = {}
+    for spec in bundle.manifest.graphs:
+        artifact = bundle.artifact(spec.name, engine.variant(Precision.FP32))
+        path = tiny_checkpoint if engine.reads_checkpoint else bundle.file(artifact.path)
+        found[spec.name] = engine.open(path, spec, Precision.FP32)
+    return found
+
+
+def test_satisfies_the_protocol(engine: Engine) -> None:
+    assert isinstance(engine, Engine)
+    assert ENGINES[engine.name][1] == type(engine).__name__
+    assert engine.install
+
+
+def test_every_precision_is_a_variant_or_a_clear_refusal(engine: Engine) -> None:
+    for precision in Precision:
+        try:
+            assert engine.variant(precision) in ("fp32", "fp16", "int8-u8", "int8-s8")
+        except EngineUnavailable as error:
+            assert error.exit_code == 3 and str(precision) in error.what and "it has:" in error.what and error.fix
+
+
+def test_unavailable_says_why_and_what_to_install(engine: Engine) -> None:
+    if engine.why_unavailable() is None:
+        assert require_engine(engine.name).name == engine.name
+        return
+    with pytest.raises(EngineUnavailable) as caught:
+        require_engine(engine.name)
+    assert caught.value.exit_code == 3 and caught.value.fix == engine.install
+
+
+def test_parity_of_every_graph(sessions: dict[str, Session], tiny_bundle: Path) -> None:
+    golden = Golden.load(tiny_bundle / "golden.npz")
+    for spec in Bundle.open(tiny_bundle).manifest.graphs:
+        assert isinstance(sessions[spec.name], Session)
+        assert compare(sessions[spec.name], spec, golden, TOLERANCES[Precision.FP32]).passed
+
+
+def test_outputs_belong_to_the_caller(sessions: dict[str, Session], tiny_bundle: Path) -> None:
+    """A second run must not change what the first returned."""
+    golden = Golden.load(tiny_bundle / "golden.npz")
+    session = sessions["image_encoder"]
+    first = session.run({"pixels": golden.cases["batch 1, sequence 3"]["pixels"]})
+    kept = {name: value.copy() for name, value in first.items()}
+    session.run({"pixels": np.zeros_like(golden.cases["batch 1, sequence 3"]["pixels"])})
+    assert all(np.array_equal(first[name], value) for name, value in kept.items())
+
+
+def test_feeds_that_do_not_fit_are_refused(sessions: dict[str, Session]) -> None:
+    ids = np.ones((2, 5), np.int64)
+    text = sessions["text_encoder"]
+    for feeds, expected in [
+        ({"input_ids": ids}, "'attention_mask' is missing"),
+        ({"input_ids": ids.astype(np.int32), "attention_mask": ids}, "expected input_ids: int64"),
+        ({"input_ids": ids[0], "attention_mask": ids}, "expected input_ids"),
+        ({"input_ids": ids, "attention_mask": ids[:1]}, "axis 'batch' is 2 in one input and 1"),
+        ({"input_ids": ids, "attention_mask": ids[:, :4]}, "axis 'sequence' is 5 in one input and 4"),
+    ]:
+        with pytest.raises(UsageError, match=expected):
+            text.run(feeds)
+
+
+def test_precision_proof_is_read_from_the_engine(sessions: dict[str, Session]) -> None:
+    for session in sessions.values():
+        proof = session.precision_proof()
+        assert proof.executed and sum(proof.executed.values()) > 0 and proof.source
+        assert any("float" in kind for kind in proof.executed)
+        assert not any("float16" in kind or "int8" == kind for kind in proof.executed)
+
+
+def test_close_twice(sessions: dict[str, Session]) -> None:
+    for session in sessions.values():
+        session.close()
+        session.close()
+
+
+def test_a_damaged_file_is_an_input_error(engine: Engine, tiny_bundle: Path, tmp_path: Path) -> None:
+    if engine.why_unavailable() is not None:
+        pytest.skip(f"engine {engine.name} cannot run here")
+    path = tmp_path / "broken.onnx"
+    spec = Bundle.open(tiny_bundle).manifest.graph("image_encoder")
+    for content in (b"", b"not a graph", (tiny_bundle / "graphs/image_encoder.fp32.onnx").read_bytes()[:5000]):
+        path.write_bytes(content)
+        with pytest.raises(SimmimError) as caught:
+            engine.open(path, spec, Precision.FP32)
+        assert caught.value.exit_code == 5 and isinstance(caught.value, BundleError) != engine.reads_checkpoint
+
+
+def test_unknown_engine() -> None:
+    with pytest.raises(UsageError, match="unknown engine 'tpu'"):
+        get_engine("tpu")
+
+
+def test_asking_for_one_engine_imports_no_other() -> None:
+    import subprocess
+
+    code = "import sys; from simmim_export.engines import get_engine; get_engine('trt'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "onnxruntime", "simmim_export.engines.ort"} & set(loaded)
+
+
+def test_threads_respect_affinity_and_quota(tmp_path: Path) -> None:
+    assert available_threads() >= 1
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
+    assert _cgroup_quota(tmp_path) == 0.5
+    assert _cgroup_quota(tmp_path / "none") is None

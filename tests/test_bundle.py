@@ -1,0 +1,179 @@
+"""A bundle opens whole or not at all, and is replaced in one step or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fastjsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from simmim_export.bundle import SCHEMA, Bundle, Staging, _digest_of, _exchange, parse_manifest
+from simmim_export.errors import BundleError, EngineUnavailable, UsageError
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def rewrite(bundle: Path, edit) -> None:
+    """Edit the manifest and give it a digest that fits, as an attacker would."""
+    content = json.loads((bundle / "manifest.json").read_text())
+    edit(content)
+    (bundle / "manifest.json").write_text(json.dumps(content | {"digest": _digest_of(content)}))
+
+
+def refused(bundle: Path, *expected: str) -> None:
+    """Opening and checking ``bundle`` raises a BundleError that says all of ``expected``."""
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(bundle).check()
+    assert caught.value.exit_code == 5 and caught.value.where and caught.value.fix
+    for text in expected:
+        assert text in str(caught.value)
+
+
+def test_opens_and_round_trips(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    assert opened.check() == len(opened.manifest.artifacts) + 2
+    text = (tiny_bundle / "manifest.json").read_text()
+    assert parse_manifest(text, "here").dumps() == text
+
+
+def test_missing_bundle(tmp_path: Path) -> None:
+    refused(tmp_path / "none", "no such bundle", "simmim-export onnx")
+    refused(tmp_path, "no manifest.json")
+
+
+def test_missing_file(bundle: Path) -> None:
+    (bundle / "tokenizer.json").unlink()
+    refused(bundle, "lacks tokenizer.json")
+
+
+def test_one_flipped_byte_in_any_file(bundle: Path) -> None:
+    for path in sorted(p for p in bundle.rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        spoiled = bytearray(whole)
+        spoiled[len(spoiled) // 2] ^= 1
+        path.write_bytes(spoiled)
+        refused(bundle, "manifest" if path.name == "manifest.json" else "was altered")
+        path.write_bytes(whole)
+    Bundle.open(bundle).check()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.floats(0, 1, exclude_max=True), value=st.integers(1, 127))
+def test_a_flipped_byte_in_the_manifest_is_always_seen(tiny_bundle: Path, position: float, value: int) -> None:
+    data = bytearray((tiny_bundle / "manifest.json").read_bytes())
+    data[int(position * len(data))] ^= value
+    try:
+        changed = parse_manifest(data.decode(), "here").dumps()
+    except (BundleError, UnicodeDecodeError):
+        return
+    # White space outside strings carries nothing: what was parsed must be what was written.
+    assert changed == (tiny_bundle / "manifest.json").read_text()
+
+
+def test_manifest_not_utf8(bundle: Path) -> None:
+    (bundle / "manifest.json").write_bytes(b"\xff\xfe")
+    refused(bundle, "not UTF-8")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text())
+def test_any_text_as_manifest(text: str) -> None:
+    with pytest.raises(BundleError):
+        parse_manifest(text, "here")
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "graphs/../../secret", "a\\b", "link/secret"])
+def test_a_path_that_leaves_the_bundle(bundle: Path, tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret").write_text("x")
+    (bundle / "link").symlink_to(tmp_path)
+    rewrite(bundle, lambda c: c["artifacts"][0].update(path=path))
+    refused(bundle, "outside the bundle")
+
+
+def test_future_schema(bundle: Path) -> None:
+    rewrite(bundle, lambda c: c.update(schema=SCHEMA + 1))
+    refused(bundle, f"schema {SCHEMA + 1}", "pip install -U")
+
+
+def test_wrong_size_is_seen_before_the_digest(bundle: Path) -> None:
+    path = bundle / Bundle.open(bundle).manifest.artifacts[0].path
+    path.write_bytes(path.read_bytes() + b"x")
+    refused(bundle, "bytes, the manifest says")
+
+
+def test_a_graph_that_is_not_described(bundle: Path) -> None:
+    rewrite(bundle, lambda c: c["pipelines"][0]["graphs"].append("head.other"))
+    refused(bundle, "head.other")
+
+
+def test_unknown_variant_names_what_there_is(tiny_bundle: Path) -> None:
+    with pytest.raises(EngineUnavailable, match=r"no int8-u8 variant of image_encoder \(it has: fp32\)") as caught:
+        Bundle.open(tiny_bundle).artifact("image_encoder", "int8-u8")
+    assert caught.value.exit_code == 3
+
+
+def test_schema_file_is_itself_valid() -> None:
+    path = Path(sys.modules["simmim_export.bundle"].__file__ or "").parent / "schemas" / "manifest.schema.json"
+    fastjsonschema.compile(json.loads(path.read_text()))
+
+
+def test_an_existing_output_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="already exists") as caught:
+        Staging(tiny_bundle, overwrite=False)
+    assert caught.value.exit_code == 2 and "--overwrite" in str(caught.value)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not a bundle"):
+        Staging(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = tmp_path / f".out.{dead.pid}.x.partial"
+    left.mkdir()
+    with Staging(tmp_path / "out", overwrite=False) as staging:
+        assert not left.exists() and staging.root.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exchange_swaps_two_folders(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "who").write_text(name)
+    if not _exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this system has no renameat2")
+    assert (tmp_path / "a" / "who").read_text() == "b" and (tmp_path / "b" / "who").read_text() == "a"
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_killed_export_leaves_no_half_bundle(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, existing: bool
+) -> None:
+    target = tmp_path / "out"
+    if existing:
+        shutil.copytree(tiny_bundle, target)
+    command = [sys.executable, "-m", "simmim_export.cli", "onnx", str(tiny_checkpoint), "-o", str(target), "--overwrite"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".out.*/graphs/*.onnx")):
+        assert process.poll() is None, "the export ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if existing:
+        Bundle.open(target).check()
+    else:
+        assert not target.exists()
