@@ -1,0 +1,211 @@
+"""The command ``simmim-train``. Parses, calls, prints; must not hold logic of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simmim_export.console import new_app, print_json, progress_bar, run_app, stdout_console
+
+app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
+
+Preset = Annotated[str, typer.Option("--preset", help="tiny, small, base or large.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, data and sampling.")]
+Data = Annotated[str, typer.Option("--data", help="Data set: shapes.")]
+Split = Annotated[str, typer.Option("--split", help="CoGenT split of shapes: iid, A or B.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Train this many steps; the same weights every time.")]
+Minutes = Annotated[float | None, typer.Option("--minutes", help="Train this long; the schedule follows the clock.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch of one process.")]
+Lr = Annotated[float, typer.Option("--lr", help="Peak learning rate of AdamW.")]
+Mixed = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16, by Accelerate.")]
+Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Batches added up for one step.")]
+SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between saves of the trainer's state.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the trainer's state beside the output, exactly.")]
+Scenes = Annotated[int, typer.Option("--eval-scenes", min=64, help="Held-out scenes to evaluate on.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.command()
+def init(
+    output: Output,
+    preset: Preset = "tiny",
+    image_encoder: Annotated[
+        str | None, typer.Option("--image-encoder", help="tiny or a torchvision ResNet, instead of the preset's.")
+    ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option("--text-encoder", help="Folder of a Hugging Face encoder to take, with its weights.")
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write an untrained checkpoint, for a start or for a benchmark."""
+    from simmim_export.training.run import init as run_init
+
+    report(run_init(output, preset, image_encoder, text_encoder, seed, overwrite), as_json)
+
+
+@app.command()
+def pretrain(
+    output: Output,
+    preset: Preset = "tiny",
+    data: Data = "shapes",
+    split: Split = "iid",
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch_size: BatchSize = 32,
+    lr: Lr = 1.5e-3,
+    itc: Annotated[float, typer.Option("--itc", help="Weight of the contrastive loss.")] = 1.0,
+    itm: Annotated[float, typer.Option("--itm", help="Weight of the matching loss.")] = 1.0,
+    seed: Seed = 0,
+    mixed_precision: Mixed = "no",
+    accumulate: Accumulate = 1,
+    save_every: SaveEvery = 500,
+    eval_scenes: Scenes = 1024,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pretrain on images and captions: contrastive and matching losses."""
+    from simmim_export.training import run
+    from simmim_export.training.loop import Recipe
+
+    recipe = Recipe(
+        steps, minutes, lr, accumulate=accumulate, mixed_precision=mixed_precision, seed=seed, save_every=save_every
+    )
+    with progress_bar("pretrain") as watch:
+        job = run.Job(output, data, split, batch_size, recipe, resume, overwrite, eval_scenes, watch)
+        checkpoint = run.pretrain(job, preset, itc, itm)
+    report(checkpoint, as_json)
+
+
+@app.command()
+def finetune(
+    output: Output,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="CKPT", help="Checkpoint to start from; without it, a new --preset.")
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="Task: vqa.")] = "vqa",
+    preset: Annotated[str | None, typer.Option("--preset", help="tiny, small, base or large; must agree with --from.")] = None,
+    data: Data = "shapes",
+    split: Split = "iid",
+    steps: Steps = None,
+    minutes: Minutes = None,
+    batch_size: BatchSize = 32,
+    lr: Lr = 1.5e-3,
+    rehearse: Annotated[
+        int, typer.Option("--rehearse", min=0, help="Every n-th batch is one of pretraining; 0 for none.")
+    ] = 4,
+    seed: Seed = 0,
+    mixed_precision: Mixed = "no",
+    accumulate: Accumulate = 1,
+    save_every: SaveEvery = 500,
+    eval_scenes: Scenes = 1024,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune on questions about images."""
+    from simmim_export.training import run
+    from simmim_export.training.loop import Recipe
+
+    recipe = Recipe(
+        steps, minutes, lr, accumulate=accumulate, mixed_precision=mixed_precision, seed=seed, save_every=save_every
+    )
+    with progress_bar("finetune") as watch:
+        job = run.Job(output, data, split, batch_size, recipe, resume, overwrite, eval_scenes, watch)
+        checkpoint = run.finetune(job, task, start, preset, rehearse)
+    report(checkpoint, as_json)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint to evaluate.")],
+    data: Data = "shapes",
+    split: Split = "iid",
+    stream: Annotated[str, typer.Option("--stream", help="Held-out stream of the data set.")] = "test",
+    seed: Seed = 0,
+    eval_scenes: Scenes = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a checkpoint on held-out scenes, with its blind controls."""
+    from simmim_export.training import run
+
+    with progress_bar("evaluate") as watch:
+        metrics = run.evaluate(checkpoint, data, split, stream, seed, eval_scenes, watch)
+    show(metrics, as_json)
+
+
+@app.command()
+def draw(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
+    data: Data = "shapes",
+    split: Split = "iid",
+    stream: Annotated[str, typer.Option("--stream", help="Stream of the data set.")] = "test",
+    seed: Seed = 0,
+    count: Annotated[int, typer.Option("--count", min=1, max=1024, help="How many images.")] = 8,
+    size: Annotated[int, typer.Option("--size", min=16, max=4096, help="Side of an image in pixels.")] = 64,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write images of the data set as PNG files, with their captions, questions and answers in records.json."""
+    from simmim_export.training.drawing import draw as write
+
+    records = write(output, data, split, stream, seed, count, size, overwrite)
+    if as_json:
+        print_json(records)
+    else:
+        print(f"wrote {len(records)} images, records.json and sheet.png to {output}")
+
+
+def report(path_and_metrics: tuple[Path, dict[str, Any]], as_json: bool) -> None:
+    """Say what was written, and its metrics."""
+    path, metrics = path_and_metrics
+    show(metrics | {"checkpoint": str(path)} if as_json else metrics, as_json)
+    if not as_json:
+        print(f"wrote {path}")
+
+
+def show(metrics: dict[str, Any], as_json: bool) -> None:
+    """Metrics as a table, every figure beside its controls."""
+    if as_json:
+        print_json(metrics)
+        return
+    from rich.table import Table
+
+    table = Table(title="held-out scenes; 95 % intervals")
+    for column in ("task", "accuracy", "interval", "n", "question only", "shuffled image"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, found in metrics.items():
+        if "accuracy" not in found:
+            table.add_row(task, "untrained")
+            continue
+        controls = [found["controls"].get(name) for name in ("question_only", "shuffled_image")]
+        blind = [f"{c['accuracy']:.1%}" if c else "" for c in controls]
+        if "blind" in found["controls"]:
+            blind[0] = f"{found['controls']['blind']['accuracy']:.1%}"
+        table.add_row(task, *_figures(found), *blind)
+        for family, figure in found.get("by_family", {}).items():
+            table.add_row(f"  {family}", *_figures(figure))
+        recall = found.get("text_to_image_recall_at_1")
+        if recall:
+            table.add_row(f"  text to image R@1 of {recall['among']}", *_figures(recall), f"{recall['chance']:.1%}")
+    stdout_console().print(table)
+
+
+def _figures(found: dict[str, Any]) -> tuple[str, str, str]:
+    low, high = found["interval"]
+    return f"{found['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(found["n"])
+
+
+def main() -> None:
+    """Entry point of ``simmim-train``."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Scenes: which objects there are and where. Knows attributes and a grid; must not know pixels or words.
+
+CoGenT (Johnson et al., 2017): in split A squares and triangles each come in their own four colours, in split B the two
+swap; circles and crosses come in all. A model that has bound colour to shape fails on B.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import NamedTuple
+
+from simmim_export.errors import UsageError
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = ("grey", "blue", "orange", "yellow", "red", "green", "purple", "cyan")
+SIZES = ("small", "large")
+TEXTURES = ("solid", "striped")
+# The order of the attributes in a Thing, which is also their order in a description.
+ATTRIBUTES = ("size", "texture", "colour", "shape")
+VALUES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
+
+GRID = 4
+SPLITS = ("iid", "A", "B")
+
+_ALL = tuple(range(len(COLOURS)))
+_WARM, _COLD = _ALL[:4], _ALL[4:]
+# split -> shape -> allowed colours
+_PALETTES = {
+    "iid": (_ALL, _ALL, _ALL, _ALL),
+    "A": (_ALL, _WARM, _COLD, _ALL),
+    "B": (_ALL, _COLD, _WARM, _ALL),
+}
+
+
+class Thing(NamedTuple):
+    """An object: indices into SIZES, TEXTURES, COLOURS, SHAPES; its grid cell; jitter in [-1, 1] of the free space."""
+
+    size: int
+    texture: int
+    colour: int
+    shape: int
+    row: int
+    column: int
+    jitter_y: float
+    jitter_x: float
+
+
+class Scene(NamedTuple):
+    """Three to six things in different cells, and the seed of the background."""
+
+    things: tuple[Thing, ...]
+    background: int
+
+    def boxes(self, size: int) -> list[tuple[float, float, float, float]]:
+        """(left, top, right, bottom) of each thing in pixels of an image of ``size`` x ``size``."""
+        found = []
+        for thing in self.things:
+            y, x, radius = place(thing)
+            found.append(((x - radius) * size, (y - radius) * size, (x + radius) * size, (y + radius) * size))
+        return found
+
+
+# Radius of a thing as a share of the image, by size index; a cell is 0.25 wide.
+RADII = (0.0625, 0.109375)
+
+
+def place(thing: Thing) -> tuple[float, float, float]:
+    """Centre y, centre x and radius of a thing, as shares of the image."""
+    radius = RADII[thing.size]
+    free = 0.5 / GRID - radius
+    y = (thing.row + 0.5) / GRID + thing.jitter_y * free
+    x = (thing.column + 0.5) / GRID + thing.jitter_x * free
+    return y, x, radius
+
+
+def check_split(split: str) -> str:
+    """``split`` itself; raise :class:`UsageError` naming the choices."""
+    if split not in SPLITS:
+        raise UsageError(f"unknown split {split!r}", fix=f"choose one of {', '.join(SPLITS)}")
+    return split
+
+
+def sample_scene(random: Random, split: str = "iid") -> Scene:
+    """A random scene.
+
+    Half of the attributes are drawn from two favourites of the scene, so that several things of one colour or shape,
+    which counting and comparing need, are common.
+    """
+    count = 3 + int(random.random() * 4)
+    palettes = _PALETTES[split]
+    colours = (int(random.random() * 8), int(random.random() * 8))
+    shapes = (int(random.random() * 4), int(random.random() * 4))
+    things = []
+    for cell in random.sample(range(GRID * GRID), count):
+        shape = shapes[random.random() < 0.5] if random.random() < 0.5 else int(random.random() * 4)
+        allowed = palettes[shape]
+        colour = colours[random.random() < 0.5]
+        if random.random() < 0.5 or colour not in allowed:
+            colour = allowed[int(random.random() * len(allowed))]
+        things.append(
+            Thing(
+                int(random.random() * 2),
+                int(random.random() * 2),
+                colour,
+                shape,
+                cell // GRID,
+                cell % GRID,
+                random.uniform(-1, 1),
+                random.uniform(-1, 1),
+            )
+        )
+    return Scene(tuple(things), random.getrandbits(32))

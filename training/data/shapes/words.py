@@ -1,0 +1,43 @@
+"""How things are said. Knows attributes and words; must not know how a question is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from simmim_export.training.data.shapes.scene import ATTRIBUTES, COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Thing
+
+PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses", "thing": "things"}
+RELATIONS = ("left of", "right of", "above", "below")
+EXTREMES = ("leftmost", "rightmost", "topmost", "bottommost")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+ROWS = ("top", "upper", "lower", "bottom")
+COLUMNS = ("far left", "left", "right", "far right")
+
+
+def describe(values: Iterable[tuple[str, int]], plural: bool = False) -> str:
+    """"large striped red circle" from (attribute, value) pairs in the order of ATTRIBUTES; "thing" without a shape."""
+    words, noun = [], "thing"
+    for attribute, value in values:
+        if attribute == "shape":
+            noun = SHAPES[value]
+        else:
+            words.append(VALUES[attribute][value])
+    return " ".join([*words, PLURALS[noun] if plural else noun])
+
+
+def article(noun_phrase: str) -> str:
+    """The phrase with its indefinite article before it."""
+    return f"{'an' if noun_phrase[0] in 'aeiou' else 'a'} {noun_phrase}"
+
+
+def describe_thing(thing: Thing, attributes: Iterable[str] = ATTRIBUTES) -> str:
+    """A thing by the given attributes."""
+    return describe([(name, getattr(thing, name)) for name in attributes])
+
+
+def vocabulary() -> list[str]:
+    """Every word and mark that a question or a caption may use, in a fixed order."""
+    grammar = "what colour shape size texture is the are there a an how many more than same as in and of on at ? , ."
+    places = " ".join((*ROWS, *COLUMNS, *RELATIONS, *EXTREMES))
+    words = [*grammar.split(), *COLOURS, *SHAPES, *SIZES, *TEXTURES, *PLURALS, *PLURALS.values(), *NUMBERS]
+    return list(dict.fromkeys([*words, *places.split()]))

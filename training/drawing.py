@@ -1,0 +1,37 @@
+"""Images of a data set as files, to look at and to ask about. Knows PNG and JSON; must not know models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from simmim_export.errors import UsageError
+from simmim_export.training.data.shapes import ANSWERS, Shapes, contact_sheet
+
+
+def draw(
+    folder: Path, data: str, split: str, stream: str, seed: int, count: int, size: int, overwrite: bool
+) -> list[dict[str, Any]]:
+    """Write ``count`` PNG files of ``size`` pixels, records.json and sheet.png to ``folder``, and return the records."""
+    if data != "shapes":
+        raise UsageError(f"unknown data set {data!r}", fix="choose shapes")
+    if folder.exists() and not overwrite:
+        raise UsageError("the output already exists", where=folder, fix="add --overwrite, or choose another -o")
+    found = Shapes(seed, stream, split, size).batch(0, count)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for index in range(count):
+        name = f"{index:04d}.png"
+        Image.fromarray(found.pixels[index]).save(folder / name)
+        asked = [
+            {"question": question, "answer": ANSWERS[answer]}
+            for question, answer in zip(found.questions[index], found.answers[index], strict=True)
+        ]
+        records.append({"image": name, "captions": found.captions[index], "questions": asked})
+    (folder / "records.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    lines = [[f"{q['question']} {q['answer']}" for q in record["questions"]] for record in records]
+    contact_sheet(found.scenes, lines, size).save(folder / "sheet.png")
+    return records

@@ -1,0 +1,215 @@
+"""One training loop for every task: step, schedule, report, save, resume.
+
+Knows optimisation and time. Must not know what is trained: a task gives batches by number and turns one into a loss.
+Devices, processes, mixed precision and accumulation are Accelerate's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from simmim_export.errors import DataError, GateFailed, UsageError
+
+
+class Stage(Protocol):
+    """A task with its model: a module whose forward turns batch number ``index`` into a scalar loss."""
+
+    def batch(self, index: int) -> Any:
+        """Batch number ``index`` of this process, on the CPU. The same number always gives the same batch."""
+        ...
+
+    def __call__(self, batch: Any) -> Tensor:
+        """The loss of a batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to optimise. Either ``steps`` or ``minutes`` of wall-clock time; the learning rate follows the share done.
+
+    With ``minutes`` a slow machine takes fewer steps and still ends with a learning rate of zero; only ``steps`` gives
+    the same weights twice.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = 1.5e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    clip: float = 1.0
+    accumulate: int = 1
+    mixed_precision: str = "no"
+    seed: int = 0
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise UsageError("give --steps or --minutes, and not both", fix="add --minutes 3")
+        if (self.steps or 1) < 1 or (self.minutes or 1) <= 0:
+            raise UsageError("--steps and --minutes must be above zero", fix="add --minutes 3")
+
+    def lr_scale(self, done: float) -> float:
+        """Share of ``lr`` when the share ``done`` in [0, 1] of training is over: linear warm-up, then a cosine to 0."""
+        return min(1.0, (done + 1e-3) / self.warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass
+class Progress:
+    """Where training stands. ``loss`` is a running mean; ``seconds`` counts training alone, across resumes."""
+
+    step: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    loss: float = float("nan")
+
+    def done(self, recipe: Recipe) -> float:
+        """The share of training that is over, in [0, 1]."""
+        if recipe.steps is not None:
+            return self.step / recipe.steps
+        return min(1.0, self.seconds / (60 * (recipe.minutes or 1)))
+
+
+Watch = Callable[[Progress, float], None]
+
+
+def train(
+    stage: nn.Module,
+    recipe: Recipe,
+    *,
+    samples_per_batch: int,
+    state_path: Path,
+    resume: bool = False,
+    watch: Watch = lambda progress, done: None,
+) -> Progress:
+    """Train ``stage`` in place and return where it ended; ``watch(progress, done)`` is called after every step.
+
+    The trainer's state is saved beside the output every ``save_every`` steps and removed by the caller when the
+    checkpoint is written; with ``resume`` training goes on from it exactly. Raises :class:`UsageError` for a state that
+    is missing or belongs to another recipe, and :class:`GateFailed` when the loss is NaN or infinite.
+    """
+    unused_is_fine = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        gradient_accumulation_steps=recipe.accumulate,
+        kwargs_handlers=[unused_is_fine],
+    )
+    torch.manual_seed(recipe.seed + 1000 * accelerator.process_index)
+    optimizer = torch.optim.AdamW(groups(stage, recipe), lr=recipe.lr, betas=(0.9, 0.98))
+    progress = Progress()
+    if resume:
+        progress = load_state(state_path, stage, optimizer, recipe, accelerator.process_index)
+    source: Any = stage
+    prepared, optimizer = accelerator.prepare(stage, optimizer)
+    prepared.train()
+    while progress.done(recipe) < 1:
+        started = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * recipe.lr_scale(progress.done(recipe))
+        loss = 0.0
+        for part in range(recipe.accumulate):
+            batch = source.batch(progress.step * recipe.accumulate + part)
+            with accelerator.accumulate(prepared):
+                part_loss = prepared(to_device(batch, accelerator.device))
+                accelerator.backward(part_loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(prepared.parameters(), recipe.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+            loss += part_loss.item() / recipe.accumulate
+        if not math.isfinite(loss):
+            raise GateFailed(
+                f"the loss is {loss} at step {progress.step}", fix=f"lower --lr (it was {recipe.lr}) and start again"
+            )
+        progress.step += 1
+        progress.samples += samples_per_batch * recipe.accumulate * accelerator.num_processes
+        progress.loss = loss if math.isnan(progress.loss) else 0.95 * progress.loss + 0.05 * loss
+        progress.seconds += time.perf_counter() - started
+        if progress.step % recipe.save_every == 0:
+            save_state(state_path, stage, optimizer, recipe, progress, accelerator.process_index)
+        watch(progress, progress.done(recipe))
+    accelerator.wait_for_everyone()
+    return progress
+
+
+def groups(stage: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Matrices decay; vectors (biases, norms, the temperature) do not."""
+    trained = [p for p in stage.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A dict of tensors on ``device``; whatever is no tensor stays."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def state_file(path: Path, process: int) -> Path:
+    """Where a process keeps its part of the trainer's state: random numbers differ between processes."""
+    return path if process == 0 else path.with_name(f"{path.name}.{process}")
+
+
+def save_state(
+    path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, progress: Progress, process: int
+) -> None:
+    """Write all that :func:`train` needs to go on exactly: weights, optimizer, random numbers, position."""
+    content = {
+        "kind": "simmim-trainer",
+        "recipe": asdict(recipe),
+        "progress": asdict(progress),
+        "stage": stage.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    target = state_file(path, process)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    torch.save(content, temporary)
+    temporary.replace(target)
+
+
+def load_state(path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, process: int) -> Progress:
+    """Put back what :func:`save_state` wrote; raise :class:`UsageError` or :class:`DataError` if it does not belong."""
+    target = state_file(path, process)
+    if not target.is_file():
+        raise UsageError("there is no trainer state to resume", where=target, fix="leave out --resume to start anew")
+    try:
+        content = torch.load(target, weights_only=True, map_location="cpu")
+        found = content["recipe"]
+    # Whatever a damaged file raises, it means the same to the user.
+    except Exception as error:  # noqa: BLE001
+        raise DataError(f"the trainer state is damaged: {error}", where=target, fix="start anew") from error
+    wanted = asdict(recipe)
+    changed = [f"{key} was {found.get(key)}, is {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
+    if changed:
+        raise UsageError(f"the trainer state belongs to another recipe: {'; '.join(changed)}", where=target, fix="repeat it")
+    try:
+        stage.load_state_dict(content["stage"])
+        optimizer.load_state_dict(content["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        what = f"the trainer state belongs to another model: {str(error).splitlines()[0]}"
+        raise UsageError(what, where=target, fix="start anew") from error
+    torch.set_rng_state(content["random"])
+    return Progress(**content["progress"])
+
+
+def remove_state(path: Path) -> None:
+    """Delete the trainer's state of every process, once the checkpoint is written."""
+    for left in _states(path):
+        left.unlink()
+
+
+def _states(path: Path) -> Iterator[Path]:
+    if path.exists():
+        yield path
+    yield from path.parent.glob(f"{path.name}.[0-9]*")

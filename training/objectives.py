@@ -1,0 +1,66 @@
+"""Losses as pure functions of tensors. Know numbers; must not know models or data.
+
+Shapes: b images and texts of a batch, E embedding, c classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simmim_export.errors import UsageError
+
+# exp(logit_scale) may not pass 100 (temperature 0.01), after Radford et al., 2021: beyond it training diverges.
+MAX_LOGIT_SCALE = 4.6052
+
+
+def similarities(image_embed: Tensor, text_embed: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scaled cosines [b, b]: image i with text j, from embeddings [b, E] of unit length and log(1 / temperature)."""
+    return logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * image_embed.float() @ text_embed.float().T
+
+
+def contrastive_loss(scores: Tensor, image_ids: Tensor) -> Tensor:
+    """Symmetric InfoNCE (van den Oord et al., 2018) over scores [b, b], both directions averaged.
+
+    Every text of the same image (equal ``image_ids`` [b]) is a positive and shares the target equally. Raises
+    :class:`UsageError` for a batch of 1, which has nothing to contrast.
+    """
+    if len(scores) < 2:
+        raise UsageError("a contrastive loss needs a batch of 2 or more", fix="raise --batch-size")
+    targets = (image_ids[:, None] == image_ids[None, :]).float()
+    targets = targets / targets.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
+
+
+def hard_negatives(scores: Tensor, same: Tensor) -> Tensor:
+    """For each row of scores [b, b] the index of a column drawn from its softmax, never where ``same`` [b, b] is true.
+
+    A row without a candidate (everything is the same) is drawn uniformly from the other rows; zeroing the diagonal and
+    normalising, as ALBEF and BLIP did, crashes there.
+    """
+    masked = scores.detach().float().masked_fill(same, float("-inf"))
+    hopeless = same.all(dim=1)
+    others = torch.zeros_like(masked).fill_diagonal_(float("-inf"))
+    masked = torch.where(hopeless[:, None], others, masked)
+    return torch.multinomial(masked.softmax(dim=1), 1)[:, 0]
+
+
+def match_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy over logits [3 b, 2]: b matching pairs, then 2 b pairs that do not match.
+
+    The matching third weighs as much as the other two together, so that always saying no gains nothing.
+    """
+    positives = len(logits) // 3
+    yes = F.cross_entropy(logits[:positives], logits.new_ones(positives, dtype=torch.int64))
+    no = F.cross_entropy(logits[positives:], logits.new_zeros(len(logits) - positives, dtype=torch.int64))
+    return (yes + no) / 2
+
+
+def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
+    """Cross-entropy over logits [b, c] and the one right answer int64 [b].
+
+    Every question of `shapes` has exactly one answer, so the answers compete; binary cross-entropy on soft scores, which
+    VQAv2's ten annotators need, spends its gradient on pushing 22 zeros down.
+    """
+    return F.cross_entropy(logits.float(), answers)

@@ -1,0 +1,113 @@
+"""What is trained: a task turns a numbered batch into a loss. Knows a model and its data; must not know optimisation.
+
+Each is a stage for :func:`simmim_export.training.loop.train`. Shapes: b images, q questions an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from simmim_export.errors import UsageError
+from simmim_export.models.simmim import SimMIM
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.objectives import (
+    answer_loss,
+    contrastive_loss,
+    hard_negatives,
+    match_loss,
+    similarities,
+)
+from simmim_export.training.tokenizer import encode
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where batches come from: a data set, ``images`` of them a batch, and this process's place among ``processes``."""
+
+    data: Shapes
+    images: int
+    process: int = 0
+    processes: int = 1
+
+    def number(self, index: int) -> int:
+        """The number, in the data set's stream, of this process's part of batch ``index``."""
+        return index * self.processes + self.process
+
+
+class Pretrain(nn.Module):
+    """Images and captions: contrastive (itc) and matching with hard negatives (itm), each with its weight."""
+
+    def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source, itc: float = 1.0, itm: float = 1.0) -> None:
+        """Raise :class:`UsageError` for a batch of 1: there is nothing to contrast an image with."""
+        super().__init__()
+        if source.images < 2:
+            raise UsageError("pretraining needs 2 images or more in a batch", fix="raise --batch-size")
+        self.model, self.tokenizer, self.source, self.itc, self.itm = model, tokenizer, source, itc, itm
+
+    def batch(self, index: int) -> dict[str, Any]:
+        """pixels uint8 [b, H, W, 3]; input_ids, attention_mask [b, s]: a caption each; same bool [b, b]: equal captions."""
+        found = self.source.data.batch(self.source.number(index), self.source.images, with_questions=False)
+        texts = [captions[(index + row) % len(captions)] for row, captions in enumerate(found.captions)]
+        same = torch.tensor([[a == b for b in texts] for a in texts])
+        tokens = encode(self.tokenizer, texts, self.model.config.max_length)
+        return {"pixels": torch.from_numpy(found.pixels), "same": same, **tokens}
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of both losses."""
+        model, mask, same = self.model, batch["attention_mask"], batch["same"]
+        image_tokens, image_embed = model.encode_image(batch["pixels"])
+        text_tokens, text_embed = model.encode_text(batch["input_ids"], mask)
+        scores = similarities(image_embed, text_embed, model.logit_scale)
+        # An equal caption of another image is a positive too: the first of its kind gives all of them their id.
+        loss = self.itc * contrastive_loss(scores, same.float().argmax(dim=1))
+        other_text, other_image = hard_negatives(scores, same), hard_negatives(scores.T, same)
+        fused = model.fuse(
+            torch.cat([image_tokens, image_tokens, image_tokens[other_image]]),
+            torch.cat([text_tokens, text_tokens[other_text], text_tokens]),
+            torch.cat([mask, mask[other_text], mask]),
+        )
+        return loss + self.itm * match_loss(model.classify("match", fused))
+
+
+class Vqa(nn.Module):
+    """Questions about images, each image encoded once for all of its questions.
+
+    Every ``rehearse``-th batch is one of pretraining instead, so that embeddings and matching do not drift away while
+    the towers learn to answer; 0 never does.
+    """
+
+    def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source, rehearse: int = 0) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.source, self.rehearse = model, tokenizer, source, rehearse
+        data = replace(source.data, stream=f"{source.data.stream}-rehearsal")
+        self.pretrain = Pretrain(model, tokenizer, replace(source, data=data)) if rehearse else None
+
+    def batch(self, index: int) -> dict[str, Any]:
+        """pixels uint8 [b, H, W, 3]; input_ids, attention_mask [b q, s]; answers int64 [b q]; questions: q."""
+        if self.pretrain is not None and index % self.rehearse == self.rehearse - 1:
+            return self.pretrain.batch(index)
+        found = self.source.data.batch(self.source.number(index), self.source.images, with_captions=False)
+        tokens = encode(self.tokenizer, [q for row in found.questions for q in row], self.model.config.max_length)
+        answers = torch.from_numpy(found.answers)
+        return {
+            "pixels": torch.from_numpy(found.pixels),
+            "answers": answers.flatten(),
+            "questions": answers.shape[1],
+            **tokens,
+        }
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """The mean loss of all questions, or that of a pretraining batch."""
+        if self.pretrain is not None and "same" in batch:
+            return self.pretrain(batch)
+        model = self.model
+        image_tokens, _ = model.encode_image(batch["pixels"])
+        text_tokens, _ = model.encode_text(batch["input_ids"], batch["attention_mask"])
+        fused = model.fuse(image_tokens, text_tokens, batch["attention_mask"], repeats=batch["questions"])
+        return answer_loss(model.classify("vqa", fused), batch["answers"])

@@ -1,0 +1,45 @@
+"""A word-level tokenizer for a small closed vocabulary, and texts to tensors. Must not know models or data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+from simmim_export.errors import DataError
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """Lower-cases, splits at white space and punctuation, writes [CLS] words [SEP]; ids in the order of ``words``."""
+    vocabulary = {word: index for index, word in enumerate([*SPECIALS, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.enable_padding(pad_id=vocabulary["[PAD]"], pad_token="[PAD]")
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
+    """``input_ids`` and ``attention_mask``, int64 [n, s], padded to the longest text.
+
+    Raise :class:`DataError` for a text over ``max_length`` tokens: training on cut questions would be training on
+    wrong answers.
+    """
+    rows = tokenizer.encode_batch(list(texts))
+    longest = max(len(row.ids) for row in rows)
+    if longest > max_length:
+        text = texts[max(range(len(rows)), key=lambda i: sum(rows[i].attention_mask))]
+        raise DataError(
+            f"a text of {longest} tokens is over the model's limit of {max_length}: {text!r}",
+            fix="choose a preset with longer texts, or shorten the data",
+        )
+    return {
+        "input_ids": torch.tensor([row.ids for row in rows]),
+        "attention_mask": torch.tensor([row.attention_mask for row in rows]),
+    }
