@@ -22,7 +22,11 @@ from simmim_export.errors import SimmimError
 def new_app(help_text: str) -> typer.Typer:
     """A Typer app in the house's manner: help when called bare, a plain traceback for a bug."""
     return typer.Typer(
-        help=help_text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
 
 

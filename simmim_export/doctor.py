@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from simmim_export.engines import ENGINES, get_engine
@@ -32,7 +33,7 @@ PACKAGES = (
 def cpu_model() -> str:
     """The processor's name, or its architecture where the system does not say."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
             names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
     except OSError:
         names = []
@@ -52,7 +53,11 @@ def examine() -> dict[str, Any]:
     for name in ENGINES:
         engine = get_engine(name)
         reason = engine.why_unavailable()
-        engines[name] = {"available": reason is None, "reason": reason, "install": None if reason is None else engine.install}
+        engines[name] = {
+            "available": reason is None,
+            "reason": reason,
+            "install": None if reason is None else engine.install,
+        }
     packages = {name: _version(name) for name in PACKAGES}
     problems = []
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-WORDS = "a is the there what colour shape size red green blue circle square triangle left right of many how ? , .".split()
+_TEXT = "a is the there what colour shape size red green blue circle square triangle left right of many how"
+WORDS = (*_TEXT.split(), "?", ",", ".")
 
 
 def word_tokenizer() -> str:
@@ -94,7 +95,11 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
 @pytest.fixture
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command of ours in a process of its own: ``run_cli("export", "embed", bundle, image)``."""
-    modules = {"export": "simmim_export.cli", "train": "simmim_export.training.cli", "bench": "simmim_export.benchmarks.cli"}
+    modules = {
+        "export": "simmim_export.cli",
+        "train": "simmim_export.training.cli",
+        "bench": "simmim_export.benchmarks.cli",
+    }
 
     def run(program: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", modules[program], *(str(a) for a in arguments)]

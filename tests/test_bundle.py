@@ -166,7 +166,16 @@ def test_a_killed_export_leaves_no_half_bundle(
     target = tmp_path / "out"
     if existing:
         shutil.copytree(tiny_bundle, target)
-    command = [sys.executable, "-m", "simmim_export.cli", "onnx", str(tiny_checkpoint), "-o", str(target), "--overwrite"]
+    command = [
+        sys.executable,
+        "-m",
+        "simmim_export.cli",
+        "onnx",
+        str(tiny_checkpoint),
+        "-o",
+        str(target),
+        "--overwrite",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".out.*/graphs/*.onnx")):
         assert process.poll() is None, "the export ended before it could be killed"

@@ -91,7 +91,9 @@ def test_an_ignored_mask_fails_padding_invariance(opened) -> None:
     report = compare(Unmasked(), spec, golden, FP32)
     assert not report.passed
     # A text without padding is right even then: what fails is exactly what has padding.
-    assert all(row.passed for row in report.rows if row.check.startswith("without padding") and row.output == "text_tokens")
+    assert all(
+        row.passed for row in report.rows if row.check.startswith("without padding") and row.output == "text_tokens"
+    )
 
 
 def test_nan_and_a_wrong_shape_fail() -> None:
@@ -133,7 +135,7 @@ def test_golden_that_is_damaged_or_pickled(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         Golden.load(path)
     np.savez(path, **{"case/pixels": np.array([{"code": 1}], dtype=object)})
-    with pytest.raises(BundleError, match="golden.npz cannot be read"):
+    with pytest.raises(BundleError, match=r"golden\.npz cannot be read"):
         Golden.load(path)
 
 

@@ -12,7 +12,9 @@ from simmim_export.console import new_app, print_json, progress_bar, run_app, st
 app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
 
 Preset = Annotated[str, typer.Option("--preset", help="tiny, small, base or large.")]
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, data and sampling.")]
 Data = Annotated[str, typer.Option("--data", help="Data set: shapes.")]
@@ -87,10 +89,13 @@ def pretrain(
 def finetune(
     output: Output,
     start: Annotated[
-        Path | None, typer.Option("--from", metavar="CKPT", help="Checkpoint to start from; without it, a new --preset.")
+        Path | None,
+        typer.Option("--from", metavar="CKPT", help="Checkpoint to start from; without it, a new --preset."),
     ] = None,
     task: Annotated[str, typer.Option("--task", help="Task: vqa.")] = "vqa",
-    preset: Annotated[str | None, typer.Option("--preset", help="tiny, small, base or large; must agree with --from.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="tiny, small, base or large; must agree with --from.")
+    ] = None,
     data: Data = "shapes",
     split: Split = "iid",
     steps: Steps = None,

@@ -160,9 +160,7 @@ def state_file(path: Path, process: int) -> Path:
     return path if process == 0 else path.with_name(f"{path.name}.{process}")
 
 
-def save_state(
-    path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, progress: Progress, process: int
-) -> None:
+def save_state(path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, progress: Progress, process: int) -> None:
     """Write all that :func:`train` needs to go on exactly: weights, optimizer, random numbers, position."""
     content = {
         "kind": "simmim-trainer",
@@ -187,12 +185,14 @@ def load_state(path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, pro
         content = torch.load(target, weights_only=True, map_location="cpu")
         found = content["recipe"]
     # Whatever a damaged file raises, it means the same to the user.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise DataError(f"the trainer state is damaged: {error}", where=target, fix="start anew") from error
     wanted = asdict(recipe)
     changed = [f"{key} was {found.get(key)}, is {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
     if changed:
-        raise UsageError(f"the trainer state belongs to another recipe: {'; '.join(changed)}", where=target, fix="repeat it")
+        raise UsageError(
+            f"the trainer state belongs to another recipe: {'; '.join(changed)}", where=target, fix="repeat it"
+        )
     try:
         stage.load_state_dict(content["stage"])
         optimizer.load_state_dict(content["optimizer"])

@@ -89,7 +89,9 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehear
     started = new_checkpoint(preset or "tiny", seed=job.recipe.seed) if start is None else load(start)
     if preset is not None and preset != started.config.preset:
         raise UsageError(
-            f"--preset {preset} disagrees with the checkpoint's {started.config.preset}", where=start, fix="drop --preset"
+            f"--preset {preset} disagrees with the checkpoint's {started.config.preset}",
+            where=start,
+            fix="drop --preset",
         )
     model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
     source = _source(job, model)
@@ -101,9 +103,7 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehear
     return _write(job, model, started, progress, metrics, extra)
 
 
-def evaluate(
-    path: Path, data: str, split: str, stream: str, seed: int, scenes: int, watch: Watch
-) -> dict[str, Any]:
+def evaluate(path: Path, data: str, split: str, stream: str, seed: int, scenes: int, watch: Watch) -> dict[str, Any]:
     """Measure every trained head of a checkpoint on ``scenes`` scenes of ``stream``."""
     checkpoint = load(path)
     model, tokenizer = build(checkpoint, path), Tokenizer.from_str(checkpoint.tokenizer)

@@ -94,7 +94,9 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
         table.add_column(column, justify="right" if column in ("MB", "error to PyTorch") else "left")
     for artifact in manifest.artifacts:
         spec = manifest.graph(artifact.graph)
-        inputs, outputs = ("\n".join(f"{t.name} {_shape(t.shape)}" for t in side) for side in (spec.inputs, spec.outputs))
+        inputs, outputs = (
+            "\n".join(f"{t.name} {_shape(t.shape)}" for t in side) for side in (spec.inputs, spec.outputs)
+        )
         error = f"{artifact.parity['scaled_error']:.1e}"
         table.add_row(artifact.graph, artifact.variant, inputs, outputs, f"{artifact.bytes / 1e6:.2f}", error)
     console.print(table)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
+import pickle  # noqa: TID251 - for the name of its error alone
 import zipfile
 import zlib
 from collections.abc import Mapping

@@ -22,7 +22,7 @@ class ImageEncoderGraph(nn.Module):
         super().__init__()
         self.encoder = model.image_encoder
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return self.encoder(pixels)
 
 
@@ -33,7 +33,7 @@ class TextEncoderGraph(nn.Module):
         super().__init__()
         self.encoder = model.text_encoder
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         return self.encoder(input_ids, attention_mask)
 
 
@@ -44,7 +44,7 @@ class FusionGraph(nn.Module):
         super().__init__()
         self.fusion, self.interaction = model.fusion, model.interaction
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor) -> Tensor:
         return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask))
 
 

@@ -65,6 +65,14 @@ class AttentionInteraction(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(AttentionLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                # Variance-preserving (LeCun et al., 1998). torch's default is 3 times smaller in variance: attention
+                # starts uniform, the image reaches the text at a tenth of its scale, and at width 96 retrieval by
+                # attention took three times as many steps to emerge.
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, joint: Joint, repeats: int = 1) -> Tensor:
         """``joint`` with rows of batch b and a context of batch b / ``repeats`` (each image serves that many texts)."""

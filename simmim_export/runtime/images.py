@@ -90,7 +90,9 @@ def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.
     if isinstance(source, Image.Image):
         return _to_rgb(source, "a PIL image", target)
     if not isinstance(source, str | bytes | os.PathLike):
-        raise ImageError(f"not an image: {type(source).__name__}", fix="give a path, bytes, a PIL image or a uint8 array")
+        raise ImageError(
+            f"not an image: {type(source).__name__}", fix="give a path, bytes, a PIL image or a uint8 array"
+        )
     where = "bytes" if isinstance(source, bytes) else os.fspath(source)
     data = source if isinstance(source, bytes) else _read(Path(source))
     if not data:
@@ -99,7 +101,7 @@ def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.
         with warnings.catch_warnings():
             # Our own limit below answers for the size; Pillow's warning would only repeat it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = _open(data)
     except UnidentifiedImageError as error:
         fix = f"give one of {', '.join(FORMATS)}"
         raise ImageError("not an image, or not of a format that is read", where=where, fix=fix) from error
@@ -109,6 +111,16 @@ def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.
         raise ImageError(f"the image is damaged: {error}", where=where, fix="give a whole image file") from error
     with image:
         return _to_rgb(image, where, target)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Open with the plugins that Pillow loads at once, and with the rarer ones only if none of those fits."""
+    Image.preinit()
+    try:
+        return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def _read(path: Path) -> bytes:

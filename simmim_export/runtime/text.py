@@ -19,7 +19,7 @@ class Tokenizer:
         try:
             self._tokenizer = _Tokenizer.from_str(tokenizer_json)
         # The Rust parser raises plain Exception for everything.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise BundleError(f"tokenizer.json cannot be read: {error}", fix="export the bundle again") from error
         padding = self._tokenizer.padding
         self._pad = padding["pad_id"] if padding else self._tokenizer.token_to_id("[PAD]") or 0

@@ -42,7 +42,11 @@ def reference() -> str:
         summary = " ".join((command.help or "").split("\n\n")[0].split())
         lines += [f"#### `{usage}`", "", summary, ""]
         for option in options:
-            default = "" if option.default in (None, False, (), []) or callable(option.default) else f" (default `{option.default}`)"
+            default = (
+                ""
+                if option.default in (None, False, (), []) or callable(option.default)
+                else f" (default `{option.default}`)"
+            )
             names = ", ".join(f"`{flag}`" for flag in option.opts)
             lines.append(f"- {names}: {' '.join((option.help or '').split())}{default}")
         lines += [""] if options else []

@@ -95,7 +95,7 @@ def test_precision_proof_is_read_from_the_engine(sessions: dict[str, Session]) -
         proof = session.precision_proof()
         assert proof.executed and sum(proof.executed.values()) > 0 and proof.source
         assert any("float" in kind for kind in proof.executed)
-        assert not any("float16" in kind or "int8" == kind for kind in proof.executed)
+        assert not any("float16" in kind or kind == "int8" for kind in proof.executed)
 
 
 def test_close_twice(sessions: dict[str, Session]) -> None:

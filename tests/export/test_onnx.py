@@ -21,7 +21,10 @@ from simmim_export.models.graphs import Graph, graphs, pipelines
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
 
 SPEC = GraphSpec(
-    "g", (TensorSpec("x", "float32", ("batch", 3)),), (TensorSpec("y", "float32", ("batch", 3)),), (Axis("batch", 1, 8),)
+    "g",
+    (TensorSpec("x", "float32", ("batch", 3)),),
+    (TensorSpec("y", "float32", ("batch", 3)),),
+    (Axis("batch", 1, 8),),
 )
 
 
@@ -35,6 +38,7 @@ def model(nodes, output_shape=("batch", 3), output_type=TensorProto.FLOAT, opset
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset), *extra], ir_version=10)
 
 
+MICROSOFT = helper.make_opsetid("com.microsoft", 1)
 RELU = [helper.make_node("Relu", ["x"], ["y"], "relu")]
 
 
@@ -52,7 +56,10 @@ def test_a_good_graph_passes() -> None:
         (model(RELU, output_type=TensorProto.DOUBLE), "float64"),
         (model(RELU, opset=19), "opset is 19"),
         (
-            model([helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")], extra=[helper.make_opsetid("com.microsoft", 1)]),
+            model(
+                [helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")],
+                extra=[helper.make_opsetid("com.microsoft", 1)],
+            ),
             "com.microsoft",
         ),
         (model([helper.make_node("Relu", ["x"], ["z"], "relu")], output_shape=("batch", 3)), ""),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import pickle  # noqa: TID251 - to write an attack
 import shutil
 from pathlib import Path
 
@@ -103,7 +103,9 @@ def test_missing_unexpected_and_misshapen_keys_are_named(tiny_checkpoint: Path, 
         state["heads.match.classify.weight"] = torch.zeros(3, 5)
 
     path = edited(tiny_checkpoint, tmp_path / "keys.pt", spoil)
-    refused(path, "missing: logit_scale", "unexpected: nobody.weight", "misshapen: heads.match.classify.weight is [3, 5]")
+    refused(
+        path, "missing: logit_scale", "unexpected: nobody.weight", "misshapen: heads.match.classify.weight is [3, 5]"
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 
 from simmim_export.training.data.shapes.scene import SHAPES, Scene, Thing
-from simmim_export.training.data.shapes.words import COLUMNS, NUMBERS, PLURALS, ROWS, article, describe_thing
+from simmim_export.training.data.shapes.words import NUMBERS, PLURALS, article, describe_thing, place_words
 
 COUNT = 5
 
@@ -41,7 +41,7 @@ def _listing(things: list[Thing]) -> str:
 
 
 def _place(thing: Thing) -> str:
-    return f"{article(describe_thing(thing))} at the {ROWS[thing.row]} {COLUMNS[thing.column]}"
+    return f"{article(describe_thing(thing))} at the {place_words(thing)}"
 
 
 def _census(scene: Scene) -> str:

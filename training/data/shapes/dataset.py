@@ -62,6 +62,10 @@ class Shapes:
         count = self.questions_per_scene if with_questions else 0
         balance = Balance()
         asked = [questions(scene, random, count, balance) for scene in found] if count else []
-        answers = np.array([[_ANSWER_INDEX[q.answer] for q in row] for row in asked], np.int64).reshape(len(asked), count)
-        families = np.array([[_FAMILY_INDEX[q.family] for q in row] for row in asked], np.int64).reshape(len(asked), count)
+        answers = np.array([[_ANSWER_INDEX[q.answer] for q in row] for row in asked], np.int64).reshape(
+            len(asked), count
+        )
+        families = np.array([[_FAMILY_INDEX[q.family] for q in row] for row in asked], np.int64).reshape(
+            len(asked), count
+        )
         return ShapesBatch(found, pixels, texts, [[q.text for q in row] for row in asked], answers, families)

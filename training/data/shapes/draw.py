@@ -93,7 +93,9 @@ def draw_scene(scene: Scene, size: int = 64) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def contact_sheet(scenes: Sequence[Scene], texts: Sequence[Sequence[str]], size: int = 64, zoom: int = 3) -> Image.Image:
+def contact_sheet(
+    scenes: Sequence[Scene], texts: Sequence[Sequence[str]], size: int = 64, zoom: int = 3
+) -> Image.Image:
     """A picture of scenes with their texts beside them, two columns, for looking at."""
     from PIL import Image, ImageDraw
 

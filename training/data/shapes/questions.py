@@ -16,7 +16,7 @@ from random import Random
 from typing import NamedTuple
 
 from simmim_export.training.data.shapes.scene import ATTRIBUTES, COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Scene, Thing
-from simmim_export.training.data.shapes.words import EXTREMES, RELATIONS, article, describe
+from simmim_export.training.data.shapes.words import EXTREMES, RELATIONS, article, describe, place_words
 
 FAMILIES = ("count", "exist", "colour", "shape", "size", "texture", "relation", "same", "compare", "spatial")
 ANSWERS = ("yes", "no", "0", "1", "2", "3", "4", *COLOURS, *SHAPES, *SIZES, *TEXTURES)
@@ -143,6 +143,19 @@ def _compare(attribute: str) -> Form:
 
 
 def _spatial(attribute: str) -> Form:
+    """What is the ``attribute`` of the thing at a place?"""
+
+    def propose(scene: Scene, random: Random) -> Proposals:
+        for thing in _shuffled(list(scene.things), random):
+            yield (
+                f"what {attribute} is the thing at the {place_words(thing)}?",
+                VALUES[attribute][getattr(thing, attribute)],
+            )
+
+    return propose
+
+
+def _extreme(attribute: str) -> Form:
     """What is the ``attribute`` of the thing that lies furthest to one side?"""
 
     def propose(scene: Scene, random: Random) -> Proposals:
@@ -174,7 +187,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "relation": (_relation,),
     "same": tuple(_same(name) for name in ATTRIBUTES),
     "compare": tuple(_compare(name) for name in ATTRIBUTES),
-    "spatial": (_spatial("colour"), _spatial("shape")),
+    "spatial": (*(_spatial(name) for name in ATTRIBUTES), _extreme("colour"), _extreme("shape")),
 }
 
 
@@ -206,7 +219,9 @@ class Balance:
             return (3, 4, 4, 4)[index]
         if family in VALUES:
             return len(VALUES[family])
-        return (len(COLOURS), len(SHAPES))[index] if family == "spatial" else 2
+        if family == "spatial":
+            return (*(len(VALUES[name]) for name in ATTRIBUTES), len(COLOURS), len(SHAPES))[index]
+        return 2
 
 
 def questions(scene: Scene, random: Random, count: int, balance: Balance) -> list[Question]:
@@ -229,9 +244,7 @@ def questions(scene: Scene, random: Random, count: int, balance: Balance) -> lis
     return found
 
 
-def _one(
-    family: str, scene: Scene, random: Random, balance: Balance, texts: set[str], strict: bool
-) -> Question | None:
+def _one(family: str, scene: Scene, random: Random, balance: Balance, texts: set[str], strict: bool) -> Question | None:
     for index in _shuffled(list(range(len(FORMS[family]))), random):
         key = (family, index)
         for text, answer in FORMS[family][index](scene, random):
@@ -240,4 +253,3 @@ def _one(
                 balance.add(key, answer)
                 return Question(text, answer, family)
     return None
-

@@ -15,7 +15,7 @@ COLUMNS = ("far left", "left", "right", "far right")
 
 
 def describe(values: Iterable[tuple[str, int]], plural: bool = False) -> str:
-    """"large striped red circle" from (attribute, value) pairs in the order of ATTRIBUTES; "thing" without a shape."""
+    """ "large striped red circle" from (attribute, value) pairs in the order of ATTRIBUTES; "thing" without a shape."""
     words, noun = [], "thing"
     for attribute, value in values:
         if attribute == "shape":
@@ -33,6 +33,11 @@ def article(noun_phrase: str) -> str:
 def describe_thing(thing: Thing, attributes: Iterable[str] = ATTRIBUTES) -> str:
     """A thing by the given attributes."""
     return describe([(name, getattr(thing, name)) for name in attributes])
+
+
+def place_words(thing: Thing) -> str:
+    """The cell of a thing: "upper far left"."""
+    return f"{ROWS[thing.row]} {COLUMNS[thing.column]}"
 
 
 def vocabulary() -> list[str]:

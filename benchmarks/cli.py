@@ -1,0 +1,143 @@
+"""The command ``simmim-bench``. Parses, calls, prints; must not hold logic of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simmim_export.console import print_json, progress_bar, run_app, stdout_console
+
+app = typer.Typer(
+    help="Measure a bundle's engines against PyTorch: one process an engine, rounds alternated, parity beside latency.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    invoke_without_command=True,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.callback()
+def bench(
+    context: typer.Context,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", help="Bundle to measure; else ./bundle, else a cached reference of random weights."),
+    ] = None,
+    engine: Annotated[list[str] | None, typer.Option("--engine", help="Engine to measure; repeatable.")] = None,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option("--pipeline", help="Pipeline to measure with its graphs; repeatable; all by default."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds, engines alternating.")] = 5,
+    iterations: Annotated[int, typer.Option("--iterations", min=1, help="Timed runs in a round.")] = 20,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed runs before each round.")] = 3,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="For engine torch; else ckpt.pt beside the bundle.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything, raw samples included, here.")
+    ] = None,
+) -> None:
+    """Measure engines on a bundle."""
+    if context.invoked_subcommand is not None:
+        return
+    from simmim_export.engines import require_engine
+    from simmim_export.spec import Precision
+
+    engines = list(dict.fromkeys(engine or ["torch", "ort"]))
+    # First of all: an engine that is not there should say so at once, not after a bundle was built.
+    for name in engines:
+        require_engine(name).variant(Precision.parse(precision))
+    from simmim_export.benchmarks import driver, reference, report, suites
+
+    bundle, checkpoint = reference.find(bundle, checkpoint)
+    if "torch" in engines:
+        checkpoint = reference.require_checkpoint(checkpoint, bundle)
+    targets, graphs = suites.targets(bundle, pipeline, batch)
+    plan = driver.Plan(bundle, checkpoint, engines, precision, targets, graphs, batch, rounds, iterations, warmup)
+    load = os.getloadavg()[0]
+    with progress_bar("benchmark") as watch:
+        measured = driver.measure(plan, watch)
+    report.show(plan, measured, load)
+    if json_file is not None:
+        report.write(report.as_document(plan, measured, load), json_file)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.json", help="File that simmim-bench --json wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two runs: how many times faster the second is, with intervals."""
+    from rich.table import Table
+
+    from simmim_export.benchmarks.compare import compare as run
+
+    found = run(first, second)
+    if as_json:
+        print_json(found)
+        return
+    console = stdout_console()
+    if found["differs"]:
+        console.print(
+            f"warning: the runs differ in {' and '.join(found['differs'])}; the ratios hold for neither alone"
+        )
+    table = Table(title=f"{second} against {first}")
+    for column in ("target", "engine", "precision", "batch", "times faster", "95 %", ""):
+        table.add_column(column)
+    for row in found["rows"]:
+        verdict = "" if row["difference_shown"] else "no difference shown"
+        interval = f"{row['low']:.2f}-{row['high']:.2f}"
+        cells = (row["target"], row["engine"], row["precision"], str(row["batch"]), f"{row['times_faster']:.2f}")
+        table.add_row(*cells, interval, verdict)
+    console.print(table)
+
+
+@app.command()
+def footprint(
+    bundle: Annotated[Path, typer.Option("--bundle", help="Bundle to run.")] = Path("demo/bundle"),
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Checkout to install; the current folder by default.")
+    ] = None,
+    environment: Annotated[
+        Path | None, typer.Option("--environment", help="Use this virtual environment instead of making one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an environment with the runtime and ONNX Runtime alone: size, cold start, memory, commands."""
+    from simmim_export.benchmarks import footprint as measure
+
+    with progress_bar("footprint") as watch:
+        found = measure.footprint(bundle, source, environment, watch)
+    if as_json:
+        print_json(found)
+        return
+    console = stdout_console()
+    console.print(f"packages: {', '.join(found['packages'])}")
+    console.print(
+        f"environment: {found['environment_bytes'] / 1e6:.0f} MB, of which pip {found['pip_bytes'] / 1e6:.0f} MB"
+    )
+    for kind, row in found["cold_start"].items():
+        console.print(
+            f"process to first {kind} embedding: {row['total']:.2f} s (interpreter {row['interpreter']:.2f}, import and "
+            f"open {row['import_and_open']:.2f}, first result {row['first_result']:.2f}), "
+            f"peak {row['peak_memory'] / 1e6:.0f} MB"
+        )
+    console.print("commands: " + ", ".join(f"{name} {taken:.2f} s" for name, taken in found["commands"].items()))
+
+
+def main() -> None:
+    """Entry point of ``simmim-bench``."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

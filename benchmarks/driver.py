@@ -1,0 +1,172 @@
+"""Several workers, one at a time. Knows processes and the order of rounds; must not know what a worker runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simmim_export import errors
+from simmim_export.benchmarks.measure import BenchmarkResult
+from simmim_export.errors import GateFailed, SimmimError
+
+Watch = Callable[[str, int, int], None]
+
+
+class WorkerDied(SimmimError):
+    """A worker ended in the middle of a measurement; its stderr was shown as it came."""
+
+
+class Process:
+    """A worker process: :meth:`ask` sends a request and waits for its reply."""
+
+    def __init__(self, engine: str, precision: str) -> None:
+        self.engine, self.precision = engine, precision
+        self.spawned = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "simmim_export.benchmarks.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """The worker's reply. Raises the worker's own error, or :class:`WorkerDied` if it is gone."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            what = f"the worker of engine {self.engine!r} ended with code {code} while asked to {do}"
+            raise WorkerDied(what, fix="see its traceback above; too little memory shows as code -9")
+        reply = json.loads(line)
+        if "error" in reply:
+            found = reply["error"]
+            raise getattr(errors, found["kind"])(found["what"], where=found["where"], fix=found["fix"])
+        return reply["ok"]
+
+    def close(self) -> None:
+        """End the worker."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: a bundle on several engines; targets are ``graph:NAME`` or ``pipeline:NAME``."""
+
+    bundle: Path
+    checkpoint: Path | None
+    engines: Sequence[str]
+    precision: str
+    targets: Sequence[str]
+    graphs: Sequence[str]
+    batch: int
+    rounds: int
+    iterations: int
+    warmup: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything a run gave: results, and for each engine its cold start (seconds), memory (bytes), parity and proof."""
+
+    results: list[BenchmarkResult]
+    engines: dict[str, dict[str, Any]]
+
+
+def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
+    """Open one worker an engine, then for each round and target let each engine run once, the others idle.
+
+    The order of engines is turned by one place each round, so that none always follows the same other. Raises
+    :class:`GateFailed` if two engines did not get the same inputs.
+    """
+    workers: dict[str, Process] = {}
+    info: dict[str, dict[str, Any]] = {}
+    samples: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+    inputs: dict[str, set[str]] = {}
+    try:
+        for engine in plan.engines:
+            watch(f"open {engine}", 0, plan.rounds)
+            process = workers[engine] = Process(engine, plan.precision)
+            checkpoint = str(plan.checkpoint) if engine == "torch" else None
+            opened = process.ask(
+                "open",
+                bundle=str(plan.bundle),
+                engine=engine,
+                precision=plan.precision,
+                checkpoint=checkpoint,
+                batch=plan.batch,
+                first=plan.targets[0],
+            )
+            clock = opened["phases"]
+            info[engine] = {
+                "cold_start": clock["first"] - process.spawned,
+                "phases": {
+                    "import": clock["imported"] - process.spawned,
+                    "open": clock["opened"] - clock["imported"],
+                    "first result": clock["first"] - clock["opened"],
+                },
+                "first_target": plan.targets[0],
+                "threads": opened["threads"],
+            }
+        for number in range(plan.rounds):
+            turn = number % len(plan.engines)
+            order = [*plan.engines[turn:], *plan.engines[:turn]]
+            for target in plan.targets:
+                for engine in order:
+                    watch(f"round {number + 1}, {target.partition(':')[2]}, {engine}", number, plan.rounds)
+                    found = workers[engine].ask("round", target=target, iterations=plan.iterations, warmup=plan.warmup)
+                    samples.setdefault((target, engine), []).append(tuple(found["samples"]))
+                    inputs.setdefault(target, set()).add(found["inputs"])
+        for engine, process in workers.items():
+            watch(f"parity of {engine}", plan.rounds, plan.rounds)
+            info[engine] |= process.ask("finish", graphs=list(plan.graphs))
+    finally:
+        for process in workers.values():
+            process.close()
+    mixed = [target for target, digests in inputs.items() if len(digests) != 1]
+    if mixed:
+        raise GateFailed(f"the engines did not get the same inputs: {mixed}", fix="report this")
+    results = [
+        BenchmarkResult(
+            target,
+            engine,
+            plan.precision,
+            plan.batch,
+            next(iter(inputs[target])),
+            tuple(rounds),
+            _worst(info[engine]["parity"], target, plan),
+        )
+        for (target, engine), rounds in samples.items()
+    ]
+    return Measured(results, info)
+
+
+def _worst(parity: dict[str, Any], target: str, plan: Plan) -> dict[str, Any]:
+    """The parity of a graph, or for a pipeline the worst of its graphs."""
+    from simmim_export.bundle import Bundle
+
+    kind, _, name = target.partition(":")
+    names = [name] if kind == "graph" else list(Bundle.open(plan.bundle).manifest.pipeline(name).graphs)
+    rows = [parity[graph] for graph in names]
+    return {
+        "passed": all(row["passed"] for row in rows),
+        "scaled_error": max(row["scaled_error"] for row in rows),
+        "cosine": min(row["cosine"] for row in rows),
+    }

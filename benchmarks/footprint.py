@@ -1,0 +1,149 @@
+"""What a device has to carry: an environment with one engine and nothing else. Knows pip and processes.
+
+Everything is measured from outside, in the environment's own interpreter, through the commands a user would type.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from simmim_export.errors import BundleError, GateFailed, UsageError
+
+FORBIDDEN = ("torch", "torchvision", "transformers", "onnx", "accelerate")
+RUNS = 5
+
+# Run with the environment's interpreter: an embedding from scratch, and what it took.
+_FIRST = """
+import time; started = time.monotonic()
+import json, sys
+import simmim_export
+model = simmim_export.load(sys.argv[1])
+opened = time.monotonic()
+vectors = model.embed_image([sys.argv[2]]) if sys.argv[3] == "image" else model.embed_text([sys.argv[2]])
+done = time.monotonic()
+memory = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"done": done, "started": started, "opened": opened, "memory": memory * 1024, "dim": vectors.shape[1]}))
+"""
+
+Watch = Callable[[str, int, int], None]
+
+
+def footprint(
+    bundle: Path, source: Path | None, environment: Path | None, watch: Watch = lambda *_: None
+) -> dict[str, Any]:
+    """Install ``source``[ort] into a fresh environment (or use ``environment``), check what is in it, and measure it.
+
+    Returns sizes in bytes, times in seconds (medians of ``RUNS``). Raises :class:`GateFailed` if a forbidden package is
+    there or a command fails.
+    """
+    if not (bundle / "manifest.json").is_file():
+        raise BundleError("not a bundle", where=bundle, fix="make demo, or simmim-export onnx ckpt.pt -o BUNDLE")
+    with tempfile.TemporaryDirectory() as folder:
+        if environment is None:
+            environment = Path(folder) / "venv"
+            watch("install", 0, 4)
+            _install(environment, source)
+        python = environment / "bin" / "python"
+        watch("inspect", 1, 4)
+        packages = _packages(python)
+        found = sorted(set(FORBIDDEN) & set(packages))
+        if found:
+            raise GateFailed(
+                f"the runtime's environment holds {', '.join(found)}", where=environment, fix="use a fresh one"
+            )
+        picture = Path(folder) / "picture.png"
+        _picture(python, picture)
+        watch("cold start", 2, 4)
+        starts = {
+            kind: [_first(python, bundle, argument, kind) for _ in range(RUNS)]
+            for kind, argument in (("image", str(picture)), ("text", "what colour is the circle?"))
+        }
+        watch("commands", 3, 4)
+        commands = _commands(environment, bundle, picture)
+        return {
+            "packages": packages,
+            "environment_bytes": _size(environment),
+            "pip_bytes": sum(_size(p) for p in environment.glob("lib/python*/site-packages/pip")),
+            "cold_start": {kind: {k: median(r[k] for r in rows) for k in rows[0]} for kind, rows in starts.items()},
+            "commands": commands,
+        }
+
+
+def _install(environment: Path, source: Path | None) -> None:
+    source = source or Path.cwd()
+    if not (source / "pyproject.toml").is_file():
+        raise UsageError(
+            "there is no source to install",
+            where=source,
+            fix="run this in a checkout, or give --source or --environment",
+        )
+    venv.create(environment, with_pip=True)
+    constraints = ["--constraint", str(source / "constraints.txt")] if (source / "constraints.txt").is_file() else []
+    command = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run([*command, *constraints, f"{source}[ort]"])
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise GateFailed(f"{' '.join(command[:4])} ... failed:\n{done.stderr.strip()}", fix="see the message above")
+    return done.stdout
+
+
+def _packages(python: Path) -> list[str]:
+    code = (
+        "from importlib.metadata import distributions as d; print(*sorted({x.metadata['Name'].lower() for x in d()}))"
+    )
+    return _run([str(python), "-c", code]).split()
+
+
+def _picture(python: Path, path: Path) -> None:
+    """A photograph-sized picture, 640 x 480, made in the environment itself."""
+    code = "import sys; from PIL import Image; Image.radial_gradient('L').resize((640, 480)).convert('RGB').save(sys.argv[1])"
+    _run([str(python), "-c", code, str(path)])
+
+
+def _first(python: Path, bundle: Path, argument: str, kind: str) -> dict[str, float]:
+    spawned = time.monotonic()
+    found = json.loads(_run([str(python), "-c", _FIRST, str(bundle), argument, kind]))
+    return {
+        "total": found["done"] - spawned,
+        "interpreter": found["started"] - spawned,
+        "import_and_open": found["opened"] - found["started"],
+        "first_result": found["done"] - found["opened"],
+        "peak_memory": found["memory"],
+    }
+
+
+def _commands(environment: Path, bundle: Path, picture: Path) -> dict[str, float]:
+    """Seconds that each command took; a failing one raises."""
+    program = str(environment / "bin" / "simmim-export")
+    taken = {}
+    for name, arguments in {
+        "embed": [str(picture)],
+        "ask": [str(picture), "what colour is the circle?"],
+        "match": [str(picture), "a red circle"],
+        "verify": [],
+    }.items():
+        before = time.monotonic()
+        _run([program, name, str(bundle), *arguments])
+        taken[name] = time.monotonic() - before
+    return taken
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def python_version() -> str:
+    """The interpreter that environments are made with."""
+    return sys.version.split()[0]

@@ -1,0 +1,72 @@
+"""Which bundle to measure when none was named: ./bundle, else a reference of random weights, built once and cached.
+
+Knows the commands that make a bundle, and runs them as a user would. Random weights are right for speed and wrong for
+everything else: no accuracy is ever claimed from them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.version import __version__
+
+PRESET = "base"
+
+
+def cache_folder() -> Path:
+    """Where the reference bundle of this version is kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "simmim-export" / f"reference-{PRESET}-{__version__}"
+
+
+def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | None]:
+    """The bundle to measure and its checkpoint (None if there is none to be found), building the reference if needed."""
+    if bundle is None and (Path("bundle") / "manifest.json").is_file():
+        bundle = Path("bundle")
+    if bundle is None:
+        folder = cache_folder()
+        if not (folder / "bundle" / "manifest.json").is_file():
+            build(folder)
+        return folder / "bundle", folder / "ckpt.pt"
+    beside = bundle.parent / "ckpt.pt"
+    return bundle, checkpoint or (beside if beside.is_file() else None)
+
+
+def build(folder: Path) -> None:
+    """Build the reference with the real commands, in place or not at all. About a minute and 1.4 GB."""
+    print(f"building the reference bundle of preset {PRESET} once, in {folder}", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for module, *arguments in (
+            ("simmim_export.training.cli", "init", "--preset", PRESET, "-o", str(staged / "ckpt.pt")),
+            ("simmim_export.cli", "onnx", str(staged / "ckpt.pt"), "-o", str(staged / "bundle")),
+        ):
+            done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=sys.stderr)
+            if done.returncode:
+                raise EngineUnavailable(
+                    "the reference bundle could not be built here (see above)",
+                    fix="pip install 'simmim-export[bench]', or give --bundle",
+                )
+        if folder.exists():
+            shutil.rmtree(folder)
+        staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def require_checkpoint(checkpoint: Path | None, bundle: Path) -> Path:
+    """``checkpoint``; raise :class:`UsageError` if there is none, since PyTorch runs from nothing else."""
+    if checkpoint is None:
+        raise UsageError(
+            "engine 'torch' needs the checkpoint that the bundle was made from",
+            where=bundle,
+            fix="give --checkpoint ckpt.pt, or name engines without it: --engine ort",
+        )
+    return checkpoint

@@ -1,0 +1,145 @@
+"""What was measured, as a table and as JSON. Knows results; must not know how they came about."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from simmim_export.benchmarks.driver import Measured, Plan
+from simmim_export.benchmarks.measure import BenchmarkResult, Ratio, paired_ratio
+from simmim_export.bundle import Bundle, sha256
+from simmim_export.console import stdout_console
+from simmim_export.doctor import examine
+from simmim_export.errors import DataError
+
+SCHEMA = 1
+REFERENCE = "torch"
+
+
+def as_document(plan: Plan, measured: Measured, load: float) -> dict[str, Any]:
+    """Everything about a run, raw samples included, as plain JSON."""
+    host = examine()
+    return {
+        "schema": SCHEMA,
+        "command": ["simmim-bench", *sys.argv[1:]],
+        "host": {key: host[key] for key in ("cpu", "cpus", "threads_used", "system", "python", "packages")},
+        "load_average": load,
+        "bundle": {
+            "manifest_sha256": sha256(plan.bundle / "manifest.json"),
+            "preset": Bundle.open(plan.bundle).manifest.model["preset"],
+        },
+        "batch": plan.batch,
+        "engines": measured.engines,
+        "results": [asdict(result) for result in measured.results],
+        "summary": [summary(result, measured.results) for result in measured.results],
+    }
+
+
+def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str, Any]:
+    """The figures of one row, in milliseconds."""
+    ratio = ratio_to_reference(result, results)
+
+    def ms(value: float | None) -> float | None:
+        return None if value is None else round(1000 * value, 4)
+
+    return {
+        "target": result.target,
+        "engine": result.engine,
+        "precision": result.precision,
+        "p50_ms": ms(result.p50),
+        "p90_ms": ms(result.p90),
+        "p99_ms": ms(result.p99),
+        "times_torch": None if ratio is None else asdict(ratio),
+        "parity": dict(result.parity),
+    }
+
+
+def ratio_to_reference(result: BenchmarkResult, results: list[BenchmarkResult]) -> Ratio | None:
+    """How many times faster than PyTorch in the same run; None where PyTorch was not measured."""
+    for other in results:
+        if other.engine == REFERENCE and other.target == result.target:
+            return paired_ratio(other.rounds, result.rounds)
+    return None
+
+
+def show(plan: Plan, measured: Measured, load: float) -> None:
+    """Print the tables: latency with parity on the same row, then what each engine costs to start and to hold."""
+    console = stdout_console()
+    manifest = Bundle.open(plan.bundle).manifest
+    host = examine()
+    n = plan.rounds * plan.iterations
+    console.print(f"{host['cpu']}, {host['threads_used']} threads; load average {load:.2f} at the start")
+    if load > 0.5:
+        console.print("warning: the machine was busy before the benchmark began; read the ratios, not the milliseconds")
+    table = Table(
+        title=f"{plan.bundle} ({manifest.model['preset']}), batch {plan.batch}: ms, {n} samples in {plan.rounds} rounds"
+    )
+    for column in ("target", "engine", "precision", "p50", "p90", "p99", "x torch", "95 %", "error", "cosine"):
+        table.add_column(column, justify="left" if column in ("target", "engine", "precision") else "right")
+    for result in sorted(measured.results, key=lambda r: plan.targets.index(r.target)):
+        ratio = ratio_to_reference(result, measured.results)
+        known = ratio is not None and result.engine != REFERENCE
+        table.add_row(
+            result.target.partition(":")[2],
+            result.engine,
+            result.precision,
+            *(_ms(value) for value in (result.p50, result.p90, result.p99)),
+            f"{ratio.value:.2f}" if known and ratio else "",
+            f"{ratio.low:.2f}-{ratio.high:.2f}" if known and ratio else "",
+            f"{result.parity['scaled_error']:.1e}",
+            f"{result.parity['cosine']:.6f}",
+        )
+    console.print(table)
+    table = Table(title=f"to the first result of {plan.targets[0].partition(':')[2]}, in a process of its own")
+    for column in ("engine", "cold start s", "import", "open", "first result", "peak memory MB", "executed"):
+        table.add_column(column, justify="left" if column in ("engine", "executed") else "right")
+    for engine, found in measured.engines.items():
+        phases = [f"{found['phases'][name]:.2f}" for name in ("import", "open", "first result")]
+        kinds: dict[str, int] = {}
+        for proof in found["proof"].values():
+            for kind, count in proof["executed"].items():
+                kinds[kind] = kinds.get(kind, 0) + count
+        executed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        table.add_row(engine, f"{found['cold_start']:.2f}", *phases, f"{found['peak_memory'] / 1e6:.0f}", executed)
+    console.print(table)
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{1000 * value:.3f}"
+
+
+def write(document: Mapping[str, Any], path: Path) -> None:
+    """Write a document as JSON, atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a document; raise :class:`DataError` naming what is wrong with it."""
+    fix = "make one: simmim-bench --json FILE"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError("no such benchmark file", where=path, fix=fix) from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"the benchmark file cannot be read: {error}", where=path, fix=fix) from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise DataError("not a benchmark file of this version", where=path, fix=fix)
+    try:
+        found["results"] = [
+            BenchmarkResult(**row | {"rounds": tuple(tuple(map(float, r)) for r in row["rounds"])})
+            for row in found["results"]
+        ]
+        if not all(row.rounds and all(row.rounds) for row in found["results"]):
+            raise ValueError("a result without samples")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the benchmark file is damaged: {error}", where=path, fix=fix) from error
+    return found

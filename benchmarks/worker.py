@@ -1,0 +1,122 @@
+"""One engine in one process, told what to do over a pipe.
+
+Knows how to open a runtime and time it. Must not import PyTorch itself: only the engine that needs it does. Requests and
+replies are JSON, one a line, over the process's own stdin and stdout; anything that a library prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.monotonic()
+
+import hashlib  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+from simmim_export.engines.base import available_threads  # noqa: E402
+from simmim_export.errors import SimmimError  # noqa: E402
+from simmim_export.parity import Golden, compare  # noqa: E402
+from simmim_export.runtime import Runtime, load  # noqa: E402
+from simmim_export.spec import TOLERANCES, Precision  # noqa: E402
+
+
+class Worker:
+    """The state of a worker: an open runtime, the golden tensors, and the inputs of each target."""
+
+    def __init__(self) -> None:
+        self.imported = time.monotonic()
+        self.model: Runtime
+        self.golden: Golden
+        self.case = ""
+        self.batch = 1
+
+    def open(self, bundle: str, engine: str, precision: str, checkpoint: str | None, batch: int, first: str) -> Any:
+        """Open the bundle and give the first result of the target ``first``; reply with the clock at every phase."""
+        self.model = load(bundle, engine, precision, checkpoint=checkpoint)
+        self.golden = Golden.load(self.model.bundle.file("golden.npz"))
+        self.case = max(self.golden.cases, key=lambda name: self.golden.cases[name]["input_ids"].size)
+        self.batch = batch
+        opened = time.monotonic()
+        self.call(first)
+        phases = {"started": STARTED, "imported": self.imported, "opened": opened, "first": time.monotonic()}
+        return {"phases": phases, "threads": available_threads()}
+
+    def feeds(self, target: str) -> dict[str, np.ndarray]:
+        """The locked inputs of a target: golden rows, repeated to the batch."""
+        kind, _, name = target.partition(":")
+        if kind == "graph":
+            found = self.golden.feeds(self.case, self.model.bundle.manifest.graph(name))
+        else:
+            found = {key: self.golden.cases[self.case][key] for key in ("pixels", "input_ids", "attention_mask")}
+        return {key: np.take(array, range(self.batch), axis=0, mode="wrap") for key, array in found.items()}
+
+    def call(self, target: str, feeds: dict[str, np.ndarray] | None = None) -> None:
+        """Run a target once."""
+        kind, _, name = target.partition(":")
+        feeds = self.feeds(target) if feeds is None else feeds
+        if kind == "graph":
+            self.model.session(name).run(feeds)
+        else:
+            self.model.run(name, feeds)
+
+    def round(self, target: str, iterations: int, warmup: int) -> Any:
+        """Time ``iterations`` runs after ``warmup`` untimed ones; reply with every latency in seconds."""
+        feeds = self.feeds(target)
+        digest = hashlib.sha256(b"".join(key.encode() + feeds[key].tobytes() for key in sorted(feeds))).hexdigest()
+        for _ in range(warmup):
+            self.call(target, feeds)
+        samples = []
+        for _ in range(iterations):
+            before = time.perf_counter()
+            self.call(target, feeds)
+            samples.append(time.perf_counter() - before)
+        return {"samples": samples, "inputs": digest}
+
+    def finish(self, graphs: list[str]) -> Any:
+        """Peak memory of the timed runs, then parity and executed precision of ``graphs``."""
+        memory = peak_memory()
+        parity, proof = {}, {}
+        for name in graphs:
+            session, spec = self.model.session(name), self.model.bundle.manifest.graph(name)
+            parity[name] = compare(session, spec, self.golden, TOLERANCES[Precision(self.model.precision)]).summary()
+            found = session.precision_proof()
+            proof[name] = {"executed": dict(found.executed), "source": found.source}
+        return {"peak_memory": memory, "parity": parity, "proof": proof}
+
+
+def peak_memory() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource
+
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def main() -> None:
+    """Serve requests until stdin closes."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply = {"ok": getattr(worker, request.pop("do"))(**request)}
+        except SimmimError as error:
+            reply = {
+                "error": {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+            }
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
