@@ -4,8 +4,8 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Minutes of training in `make demo`, by stage.
-PRETRAIN_MINUTES ?= 1
-FINETUNE_MINUTES ?= 3
+PRETRAIN_MINUTES ?= 0.5
+FINETUNE_MINUTES ?= 4
 
 .PHONY: demo demo-long test check bench docs clean
 

@@ -37,8 +37,8 @@ def run(program: str, *arguments: object) -> None:
 def main() -> None:
     """Train, export, verify, benchmark, ask."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pretrain-minutes", type=float, default=1.0)
-    parser.add_argument("--finetune-minutes", type=float, default=3.0)
+    parser.add_argument("--pretrain-minutes", type=float, default=0.5)
+    parser.add_argument("--finetune-minutes", type=float, default=4.0)
     options = parser.parse_args()
     started = time.monotonic()
     FOLDER.mkdir(exist_ok=True)

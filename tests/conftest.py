@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import os
 import subprocess
@@ -12,54 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-_TEXT = "a is the there what colour shape size red green blue circle square triangle left right of many how"
-WORDS = (*_TEXT.split(), "?", ",", ".")
-
-
-def word_tokenizer() -> str:
-    """The text of a real tokenizer.json over a few words, as training writes it for a small vocabulary."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
-    )
-    tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
-    return tokenizer.to_str()
-
-
-def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path:
-    """Write a checkpoint of random but real weights: every statistic is as after initialisation, the samples are noise."""
-    import torch
-
-    from simmim_export.models.checkpoint import Checkpoint, save
-    from simmim_export.models.presets import PRESETS
-    from simmim_export.models.simmim import SimMIM
-
-    config = dataclasses.replace(PRESETS[preset], heads={"match": 2, "vqa": 4}, **changes)  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    model = SimMIM(config)
-    size = config.image_size
-    pixels = torch.randint(0, 256, (16, size, size, 3), dtype=torch.uint8)
-    texts = [f"what colour is the {' '.join(WORDS[i % 5 : i % 5 + 1 + i % 4])} circle ?" for i in range(16)]
-    checkpoint = Checkpoint(
-        config=config,
-        state=model.state_dict(),
-        tokenizer=word_tokenizer(),
-        labels={"match": ["no", "yes"], "vqa": ["red", "green", "blue", "none"]},
-        preprocessing={
-            "image": {"height": size, "width": size, "resize": "squash", "interpolation": "bilinear"},
-            "text": {"max_length": config.max_length},
-        },
-        samples={"pixels": pixels, "texts": texts},
-        provenance={"seed": 0},
-    )
-    save(checkpoint, path)
-    return path
+from support import make_checkpoint
 
 
 def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

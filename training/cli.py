@@ -60,7 +60,7 @@ def pretrain(
     steps: Steps = None,
     minutes: Minutes = None,
     batch_size: BatchSize = 32,
-    lr: Lr = 1.5e-3,
+    lr: Lr = 8e-4,
     itc: Annotated[float, typer.Option("--itc", help="Weight of the contrastive loss.")] = 1.0,
     itm: Annotated[float, typer.Option("--itm", help="Weight of the matching loss.")] = 1.0,
     seed: Seed = 0,
@@ -101,10 +101,14 @@ def finetune(
     steps: Steps = None,
     minutes: Minutes = None,
     batch_size: BatchSize = 32,
-    lr: Lr = 1.5e-3,
+    lr: Lr = 8e-4,
     rehearse: Annotated[
         int, typer.Option("--rehearse", min=0, help="Every n-th batch is one of pretraining; 0 for none.")
-    ] = 4,
+    ] = 8,
+    curriculum: Annotated[
+        bool,
+        typer.Option("--curriculum/--no-curriculum", help="Ask about places first, then look-ups, then everything."),
+    ] = True,
     seed: Seed = 0,
     mixed_precision: Mixed = "no",
     accumulate: Accumulate = 1,
@@ -123,7 +127,7 @@ def finetune(
     )
     with progress_bar("finetune") as watch:
         job = run.Job(output, data, split, batch_size, recipe, resume, overwrite, eval_scenes, watch)
-        checkpoint = run.finetune(job, task, start, preset, rehearse)
+        checkpoint = run.finetune(job, task, start, preset, rehearse, curriculum)
     report(checkpoint, as_json)
 
 

@@ -43,7 +43,7 @@ class Recipe:
 
     steps: int | None = None
     minutes: float | None = None
-    lr: float = 1.5e-3
+    lr: float = 8e-4
     weight_decay: float = 0.01
     warmup: float = 0.05
     clip: float = 1.0

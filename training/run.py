@@ -81,7 +81,7 @@ def pretrain(job: Job, preset: str, itc: float, itm: float) -> Result:
     return _write(job, model, started, progress, metrics, {"stage": "pretrain", "itc": itc, "itm": itm})
 
 
-def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehearse: int) -> Result:
+def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehearse: int, curriculum: bool) -> Result:
     """Train ``task`` from a checkpoint, or from nothing."""
     check_output(job.output, job.overwrite)
     if task not in TASKS:
@@ -95,9 +95,10 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehear
         )
     model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
     source = _source(job, model)
-    progress = _train(job, Vqa(model, tokenizer, source, rehearse), source.images * source.data.questions_per_scene)
+    stage = Vqa(model, tokenizer, source, rehearse, curriculum)
+    progress = _train(job, stage, source.images * source.data.questions_per_scene)
     metrics = _metrics(job, model, tokenizer, ("vqa", "match"))
-    extra = {"stage": "finetune", "task": task, "rehearse": rehearse}
+    extra = {"stage": "finetune", "task": task, "rehearse": rehearse, "curriculum": curriculum}
     if start is not None:
         extra["parent"] = {"sha256": file_digest(start), "provenance": started.provenance}
     return _write(job, model, started, progress, metrics, extra)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
 from simmim_export.models.simmim import SimMIM
-from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.data.shapes import FAMILIES, Shapes
 from simmim_export.training.objectives import (
     answer_loss,
     contrastive_loss,
@@ -75,16 +75,29 @@ class Pretrain(nn.Module):
         return loss + self.itm * match_loss(model.classify("match", fused))
 
 
+# (batches, families): what the first batches ask. Looking something up by content needs features of colour and shape that
+# nothing has taught yet, and a mixture of all families stays on that plateau for most of four minutes (47 % after 100 s).
+# Asking what is at a place teaches the features in 200 batches; looking up by colour and shape comes next; then the rest.
+CURRICULUM: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (200, ("spatial",)),
+    (700, ("spatial", "colour", "shape", "size", "texture", "exist")),
+)
+
+
 class Vqa(nn.Module):
     """Questions about images, each image encoded once for all of its questions.
 
+    With ``curriculum`` the first batches ask what :data:`CURRICULUM` says; a model that was trained before needs none.
     Every ``rehearse``-th batch is one of pretraining instead, so that embeddings and matching do not drift away while
     the towers learn to answer; 0 never does.
     """
 
-    def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source, rehearse: int = 0) -> None:
+    def __init__(
+        self, model: SimMIM, tokenizer: Tokenizer, source: Source, rehearse: int = 0, curriculum: bool = True
+    ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.source, self.rehearse = model, tokenizer, source, rehearse
+        self.curriculum = CURRICULUM if curriculum else ()
         data = replace(source.data, stream=f"{source.data.stream}-rehearsal")
         self.pretrain = Pretrain(model, tokenizer, replace(source, data=data)) if rehearse else None
 
@@ -92,7 +105,10 @@ class Vqa(nn.Module):
         """pixels uint8 [b, H, W, 3]; input_ids, attention_mask [b q, s]; answers int64 [b q]; questions: q."""
         if self.pretrain is not None and index % self.rehearse == self.rehearse - 1:
             return self.pretrain.batch(index)
-        found = self.source.data.batch(self.source.number(index), self.source.images, with_captions=False)
+        families = next((families for until, families in self.curriculum if index < until), FAMILIES)
+        found = self.source.data.batch(
+            self.source.number(index), self.source.images, with_captions=False, families=families
+        )
         tokens = encode(self.tokenizer, [q for row in found.questions for q in row], self.model.config.max_length)
         answers = torch.from_numpy(found.answers)
         return {

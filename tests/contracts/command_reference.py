@@ -37,7 +37,7 @@ def reference() -> str:
     for program, name, command in commands():
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]
-        shown = " ".join(p.make_metavar(None) if _takes_context(p) else p.make_metavar() for p in arguments)
+        shown = " ".join(_metavar(parameter) for parameter in arguments)
         usage = " ".join(part for part in (program, name, shown) if part)
         summary = " ".join((command.help or "").split("\n\n")[0].split())
         lines += [f"#### `{usage}`", "", summary, ""]
@@ -53,10 +53,11 @@ def reference() -> str:
     return "\n".join(lines).strip()
 
 
-def _takes_context(parameter) -> bool:
-    from inspect import signature
-
-    return "ctx" in signature(parameter.make_metavar).parameters
+def _metavar(parameter) -> str:
+    """How an argument is shown: BUNDLE, [FILES]..."""
+    name = parameter.metavar or parameter.name.upper()
+    name = name if parameter.required else f"[{name}]"
+    return f"{name}..." if parameter.nargs == -1 else name
 
 
 def readme_with(text: str, block: str) -> str:

@@ -7,9 +7,9 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import WORDS, word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from support import WORDS, word_tokenizer
 
 from simmim_export.errors import BundleError, TextError, TruncatedText
 from simmim_export.runtime.text import Tokenizer

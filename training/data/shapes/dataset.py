@@ -7,6 +7,7 @@ batch is all that a resumed run needs. The streams (train, val, test, ...) share
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -52,8 +53,16 @@ class Shapes:
         """What a checkpoint records of its data."""
         return {"name": "shapes", "seed": self.seed, "stream": self.stream, "split": self.split, "size": self.size}
 
-    def batch(self, index: int, scenes: int, *, with_captions: bool = True, with_questions: bool = True) -> ShapesBatch:
-        """Batch number ``index`` of ``scenes`` scenes."""
+    def batch(
+        self,
+        index: int,
+        scenes: int,
+        *,
+        with_captions: bool = True,
+        with_questions: bool = True,
+        families: Sequence[str] = FAMILIES,
+    ) -> ShapesBatch:
+        """Batch number ``index`` of ``scenes`` scenes, with questions of the given ``families``."""
         key = f"shapes/1/{self.seed}/{self.stream}/{self.split}/{scenes}/{index}"
         random = Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
         found = [sample_scene(random, self.split) for _ in range(scenes)]
@@ -61,7 +70,7 @@ class Shapes:
         texts = [captions(scene, random) for scene in found] if with_captions else []
         count = self.questions_per_scene if with_questions else 0
         balance = Balance()
-        asked = [questions(scene, random, count, balance) for scene in found] if count else []
+        asked = [questions(scene, random, count, balance, families) for scene in found] if count else []
         answers = np.array([[_ANSWER_INDEX[q.answer] for q in row] for row in asked], np.int64).reshape(
             len(asked), count
         )

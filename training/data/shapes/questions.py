@@ -10,7 +10,7 @@ floor it leaves is measured in the tests.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from random import Random
 from typing import NamedTuple
@@ -74,14 +74,22 @@ def _exist(attributes: tuple[str, ...]) -> Form:
     return propose
 
 
-def _unique(scene: Scene, thing: Thing, without: str | None, random: Random) -> str | None:
-    """The shortest description of ``thing`` that fits no other, not using ``without``; None if there is none."""
-    names = [name for name in ATTRIBUTES if name != without]
-    for length in (1, 2, 3):
-        for chosen in _shuffled(list(combinations(names, length)), random):
-            values = tuple((name, getattr(thing, name)) for name in chosen)
-            if sum(_holds(other, values) for other in scene.things) == 1:
-                return describe(values)
+# How people refer: by colour and kind, with size or texture only where that is not enough.
+_REFERENCES: dict[str | None, tuple[tuple[str, ...], ...]] = {
+    None: (("colour", "shape"), ("size", "colour", "shape"), ("texture", "colour", "shape"), ATTRIBUTES),
+    "size": (("colour", "shape"), ("texture", "colour", "shape")),
+    "texture": (("colour", "shape"), ("size", "colour", "shape")),
+    "colour": (("shape",), ("size", "shape"), ("texture", "shape"), ("size", "texture", "shape")),
+    "shape": (("colour",), ("size", "colour"), ("texture", "colour"), ("size", "texture", "colour")),
+}
+
+
+def _unique(scene: Scene, thing: Thing, without: str | None) -> str | None:
+    """The first description of ``thing`` that fits no other and does not use ``without``; None if there is none."""
+    for chosen in _REFERENCES[without]:
+        values = tuple((name, getattr(thing, name)) for name in chosen)
+        if sum(_holds(other, values) for other in scene.things) == 1:
+            return describe(values)
     return None
 
 
@@ -90,7 +98,7 @@ def _query(attribute: str) -> Form:
 
     def propose(scene: Scene, random: Random) -> Proposals:
         for thing in _shuffled(list(scene.things), random):
-            text = _unique(scene, thing, attribute, random)
+            text = _unique(scene, thing, attribute)
             if text is not None:
                 yield f"what {attribute} is the {text}?", VALUES[attribute][getattr(thing, attribute)]
 
@@ -106,7 +114,7 @@ def _relation(scene: Scene, random: Random) -> Proposals:
         delta = b.column - a.column if sideways else b.row - a.row
         if delta == 0:
             continue
-        first, second = _unique(scene, a, None, random), _unique(scene, b, None, random)
+        first, second = _unique(scene, a, None), _unique(scene, b, None)
         if first is None or second is None:
             continue
         before = random.random() < 0.5
@@ -119,7 +127,7 @@ def _same(attribute: str) -> Form:
 
     def propose(scene: Scene, random: Random) -> Proposals:
         for a, b in _shuffled(list(combinations(scene.things, 2)), random):
-            first, second = _unique(scene, a, attribute, random), _unique(scene, b, attribute, random)
+            first, second = _unique(scene, a, attribute), _unique(scene, b, attribute)
             if first is not None and second is not None:
                 same = getattr(a, attribute) == getattr(b, attribute)
                 yield f"is the {first} the same {attribute} as the {second}?", "yes" if same else "no"
@@ -224,13 +232,18 @@ class Balance:
         return 2
 
 
-def questions(scene: Scene, random: Random, count: int, balance: Balance) -> list[Question]:
-    """``count`` different questions about ``scene``: rare families first, each answer among the rarest of its form."""
+def questions(
+    scene: Scene, random: Random, count: int, balance: Balance, families: Sequence[str] = FAMILIES
+) -> list[Question]:
+    """``count`` different questions about ``scene``: rare families first, each answer among the rarest of its form.
+
+    ``families`` must hold "spatial", which alone has enough questions for every scene.
+    """
     found: list[Question] = []
     texts: set[str] = set()
     while len(found) < count:
         before = len(found)
-        order = sorted(FAMILIES, key=lambda family: balance.families[family] + random.random())
+        order = sorted(families, key=lambda family: balance.families[family] + random.random())
         for family in order:
             if len(found) == count:
                 break

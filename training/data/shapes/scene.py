@@ -83,8 +83,8 @@ def check_split(split: str) -> str:
 def sample_scene(random: Random, split: str = "iid") -> Scene:
     """A random scene.
 
-    Half of the attributes are drawn from two favourites of the scene, so that several things of one colour or shape,
-    which counting and comparing need, are common.
+    A third of the colours and shapes are drawn from two favourites of the scene, so that several things of one colour
+    or shape, which counting and comparing need, are common.
     """
     count = 3 + int(random.random() * 4)
     palettes = _PALETTES[split]
@@ -92,10 +92,10 @@ def sample_scene(random: Random, split: str = "iid") -> Scene:
     shapes = (int(random.random() * 4), int(random.random() * 4))
     things = []
     for cell in random.sample(range(GRID * GRID), count):
-        shape = shapes[random.random() < 0.5] if random.random() < 0.5 else int(random.random() * 4)
+        shape = shapes[random.random() < 0.5] if random.random() < 1 / 3 else int(random.random() * 4)
         allowed = palettes[shape]
         colour = colours[random.random() < 0.5]
-        if random.random() < 0.5 or colour not in allowed:
+        if random.random() > 1 / 3 or colour not in allowed:
             colour = allowed[int(random.random() * len(allowed))]
         things.append(
             Thing(

@@ -1,0 +1,150 @@
+"""simmim-bench from end to end on the tiny bundle, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simmim_export.benchmarks.driver import Process, WorkerDied
+from simmim_export.errors import BundleError
+from simmim_export.spec import Pipeline
+
+FAST = ("--rounds", "2", "--iterations", "10", "--warmup", "1")
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory, tiny_bundle: Path, tiny_checkpoint: Path) -> Path:
+    """The JSON of one real run of both engines on one pipeline."""
+    import subprocess
+
+    path = tmp_path_factory.mktemp("bench") / "a.json"
+    command = [sys.executable, "-m", "simmim_export.benchmarks.cli", "--bundle", str(tiny_bundle), *FAST]
+    command += ["--checkpoint", str(tiny_checkpoint), "--pipeline", "answer", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "x torch" in done.stdout and "cold start" in done.stdout and "text_encoder" in done.stdout
+    return path
+
+
+def test_everything_is_kept(document: Path) -> None:
+    found = json.loads(document.read_text())
+    targets = {"graph:image_encoder", "graph:text_encoder", "graph:fusion", "graph:head.vqa", "pipeline:answer"}
+    assert {(r["target"], r["engine"]) for r in found["results"]} == {(t, e) for t in targets for e in ("torch", "ort")}
+    for row in found["results"]:
+        assert [len(r) for r in row["rounds"]] == [10, 10] and all(s > 0 for r in row["rounds"] for s in r)
+        assert row["parity"]["passed"] and row["parity"]["cosine"] >= 0.99999
+    for target in targets:
+        assert len({r["inputs"] for r in found["results"] if r["target"] == target}) == 1
+    for row in found["summary"]:
+        assert row["p50_ms"] > 0 and row["p90_ms"] is None and row["p99_ms"] is None
+        assert row["times_torch"]["value"] > 0
+    for engine in found["engines"].values():
+        assert engine["cold_start"] == pytest.approx(sum(engine["phases"].values()), abs=0.2)
+        assert engine["peak_memory"] > 10e6 and engine["proof"]["fusion"]["executed"]
+    assert found["host"]["packages"]["numpy"] and found["bundle"]["manifest_sha256"]
+
+
+def test_compare(document: Path, run_cli, tmp_path: Path) -> None:
+    done = run_cli("bench", "compare", document, document, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["differs"] == [] and len(found["rows"]) == 10
+    assert all(row["times_faster"] == 1 and not row["difference_shown"] for row in found["rows"])
+    assert "no difference shown" in run_cli("bench", "compare", document, document).stdout
+    other = json.loads(document.read_text())
+    other["results"][0]["inputs"] = "0" * 64
+    other["host"]["cpu"] = "abacus"
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    done = run_cli("bench", "compare", document, tmp_path / "b.json")
+    assert done.returncode == 5 and "other inputs" in done.stderr
+    other["results"] = other["results"][1:]
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    done = run_cli("bench", "compare", document, tmp_path / "b.json")
+    assert done.returncode == 0 and "differ in host" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "no such benchmark file"),
+        ("{", "cannot be read"),
+        ("[]", "not a benchmark file"),
+        ('{"schema": 99}', "not a benchmark file"),
+        ('{"schema": 1, "results": [{"target": "x"}]}', "damaged"),
+        ('{"schema": 1, "results": []}', "share no row"),
+    ],
+)
+def test_bad_files(document: Path, run_cli, tmp_path: Path, content: str | None, expected: str) -> None:
+    path = tmp_path / "bad.json"
+    if content is not None:
+        path.write_text(content)
+    done = run_cli("bench", "compare", document, path)
+    assert done.returncode == 5 and expected in done.stderr and "next:" in done.stderr
+
+
+def test_an_engine_that_is_missing_ends_at_once(run_cli) -> None:
+    from simmim_export.engines import get_engine
+
+    if get_engine("trt").why_unavailable() != "the package tensorrt is not installed":
+        pytest.skip("tensorrt is installed here")
+    done = run_cli("bench", "--engine", "trt")
+    assert done.returncode == 3
+    assert "tensorrt is not installed" in done.stderr and "pip install 'simmim-export[gpu]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("--engine", "tpu"), 2, "unknown engine 'tpu'"),
+        (("--engine", "ort", "--precision", "int8"), 3, "has no int8"),
+        (("--engine", "ort", "--bundle", "{tmp}/none"), 5, "no such bundle"),
+        (("--engine", "ort", "--bundle", "{bundle}", "--pipeline", "dance"), 2, "no pipeline 'dance'"),
+        (("--engine", "ort", "--bundle", "{bundle}", "--batch", "64"), 2, "over the bundle's limit of 8"),
+        (("--bundle", "{copy}"), 2, "--checkpoint"),
+        (("footprint", "--bundle", "{tmp}/none"), 5, "not a bundle"),
+        (("footprint", "--bundle", "{bundle}", "--source", "{tmp}"), 2, "no source to install"),
+    ],
+)
+def test_bad_requests(run_cli, tiny_bundle: Path, tmp_path: Path, arguments, code: int, expected: str) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, copy)
+    done = run_cli("bench", *(a.format(tmp=tmp_path, bundle=tiny_bundle, copy=copy) for a in arguments))
+    assert done.returncode == code, done.stderr
+    assert expected in done.stderr and "next:" in done.stderr
+
+
+def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
+    process = Process("ort", "fp32")
+    os.kill(process._process.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    with pytest.raises(WorkerDied, match="ended with code -9 while asked to open"):
+        process.ask("open")
+    process.close()
+
+
+def test_a_workers_error_arrives_as_itself(tmp_path: Path) -> None:
+    process = Process("ort", "fp32")
+    try:
+        with pytest.raises(BundleError, match="no such bundle"):
+            bundle = str(tmp_path / "none")
+            process.ask("open", bundle=bundle, engine="ort", precision="fp32", checkpoint=None, batch=1, first="")
+    finally:
+        process.close()
+
+
+def test_targets_are_the_graphs_once_and_then_the_pipelines(tiny_bundle: Path) -> None:
+    from simmim_export.benchmarks.suites import targets
+    from simmim_export.bundle import Bundle
+
+    names, graphs = targets(tiny_bundle, None, 1)
+    assert len(names) == len(set(names)) and len(graphs) == 5
+    assert isinstance(Bundle.open(tiny_bundle).manifest.pipelines[0], Pipeline)
+    assert targets(tiny_bundle, ["embed_text"], 1) == (["graph:text_encoder", "pipeline:embed_text"], ["text_encoder"])

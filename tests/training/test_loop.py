@@ -1,0 +1,140 @@
+"""The loop: exact resume after a kill, a schedule that ends at zero, errors that say what to do."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from simmim_export.errors import GateFailed, UsageError
+from simmim_export.models.checkpoint import load
+from simmim_export.training.loop import Progress, Recipe, groups, load_state, save_state, train
+
+
+class Line(nn.Module):
+    """Fits y = 3 x + 1 from numbered batches."""
+
+    def __init__(self, spoil_at: int = -1) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.spoil_at = spoil_at
+
+    def batch(self, index: int):
+        x = torch.randn(16, 1, generator=torch.Generator().manual_seed(index))
+        return {"x": x * float("nan") if index == self.spoil_at else x, "kept": "text"}
+
+    def forward(self, batch):
+        x = batch["x"]
+        return (self.layer(x) - (3 * x + 1)).square().mean() + 0 * torch.rand(())
+
+
+def test_learns_and_reports(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    line, seen = Line(), []
+    recipe = Recipe(steps=400, lr=0.1, weight_decay=0)
+    done = train(
+        line, recipe, samples_per_batch=16, state_path=tmp_path / "s", watch=lambda p, share: seen.append(share)
+    )
+    assert done.step == 400 and done.samples == 6400 and seen[-1] == 1 and len(seen) == 400
+    assert line.layer.weight.item() == pytest.approx(3, abs=0.02) and line.layer.bias.item() == pytest.approx(
+        1, abs=0.02
+    )
+
+
+def test_minutes_end_the_training_with_a_decayed_rate(tmp_path: Path) -> None:
+    recipe = Recipe(minutes=0.01)
+    done = train(Line(), recipe, samples_per_batch=1, state_path=tmp_path / "s")
+    assert done.seconds >= 0.6 and done.step > 10 and done.done(recipe) == 1
+
+
+def test_schedule() -> None:
+    recipe = Recipe(steps=10, warmup=0.1)
+    assert recipe.lr_scale(0) < 0.05 and recipe.lr_scale(1) == pytest.approx(0)
+    assert recipe.lr_scale(0.1) > 0.95 > recipe.lr_scale(0.5) > recipe.lr_scale(0.9)
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    weights = []
+    for accumulate in (1, 4):
+
+        class Large(Line):
+            def batch(self, index: int, parts: int = 4 // accumulate):
+                return {"x": torch.cat([Line.batch(self, index * parts + i)["x"] for i in range(parts)])}
+
+        torch.manual_seed(0)
+        line = Large()
+        recipe = Recipe(steps=5, lr=0.1, accumulate=accumulate, clip=1e9)
+        train(line, recipe, samples_per_batch=1, state_path=tmp_path / "s")
+        weights.append(line.layer.weight.item())
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+
+
+def test_nan_stops_training_and_names_the_step(tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="loss is nan at step 3") as caught:
+        train(Line(spoil_at=3), Recipe(steps=10), samples_per_batch=1, state_path=tmp_path / "s")
+    assert caught.value.exit_code == 4 and "--lr" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"minutes": -1.0}])
+def test_steps_or_minutes(options: dict) -> None:
+    with pytest.raises(UsageError):
+        Recipe(**options)
+
+
+def test_a_state_that_does_not_belong_is_refused(tmp_path: Path) -> None:
+    path, line = tmp_path / "s", Line()
+    recipe = Recipe(steps=10)
+    optimizer = torch.optim.AdamW(groups(line, recipe))
+    with pytest.raises(UsageError, match="no trainer state"):
+        load_state(path, line, optimizer, recipe, 0)
+    save_state(path, line, optimizer, recipe, Progress(step=3), 0)
+    assert load_state(path, line, optimizer, recipe, 0).step == 3
+    with pytest.raises(UsageError, match="another recipe: steps was 10, is 11"):
+        load_state(path, line, optimizer, Recipe(steps=11), 0)
+    with pytest.raises(UsageError, match="another model"):
+        load_state(path, nn.Linear(5, 5), optimizer, recipe, 0)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(Exception, match="damaged") as caught:
+        load_state(path, line, optimizer, recipe, 0)
+    assert caught.value.exit_code == 5
+
+
+ARGUMENTS = (
+    "finetune",
+    "--steps",
+    "12",
+    "--batch-size",
+    "4",
+    "--save-every",
+    "3",
+    "--eval-scenes",
+    "64",
+    "--rehearse",
+    "3",
+)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, run_cli) -> None:
+    whole = run_cli("train", *ARGUMENTS, "-o", tmp_path / "whole.pt", "--json")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "simmim_export.training.cli", *ARGUMENTS, "-o", str(tmp_path / "killed.pt")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = tmp_path / "killed.pt.trainer"
+    while not state.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed.pt").exists()
+    resumed = run_cli("train", *ARGUMENTS, "-o", tmp_path / "killed.pt", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert not state.exists()
+    a, b = load(tmp_path / "whole.pt"), load(tmp_path / "killed.pt")
+    assert all(torch.equal(a.state[key], b.state[key]) for key in a.state)
+    assert a.metrics == b.metrics and b.provenance["steps"] == 12

@@ -1,0 +1,81 @@
+"""Losses against values worked out by hand, and the cases that crashed others."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from simmim_export.errors import UsageError
+from simmim_export.training.objectives import (
+    MAX_LOGIT_SCALE,
+    answer_loss,
+    contrastive_loss,
+    hard_negatives,
+    match_loss,
+    similarities,
+)
+
+IDS = torch.arange(2)
+
+
+def test_similarities_are_scaled_cosines_and_the_scale_is_clamped() -> None:
+    eye = torch.eye(2)
+    assert torch.allclose(similarities(eye, eye, torch.tensor(math.log(5.0))), 5 * eye)
+    assert similarities(eye, eye, torch.tensor(50.0)).max() == pytest.approx(math.exp(MAX_LOGIT_SCALE), rel=1e-5)
+    assert math.exp(MAX_LOGIT_SCALE) == pytest.approx(100, rel=1e-3)
+
+
+def test_contrastive_by_hand() -> None:
+    scores = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+    rows = (math.log(1 + math.exp(-2)) + math.log(2)) / 2
+    columns = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-1))) / 2
+    assert contrastive_loss(scores, IDS).item() == pytest.approx((rows + columns) / 2, rel=1e-6)
+
+
+def test_two_texts_of_one_image_are_both_positives() -> None:
+    scores = torch.zeros(3, 3)
+    assert contrastive_loss(scores, torch.tensor([0, 0, 1])).item() == pytest.approx(math.log(3))
+    same = torch.tensor([[5.0, 5.0, 0.0], [5.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
+    assert contrastive_loss(same, torch.tensor([0, 0, 1])) < contrastive_loss(same, torch.arange(3))
+
+
+def test_a_batch_of_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="2 or more") as caught:
+        contrastive_loss(torch.zeros(1, 1), torch.zeros(1))
+    assert caught.value.exit_code == 2
+
+
+def test_hard_negatives_follow_the_softmax_and_never_hit_the_same() -> None:
+    torch.manual_seed(0)
+    scores = torch.tensor([[9.0, 5.0, 5.0 - math.log(3)]]).repeat(3, 1)
+    same = torch.zeros(3, 3, dtype=torch.bool)
+    same[:, 0] = True
+    drawn = torch.cat([hard_negatives(scores, same) for _ in range(2000)])
+    assert not (drawn == 0).any()
+    assert (drawn == 1).float().mean().item() == pytest.approx(0.75, abs=0.03)
+
+
+def test_rows_in_which_everything_is_the_same_do_not_crash() -> None:
+    scores = torch.randn(4, 4)
+    same = torch.ones(4, 4, dtype=torch.bool)
+    for _ in range(50):
+        assert (hard_negatives(scores, same) != torch.arange(4)).all()
+    assert hard_negatives(torch.full((2, 2), -1e9), torch.eye(2, dtype=torch.bool)).tolist() == [1, 0]
+
+
+def test_match_loss_weighs_both_classes_alike() -> None:
+    always_no = torch.tensor([[4.0, 0.0]]).repeat(9, 1)
+    always_yes = torch.tensor([[0.0, 4.0]]).repeat(9, 1)
+    assert match_loss(always_no).item() == pytest.approx(match_loss(always_yes).item())
+    undecided = match_loss(torch.zeros(9, 2)).item()
+    assert undecided == pytest.approx(math.log(2)) and undecided < match_loss(always_no).item()
+    right = torch.cat([always_yes[:3], always_no[:6]])
+    assert match_loss(right).item() == pytest.approx(math.log(1 + math.exp(-4)), rel=1e-5)
+
+
+def test_answer_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    expected = (math.log(4 / 3) + math.log(2)) / 2
+    assert answer_loss(logits, torch.tensor([1, 0])).item() == pytest.approx(expected, rel=1e-6)

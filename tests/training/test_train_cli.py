@@ -1,0 +1,121 @@
+"""simmim-train from end to end: what ends up in a checkpoint, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simmim_export.training.evaluate import wilson
+
+FAST = ("--steps", "3", "--batch-size", "4", "--eval-scenes", "64")
+
+
+def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
+    from simmim_export.models.checkpoint import build, file_digest, load
+
+    first, second = tmp_path / "pre.pt", tmp_path / "ckpt.pt"
+    done = run_cli("train", "pretrain", *FAST, "-o", first)
+    assert done.returncode == 0, done.stderr
+    assert "untrained" in done.stdout and "wrote" in done.stdout
+    done = run_cli("train", "finetune", "--from", first, *FAST, "-o", second, "--json")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)
+    checkpoint = load(second)
+    build(checkpoint)
+    assert checkpoint.metrics["vqa"] == metrics["vqa"]
+    vqa = checkpoint.metrics["vqa"]
+    assert vqa["n"] == 512 and set(vqa["controls"]) == {"question_only", "shuffled_image"}
+    assert sum(row["n"] for row in vqa["by_family"].values()) == 512
+    low, high = vqa["interval"]
+    assert low < vqa["accuracy"] < high
+    assert checkpoint.provenance["parent"]["sha256"] == file_digest(first)
+    assert checkpoint.provenance["steps"] == 3
+    assert checkpoint.samples["pixels"].shape == (256, 64, 64, 3) and len(checkpoint.samples["texts"]) == 256
+    assert len(set(checkpoint.samples["texts"])) > 200
+    done = run_cli("train", "evaluate", second, "--eval-scenes", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["vqa"]["accuracy"] == vqa["accuracy"]
+
+
+def test_init_with_another_trunk_and_a_folder(run_cli, tmp_path: Path) -> None:
+    from simmim_export.models.checkpoint import build, load
+
+    done = run_cli("train", "init", "--preset", "tiny", "--image-encoder", "resnet18", "-o", tmp_path / "folder")
+    assert done.returncode == 0, done.stderr
+    assert build(load(tmp_path / "folder")).image_encoder.tokens == 4
+
+
+def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
+    """A folder in Hugging Face's layout, written by transformers itself."""
+    import torch
+    from support import word_tokenizer
+    from transformers import BertConfig, BertModel
+
+    from simmim_export.models.checkpoint import build, load
+
+    torch.manual_seed(0)
+    config = BertConfig(60, 48, 2, 4, 96, max_position_embeddings=16)
+    model = BertModel(config).eval()
+    model.save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer.json").write_text(word_tokenizer())
+    done = run_cli("train", "init", "--text-encoder", tmp_path / "bert", "-o", tmp_path / "ckpt.pt")
+    assert done.returncode == 0, done.stderr
+    checkpoint = load(tmp_path / "ckpt.pt")
+    assert checkpoint.config.max_length == 16
+    built = build(checkpoint)
+    ids = torch.tensor([[2, 5, 6, 3]])
+    mask = torch.ones_like(ids)
+    expected = built.text_encoder.project(model(input_ids=ids, attention_mask=mask).last_hidden_state)
+    assert torch.allclose(built.encode_text(ids, mask)[0], expected, atol=1e-5)
+    (tmp_path / "bert" / "tokenizer.json").unlink()
+    done = run_cli("train", "init", "--text-encoder", tmp_path / "bert", "-o", tmp_path / "x.pt")
+    assert done.returncode == 5 and "no tokenizer.json" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("init", "--preset", "huge", "-o", "{tmp}/x.pt"), 2, "unknown preset 'huge'"),
+        (("init", "--image-encoder", "vit", "-o", "{tmp}/x.pt"), 2, "unknown image encoder 'vit'"),
+        (("init", "-o", "{tmp}/exists.pt"), 2, "already exists"),
+        (("pretrain", "-o", "{tmp}/x.pt"), 2, "--steps or --minutes"),
+        (("pretrain", "--steps", "1", "--data", "coco", "-o", "{tmp}/x.pt"), 2, "unknown data set 'coco'"),
+        (("pretrain", "--steps", "1", "--split", "C", "-o", "{tmp}/x.pt"), 2, "unknown split 'C'"),
+        (("pretrain", "--steps", "1", "--batch-size", "1", "-o", "{tmp}/x.pt"), 2, "2 images or more"),
+        (("finetune", "--steps", "1", "--task", "dance", "-o", "{tmp}/x.pt"), 2, "unknown task 'dance'"),
+        (("finetune", "--steps", "1", "--from", "{tmp}/none.pt", "-o", "{tmp}/x.pt"), 5, "no such checkpoint"),
+        (("finetune", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "disagrees"),
+        (("finetune", "--steps", "1", "--resume", "-o", "{tmp}/x.pt"), 2, "no trainer state"),
+        (("evaluate", "{tmp}/none.pt"), 5, "no such checkpoint"),
+        (("evaluate", "{ckpt}", "--stream", "train"), 2, "what the model learned from"),
+        (("draw", "--data", "coco", "-o", "{tmp}/pictures"), 2, "unknown data set"),
+        (("draw", "-o", "{tmp}"), 2, "already exists"),
+    ],
+)
+def test_bad_input(run_cli, tiny_checkpoint: Path, tmp_path: Path, arguments, code: int, expected: str) -> None:
+    (tmp_path / "exists.pt").write_text("precious")
+    done = run_cli("train", *(a.format(tmp=tmp_path, ckpt=tiny_checkpoint) for a in arguments))
+    assert done.returncode == code, done.stderr
+    assert "error: " in done.stderr and expected in done.stderr and "next:" in done.stderr
+    assert (tmp_path / "exists.pt").read_text() == "precious" and not (tmp_path / "x.pt").exists()
+
+
+def test_draw(run_cli, tmp_path: Path) -> None:
+    from PIL import Image
+
+    done = run_cli("train", "draw", "--count", "3", "--size", "96", "-o", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout)
+    assert records == json.loads((tmp_path / "out/records.json").read_text()) and len(records) == 3
+    with Image.open(tmp_path / "out" / records[0]["image"]) as image:
+        assert image.size == (96, 96)
+    assert (tmp_path / "out/sheet.png").exists()
+
+
+def test_wilson_by_hand() -> None:
+    """Brown, Cai and DasGupta, 2001, give 0.0 to 0.278 for none of ten."""
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
+    assert np.mean(wilson(50, 100)) == pytest.approx(0.5)
