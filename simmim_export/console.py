@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from simmim_export.errors import SimmimError
+
+SECONDS_A_LINE = 5.0
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -70,10 +73,18 @@ def stdout_console() -> Console:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Any]:
-    """A progress bar on stderr; yields ``update(step, done, total)``. Without a terminal it prints one line a step."""
+    """A progress bar on stderr; yields ``update(step, done, total)``. Without a terminal: a line every few seconds."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda step, done, total: print(f"{title}: {step} ({done}/{total})", file=sys.stderr)
+        last = float("-inf")
+
+        def line(step: str, done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS_A_LINE:
+                last = time.monotonic()
+                print(f"{title}: {step} ({done}/{total})", file=sys.stderr, flush=True)
+
+        yield line
         return
     columns = (
         SpinnerColumn(),

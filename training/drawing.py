@@ -22,16 +22,19 @@ def draw(
         raise UsageError("the output already exists", where=folder, fix="add --overwrite, or choose another -o")
     found = Shapes(seed, stream, split, size).batch(0, count)
     folder.mkdir(parents=True, exist_ok=True)
-    records = []
+    records: list[dict[str, Any]] = []
     for index in range(count):
         name = f"{index:04d}.png"
         Image.fromarray(found.pixels[index]).save(folder / name)
-        asked = [
+        asked: list[dict[str, str]] = [
             {"question": question, "answer": ANSWERS[answer]}
             for question, answer in zip(found.questions[index], found.answers[index], strict=True)
         ]
         records.append({"image": name, "captions": found.captions[index], "questions": asked})
     (folder / "records.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-    lines = [[f"{q['question']} {q['answer']}" for q in record["questions"]] for record in records]
+    lines = [
+        [f"{question} {ANSWERS[answer]}" for question, answer in zip(texts, answers, strict=True)]
+        for texts, answers in zip(found.questions, found.answers, strict=True)
+    ]
     contact_sheet(found.scenes, lines, size).save(folder / "sheet.png")
     return records

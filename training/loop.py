@@ -24,8 +24,12 @@ from simmim_export.errors import DataError, GateFailed, UsageError
 class Stage(Protocol):
     """A task with its model: a module whose forward turns batch number ``index`` into a scalar loss."""
 
-    def batch(self, index: int) -> Any:
-        """Batch number ``index`` of this process, on the CPU. The same number always gives the same batch."""
+    def batch(self, index: int, done: float) -> Any:
+        """Batch number ``index`` of this process, on the CPU, when the share ``done`` in [0, 1] of training is over."""
+        ...
+
+    def samples(self, batch: Any) -> int:
+        """How many samples (captions, questions) a batch holds."""
         ...
 
     def __call__(self, batch: Any) -> Tensor:
@@ -86,7 +90,6 @@ def train(
     stage: nn.Module,
     recipe: Recipe,
     *,
-    samples_per_batch: int,
     state_path: Path,
     resume: bool = False,
     watch: Watch = lambda progress, done: None,
@@ -115,9 +118,9 @@ def train(
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * recipe.lr_scale(progress.done(recipe))
-        loss = 0.0
+        loss, seen = 0.0, 0
         for part in range(recipe.accumulate):
-            batch = source.batch(progress.step * recipe.accumulate + part)
+            batch = source.batch(progress.step * recipe.accumulate + part, progress.done(recipe))
             with accelerator.accumulate(prepared):
                 part_loss = prepared(to_device(batch, accelerator.device))
                 accelerator.backward(part_loss)
@@ -126,12 +129,13 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             loss += part_loss.item() / recipe.accumulate
+            seen += source.samples(batch)
         if not math.isfinite(loss):
             raise GateFailed(
                 f"the loss is {loss} at step {progress.step}", fix=f"lower --lr (it was {recipe.lr}) and start again"
             )
         progress.step += 1
-        progress.samples += samples_per_batch * recipe.accumulate * accelerator.num_processes
+        progress.samples += seen * accelerator.num_processes
         progress.loss = loss if math.isnan(progress.loss) else 0.95 * progress.loss + 0.05 * loss
         progress.seconds += time.perf_counter() - started
         if progress.step % recipe.save_every == 0:

@@ -76,7 +76,7 @@ def pretrain(job: Job, preset: str, itc: float, itm: float) -> Result:
     started = new_checkpoint(preset, seed=job.recipe.seed)
     model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
     source = _source(job, model)
-    progress = _train(job, Pretrain(model, tokenizer, source, itc, itm), source.images)
+    progress = _train(job, Pretrain(model, tokenizer, source, itc, itm))
     metrics = _metrics(job, model, tokenizer, ("match",)) | {"vqa": started.metrics["vqa"]}
     return _write(job, model, started, progress, metrics, {"stage": "pretrain", "itc": itc, "itm": itm})
 
@@ -95,8 +95,7 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehear
         )
     model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
     source = _source(job, model)
-    stage = Vqa(model, tokenizer, source, rehearse, curriculum)
-    progress = _train(job, stage, source.images * source.data.questions_per_scene)
+    progress = _train(job, Vqa(model, tokenizer, source, rehearse, curriculum))
     metrics = _metrics(job, model, tokenizer, ("vqa", "match"))
     extra = {"stage": "finetune", "task": task, "rehearse": rehearse, "curriculum": curriculum}
     if start is not None:
@@ -124,16 +123,14 @@ def _source(job: Job, model: SimMIM) -> Source:
     return Source(data, job.images, state.process_index, state.num_processes)
 
 
-def _train(job: Job, stage: nn.Module, samples: int) -> Progress:
+def _train(job: Job, stage: nn.Module) -> Progress:
     def watch(progress: Progress, done: float) -> None:
         rate = progress.samples / max(progress.seconds, 1e-9)
         left = progress.seconds * (1 - done) / max(done, 1e-9)
         step = f"step {progress.step}, loss {progress.loss:.3f}, {rate:.0f} samples/s, {left:.0f} s left"
         job.watch(step, round(1000 * done), 1000)
 
-    return train(
-        stage, job.recipe, samples_per_batch=samples, state_path=job.state_path, resume=job.resume, watch=watch
-    )
+    return train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch)
 
 
 def _metrics(job: Job, model: SimMIM, tokenizer: Tokenizer, tasks: tuple[str, ...]) -> dict[str, Any]:

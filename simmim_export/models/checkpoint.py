@@ -235,6 +235,6 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     pixels, texts = loaded.samples.get("pixels"), loaded.samples.get("texts")
     size = config.image_size
     good = isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and tuple(pixels.shape[1:]) == (size, size, 3)
-    if not good or not isinstance(texts, list) or len(texts) != len(pixels) or not texts:
+    if not good or not isinstance(pixels, Tensor) or not isinstance(texts, list) or not 0 < len(texts) == len(pixels):
         raise refuse(f"the checkpoint's samples are not n images uint8 [n, {size}, {size}, 3] with n texts, n >= 1")
     return loaded

@@ -94,6 +94,10 @@ def unit_length(vectors: Tensor) -> Tensor:
 class ImageEncoder(nn.Module):
     """pixels uint8 [b, H, W, 3] to image_tokens [b, n, D] and image_embed [b, E] of unit length."""
 
+    scale: Tensor
+    shift: Tensor
+    positions: Tensor
+
     def __init__(self, trunk: str, image_size: int, width: int, embed_dim: int) -> None:
         super().__init__()
         self.trunk = image_trunk(trunk)

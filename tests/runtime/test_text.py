@@ -7,7 +7,8 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+import tokenizers
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import WORDS, word_tokenizer
 
@@ -40,11 +41,38 @@ def test_over_long_is_cut_and_said_and_keeps_its_ends() -> None:
         TOKENIZER.encode(["red " * 8])
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t"])
-def test_empty(text: str) -> None:
+def test_each_cut_text_is_said_once() -> None:
+    with pytest.warns(TruncatedText) as caught:
+        TOKENIZER.encode(["red " * 20, "circle", "blue " * 30])
+    assert ["red" in str(w.message) for w in caught] == [True, False]
+
+
+@pytest.mark.parametrize("max_length", [-1, 0, 2, 2.5, None])
+def test_a_limit_without_room_for_a_word(max_length: object) -> None:
+    with pytest.raises(BundleError, match="special tokens alone are 2"):
+        Tokenizer(word_tokenizer(), max_length)  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([*WORDS, "zebra"]), min_size=1, max_size=30), st.integers(3, 20))
+def test_a_cut_is_the_one_that_the_library_makes(words: list[str], limit: int) -> None:
+    library = tokenizers.Tokenizer.from_str(word_tokenizer())
+    library.enable_truncation(limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncatedText)
+        found = Tokenizer(word_tokenizer(), limit).encode([" ".join(words)])[0]
+    assert found[0].tolist() == library.encode(" ".join(words)).ids
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t", b"", "\u00a0"])
+def test_empty(text: str | bytes) -> None:
     with pytest.raises(TextError, match="empty") as caught:
-        TOKENIZER.encode([text])
-    assert caught.value.exit_code == 5 and caught.value.fix
+        TOKENIZER.encode(["red", text])
+    assert caught.value.exit_code == 5 and caught.value.fix and caught.value.where == "texts[1]"
+
+
+def test_no_texts_are_an_empty_batch() -> None:
+    assert [array.shape for array in TOKENIZER.encode([])] == [(0, 0), (0, 0)]
 
 
 def test_not_utf8() -> None:
@@ -58,6 +86,9 @@ def test_not_utf8() -> None:
 def test_no_text() -> None:
     with pytest.raises(TextError, match="not a text: int"):
         TOKENIZER.encode([3])  # type: ignore[list-item]
+    for text in ("red", b"red"):
+        with pytest.raises(TextError, match="one text instead of a list"):
+            TOKENIZER.encode(text)  # type: ignore[arg-type]
 
 
 def test_a_text_of_nothing_but_control_characters() -> None:
@@ -71,12 +102,49 @@ def test_a_text_of_nothing_but_control_characters() -> None:
 
 def test_unknown_words_are_read_as_unknown() -> None:
     assert TOKENIZER.encode(["red zebra"])[0][0].tolist()[2] == UNK
+    assert TOKENIZER.encode(["zebra"])[0].tolist() == [[CLS, UNK, SEP]]
+
+
+def test_unknown_words_without_an_unknown_token() -> None:
+    content = json.loads(word_tokenizer())
+    content["model"]["unk_token"] = "[NONE]"
+    tokenizer = Tokenizer(json.dumps(content), 10)
+    assert tokenizer.encode(["red"])[0].shape == (1, 3)
+    with pytest.raises(TextError, match=r"cannot be tokenised.*zebra"):
+        tokenizer.encode(["zebra"])
+
+
+@pytest.mark.parametrize(("name", "section", "expected"), [("[PAD]", 7, 7), ("[PAD]", None, 0), ("<pad>", None, 0)])
+def test_the_padding_token(name: str, section: int | None, expected: int) -> None:
+    content = json.loads(word_tokenizer())
+    content["model"]["vocab"] = {name if w == "[PAD]" else w: i for w, i in content["model"]["vocab"].items()}
+    content["padding"] = None if section is None else content["padding"] | {"pad_id": section}
+    assert Tokenizer(json.dumps(content), 10).encode(["red", "red circle"])[0][0, -1] == expected
+
+
+def test_word_pieces() -> None:
+    """The model that BERT uses: a word outside the vocabulary is read as its pieces."""
+    vocabulary = {"[PAD]": 9, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "circle": 4, "##s": 5, "red": 6}
+    pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.normalizer = tokenizers.normalizers.BertNormalizer()
+    pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    pieces.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    ids, mask = Tokenizer(pieces.to_str(), 8).encode(["Red circles", "red"])
+    assert ids.tolist() == [[2, 6, 4, 5, 3], [2, 6, 3, 9, 9]] and mask.sum(axis=1).tolist() == [5, 3]
 
 
 def test_a_damaged_tokenizer() -> None:
     for text in ("", "{}", "[1, 2]", word_tokenizer()[:100]):
         with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
             Tokenizer(text, 10)
+
+
+def test_a_template_of_tokens_that_are_not_there() -> None:
+    """The library panics on it, which is no Exception."""
+    content = json.loads(word_tokenizer())
+    content["post_processor"]["single"][0]["SpecialToken"]["id"] = "[NONE]"
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer(json.dumps(content), 10)
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4))

@@ -25,9 +25,12 @@ class Line(nn.Module):
         self.layer = nn.Linear(1, 1)
         self.spoil_at = spoil_at
 
-    def batch(self, index: int):
+    def batch(self, index: int, done: float):
         x = torch.randn(16, 1, generator=torch.Generator().manual_seed(index))
         return {"x": x * float("nan") if index == self.spoil_at else x, "kept": "text"}
+
+    def samples(self, batch):
+        return len(batch["x"])
 
     def forward(self, batch):
         x = batch["x"]
@@ -38,9 +41,7 @@ def test_learns_and_reports(tmp_path: Path) -> None:
     torch.manual_seed(0)
     line, seen = Line(), []
     recipe = Recipe(steps=400, lr=0.1, weight_decay=0)
-    done = train(
-        line, recipe, samples_per_batch=16, state_path=tmp_path / "s", watch=lambda p, share: seen.append(share)
-    )
+    done = train(line, recipe, state_path=tmp_path / "s", watch=lambda p, share: seen.append(share))
     assert done.step == 400 and done.samples == 6400 and seen[-1] == 1 and len(seen) == 400
     assert line.layer.weight.item() == pytest.approx(3, abs=0.02) and line.layer.bias.item() == pytest.approx(
         1, abs=0.02
@@ -49,7 +50,7 @@ def test_learns_and_reports(tmp_path: Path) -> None:
 
 def test_minutes_end_the_training_with_a_decayed_rate(tmp_path: Path) -> None:
     recipe = Recipe(minutes=0.01)
-    done = train(Line(), recipe, samples_per_batch=1, state_path=tmp_path / "s")
+    done = train(Line(), recipe, state_path=tmp_path / "s")
     assert done.seconds >= 0.6 and done.step > 10 and done.done(recipe) == 1
 
 
@@ -64,20 +65,20 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     for accumulate in (1, 4):
 
         class Large(Line):
-            def batch(self, index: int, parts: int = 4 // accumulate):
-                return {"x": torch.cat([Line.batch(self, index * parts + i)["x"] for i in range(parts)])}
+            def batch(self, index: int, done: float, parts: int = 4 // accumulate):
+                return {"x": torch.cat([Line.batch(self, index * parts + i, done)["x"] for i in range(parts)])}
 
         torch.manual_seed(0)
         line = Large()
         recipe = Recipe(steps=5, lr=0.1, accumulate=accumulate, clip=1e9)
-        train(line, recipe, samples_per_batch=1, state_path=tmp_path / "s")
+        train(line, recipe, state_path=tmp_path / "s")
         weights.append(line.layer.weight.item())
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
 
 
 def test_nan_stops_training_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="loss is nan at step 3") as caught:
-        train(Line(spoil_at=3), Recipe(steps=10), samples_per_batch=1, state_path=tmp_path / "s")
+        train(Line(spoil_at=3), Recipe(steps=10), state_path=tmp_path / "s")
     assert caught.value.exit_code == 4 and "--lr" in str(caught.value)
 
 
@@ -117,7 +118,33 @@ ARGUMENTS = (
     "64",
     "--rehearse",
     "3",
+    "--no-curriculum",
 )
+
+
+def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> None:
+    from tokenizers import Tokenizer
+
+    from simmim_export.models.checkpoint import build
+    from simmim_export.training.assemble import new_checkpoint
+    from simmim_export.training.data.shapes import FAMILIES, Shapes
+    from simmim_export.training.tasks import CURRICULUM, Source, Vqa
+
+    started = new_checkpoint("tiny", seed=0)
+    stage = Vqa(build(started), Tokenizer.from_str(started.tokenizer), Source(Shapes(0), 2), rehearse=2).train()
+    asked = Shapes(0).batch(1, 2, with_captions=False, families=CURRICULUM[0][2])
+    assert {FAMILIES[family] for family in asked.families.ravel()} == {"spatial"}
+    assert torch.equal(stage.batch(1, 0.0)["answers"], torch.from_numpy(asked.answers).flatten())
+    right, answers = torch.eye(4), torch.arange(4)
+    stage._advance(1 - right, answers)
+    assert int(stage.level) == 0 and float(stage.accuracy) == 0
+    for _ in range(100):
+        stage._advance(right, answers)
+    assert int(stage.level) == len(CURRICULUM) == int(stage.state_dict()["level"])
+    assert "same" in stage.batch(1, 1.0) and "answers" in stage.batch(2, 1.0)
+    late = Vqa(stage.model, stage.tokenizer, stage.source).train()
+    late.batch(0, CURRICULUM[0][1])
+    assert int(late.level) == 1
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, run_cli) -> None:

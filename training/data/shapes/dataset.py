@@ -74,7 +74,5 @@ class Shapes:
         answers = np.array([[_ANSWER_INDEX[q.answer] for q in row] for row in asked], np.int64).reshape(
             len(asked), count
         )
-        families = np.array([[_FAMILY_INDEX[q.family] for q in row] for row in asked], np.int64).reshape(
-            len(asked), count
-        )
-        return ShapesBatch(found, pixels, texts, [[q.text for q in row] for row in asked], answers, families)
+        kinds = np.array([[_FAMILY_INDEX[q.family] for q in row] for row in asked], np.int64).reshape(len(asked), count)
+        return ShapesBatch(found, pixels, texts, [[q.text for q in row] for row in asked], answers, kinds)
