@@ -59,7 +59,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise UsageError("give --steps or --minutes, and not both", fix="add --minutes 3")
-        if (self.steps or 1) < 1 or (self.minutes or 1) <= 0:
+        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
             raise UsageError("--steps and --minutes must be above zero", fix="add --minutes 3")
 
     def lr_scale(self, done: float) -> float:

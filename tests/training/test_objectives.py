@@ -37,7 +37,7 @@ def test_contrastive_by_hand() -> None:
 def test_two_texts_of_one_image_are_both_positives() -> None:
     scores = torch.zeros(3, 3)
     assert contrastive_loss(scores, torch.tensor([0, 0, 1])).item() == pytest.approx(math.log(3))
-    same = torch.tensor([[5.0, 5.0, 0.0], [5.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
+    same = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
     assert contrastive_loss(same, torch.tensor([0, 0, 1])) < contrastive_loss(same, torch.arange(3))
 
 

@@ -57,7 +57,14 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
     from simmim_export.models.checkpoint import build, load
 
     torch.manual_seed(0)
-    config = BertConfig(60, 48, 2, 4, 96, max_position_embeddings=16)
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=16,
+    )
     model = BertModel(config).eval()
     model.save_pretrained(tmp_path / "bert")
     (tmp_path / "bert" / "tokenizer.json").write_text(word_tokenizer())
