@@ -26,6 +26,13 @@ SCENES = 1024
 CONTROL_SCENES = 8192
 _BATCH = 64
 
+# What each control is, for whoever reads the checkpoint.
+CONTROLS = {
+    "question_only": f"majority answer of the exact text (else of its family) among the questions of {CONTROL_SCENES} "
+    "training scenes",
+    "shuffled_image": "the model itself, every question asked about another image of its batch of 64",
+}
+
 Watch = Callable[[str, int, int], None]
 
 
@@ -74,7 +81,7 @@ def evaluate_vqa(
     return {
         **accuracy(right["model"]),
         "by_family": {name: accuracy(right["model"][family == i]) for i, name in enumerate(FAMILIES)},
-        "controls": {name: accuracy(right[name]) for name in ("question_only", "shuffled_image")},
+        "controls": {name: accuracy(right[name]) | {"is": CONTROLS[name]} for name in CONTROLS},
         "data": data.describe(),
     }
 

@@ -153,6 +153,8 @@ class Runtime:
 
     def embed_image(self, images: Sequence[ImageSource]) -> np.ndarray:
         """float32 [n, E], each row of unit length."""
+        if isinstance(images, str | bytes | os.PathLike):
+            raise UsageError("embed_image takes a list of images", fix="write embed_image([image])")
         return self._embed("embed_image", "image_embed", list(images))
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:

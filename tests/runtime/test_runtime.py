@@ -102,6 +102,8 @@ def test_only_what_is_needed_is_opened(tiny_bundle: Path) -> None:
 def test_requests_that_make_no_sense(model, tiny_bundle: Path) -> None:
     with pytest.raises(UsageError, match="embed_text takes a list"):
         model.embed_text("red")
+    with pytest.raises(UsageError, match="embed_image takes a list"):
+        model.embed_image("a.jpg")
     with pytest.raises(UsageError, match="at least one"):
         model.embed_image([])
     with pytest.raises(UsageError, match="list of one or more"):
