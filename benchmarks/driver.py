@@ -14,6 +14,7 @@ from typing import Any
 
 from simmim_export import errors
 from simmim_export.benchmarks.measure import BenchmarkResult
+from simmim_export.bundle import Bundle, Manifest
 from simmim_export.errors import GateFailed, SimmimError
 
 Watch = Callable[[str, int, int], None]
@@ -143,6 +144,7 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
     mixed = [target for target, digests in inputs.items() if len(digests) != 1]
     if mixed:
         raise GateFailed(f"the engines did not get the same inputs: {mixed}", fix="report this")
+    manifest = Bundle.open(plan.bundle).manifest
     results = [
         BenchmarkResult(
             target,
@@ -151,19 +153,17 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
             plan.batch,
             next(iter(inputs[target])),
             tuple(rounds),
-            _worst(info[engine]["parity"], target, plan),
+            _worst(info[engine]["parity"], target, manifest),
         )
         for (target, engine), rounds in samples.items()
     ]
     return Measured(results, info)
 
 
-def _worst(parity: dict[str, Any], target: str, plan: Plan) -> dict[str, Any]:
+def _worst(parity: dict[str, Any], target: str, manifest: Manifest) -> dict[str, Any]:
     """The parity of a graph, or for a pipeline the worst of its graphs."""
-    from simmim_export.bundle import Bundle
-
     kind, _, name = target.partition(":")
-    names = [name] if kind == "graph" else list(Bundle.open(plan.bundle).manifest.pipeline(name).graphs)
+    names = [name] if kind == "graph" else list(manifest.pipeline(name).graphs)
     rows = [parity[graph] for graph in names]
     return {
         "passed": all(row["passed"] for row in rows),

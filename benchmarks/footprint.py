@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 import venv
@@ -142,8 +141,3 @@ def _commands(environment: Path, bundle: Path, picture: Path) -> dict[str, float
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-
-
-def python_version() -> str:
-    """The interpreter that environments are made with."""
-    return sys.version.split()[0]

@@ -9,18 +9,18 @@ from typing import Any
 from PIL import Image
 
 from simmim_export.errors import UsageError
-from simmim_export.training.data.shapes import ANSWERS, Shapes, contact_sheet
+from simmim_export.training.data import dataset
+from simmim_export.training.data.shapes import ANSWERS, contact_sheet
 
 
 def draw(
     folder: Path, data: str, split: str, stream: str, seed: int, count: int, size: int, overwrite: bool
 ) -> list[dict[str, Any]]:
     """Write ``count`` PNG files of ``size`` pixels, records.json and sheet.png to ``folder``, and return the records."""
-    if data != "shapes":
-        raise UsageError(f"unknown data set {data!r}", fix="choose shapes")
+    source = dataset(data, seed, stream, split, size)
     if folder.exists() and not overwrite:
         raise UsageError("the output already exists", where=folder, fix="add --overwrite, or choose another -o")
-    found = Shapes(seed, stream, split, size).batch(0, count)
+    found = source.batch(0, count)
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     for index in range(count):

@@ -15,15 +15,15 @@ from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import Checkpoint, build, file_digest, load, save
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.assemble import as_checkpoint, new_checkpoint
-from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.data import dataset
 from simmim_export.training.evaluate import evaluate_match, evaluate_vqa
 from simmim_export.training.loop import Progress, Recipe, remove_state, train
 from simmim_export.training.tasks import Pretrain, Source, Vqa
 
 Watch = Callable[[str, int, int], None]
 Result = tuple[Path, dict[str, Any]]
-DATASETS = ("shapes",)
 TASKS = ("vqa",)
+EVALUATORS = {"vqa": evaluate_vqa, "match": evaluate_match}
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,6 @@ def check_output(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise UsageError("the output already exists", where=path, fix="add --overwrite, or choose another -o")
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-
-
-def dataset(name: str, seed: int, stream: str, split: str, size: int) -> Shapes:
-    """The data set called ``name``; raise :class:`UsageError` naming the choices."""
-    if name not in DATASETS:
-        raise UsageError(f"unknown data set {name!r}", fix=f"choose one of {', '.join(DATASETS)}")
-    return Shapes(seed, stream, split, size)
 
 
 def init(
@@ -110,9 +103,8 @@ def evaluate(path: Path, data: str, split: str, stream: str, seed: int, scenes: 
     held_out = dataset(data, seed, stream, split, model.config.image_size)
     if stream.startswith("train"):
         raise UsageError("--stream train is what the model learned from", fix="choose test")
-    functions = {"vqa": evaluate_vqa, "match": evaluate_match}
     return {
-        name: found if found.get("untrained") else functions[name](model, tokenizer, held_out, scenes, watch)
+        name: found if found.get("untrained") else EVALUATORS[name](model, tokenizer, held_out, scenes, watch)
         for name, found in checkpoint.metrics.items()
     }
 
@@ -137,9 +129,8 @@ def _metrics(job: Job, model: SimMIM, tokenizer: Tokenizer, tasks: tuple[str, ..
     if not PartialState().is_main_process:
         return {}
     held_out = dataset(job.data, job.recipe.seed, "test", job.split, model.config.image_size)
-    functions = {"vqa": evaluate_vqa, "match": evaluate_match}
     model.to("cpu")
-    return {task: functions[task](model, tokenizer, held_out, job.eval_scenes, job.watch) for task in tasks}
+    return {task: EVALUATORS[task](model, tokenizer, held_out, job.eval_scenes, job.watch) for task in tasks}
 
 
 def _write(
