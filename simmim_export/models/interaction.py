@@ -74,15 +74,18 @@ class AttentionInteraction(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, joint: Joint, repeats: int = 1) -> Tensor:
-        """``joint`` with rows of batch b and a context of batch b / ``repeats`` (each image serves that many texts)."""
+    def forward(self, joint: Joint, repeats: int = 1, every_row: bool = False) -> Tensor:
+        """``joint`` with rows of batch b and a context of batch b / ``repeats`` (each image serves that many texts).
+
+        With ``every_row`` the last layer computes all rows too: [b, s, D], which masked language modelling reads.
+        """
         # The context has no padding: its part of the bias is 0.
         bias = F.pad(mask_bias(joint.rows_mask), (joint.context.shape[1], 0))  # b 1 1 (n+s)
         rows = joint.rows
         for layer in self.layers:
             last = layer is self.layers[-1]
-            rows = layer(joint._replace(rows=rows), bias, repeats, first_only=last)
-        return self.norm(rows)[:, 0]
+            rows = layer(joint._replace(rows=rows), bias, repeats, first_only=last and not every_row)
+        return self.norm(rows) if every_row else self.norm(rows)[:, 0]
 
 
 INTERACTIONS: dict[str, type[nn.Module]] = {"attention": AttentionInteraction}

@@ -55,7 +55,8 @@ def _bert(layers: int, width: int, heads: int, vocabulary: int, max_length: int)
 _VOCABULARY = 30522
 
 PRESETS: dict[str, ModelConfig] = {
-    "tiny": ModelConfig("tiny", "tiny", 64, _bert(2, 96, 4, 128, 20), 20, 96, 64, 2, 4),
+    # One text layer and three of interaction learned look-ups faster than two and two, at the same number of weights.
+    "tiny": ModelConfig("tiny", "tiny", 64, _bert(1, 96, 4, 128, 20), 20, 96, 64, 3, 4),
     "small": ModelConfig("small", "resnet18", 224, _bert(6, 384, 6, _VOCABULARY, 32), 32, 384, 256, 3, 6),
     "base": ModelConfig("base", "resnet18", 224, _bert(12, 768, 12, _VOCABULARY, 32), 32, 768, 256, 6, 12),
     "large": ModelConfig("large", "resnet50", 224, _bert(12, 768, 12, _VOCABULARY, 32), 32, 768, 256, 6, 12),

@@ -45,6 +45,10 @@ class SimMIM(nn.Module):
         """fused [b, D] from texts of batch b and images of batch b / ``repeats``; image i serves texts i*repeats onwards."""
         return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask), repeats)
 
+    def fuse_rows(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Tensor:
+        """As :meth:`fuse`, every text row of it: [b, s, D]. For training; no graph needs them."""
+        return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask), repeats, every_row=True)
+
     def classify(self, name: str, fused: Tensor) -> Tensor:
         """Logits [b, classes] of the head called ``name``."""
         return self.heads[name](fused)
