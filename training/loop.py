@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from simmim_export.errors import DataError, GateFailed, UsageError
+
+OPTIMIZERS = ("muon", "adamw")
+# Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix, so that rare directions move as fast as common ones.
+# A narrow model that must learn to look things up by attention got there in half the steps. With the update scaled to the
+# size of AdamW's (Liu et al., 2025, "Muon is scalable"), 5 times AdamW's rate fine-tuned best of 5 and 10; 20 was worse
+# than AdamW.
+MUON_RATIO = 5.0
 
 
 class Stage(Protocol):
@@ -42,12 +49,14 @@ class Recipe:
     """How to optimise. Either ``steps`` or ``minutes`` of wall-clock time; the learning rate follows the share done.
 
     With ``minutes`` a slow machine takes fewer steps and still ends with a learning rate of zero; only ``steps`` gives
-    the same weights twice.
+    the same weights twice. ``optimizer``: ``adamw``, or ``muon`` for the hidden layers' matrices with AdamW for the rest;
+    ``lr`` is AdamW's, Muon's is :data:`MUON_RATIO` times as high.
     """
 
     steps: int | None = None
     minutes: float | None = None
-    lr: float = 8e-4
+    optimizer: str = "muon"
+    lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     clip: float = 1.0
@@ -61,6 +70,8 @@ class Recipe:
             raise UsageError("give --steps or --minutes, and not both", fix="add --minutes 3")
         if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
             raise UsageError("--steps and --minutes must be above zero", fix="add --minutes 3")
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(f"unknown optimizer {self.optimizer!r}", fix=f"choose {' or '.join(OPTIMIZERS)}")
 
     def lr_scale(self, done: float) -> float:
         """Share of ``lr`` when the share ``done`` in [0, 1] of training is over: linear warm-up, then a cosine to 0."""
@@ -107,17 +118,18 @@ def train(
         kwargs_handlers=[unused_is_fine],
     )
     torch.manual_seed(recipe.seed + 1000 * accelerator.process_index)
-    optimizer = torch.optim.AdamW(groups(stage, recipe), lr=recipe.lr, betas=(0.9, 0.98))
+    optimizers = make_optimizers(stage, recipe)
     progress = Progress()
     if resume:
-        progress = load_state(state_path, stage, optimizer, recipe, accelerator.process_index)
+        progress = load_state(state_path, stage, optimizers, recipe, accelerator.process_index)
     source: Any = stage
-    prepared, optimizer = accelerator.prepare(stage, optimizer)
+    prepared, *optimizers = accelerator.prepare(stage, *optimizers)
     prepared.train()
     while progress.done(recipe) < 1:
         started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * recipe.lr_scale(progress.done(recipe))
+        scale = recipe.lr_scale(progress.done(recipe))
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak_lr"] * scale
         loss, seen = 0.0, 0
         for part in range(recipe.accumulate):
             batch = source.batch(progress.step * recipe.accumulate + part, progress.done(recipe))
@@ -126,8 +138,9 @@ def train(
                 accelerator.backward(part_loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(prepared.parameters(), recipe.clip)
-                optimizer.step()
-                optimizer.zero_grad()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
             loss += part_loss.item() / recipe.accumulate
             seen += source.samples(batch)
         if not math.isfinite(loss):
@@ -139,19 +152,40 @@ def train(
         progress.loss = loss if math.isnan(progress.loss) else 0.95 * progress.loss + 0.05 * loss
         progress.seconds += time.perf_counter() - started
         if progress.step % recipe.save_every == 0:
-            save_state(state_path, stage, optimizer, recipe, progress, accelerator.process_index)
+            save_state(state_path, stage, optimizers, recipe, progress, accelerator.process_index)
         watch(progress, progress.done(recipe))
     accelerator.wait_for_everyone()
     return progress
 
 
-def groups(stage: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Matrices decay; vectors (biases, norms, the temperature) do not."""
-    trained = [p for p in stage.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+def make_optimizers(stage: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The optimisers of ``recipe`` over every parameter that is trained, each in exactly one of them.
+
+    Muon takes the weights of linear layers of equal or comparable fan (attention, feed-forward, projections of tokens),
+    AdamW the rest: convolutions, embeddings, embedding projections and heads, whose rows mean something one by one, and
+    all vectors. Matrices decay; vectors (biases, norms, the temperature) do not.
+    """
+    hidden = hidden_matrices(stage) if recipe.optimizer == "muon" else []
+    taken = {id(parameter) for parameter in hidden}
+    rest = [p for p in stage.parameters() if p.requires_grad and id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)]
+    if hidden:
+        rate = recipe.lr * MUON_RATIO
+        made.append(torch.optim.Muon(hidden, lr=rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    for group in (group for optimizer in made for group in optimizer.param_groups):
+        group["peak_lr"] = group["lr"]
+    return made
+
+
+def hidden_matrices(stage: nn.Module) -> list[nn.Parameter]:
+    """The weights of the linear layers inside a repeated block (a member of a ModuleList): attention and feed-forward."""
+    blocks = [block for module in stage.modules() if isinstance(module, nn.ModuleList) for block in module]
+    linear = {id(m.weight) for block in blocks for m in block.modules() if isinstance(m, nn.Linear)}
+    return [parameter for parameter in stage.parameters() if id(parameter) in linear and parameter.requires_grad]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -164,14 +198,16 @@ def state_file(path: Path, process: int) -> Path:
     return path if process == 0 else path.with_name(f"{path.name}.{process}")
 
 
-def save_state(path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, progress: Progress, process: int) -> None:
+def save_state(
+    path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe, progress: Progress, process: int
+) -> None:
     """Write all that :func:`train` needs to go on exactly: weights, optimizer, random numbers, position."""
     content = {
         "kind": "simmim-trainer",
         "recipe": asdict(recipe),
         "progress": asdict(progress),
         "stage": stage.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "random": torch.get_rng_state(),
     }
     target = state_file(path, process)
@@ -180,7 +216,7 @@ def save_state(path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, pro
     temporary.replace(target)
 
 
-def load_state(path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, process: int) -> Progress:
+def load_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe, process: int) -> Progress:
     """Put back what :func:`save_state` wrote; raise :class:`UsageError` or :class:`DataError` if it does not belong."""
     target = state_file(path, process)
     if not target.is_file():
@@ -199,7 +235,8 @@ def load_state(path: Path, stage: nn.Module, optimizer: Any, recipe: Recipe, pro
         )
     try:
         stage.load_state_dict(content["stage"])
-        optimizer.load_state_dict(content["optimizer"])
+        for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
         what = f"the trainer state belongs to another model: {str(error).splitlines()[0]}"
         raise UsageError(what, where=target, fix="start anew") from error

@@ -57,6 +57,37 @@ def match_loss(logits: Tensor) -> Tensor:
     return (yes + no) / 2
 
 
+def tag_loss(logits: Tensor, present: Tensor) -> Tensor:
+    """Word detection with multiple-instance learning, the sum over t tags averaged over b images.
+
+    ``logits`` [b, n, t] say for each of n image tokens whether it shows a tag, ``present`` [b, t] (0 or 1) whether the
+    image's captions hold it. An image shows a tag if any token does, a noisy or: 1 - prod_n (1 - p_n). So every token
+    learns what lies under it without anybody saying where. Source: Fang et al., 2015, "From captions to visual concepts
+    and back", section 3.
+    """
+    none = F.logsigmoid(-logits.float()).sum(dim=1).clamp(max=-1e-6)  # log of prod_n (1 - p_n), [b, t]
+    any_ = torch.log(-torch.expm1(none)) - none  # the logit of 1 - exp(none)
+    return F.binary_cross_entropy_with_logits(any_, present.float(), reduction="none").sum(dim=1).mean()
+
+
+def mask_words(
+    ids: Tensor, maskable: Tensor, rate: float, mask_id: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Hide words of int64 ``ids`` [b, s]: (ids with ``mask_id`` in their place, bool [b, s] of what was hidden).
+
+    Each word whose entry in bool ``maskable`` [vocabulary] is true is hidden with probability ``rate``, and at least one
+    a text where it has any. All of them become [MASK]: BERT's 10 % random and 10 % kept (Devlin et al., 2019) gain
+    nothing at higher rates, and a third hidden beats 15 % (Wettig et al., 2023).
+    """
+    candidates = maskable[ids]
+    draw = torch.rand(ids.shape, generator=generator)
+    hidden = (draw < rate) & candidates
+    first = draw.masked_fill(~candidates, 2.0).argmin(dim=1)
+    rows = torch.arange(len(ids))
+    hidden[rows, first] |= candidates[rows, first]
+    return ids.masked_fill(hidden, mask_id), hidden
+
+
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
     """Cross-entropy over logits [b, c] and the one right answer int64 [b].
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from simmim_export.training.assemble import as_checkpoint, new_checkpoint
 from simmim_export.training.data import dataset
 from simmim_export.training.evaluate import evaluate_match, evaluate_vqa
 from simmim_export.training.loop import Progress, Recipe, remove_state, train
-from simmim_export.training.tasks import Pretrain, Source, Vqa
+from simmim_export.training.pretrain import Pretrain
+from simmim_export.training.source import Source
+from simmim_export.training.tasks import Vqa
 
 Watch = Callable[[str, int, int], None]
 Result = tuple[Path, dict[str, Any]]
@@ -63,15 +65,17 @@ def init(
     return output, checkpoint.metrics
 
 
-def pretrain(job: Job, preset: str, itc: float, itm: float) -> Result:
-    """Train a new model of ``preset`` on images and captions."""
+def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[str, float]) -> Result:
+    """Train a new model, or that of ``start``, on images and captions by the objectives with a weight above 0."""
     check_output(job.output, job.overwrite)
-    started = new_checkpoint(preset, seed=job.recipe.seed)
-    model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
-    source = _source(job, model)
-    progress = _train(job, Pretrain(model, tokenizer, source, itc, itm))
-    metrics = _metrics(job, model, tokenizer, ("match",)) | {"vqa": started.metrics["vqa"]}
-    return _write(job, model, started, progress, metrics, {"stage": "pretrain", "itc": itc, "itm": itm})
+    started, parent = _start(job, start, preset)
+    model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
+    stage = Pretrain(model, tokenizer, _source(job, model), weights)
+    progress = _train(job, stage)
+    # Matching has learned something only from itm; a figure for an untrained head would be noise.
+    heads = ("match",) if "itm" in stage.weights else ()
+    metrics = dict(started.metrics) | _metrics(job, model, tokenizer, heads)
+    return _write(job, model, started, progress, metrics, {"stage": "pretrain", "objectives": stage.weights} | parent)
 
 
 def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehearse: int, curriculum: bool) -> Result:
@@ -79,21 +83,13 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehear
     check_output(job.output, job.overwrite)
     if task not in TASKS:
         raise UsageError(f"unknown task {task!r}", fix=f"choose one of {', '.join(TASKS)}")
-    started = new_checkpoint(preset or "tiny", seed=job.recipe.seed) if start is None else load(start)
-    if preset is not None and preset != started.config.preset:
-        raise UsageError(
-            f"--preset {preset} disagrees with the checkpoint's {started.config.preset}",
-            where=start,
-            fix="drop --preset",
-        )
+    started, parent = _start(job, start, preset)
     model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
     source = _source(job, model)
     progress = _train(job, Vqa(model, tokenizer, source, rehearse, curriculum))
     metrics = _metrics(job, model, tokenizer, ("vqa", "match"))
     extra = {"stage": "finetune", "task": task, "rehearse": rehearse, "curriculum": curriculum}
-    if start is not None:
-        extra["parent"] = {"sha256": file_digest(start), "provenance": started.provenance}
-    return _write(job, model, started, progress, metrics, extra)
+    return _write(job, model, started, progress, metrics, extra | parent)
 
 
 def evaluate(path: Path, data: str, split: str, stream: str, seed: int, scenes: int, watch: Watch) -> dict[str, Any]:
@@ -107,6 +103,17 @@ def evaluate(path: Path, data: str, split: str, stream: str, seed: int, scenes: 
         name: found if found.get("untrained") else EVALUATORS[name](model, tokenizer, held_out, scenes, watch)
         for name, found in checkpoint.metrics.items()
     }
+
+
+def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint to start from, and what to record of it."""
+    if start is None:
+        return new_checkpoint(preset or "tiny", seed=job.recipe.seed), {}
+    started = load(start)
+    if preset is not None and preset != started.config.preset:
+        what = f"--preset {preset} disagrees with the checkpoint's {started.config.preset}"
+        raise UsageError(what, where=start, fix="drop --preset")
+    return started, {"parent": {"sha256": file_digest(start), "provenance": started.provenance}}
 
 
 def _source(job: Job, model: SimMIM) -> Source:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simmim_export.errors import DataError
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:

@@ -14,7 +14,7 @@ from torch import nn
 
 from simmim_export.errors import GateFailed, UsageError
 from simmim_export.models.checkpoint import load
-from simmim_export.training.loop import Progress, Recipe, groups, load_state, save_state, train
+from simmim_export.training.loop import Progress, Recipe, load_state, make_optimizers, save_state, train
 
 
 class Line(nn.Module):
@@ -82,27 +82,54 @@ def test_nan_stops_training_and_names_the_step(tmp_path: Path) -> None:
     assert caught.value.exit_code == 4 and "--lr" in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"minutes": -1.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"minutes": -1.0}, {"steps": 1, "optimizer": "sgd"}]
+)
 def test_steps_or_minutes(options: dict) -> None:
     with pytest.raises(UsageError):
         Recipe(**options)
 
 
+def test_every_parameter_has_one_optimizer_and_the_matrices_of_blocks_have_muon() -> None:
+    from simmim_export.models.checkpoint import build
+    from simmim_export.training.assemble import new_checkpoint
+
+    model = build(new_checkpoint("tiny", seed=0))
+    model.logit_scale.requires_grad_(False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for kind in ("muon", "adamw"):
+        optimizers = make_optimizers(model, Recipe(steps=1, optimizer=kind))
+        taken = [names[id(p)] for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        assert sorted(taken) == sorted(name for name in names.values() if name != "logit_scale")
+    _, muon = make_optimizers(model, Recipe(steps=1, lr=1e-3))
+    moved = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    assert muon.param_groups[0]["peak_lr"] == 5e-3
+    assert all("layer" in name and name.endswith("weight") for name in moved)
+    assert "interaction.layers.0.key_value.weight" in moved and any(name.startswith("text_encoder") for name in moved)
+    assert not any(part in name for name in moved for part in ("embeddings", "trunk", "heads", "norm"))
+    decays = {names[id(p)]: g["weight_decay"] for o in optimizers for g in o.param_groups for p in g["params"]}
+    assert all(
+        (decay == 0) == (name.endswith("bias") or "norm" in name.lower() or "bn" in name)
+        for name, decay in decays.items()
+        if "trunk" not in name and "kind" not in name
+    )
+
+
 def test_a_state_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     path, line = tmp_path / "s", Line()
     recipe = Recipe(steps=10)
-    optimizer = torch.optim.AdamW(groups(line, recipe))
+    optimizers = make_optimizers(line, recipe)
     with pytest.raises(UsageError, match="no trainer state"):
-        load_state(path, line, optimizer, recipe, 0)
-    save_state(path, line, optimizer, recipe, Progress(step=3), 0)
-    assert load_state(path, line, optimizer, recipe, 0).step == 3
+        load_state(path, line, optimizers, recipe, 0)
+    save_state(path, line, optimizers, recipe, Progress(step=3), 0)
+    assert load_state(path, line, optimizers, recipe, 0).step == 3
     with pytest.raises(UsageError, match="another recipe: steps was 10, is 11"):
-        load_state(path, line, optimizer, Recipe(steps=11), 0)
+        load_state(path, line, optimizers, Recipe(steps=11), 0)
     with pytest.raises(UsageError, match="another model"):
-        load_state(path, nn.Linear(5, 5), optimizer, recipe, 0)
+        load_state(path, nn.Linear(5, 5), optimizers, recipe, 0)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(Exception, match="damaged") as caught:
-        load_state(path, line, optimizer, recipe, 0)
+        load_state(path, line, optimizers, recipe, 0)
     assert caught.value.exit_code == 5
 
 
@@ -128,12 +155,13 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
     from simmim_export.models.checkpoint import build
     from simmim_export.training.assemble import new_checkpoint
     from simmim_export.training.data.shapes import FAMILIES, Shapes
-    from simmim_export.training.tasks import CURRICULUM, Source, Vqa
+    from simmim_export.training.source import Source
+    from simmim_export.training.tasks import CURRICULUM, Vqa
 
     started = new_checkpoint("tiny", seed=0)
     stage = Vqa(build(started), Tokenizer.from_str(started.tokenizer), Source(Shapes(0), 2), rehearse=2).train()
     asked = Shapes(0).batch(1, 2, with_captions=False, families=CURRICULUM[0][2])
-    assert {FAMILIES[family] for family in asked.families.ravel()} == {"spatial"}
+    assert {FAMILIES[family] for family in asked.families.ravel()} <= set(CURRICULUM[0][2]) < set(FAMILIES)
     assert torch.equal(stage.batch(1, 0.0)["answers"], torch.from_numpy(asked.answers).flatten())
     right, answers = torch.eye(4), torch.arange(4)
     stage._advance(1 - right, answers)

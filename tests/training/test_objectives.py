@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simmim_export.errors import UsageError
 from simmim_export.training.objectives import (
@@ -13,8 +15,10 @@ from simmim_export.training.objectives import (
     answer_loss,
     contrastive_loss,
     hard_negatives,
+    mask_words,
     match_loss,
     similarities,
+    tag_loss,
 )
 
 IDS = torch.arange(2)
@@ -79,3 +83,41 @@ def test_answer_loss_by_hand() -> None:
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
     expected = (math.log(4 / 3) + math.log(2)) / 2
     assert answer_loss(logits, torch.tensor([1, 0])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_tag_loss_by_hand() -> None:
+    """Two tokens with p = 1/2 and 1/4 for one tag: the image shows it with 1 - 1/2 * 3/4 = 5/8."""
+    logits = torch.tensor([[[0.0], [math.log(1 / 3)]]])
+    assert tag_loss(logits, torch.ones(1, 1)).item() == pytest.approx(-math.log(5 / 8), rel=1e-5)
+    assert tag_loss(logits, torch.zeros(1, 1)).item() == pytest.approx(-math.log(3 / 8), rel=1e-5)
+    both = tag_loss(logits.repeat(2, 1, 3), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])).item()
+    assert both == pytest.approx(-math.log(5 / 8) - 2 * math.log(3 / 8), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [-60.0, -9.0, 9.0, 60.0])
+@pytest.mark.parametrize("present", [0.0, 1.0])
+def test_tag_loss_has_a_finite_gradient_however_sure_the_tokens_are(value: float, present: float) -> None:
+    logits = torch.full((2, 16, 3), value, requires_grad=True)
+    loss = tag_loss(logits, torch.full((2, 3), present))
+    loss.backward()
+    assert loss.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
+    assert (value > 0) == (present > 0) or loss > 1
+
+
+@given(st.integers(0, 1000), st.floats(0, 1), st.integers(1, 6), st.integers(1, 9))
+def test_hidden_words_are_maskable_and_nothing_else_changes(seed: int, rate: float, texts: int, length: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 10, (texts, length), generator=random)
+    maskable = torch.arange(10) >= 5
+    hidden_ids, hidden = mask_words(ids, maskable, rate, 4, random)
+    assert not (hidden & ~maskable[ids]).any()
+    assert (hidden_ids[hidden] == 4).all() and torch.equal(hidden_ids[~hidden], ids[~hidden])
+    assert torch.equal(hidden.any(dim=1), maskable[ids].any(dim=1))
+    if rate == 1:
+        assert torch.equal(hidden, maskable[ids])
+
+
+def test_words_are_hidden_at_the_rate() -> None:
+    ids = torch.full((400, 50), 7)
+    _, hidden = mask_words(ids, torch.arange(10) >= 5, 0.3, 4, torch.Generator().manual_seed(0))
+    assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.01)

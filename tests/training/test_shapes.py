@@ -89,17 +89,25 @@ def test_every_caption_is_true(seed: int) -> None:
     numbers = ["zero", "one", "two", "three", "four", "five", "six"]
     for scene, captions in zip(found.scenes, found.captions, strict=True):
         assert len(captions) == 5
-        for index in (0, 4):
-            first, relation, second = re.split(" (left of|right of|above|below) ", captions[index])
-            pairs = [(a, b) for a in fitting(scene, first) for b in fitting(scene, second)]
-            assert any(a is not b and holds(a, relation, b) for a, b in pairs)
-        listed = Counter(re.split(", | and ", captions[1]))
-        assert all(len(fitting(scene, phrase)) >= count for phrase, count in listed.items())
-        phrase, row, column = re.fullmatch(r"(.+) at the (\w+) (.+)", captions[2]).groups()
-        assert any((t.row, t.column) == (ROWS[row], COLUMNS[column]) for t in fitting(scene, phrase))
-        census = dict(reversed(part.split()) for part in captions[3].split(", "))
-        assert sum(numbers.index(n) for n in census.values()) == len(scene.things)
-        assert all(len(fitting(scene, name)) == numbers.index(n) for name, n in census.items())
+        first, relation, second = re.split(" (left of|right of|above|below) ", captions[0])
+        pairs = [(a, b) for a in fitting(scene, first) for b in fitting(scene, second)]
+        assert any(a is not b and holds(a, relation, b) for a, b in pairs)
+        shown = [first, second]
+        for index in (1, 2, 3):
+            phrase, row, column, other = re.fullmatch(
+                r"(.+) at the (\w+) ((?:far )?\w+)(?: and (.+))?", captions[index]
+            ).groups()
+            assert any((t.row, t.column) == (ROWS[row], COLUMNS[column]) for t in fitting(scene, phrase))
+            assert (other is None) == (index == 3) and (other is None or fitting(scene, other))
+            shown += [phrase] if other is None else [phrase, other]
+        assert {t for phrase in shown for t in fitting(scene, phrase)} == set(scene.things)
+        if " a " in f" {captions[4]}" or " an " in f" {captions[4]}":
+            listed = Counter(re.split(", | and ", captions[4]))
+            assert all(len(fitting(scene, phrase)) >= count for phrase, count in listed.items())
+        else:
+            census = dict(reversed(part.split()) for part in captions[4].split(", "))
+            assert sum(numbers.index(n) for n in census.values()) == len(scene.things)
+            assert all(len(fitting(scene, name)) == numbers.index(n) for name, n in census.items())
 
 
 def test_the_same_number_is_the_same_batch_and_streams_share_nothing() -> None:

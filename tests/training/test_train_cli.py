@@ -17,9 +17,14 @@ def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
     from simmim_export.models.checkpoint import build, file_digest, load
 
     first, second = tmp_path / "pre.pt", tmp_path / "ckpt.pt"
-    done = run_cli("train", "pretrain", *FAST, "-o", first)
+    aligned = tmp_path / "aligned.pt"
+    done = run_cli("train", "pretrain", *FAST, "--tags", "1", "--itm", "0", "--mlm", "0", "-o", aligned)
     assert done.returncode == 0, done.stderr
-    assert "untrained" in done.stdout and "wrote" in done.stdout
+    assert "wrote" in done.stdout and all("untrained" in row for row in load(aligned).metrics.values())
+    done = run_cli("train", "pretrain", "--from", aligned, *FAST, "-o", first)
+    assert done.returncode == 0, done.stderr
+    assert load(first).provenance["parent"]["sha256"] == file_digest(aligned)
+    assert load(first).provenance["objectives"] == {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
     done = run_cli("train", "finetune", "--from", first, *FAST, "-o", second, "--json")
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)
@@ -92,6 +97,11 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("pretrain", "--steps", "1", "--data", "coco", "-o", "{tmp}/x.pt"), 2, "unknown data set 'coco'"),
         (("pretrain", "--steps", "1", "--split", "C", "-o", "{tmp}/x.pt"), 2, "unknown split 'C'"),
         (("pretrain", "--steps", "1", "--batch-size", "1", "-o", "{tmp}/x.pt"), 2, "2 images or more"),
+        (("pretrain", "--steps", "1", "--optimizer", "sgd", "-o", "{tmp}/x.pt"), 2, "unknown optimizer 'sgd'"),
+        (("pretrain", "--steps", "1", "--itm", "-1", "-o", "{tmp}/x.pt"), 2, "below zero"),
+        (("pretrain", "--steps", "1", "--itc", "0", "--itm", "0", "--mlm", "0", "-o", "{tmp}/x.pt"), 2, "an objective"),
+        (("pretrain", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "disagrees"),
+        (("pretrain", "--steps", "1", "--from", "{ckpt}", "-o", "{tmp}/x.pt"), 2, "no [MASK]"),
         (("finetune", "--steps", "1", "--task", "dance", "-o", "{tmp}/x.pt"), 2, "unknown task 'dance'"),
         (("finetune", "--steps", "1", "--from", "{tmp}/none.pt", "-o", "{tmp}/x.pt"), 5, "no such checkpoint"),
         (("finetune", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "disagrees"),

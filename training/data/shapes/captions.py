@@ -14,15 +14,23 @@ COUNT = 5
 
 
 def captions(scene: Scene, random: Random) -> list[str]:
-    """``COUNT`` captions: two relations, a list, a place, and a census of shapes."""
+    """``COUNT`` captions: a relation, two that give a place and name another thing, a place, a list or a census of shapes.
+
+    The first three name every thing of the scene with all its attributes, so that a word that none of them holds is a
+    word that is not true of the image.
+    """
     things = list(scene.things)
     random.shuffle(things)
+
+    def thing(index: int) -> Thing:
+        return things[index % len(things)]
+
     return [
-        _relation(things[0], things[1], random),
-        _listing(things[:3]),
-        _place(things[2]),
-        _census(scene),
-        _relation(things[-1], things[0], random),
+        _relation(thing(0), thing(1), random),
+        f"{_place(thing(2))} and {article(describe_thing(thing(3)))}",
+        f"{_place(thing(4))} and {article(describe_thing(thing(5)))}",
+        _place(random.choice(things)),
+        _census(scene) if random.random() < 0.5 else _listing(things[:3]),
     ]
 
 

@@ -17,6 +17,7 @@ from simmim_export.training.data.shapes.captions import captions
 from simmim_export.training.data.shapes.draw import draw_scene
 from simmim_export.training.data.shapes.questions import ANSWERS, FAMILIES, Balance, questions
 from simmim_export.training.data.shapes.scene import Scene, check_split, sample_scene
+from simmim_export.training.data.shapes.words import phrases, visual_words
 
 _ANSWER_INDEX = {answer: index for index, answer in enumerate(ANSWERS)}
 _FAMILY_INDEX = {family: index for index, family in enumerate(FAMILIES)}
@@ -53,6 +54,14 @@ class Shapes:
         """What a checkpoint records of its data."""
         return {"name": "shapes", "seed": self.seed, "stream": self.stream, "split": self.split, "size": self.size}
 
+    def phrases(self) -> list[str]:
+        """What captions call a thing, in one word or two; see :func:`words.phrases`."""
+        return phrases()
+
+    def visual_words(self) -> list[str]:
+        """The words of captions that speak of what is seen; see :func:`words.visual_words`."""
+        return visual_words()
+
     def batch(
         self,
         index: int,
@@ -63,7 +72,7 @@ class Shapes:
         families: Sequence[str] = FAMILIES,
     ) -> ShapesBatch:
         """Batch number ``index`` of ``scenes`` scenes, with questions of the given ``families``."""
-        key = f"shapes/1/{self.seed}/{self.stream}/{self.split}/{scenes}/{index}"
+        key = f"shapes/2/{self.seed}/{self.stream}/{self.split}/{scenes}/{index}"
         random = Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
         found = [sample_scene(random, self.split) for _ in range(scenes)]
         pixels = np.stack([draw_scene(scene, self.size) for scene in found])

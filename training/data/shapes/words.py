@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from simmim_export.training.data.shapes.scene import ATTRIBUTES, COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Thing
 
@@ -46,3 +47,17 @@ def vocabulary() -> list[str]:
     places = " ".join((*ROWS, *COLUMNS, *RELATIONS, *EXTREMES))
     words = [*grammar.split(), *COLOURS, *SHAPES, *SIZES, *TEXTURES, *PLURALS, *PLURALS.values(), *NUMBERS]
     return list(dict.fromkeys([*words, *places.split()]))
+
+
+def visual_words() -> list[str]:
+    """The words that speak of what is seen: attributes, plurals, numbers, places and relations."""
+    places = " ".join((*ROWS, *COLUMNS, *RELATIONS)).split()
+    words = [*COLOURS, *SHAPES, *SIZES, *TEXTURES, *PLURALS.values(), *NUMBERS, *places]
+    return [word for word in dict.fromkeys(words) if word not in ("of", "things")]
+
+
+def phrases() -> list[str]:
+    """What a thing can be called in a word or two that stand together: "red", "circle", "striped red", "red circle"."""
+    pairs = pairwise(ATTRIBUTES)
+    double = [f"{first} {second}" for a, b in pairs for first in VALUES[a] for second in VALUES[b]]
+    return [word for name in ATTRIBUTES for word in VALUES[name]] + double

@@ -1,0 +1,110 @@
+"""Pretraining objectives on a real model and real captions: what each batch holds, what each loss reaches, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from simmim_export.errors import UsageError
+from simmim_export.models.checkpoint import build
+from simmim_export.training.assemble import new_checkpoint
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.pretrain import OBJECTIVES, Pretrain
+from simmim_export.training.source import Source
+
+
+@pytest.fixture(scope="module")
+def parts():
+    started = new_checkpoint("tiny", seed=0)
+    return build(started), Tokenizer.from_str(started.tokenizer)
+
+
+def stage(parts, images: int = 6, **weights: float) -> Pretrain:
+    return Pretrain(*parts, Source(Shapes(0), images), weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "images", "expected"),
+    [
+        ({"itc": 1.0}, 1, "2 images or more"),
+        ({"itm": 1.0}, 1, "2 images or more"),
+        ({}, 6, "needs an objective"),
+        ({"itc": 0.0, "mlm": 0.0}, 6, "needs an objective"),
+        ({"mlm": -1.0}, 6, "below zero"),
+        ({"clip": 1.0}, 6, "unknown objective 'clip'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(parts, weights: dict[str, float], images: int, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected) as caught:
+        stage(parts, images, **weights)
+    assert caught.value.exit_code == 2 and caught.value.fix
+
+
+def test_a_tokenizer_without_mask_is_refused_for_mlm_alone(parts) -> None:
+    from support import word_tokenizer
+
+    plain = Tokenizer.from_str(word_tokenizer())
+    with pytest.raises(UsageError, match=r"no \[MASK\]"):
+        Pretrain(parts[0], plain, Source(Shapes(0), 2), {"mlm": 1.0})
+    Pretrain(parts[0], plain, Source(Shapes(0), 2), {"itc": 1.0})
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_an_objective_alone_reaches_what_it_reads(parts, name: str) -> None:
+    """Its gradient arrives in the towers it reads, and where it fuses, in the interaction too."""
+    pretrain = stage(parts, **{name: 1.0}).train()
+    pretrain.zero_grad()
+    pretrain(pretrain.batch(0, 0.0)).backward()
+    reached = {key.split(".")[1] for key, p in pretrain.named_parameters() if key.startswith("model.") and _moves(p)}
+    expected = {
+        "itc": {"image_encoder", "text_encoder", "logit_scale"},
+        "itm": {"image_encoder", "text_encoder", "interaction", "heads"},
+        "mlm": {"image_encoder", "text_encoder", "interaction"},
+        "tags": {"image_encoder"},
+    }
+    assert reached == expected[name]
+    own = [p for key, p in pretrain.named_parameters() if not key.startswith("model.")]
+    assert bool(own) == (name in ("mlm", "tags")) and all(_moves(p) for p in own)
+
+
+def _moves(parameter: torch.nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+
+
+def test_the_loss_is_the_weighted_sum(parts) -> None:
+    torch.manual_seed(0)
+    both = stage(parts, mlm=0.5, tags=0.25).eval()
+    batch = both.batch(3, 0.0)
+    whole = both(batch)
+    single = {}
+    for name in ("mlm", "tags"):
+        one = stage(parts, **{name: 1.0}).eval()
+        one.objectives[name].load_state_dict(both.objectives[name].state_dict())
+        single[name] = one(one.batch(3, 0.0))
+    assert whole.item() == pytest.approx(0.5 * single["mlm"].item() + 0.25 * single["tags"].item(), rel=1e-5)
+
+
+def test_an_image_alone_can_fill_in_words_and_is_never_given_the_answer(parts) -> None:
+    pretrain = stage(parts, images=1, mlm=1.0)
+    batch = pretrain.batch(0, 0.0)
+    assert batch["masked_ids"].shape == batch["hidden"].shape == batch["masked_attention"].shape
+    assert len(batch["masked_ids"]) == 5 and "input_ids" not in batch
+    assert (batch["masked_ids"][batch["hidden"]] == parts[1].token_to_id("[MASK]")).all()
+    words = [parts[1].id_to_token(int(i)) for i in batch["hidden_words"]]
+    assert set(words) <= set(Shapes(0).visual_words()) and len(words) == batch["hidden"].sum()
+    assert pretrain(batch).isfinite()
+
+
+def test_tags_are_the_words_and_pairs_that_the_captions_hold(parts) -> None:
+    pretrain = stage(parts, tags=1.0)
+    batch, found = pretrain.batch(2, 0.0), Shapes(0).batch(2, 6, with_questions=False)
+    names = Shapes(0).phrases()
+    for row, texts in enumerate(found.captions):
+        padded = [f" {text.replace(',', ' ,')} " for text in texts]
+        assert batch["present"][row].tolist() == [float(any(f" {n} " in text for text in padded)) for n in names]
+
+
+def test_every_process_sees_its_own_part_of_a_batch(parts) -> None:
+    numbers = [Source(Shapes(0), 2, process, 3).number(index) for index in range(2) for process in range(3)]
+    assert numbers == list(range(6))

@@ -1,0 +1,212 @@
+"""Pretraining: objectives over images and their captions, mixed by weights.
+
+Knows a model, captions, and what each objective adds to the model while it trains (a head that no graph needs). Must not
+know optimisation. Shapes: b images, n image tokens, s text tokens, k captions an image, t phrases, D width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from simmim_export.errors import UsageError
+from simmim_export.models.simmim import SimMIM
+from simmim_export.training.objectives import (
+    contrastive_loss,
+    hard_negatives,
+    mask_words,
+    match_loss,
+    similarities,
+    tag_loss,
+)
+from simmim_export.training.source import Source
+from simmim_export.training.tokenizer import encode
+
+Batch = Mapping[str, Tensor]
+
+
+class Seen(NamedTuple):
+    """What the towers made of a batch: the images, and a caption of each where an objective compares whole captions."""
+
+    image_tokens: Tensor  # [b, n, D]
+    image_embed: Tensor  # [b, E]
+    text_tokens: Tensor | None  # [b, s, D]
+    text_embed: Tensor | None  # [b, E]
+    scores: Tensor | None  # [b, b], scaled cosines of every image with every caption
+
+
+class Objective(nn.Module):
+    """One way to learn from images and captions."""
+
+    compares_captions = False
+
+    def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source) -> None:
+        super().__init__()
+
+    def prepare(self, captions: Sequence[Sequence[str]], index: int) -> dict[str, Tensor]:
+        """What this objective adds to batch number ``index``, from the captions of each image, on the CPU."""
+        return {}
+
+    def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
+        """A scalar."""
+        raise NotImplementedError
+
+
+class Itc(Objective):
+    """Contrast: an image is closer to its own caption than to the others', and the other way round."""
+
+    compares_captions = True
+
+    def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
+        """Symmetric InfoNCE; an equal caption of another image is a positive too: all of its kind share an id."""
+        assert seen.scores is not None
+        return contrastive_loss(seen.scores, batch["same"].float().argmax(dim=1))
+
+
+class Itm(Objective):
+    """Match: does this caption belong to this image? Against the others that the towers find most alike."""
+
+    compares_captions = True
+
+    def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
+        """Cross-entropy of b pairs that match and 2 b that do not."""
+        assert seen.scores is not None and seen.text_tokens is not None
+        image, text, mask, same = seen.image_tokens, seen.text_tokens, batch["attention_mask"], batch["same"]
+        other_text, other_image = hard_negatives(seen.scores, same), hard_negatives(seen.scores.T, same)
+        fused = model.fuse(
+            torch.cat([image, image, image[other_image]]),
+            torch.cat([text, text[other_text], text]),
+            torch.cat([mask, mask[other_text], mask]),
+        )
+        return match_loss(model.classify("match", fused))
+
+
+class Mlm(Objective):
+    """Masked language modelling, conditioned on the image: which word is hidden here? Every caption of every image."""
+
+    RATE = 0.3
+
+    def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source) -> None:
+        """Raise :class:`UsageError` for a tokenizer without [MASK]."""
+        super().__init__(model, tokenizer, source)
+        self.tokenizer, self.max_length = tokenizer, model.config.max_length
+        mask_id = tokenizer.token_to_id("[MASK]")
+        if mask_id is None:
+            raise UsageError("the tokenizer has no [MASK], which masked language modelling needs", fix="use --mlm 0")
+        self.mask_id = mask_id
+        size = int(model.config.text["vocab_size"])
+        words = [tokenizer.token_to_id(word) for word in source.data.visual_words()]
+        self.maskable = torch.zeros(size, dtype=torch.bool)
+        self.maskable[[word for word in words if word is not None]] = True
+        self.predict = nn.Linear(model.config.width, size)
+
+    def prepare(self, captions: Sequence[Sequence[str]], index: int) -> dict[str, Tensor]:
+        """masked_ids, masked_attention int64 [b k, s]; hidden bool [b k, s]; hidden_words int64, one for each true one."""
+        tokens = encode(self.tokenizer, [text for row in captions for text in row], self.max_length)
+        random = torch.Generator().manual_seed(index)
+        ids, hidden = mask_words(tokens["input_ids"], self.maskable, self.RATE, self.mask_id, random)
+        words = tokens["input_ids"][hidden]
+        return {
+            "masked_ids": ids,
+            "masked_attention": tokens["attention_mask"],
+            "hidden": hidden,
+            "hidden_words": words,
+        }
+
+    def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
+        """Cross-entropy over the vocabulary, averaged over the hidden words."""
+        ids, mask = batch["masked_ids"], batch["masked_attention"]
+        text_tokens, _ = model.encode_text(ids, mask)
+        repeats = len(ids) // len(seen.image_tokens)
+        rows = model.fuse_rows(seen.image_tokens, text_tokens, mask, repeats)
+        return F.cross_entropy(self.predict(rows[batch["hidden"]]).float(), batch["hidden_words"])
+
+
+class Tags(Objective):
+    """Word detection: every image token says which phrases of the captions it shows, learned without knowing where."""
+
+    def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source) -> None:
+        super().__init__(model, tokenizer, source)
+        self.phrases = {phrase: index for index, phrase in enumerate(source.data.phrases())}
+        self.detect = nn.Linear(model.config.width, len(self.phrases))
+        # A token shows few phrases: start near 2 % rather than at a half, or the first steps are spent on saying no.
+        nn.init.constant_(self.detect.bias, -4.0)
+
+    def prepare(self, captions: Sequence[Sequence[str]], index: int) -> dict[str, Tensor]:
+        """present, float32 [b, t]: 1 where a caption of the image holds the phrase."""
+        present = torch.zeros(len(captions), len(self.phrases))
+        for row, texts in enumerate(captions):
+            for text in texts:
+                words = re.findall(r"\w+", text)
+                pairs = [f"{a} {b}" for a, b in pairwise(words)]
+                present[row, [self.phrases[phrase] for phrase in (*words, *pairs) if phrase in self.phrases]] = 1
+        return {"present": present}
+
+    def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
+        """Noisy-or of the tokens; see :func:`tag_loss`."""
+        return tag_loss(self.detect(seen.image_tokens), batch["present"])
+
+
+OBJECTIVES: Mapping[str, type[Objective]] = {"itc": Itc, "itm": Itm, "mlm": Mlm, "tags": Tags}
+
+
+class Pretrain(nn.Module):
+    """The weighted sum of some objectives; each image, and each caption that is compared, is encoded once for all."""
+
+    def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source, weights: Mapping[str, float]) -> None:
+        """Raise :class:`UsageError` for a batch of 1 where captions are compared, no or an unknown objective, a weight < 0."""
+        super().__init__()
+        unknown = sorted(set(weights) - set(OBJECTIVES))
+        if unknown:
+            raise UsageError(f"unknown objective {unknown[0]!r}", fix=f"choose from {', '.join(OBJECTIVES)}")
+        if min(weights.values(), default=0.0) < 0:
+            raise UsageError("an objective's weight is below zero", fix="give 0 to leave it out")
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        if not self.weights:
+            raise UsageError("pretraining needs an objective", fix=f"give one of {', '.join(OBJECTIVES)} a weight")
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.objectives = nn.ModuleDict({name: OBJECTIVES[name](model, tokenizer, source) for name in self.weights})
+        self.compares = any(OBJECTIVES[name].compares_captions for name in self.weights)
+        if self.compares and source.images < 2:
+            raise UsageError("itc and itm need 2 images or more in a batch", fix="raise --batch-size")
+
+    def batch(self, index: int, done: float) -> dict[str, Any]:
+        """pixels uint8 [b, H, W, 3]; where captions are compared input_ids, attention_mask [b, s], a caption each in turn,
+        and same bool [b, b], equal captions; and what each objective adds."""
+        found = self.source.data.batch(self.source.number(index), self.source.images, with_questions=False)
+        batch: dict[str, Any] = {"pixels": torch.from_numpy(found.pixels)}
+        if self.compares:
+            texts = [captions[(index + row) % len(captions)] for row, captions in enumerate(found.captions)]
+            batch |= encode(self.tokenizer, texts, self.model.config.max_length)
+            batch["same"] = torch.tensor([[a == b for b in texts] for a in texts])
+        for name in self.weights:
+            batch |= self._objective(name).prepare(found.captions, self.source.number(index))
+        return batch
+
+    def samples(self, batch: Mapping[str, Any]) -> int:
+        """Images in a batch."""
+        return len(batch["pixels"])
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The weighted sum of the objectives' losses."""
+        model = self.model
+        image_tokens, image_embed = model.encode_image(batch["pixels"])
+        seen = Seen(image_tokens, image_embed, None, None, None)
+        if self.compares:
+            text_tokens, text_embed = model.encode_text(batch["input_ids"], batch["attention_mask"])
+            scores = similarities(image_embed, text_embed, model.logit_scale)
+            seen = Seen(image_tokens, image_embed, text_tokens, text_embed, scores)
+        losses = [weight * self._objective(name).loss(model, batch, seen) for name, weight in self.weights.items()]
+        return torch.stack(losses).sum()
+
+    def _objective(self, name: str) -> Objective:
+        found = self.objectives[name]
+        assert isinstance(found, Objective)
+        return found
