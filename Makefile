@@ -4,8 +4,9 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Minutes of training in `make demo`, by stage.
-PRETRAIN_MINUTES ?= 0.5
-FINETUNE_MINUTES ?= 4
+ALIGN_MINUTES ?= 0.4
+PRETRAIN_MINUTES ?= 1.2
+FINETUNE_MINUTES ?= 3
 
 .PHONY: demo demo-long test check bench docs clean
 
@@ -20,10 +21,10 @@ FINETUNE_MINUTES ?= 4
 	touch $@ .venv/.demo
 
 demo: .venv/.demo  ## train tiny, export, verify, benchmark, ask: about ten minutes on two cores
-	$(BIN)/python -m simmim_export.benchmarks.demo --pretrain-minutes $(PRETRAIN_MINUTES) --finetune-minutes $(FINETUNE_MINUTES)
+	$(BIN)/python -m simmim_export.benchmarks.demo --align-minutes $(ALIGN_MINUTES) --pretrain-minutes $(PRETRAIN_MINUTES) --finetune-minutes $(FINETUNE_MINUTES)
 
 demo-long:  ## the same with 50 minutes of training
-	$(MAKE) demo PRETRAIN_MINUTES=5 FINETUNE_MINUTES=45
+	$(MAKE) demo ALIGN_MINUTES=2 PRETRAIN_MINUTES=8 FINETUNE_MINUTES=40
 
 test: .venv/.dev  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
