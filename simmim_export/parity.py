@@ -20,6 +20,9 @@ from simmim_export.spec import GraphSpec, Tolerance
 
 Tensors = Mapping[str, np.ndarray]
 
+# Which axis a mask pads.
+MASKS: Mapping[str, str] = {"attention_mask": "sequence", "frame_mask": "frames"}
+
 
 class Runs(Protocol):
     """The one thing that parity needs of a session."""
@@ -173,17 +176,18 @@ def compare(session: Runs, spec: GraphSpec, golden: Golden, tolerance: Tolerance
         alone = {name: array[index : index + 1] for name, array in feeds.items()}
         reference = {name: array[index : index + 1] for name, array in expected.items()}
         judge(f"alone, sample {index}", session.run(alone), reference)
-        if "attention_mask" in alone:
-            length = int(alone["attention_mask"].sum())
-            judge(
-                f"without padding, sample {index}",
-                session.run(_cut(alone, spec.inputs, length)),
-                _cut(reference, spec.outputs, length),
-            )
+        for mask, axis in MASKS.items():
+            if mask in alone:
+                length = max(int(alone[mask].sum()), spec.axis(axis).minimum)
+                judge(
+                    f"without padding, sample {index}",
+                    session.run(_cut(alone, spec.inputs, axis, length)),
+                    _cut(reference, spec.outputs, axis, length),
+                )
     return ParityReport(spec.name, tuple(rows))
 
 
-def _cut(tensors: Tensors, specs: tuple, length: int) -> dict[str, np.ndarray]:
-    """Keep the first ``length`` positions of every tensor with a sequence axis (always its second)."""
+def _cut(tensors: Tensors, specs: tuple, axis: str, length: int) -> dict[str, np.ndarray]:
+    """Keep the first ``length`` positions of every tensor that has ``axis`` (always its second)."""
     shapes = {spec.name: spec.shape for spec in specs}
-    return {name: array[:, :length] if "sequence" in shapes[name] else array for name, array in tensors.items()}
+    return {name: array[:, :length] if axis in shapes[name] else array for name, array in tensors.items()}

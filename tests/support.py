@@ -9,6 +9,11 @@ _TEXT = "a is the there what colour shape size red green blue circle square tria
 WORDS = (*_TEXT.split(), "?", ",", ".")
 
 
+LABELS = {"match": ["no", "yes"], "vqa": ["red", "green", "blue", "none"]}
+LABELS |= {"text_class": ["contradiction", "entailment"], "image_class": ["one", "two", "three"]}
+LABELS |= {"video_class": ["left", "right"], "video_qa": ["left", "right", "red"]}
+
+
 def word_tokenizer() -> str:
     """The text of a real tokenizer.json over a few words, as training writes it for a small vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -32,7 +37,8 @@ def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path
     from simmim_export.models.presets import PRESETS
     from simmim_export.models.simmim import SimMIM
 
-    config = dataclasses.replace(PRESETS[preset], heads={"match": 2, "vqa": 4}, **changes)  # type: ignore[arg-type]
+    heads = {head: len(LABELS[head]) for head in changes.pop("heads", ("match", "vqa"))}  # type: ignore[attr-defined]
+    config = dataclasses.replace(PRESETS[preset], heads=heads, **changes)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = SimMIM(config)
     size = config.image_size
@@ -42,7 +48,7 @@ def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path
         config=config,
         state=model.state_dict(),
         tokenizer=word_tokenizer(),
-        labels={"match": ["no", "yes"], "vqa": ["red", "green", "blue", "none"]},
+        labels={head: LABELS[head] for head in heads},
         preprocessing={
             "image": {"height": size, "width": size, "resize": "squash", "interpolation": "bilinear"},
             "text": {"max_length": config.max_length},

@@ -94,8 +94,11 @@ class Mlm(Objective):
     RATE = 0.3
 
     def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source) -> None:
-        """Raise :class:`UsageError` for a tokenizer without [MASK]."""
+        """Raise :class:`UsageError` for a tokenizer without [MASK], or a fusion that keeps no row a word."""
         super().__init__(model, tokenizer, source)
+        if not model.fusion.keeps_words:
+            what = f"the fusion {model.config.fusion} keeps no row a word, so none can be filled in"
+            raise UsageError(what, fix="use --mlm 0, or --fusion concat_sequence")
         self.tokenizer, self.max_length = tokenizer, model.config.max_length
         mask_id = tokenizer.token_to_id("[MASK]")
         if mask_id is None:

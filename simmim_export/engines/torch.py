@@ -52,12 +52,12 @@ class TorchSession:
         return PrecisionProof(dict(counts), "parameters by dtype")
 
 
-@lru_cache(maxsize=1)
-def _graphs(path: Path, modified_ns: int) -> Any:
+@lru_cache(maxsize=2)
+def _graphs(path: Path, modified_ns: int, maps: bool) -> Any:
     from simmim_export.models.checkpoint import build, load
     from simmim_export.models.graphs import graphs
 
-    return graphs(build(load(path), path), max_batch=1)
+    return graphs(build(load(path), path), max_batch=1, maps=maps)
 
 
 class TorchEngine:
@@ -86,7 +86,9 @@ class TorchEngine:
         torch.set_num_threads(threads or available_threads())
         if not path.exists():
             raise CheckpointError("no such checkpoint", where=path, fix="give --checkpoint ckpt.pt")
-        found = _graphs(path.resolve(), path.stat().st_mtime_ns)
+        # Only a fusion that was exported with attention maps has that output.
+        maps = any(tensor.name == "attention" for tensor in spec.outputs)
+        found = _graphs(path.resolve(), path.stat().st_mtime_ns, maps)
         if spec.name not in found:
             raise CheckpointError(f"the checkpoint has no graph {spec.name!r}", where=path, fix="give the bundle's own")
         return TorchSession(found[spec.name].module, spec)

@@ -40,13 +40,14 @@ def export_bundle(
     overwrite: bool = False,
     opset: int = OPSET,
     max_batch: int = MAX_BATCH,
+    maps: bool = False,
     progress: Progress = _quiet,
 ) -> tuple[Bundle, list[ParityReport]]:
     """Export every graph of a checkpoint, and return the bundle with one parity report for each graph.
 
-    ``progress(step, done, total)`` is called before each step. Raises :class:`CheckpointError` for the input,
-    :class:`UsageError` for the output, :class:`GateFailed` if a graph is not clean or differs from PyTorch; in every
-    case nothing has been written at ``output``.
+    With ``maps`` the fusion also gives where each word looked. ``progress(step, done, total)`` is called before each step.
+    Raises :class:`CheckpointError` for the input, :class:`UsageError` for the output, :class:`GateFailed` if a graph is not
+    clean or differs from PyTorch; in every case nothing has been written at ``output``.
     """
     if max_batch < 2:
         raise UsageError(f"--max-batch {max_batch} is too small", fix="give 2 or more: a batch of 1 is always included")
@@ -55,7 +56,7 @@ def export_bundle(
         progress("load the checkpoint", 0, 1)
         checkpoint = load(checkpoint_path)
         model = build(checkpoint, checkpoint_path)
-        found = graphs(model, max_batch)
+        found = graphs(model, max_batch, maps)
         total = len(found) + 2
         progress("golden tensors", 0, total)
         golden = make_golden(checkpoint, found, max_batch)

@@ -48,6 +48,23 @@ def sample_texts(checkpoint: Checkpoint, count: int, sequence: int) -> tuple[np.
     return ids, mask
 
 
+def sample_clips(
+    image_encoder: Graph, video_encoder: Graph, pixels: np.ndarray, batch: int, sequence: int
+) -> dict[str, np.ndarray]:
+    """frame_tokens [batch, frames, n, D] of consecutive samples, and frame_mask, whose odd rows lack the last frame.
+
+    ``sequence`` chooses the number of frames, so that the shortest, an odd and the largest are probed.
+    """
+    axis = video_encoder.spec.axis("frames")
+    count = {3: axis.minimum, 7: min(5, axis.maximum)}.get(sequence, axis.maximum)
+    rows = (np.arange(batch)[:, None] * count + np.arange(count)) % len(pixels)
+    with torch.inference_mode():
+        tokens = image_encoder.module(torch.from_numpy(pixels[rows.ravel()]))[0]
+    mask = np.ones((batch, count), np.int64)
+    mask[1::2, -1] = 0
+    return {"frame_tokens": tokens.unflatten(0, (batch, count)).numpy(), "frame_mask": mask}
+
+
 def make_golden(checkpoint: Checkpoint, graphs: Mapping[str, Graph], max_batch: int) -> Golden:
     """Run every graph in FP32 on real samples at each of :func:`probes`."""
     pixels = checkpoint.samples["pixels"].numpy()
@@ -56,12 +73,15 @@ def make_golden(checkpoint: Checkpoint, graphs: Mapping[str, Graph], max_batch: 
         ids, mask = sample_texts(checkpoint, batch, sequence)
         chosen = pixels[np.arange(batch) % len(pixels)]
         case: dict[str, np.ndarray] = {"pixels": chosen, "input_ids": ids, "attention_mask": mask}
+        if "video_encoder" in graphs:
+            case |= sample_clips(graphs["image_encoder"], graphs["video_encoder"], pixels, batch, sequence)
         flowing = {name: torch.from_numpy(array) for name, array in case.items()}
         for name, graph in graphs.items():
             with torch.inference_mode():
                 found = graph.module(*(flowing[t.name] for t in graph.spec.inputs))
             for tensor, value in zip(graph.spec.outputs, found if isinstance(found, tuple) else (found,), strict=True):
-                flowing[tensor.name] = value
+                # The first graph that gives a tensor feeds the later ones, as Golden.feeds reads it.
+                flowing.setdefault(tensor.name, value)
                 case[f"{name}:{tensor.name}"] = value.numpy()
         cases[f"batch {batch}, sequence {sequence}"] = case
     return Golden(cases)

@@ -72,22 +72,26 @@ def image_trunk(name: str) -> TinyTrunk | ResNetTrunk:
     return ResNetTrunk(name)
 
 
-def positions_2d(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions, float32 [rows * columns, width]: half the channels for the row, half for the column.
+def positions_1d(count: int, width: int) -> Tensor:
+    """Fixed sine-cosine positions, float32 [count, width], of mean square 1.
 
-    Source: Vaswani et al., 2017, section 3.5, one axis at a time, with wavelengths from 4 cells, so that neighbours differ,
-    to 4 grids: their 10000 is for sentences, and on a grid of 7 or 8 leaves most channels constant. Scaled to a mean
-    square of 1, that of the content they are added to. ``width``: a multiple of 4.
+    Source: Vaswani et al., 2017, section 3.5, with wavelengths from 4 steps, so that neighbours differ, to 4 times
+    ``count``: their 10000 is for sentences, and on a grid of 7 or 8 leaves most channels constant. ``width``: even.
     """
-    highest, lowest = math.pi / 2, math.pi / (2 * max(rows, columns))
-    frequencies = highest * (lowest / highest) ** (torch.arange(width // 4) / (width // 4))
+    highest, lowest = math.pi / 2, math.pi / (2 * count)
+    frequencies = highest * (lowest / highest) ** (torch.arange(width // 2) / (width // 2))
+    angles = torch.arange(count)[:, None] * frequencies
+    return math.sqrt(2.0) * torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    def axis(count: int) -> Tensor:
-        angles = torch.arange(count)[:, None] * frequencies
-        return math.sqrt(2.0) * torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    by_row = axis(rows)[:, None, :].expand(rows, columns, width // 2)
-    by_column = axis(columns)[None, :, :].expand(rows, columns, width // 2)
+def positions_2d(rows: int, columns: int, width: int) -> Tensor:
+    """:func:`positions_1d` of the row and of the column side by side, [rows * columns, width]. ``width``: a multiple of 4.
+
+    On a scale of mean square 1, that of the content they are added to.
+    """
+    count = max(rows, columns)
+    by_row = positions_1d(count, width // 2)[:rows, None, :].expand(rows, columns, width // 2)
+    by_column = positions_1d(count, width // 2)[None, :columns, :].expand(rows, columns, width // 2)
     return torch.cat([by_row, by_column], dim=2).reshape(rows * columns, width)
 
 

@@ -1,42 +1,166 @@
 """z = f_v(x) (+) f_t(y): how image tokens and text tokens become one set for the interaction.
 
-Knows the two token tensors. Must not know what is computed on the result. Shapes: b batch, n image tokens, s text
-tokens, D width.
+Knows the two token tensors. Must not know what is computed on the result. Shapes: b batch of texts, n image tokens, s text
+tokens, D width. An image may serve several texts: with ``repeats`` r there are b / r images, and image i serves the texts
+i r ... i r + r - 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
 
 
-class Joint(NamedTuple):
-    """The token matrix Z = [context; rows]: only ``rows`` are updated, and every row sees all of Z.
+class Layout(NamedTuple):
+    """How many rows Z has: ``text`` at most (padding included), and ``image``."""
 
-    That the context is not updated is what lets an image be encoded once for all its questions.
+    text: int
+    image: int
+
+
+class Joint(NamedTuple):
+    """The token matrix Z = [rows; image]. The answer is read off row 0 in the end.
+
+    That the image part stands apart, once for each image, is what lets an interaction encode it once for all questions.
     """
 
-    context: Tensor  # [b, n, D]
     rows: Tensor  # [b, s, D]
-    rows_mask: Tensor  # int64 [b, s], 1 for a real row
+    mask: Tensor  # int64 [b, s], 1 for a real row
+    image: Tensor | None  # [b / repeats, n, D]
+    repeats: int = 1
+
+    def whole(self) -> Joint:
+        """All of Z as rows, [b, s + n, D], each image repeated for each of its texts."""
+        if self.image is None:
+            return self
+        image = repeat(self.image, self.repeats)
+        real = torch.ones_like(image[:, :, 0], dtype=self.mask.dtype)
+        return Joint(torch.cat([self.rows, image], dim=1), torch.cat([self.mask, real], dim=1), None)
 
 
-class ConcatSequence(nn.Module):
-    """Z in R^{(n+s) x D}: image tokens as the context, text tokens as the rows."""
-
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor) -> Joint:
-        """Fuse image_tokens [b, n, D] and text_tokens [b, s, D] with attention_mask [b, s]."""
-        return Joint(image_tokens, text_tokens, attention_mask)
+def repeat(images: Tensor, repeats: int) -> Tensor:
+    """Each image's tensor ``repeats`` times in a row."""
+    return images if repeats == 1 else images.repeat_interleave(repeats, dim=0)
 
 
-FUSIONS: dict[str, type[nn.Module]] = {"concat_sequence": ConcatSequence}
+def pooled(text_tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """The mean of the real tokens, [b, D]."""
+    real = attention_mask.to(text_tokens.dtype)[:, :, None]
+    return (text_tokens * real).sum(dim=1) / real.sum(dim=1)
 
 
-def fusion(name: str) -> nn.Module:
+class Fusion(nn.Module):
+    """Image tokens and text tokens to a :class:`Joint`."""
+
+    # Whether rows keep one for each word, which masked language modelling reads.
+    keeps_words = False
+    # Whether Z is a single vector, in which nothing can attend to anything else.
+    single = True
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def layout(self, text: int, image: int) -> Layout:
+        """The rows of Z for ``text`` and ``image`` tokens."""
+        return Layout(text if self.keeps_words else 1, 0 if self.single else image)
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Joint:
+        """Fuse image_tokens [b / repeats, n, D] and text_tokens [b, s, D] with attention_mask int64 [b, s]."""
+        text = pooled(text_tokens, attention_mask)
+        vector = self.combine(repeat(image_tokens.mean(dim=1), repeats), text)
+        return Joint(vector[:, None], attention_mask[:, :1], None)
+
+    def combine(self, image: Tensor, text: Tensor) -> Tensor:
+        """The mean image token and the mean text token, [b, D] each, to one vector [b, D]."""
+        raise NotImplementedError
+
+
+class ConcatSequence(Fusion):
+    """Z in R^{(s+n) x D}: text tokens as rows, image tokens beside them."""
+
+    keeps_words = True
+    single = False
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Joint:
+        """As :meth:`Fusion.forward`."""
+        return Joint(text_tokens, attention_mask, image_tokens, repeats)
+
+
+class ConcatFeature(Fusion):
+    """z = W [v; t]: the article's letter, one vector for the image beside one for the text."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.project = nn.Linear(2 * width, width)
+
+    def combine(self, image: Tensor, text: Tensor) -> Tensor:
+        """As :meth:`Fusion.combine`."""
+        return self.project(torch.cat([image, text], dim=1))
+
+
+class Gated(Fusion):
+    """z = g * Wv v + (1 - g) * Wt t with g = sigmoid(Wg [v; t]). Source: Arevalo et al., 2017, equation 3."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.gate = nn.Linear(2 * width, width)
+        self.image = nn.Linear(width, width)
+        self.text = nn.Linear(width, width)
+
+    def combine(self, image: Tensor, text: Tensor) -> Tensor:
+        """As :meth:`Fusion.combine`."""
+        gate = self.gate(torch.cat([image, text], dim=1)).sigmoid()
+        return gate * self.image(image) + (1 - gate) * self.text(text)
+
+
+class Bilinear(Fusion):
+    """z = P (tanh(U v) * tanh(W t)): a bilinear form of rank D. Source: Kim et al., 2017, equation 6."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.image = nn.Linear(width, width)
+        self.text = nn.Linear(width, width)
+        self.project = nn.Linear(width, width)
+
+    def combine(self, image: Tensor, text: Tensor) -> Tensor:
+        """As :meth:`Fusion.combine`."""
+        return self.project(self.image(image).tanh() * self.text(text).tanh())
+
+
+class Film(Fusion):
+    """Z = [t; (1 + gamma(t)) * V + beta(t)]: the text scales and shifts every image token. Source: Perez et al., 2018."""
+
+    single = False
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.gamma = nn.Linear(width, width)
+        self.beta = nn.Linear(width, width)
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Joint:
+        """As :meth:`Fusion.forward`."""
+        text = pooled(text_tokens, attention_mask)[:, None]
+        image = (1 + self.gamma(text)) * repeat(image_tokens, repeats) + self.beta(text)
+        return Joint(text, attention_mask[:, :1], image)
+
+
+FUSIONS: Mapping[str, type[Fusion]] = {
+    "concat_sequence": ConcatSequence,
+    "concat_feature": ConcatFeature,
+    "gated": Gated,
+    "film": Film,
+    "bilinear": Bilinear,
+}
+
+
+def fusion(name: str, width: int) -> Fusion:
     """The fusion called ``name``; raise :class:`UsageError` naming the choices."""
     if name not in FUSIONS:
         raise UsageError(f"unknown fusion {name!r}", fix=f"choose one of {', '.join(FUSIONS)}")
-    return FUSIONS[name]()
+    return FUSIONS[name](width)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from simmim_export.errors import UsageError
 from simmim_export.models.heads import HEADS
 from simmim_export.models.simmim import SimMIM
 from simmim_export.spec import Axis, GraphSpec, Pipeline, TensorSpec
@@ -37,15 +38,32 @@ class TextEncoderGraph(nn.Module):
         return self.encoder(input_ids, attention_mask)
 
 
-class FusionGraph(nn.Module):
-    """image_tokens, text_tokens, attention_mask to fused."""
+class VideoEncoderGraph(nn.Module):
+    """frame_tokens, frame_mask to image_tokens."""
 
     def __init__(self, model: SimMIM) -> None:
         super().__init__()
-        self.fusion, self.interaction = model.fusion, model.interaction
+        self.encoder = model.video_encoder
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask))
+    def forward(self, frame_tokens: Tensor, frame_mask: Tensor) -> Tensor:
+        assert self.encoder is not None
+        found: Tensor = self.encoder(frame_tokens, frame_mask)
+        return found
+
+
+class FusionGraph(nn.Module):
+    """image_tokens, text_tokens, attention_mask to fused, and with ``maps`` to attention [batch, sequence, tokens]."""
+
+    def __init__(self, model: SimMIM, maps: bool) -> None:
+        super().__init__()
+        self.fusion, self.interaction, self.maps = model.fusion, model.interaction, maps
+
+    def forward(
+        self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        joint = self.fusion(image_tokens, text_tokens, attention_mask)
+        fused: Tensor = self.interaction(joint)
+        return (fused, self.interaction.attend(joint)) if self.maps else fused
 
 
 @dataclass(frozen=True)
@@ -56,8 +74,14 @@ class Graph:
     spec: GraphSpec
 
 
-def graphs(model: SimMIM, max_batch: int) -> dict[str, Graph]:
-    """Every graph of ``model`` by name, in the order in which a pipeline would run them. Puts the model in eval mode."""
+def graphs(model: SimMIM, max_batch: int, maps: bool = False) -> dict[str, Graph]:
+    """Every graph of ``model`` by name, in the order in which a pipeline would run them. Puts the model in eval mode.
+
+    With ``maps`` the fusion also tells where each word looked; :class:`UsageError` for an interaction without attention.
+    """
+    if maps and not (model.config.fusion == "concat_sequence" and model.config.interaction == "attention"):
+        what = f"{model.config.fusion} with {model.config.interaction} has no attention of words over the image"
+        raise UsageError(what, fix="leave out --attention, or train concat_sequence with attention")
     config = model.eval().config
     batch = Axis("batch", 1, max_batch)
     # [CLS], at least one word, [SEP].
@@ -73,6 +97,9 @@ def graphs(model: SimMIM, max_batch: int) -> dict[str, Graph]:
         return TensorSpec(name, "float32", ("batch", config.embed_dim))
 
     both = (batch, sequence)
+    fusion_outputs: tuple[TensorSpec, ...] = (fused,)
+    if maps:
+        fusion_outputs += (TensorSpec("attention", "float32", ("batch", "sequence", model.image_encoder.tokens)),)
     found = [
         Graph(
             ImageEncoderGraph(model),
@@ -82,8 +109,17 @@ def graphs(model: SimMIM, max_batch: int) -> dict[str, Graph]:
             TextEncoderGraph(model),
             GraphSpec("text_encoder", (ids, mask), (text_tokens, embed("text_embed")), both),
         ),
-        Graph(FusionGraph(model), GraphSpec("fusion", (image_tokens, text_tokens, mask), (fused,), both)),
     ]
+    if config.frames:
+        frames = Axis("frames", 2, config.frames)
+        frame_tokens = TensorSpec(
+            "frame_tokens", "float32", ("batch", "frames", model.image_encoder.tokens, config.width)
+        )
+        frame_mask = TensorSpec("frame_mask", "int64", ("batch", "frames"))
+        spec = GraphSpec("video_encoder", (frame_tokens, frame_mask), (image_tokens,), (batch, frames))
+        found.append(Graph(VideoEncoderGraph(model), spec))
+    spec = GraphSpec("fusion", (image_tokens, text_tokens, mask), fusion_outputs, both)
+    found.append(Graph(FusionGraph(model, maps), spec))
     readable = {"fused": fused, "image_tokens": image_tokens}
     for name, classes in config.heads.items():
         logits = TensorSpec("logits", "float32", ("batch", classes))
@@ -100,6 +136,9 @@ def pipelines(model: SimMIM) -> tuple[Pipeline, ...]:
     ]
     for name in model.config.heads:
         row = HEADS[name]
-        before = ("image_encoder", "text_encoder", "fusion") if row.reads == "fused" else ("image_encoder",)
+        # A clip's frames go through image_encoder as a batch; the host stacks them into frame_tokens.
+        before: tuple[str, ...] = ("video_encoder",) if row.video else ("image_encoder",)
+        if row.reads == "fused":
+            before += ("text_encoder", "fusion")
         found.append(Pipeline(row.pipeline, (*before, f"head.{name}"), ("logits",)))
     return tuple(found)

@@ -1,6 +1,6 @@
-"""Task heads: what is read off the fused vector.
+"""Task heads: what is read off the fused vector, or off image tokens.
 
-Knows one vector a sample. Must not know where it came from. A head is a row of ``HEADS``; its classes come from the
+Knows one tensor a sample. Must not know where it came from. A head is a row of ``HEADS``; its classes come from the
 configuration.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from simmim_export.errors import UsageError
 
 
-class MatchHead(nn.Module):
-    """fused [b, D] to logits [b, 2]: does this text describe this image (0 no, 1 yes)?"""
+class LinearHead(nn.Module):
+    """fused [b, D] to logits [b, classes]."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class MatchHead(nn.Module):
         return self.classify(fused)
 
 
-class VqaHead(nn.Module):
-    """fused [b, D] to logits [b, answers], through one hidden layer of 2 D."""
+class HiddenHead(nn.Module):
+    """fused [b, D] to logits [b, classes], through one hidden layer of 2 D."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -38,18 +38,39 @@ class VqaHead(nn.Module):
         return self.classify(fused)
 
 
+class PooledHead(nn.Module):
+    """image_tokens [b, n, D] to logits [b, classes]: a hidden layer at every token, then their mean.
+
+    The layer comes before the mean, so that a token can say what its content and its place mean together.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.token = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU())
+        self.classify = nn.Linear(2 * width, classes)
+
+    def forward(self, image_tokens: Tensor) -> Tensor:
+        """Logits [b, classes]."""
+        return self.classify(self.token(image_tokens).mean(dim=1))
+
+
 @dataclass(frozen=True)
 class HeadRow:
-    """A head: its module, the tensor it reads, and the pipeline that runs it (the verb a user calls)."""
+    """A head: its module, the tensor it reads, the pipeline that runs it (the verb a user calls), image or clip."""
 
     module: type[nn.Module]
     reads: str
     pipeline: str
+    video: bool = False
 
 
 HEADS: Mapping[str, HeadRow] = {
-    "match": HeadRow(MatchHead, "fused", "match"),
-    "vqa": HeadRow(VqaHead, "fused", "answer"),
+    "match": HeadRow(LinearHead, "fused", "match"),
+    "vqa": HeadRow(HiddenHead, "fused", "answer"),
+    "text_class": HeadRow(HiddenHead, "fused", "classify_text"),
+    "image_class": HeadRow(PooledHead, "image_tokens", "classify_image"),
+    "video_class": HeadRow(PooledHead, "image_tokens", "classify_video", video=True),
+    "video_qa": HeadRow(HiddenHead, "fused", "answer_video", video=True),
 }
 
 

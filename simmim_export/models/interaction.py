@@ -1,69 +1,62 @@
 """H = A(Z) Z + Z W2^T: cross-modal interaction over the fused token matrix.
 
-The article prints h = W1 z + W2 z^T. Read over Z in R^{N x D} that is token mixing plus channel mixing,
-H = W1 Z + (W2 Z^T)^T = W1 Z + Z W2^T. Every interaction is this one form with its own A, followed by a residual,
-LayerNorm and a feed-forward network; here A is a softmax (``attention``).
+Every interaction is this one form with its own A (see :mod:`simmim_export.models.mixing`), followed by a residual and a
+feed-forward network: ``linear`` with a constant A, ``attention`` with a softmax, ``graph`` with a softmax over neighbours.
 
-Knows a :class:`~simmim_export.models.fusion.Joint`. Must not know encoders or heads. Shapes: b batch, n context tokens,
-s rows, q rows computed, D width, h heads.
+Knows a :class:`~simmim_export.models.fusion.Joint`. Must not know encoders or heads. Shapes: b batch, s rows, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
-from simmim_export.models.attention import attention, mask_bias
-from simmim_export.models.fusion import Joint
+from simmim_export.models.fusion import Fusion, Joint, Layout
+from simmim_export.models.mixing import ConstantMixing, GraphMixing, Mixing, SoftmaxMixing
+
+INTERACTIONS: Mapping[str, type[Mixing]] = {
+    "attention": SoftmaxMixing,
+    "linear": ConstantMixing,
+    "graph": GraphMixing,
+}
 
 
-class AttentionLayer(nn.Module):
-    """One pre-norm layer: A is a multi-head softmax over [context; rows]."""
+class Layer(nn.Module):
+    """One pre-norm layer: tokens are mixed by A, channels by W2, then a feed-forward network."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, mixing: Mixing) -> None:
         super().__init__()
-        if width % heads:
-            raise UsageError(f"{heads} attention heads do not divide a width of {width}", fix="choose a divisor")
-        self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.context_key_value = nn.Linear(width, 2 * width)
-        self.mix_tokens = nn.Linear(width, width)
+        self.mixing = mixing
         self.mix_channels = nn.Linear(width, width, bias=False)  # W2
         self.norm_ffn = nn.LayerNorm(width)
         self.ffn = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def split(self, x: Tensor) -> Tensor:
-        """[b, t, D] to [b, h, t, D/h]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def normalised(self, joint: Joint) -> Joint:
+        """``joint`` with its rows normalised, as the mixing takes it."""
+        return joint._replace(rows=self.norm(joint.rows))
 
-    def forward(self, joint: Joint, bias: Tensor, repeats: int, first_only: bool) -> Tensor:
-        """The updated rows [b, s, D], or with ``first_only`` the first row [b, 1, D], which attends to all the others."""
-        z = self.norm(joint.rows)
-        context = self.context_key_value(joint.context)
-        if repeats > 1:
-            context = context.repeat_interleave(repeats, dim=0)
-        key, value = torch.cat([context, self.key_value(z)], dim=1).chunk(2, dim=-1)  # b (n+s) D
-        rows = joint.rows
+    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+        """The updated rows [b, s, D], or with ``first_only`` the first of them [b, 1, D], which sees all the others."""
+        z, rows = self.normalised(joint), joint.rows
+        mixed = self.mixing(z, visible, first_only)
+        own = z.rows
         if first_only:
-            rows, z = rows[:, :1], z[:, :1]
-        mixed = attention(self.split(self.query(z)), self.split(key), self.split(value), bias)  # b h q D/h
-        rows = rows + self.mix_tokens(mixed.transpose(1, 2).flatten(2)) + self.mix_channels(z)
+            rows, own = rows[:, :1], own[:, :1]
+        rows = rows + mixed + self.mix_channels(own)
         return rows + self.ffn(self.norm_ffn(rows))
 
 
-class AttentionInteraction(nn.Module):
-    """Layers of text rows attending to image context and to each other; gives the first row, fused [b, D].
+class Interaction(nn.Module):
+    """Layers over Z; gives the first row, fused [b, D]. The last layer computes that row alone: nobody reads the others."""
 
-    The last layer computes that row alone: the others would be thrown away.
-    """
-
-    def __init__(self, width: int, heads: int, layers: int) -> None:
+    def __init__(self, mixing: type[Mixing], width: int, heads: int, layers: int, layout: Layout) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(AttentionLayer(width, heads) for _ in range(layers))
+        self.updates_image = mixing.updates_image
+        self.layers = nn.ModuleList(Layer(width, mixing(width, heads, layout)) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -74,25 +67,52 @@ class AttentionInteraction(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, joint: Joint, repeats: int = 1, every_row: bool = False) -> Tensor:
-        """``joint`` with rows of batch b and a context of batch b / ``repeats`` (each image serves that many texts).
-
-        With ``every_row`` the last layer computes all rows too: [b, s, D], which masked language modelling reads.
-        """
-        # The context has no padding: its part of the bias is 0.
-        bias = F.pad(mask_bias(joint.rows_mask), (joint.context.shape[1], 0))  # b 1 1 (n+s)
-        rows = joint.rows
+    def forward(self, joint: Joint, every_row: bool = False) -> Tensor:
+        """fused [b, D]; or with ``every_row`` all of ``joint``'s rows [b, s, D], which masked language modelling reads."""
+        count = joint.rows.shape[1]
+        joint = joint.whole() if self.updates_image else joint
+        visible = self._mixing(0).visible(joint)
         for layer in self.layers:
             last = layer is self.layers[-1]
-            rows = layer(joint._replace(rows=rows), bias, repeats, first_only=last and not every_row)
-        return self.norm(rows) if every_row else self.norm(rows)[:, 0]
+            joint = joint._replace(rows=layer(joint, visible, first_only=last and not every_row))
+        rows = self.norm(joint.rows)
+        return rows[:, :count] if every_row else rows[:, 0]
+
+    def attend(self, joint: Joint) -> Tensor:
+        """Where each row looks in the image: the mean of A over layers and heads, [b, s, n] in [0, 1].
+
+        For ``attention`` alone: :class:`UsageError` for an interaction whose A says nothing of the input.
+        """
+        maps: list[Tensor] = []
+        visible = self._mixing(0).visible(joint)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            if not isinstance(layer.mixing, SoftmaxMixing):
+                raise UsageError(
+                    "only the interaction attention has a map to show",
+                    fix="train with --interaction attention, or leave out --attention",
+                )
+            maps.append(layer.mixing.weights(layer.normalised(joint), visible, first_only=False))
+            joint = joint._replace(rows=layer(joint, visible, first_only=False))
+        return torch.stack(maps).mean(dim=0)
+
+    def _mixing(self, index: int) -> Mixing:
+        layer = self.layers[index]
+        assert isinstance(layer, Layer)
+        return layer.mixing
 
 
-INTERACTIONS: dict[str, type[nn.Module]] = {"attention": AttentionInteraction}
+def interaction(name: str, fused: Fusion, layout: Layout, width: int, heads: int, layers: int) -> Interaction:
+    """The interaction called ``name`` over what ``fused`` gives; raise :class:`UsageError` naming the choices.
 
-
-def interaction(name: str, width: int, heads: int, layers: int) -> nn.Module:
-    """The interaction called ``name``; raise :class:`UsageError` naming the choices."""
+    A fusion to one vector goes with ``linear`` alone: a softmax over one row is 1 whatever the input, so ``attention``
+    and ``graph`` would be ``linear`` under another name.
+    """
     if name not in INTERACTIONS:
         raise UsageError(f"unknown interaction {name!r}", fix=f"choose one of {', '.join(INTERACTIONS)}")
-    return INTERACTIONS[name](width, heads, layers)
+    if fused.single and name != "linear":
+        raise UsageError(
+            f"interaction {name!r} has nothing to attend to: the fusion gives a single vector",
+            fix="choose --interaction linear, or --fusion concat_sequence or film",
+        )
+    return Interaction(INTERACTIONS[name], width, heads, layers, layout)

@@ -18,7 +18,8 @@ class ModelConfig:
 
     ``image_size`` is in pixels (square), ``width`` is D, the channels of every token; ``embed_dim`` is E, the length of
     both embeddings; ``max_length`` is Nt in tokens, [CLS] and [SEP] included; ``text`` is a Hugging Face configuration
-    as a dict; ``heads`` maps a head's name to its number of classes.
+    as a dict; ``frames`` is the most that a clip may have, 0 for a model without video; ``heads`` maps a head's name to
+    its number of classes.
     """
 
     preset: str
@@ -32,6 +33,7 @@ class ModelConfig:
     attention_heads: int
     fusion: str = "concat_sequence"
     interaction: str = "attention"
+    frames: int = 0
     heads: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -10,11 +10,16 @@ import math
 import torch
 from torch import Tensor, nn
 
+from simmim_export.errors import UsageError
 from simmim_export.models.encoders import ImageEncoder, TextEncoder
 from simmim_export.models.fusion import fusion
 from simmim_export.models.heads import head
 from simmim_export.models.interaction import interaction
 from simmim_export.models.presets import ModelConfig
+from simmim_export.models.video import VideoEncoder
+
+# One layer lets frames compare; the shapes clips need no more.
+VIDEO_LAYERS = 1
 
 
 class SimMIM(nn.Module):
@@ -25,9 +30,13 @@ class SimMIM(nn.Module):
         self.config = config
         self.image_encoder = ImageEncoder(config.image_trunk, config.image_size, config.width, config.embed_dim)
         self.text_encoder = TextEncoder(config.text, config.width, config.embed_dim)
-        self.fusion = fusion(config.fusion)
+        self.video_encoder = (
+            VideoEncoder(config.width, config.attention_heads, VIDEO_LAYERS, config.frames) if config.frames else None
+        )
+        self.fusion = fusion(config.fusion, config.width)
+        layout = self.fusion.layout(config.max_length, self.image_encoder.tokens)
         self.interaction = interaction(
-            config.interaction, config.width, config.attention_heads, config.interaction_layers
+            config.interaction, self.fusion, layout, config.width, config.attention_heads, config.interaction_layers
         )
         self.heads = nn.ModuleDict({name: head(name, config.width, n) for name, n in config.heads.items()})
         # log(1 / temperature) of the contrastive loss; 0.07 is CLIP's start (Radford et al., 2021).
@@ -37,17 +46,31 @@ class SimMIM(nn.Module):
         """pixels uint8 [b, H, W, 3] to image_tokens [b, n, D] and image_embed [b, E]."""
         return self.image_encoder(pixels)
 
+    def encode_clip(self, pixels: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Frames uint8 [b, f, H, W, 3] (frame_mask int64 [b, f], all real without it) to image_tokens [b, n, D]."""
+        if self.video_encoder is None:
+            raise UsageError("this model was made for images", fix="make one with simmim-train init --frames 8")
+        tokens, _ = self.image_encoder(pixels.flatten(0, 1))
+        if frame_mask is None:
+            frame_mask = torch.ones(pixels.shape[:2], dtype=torch.int64, device=pixels.device)
+        found: Tensor = self.video_encoder(tokens.unflatten(0, pixels.shape[:2]), frame_mask)
+        return found
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """image_tokens [b, n, D] of images [b, H, W, 3] or of clips [b, f, H, W, 3]."""
+        return self.encode_clip(pixels) if pixels.ndim == 5 else self.encode_image(pixels)[0]
+
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [b, s] each to text_tokens [b, s, D] and text_embed [b, E]."""
         return self.text_encoder(input_ids, attention_mask)
 
     def fuse(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Tensor:
         """fused [b, D] from texts of batch b and images of batch b / ``repeats``; image i serves texts i*repeats onwards."""
-        return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask), repeats)
+        return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask, repeats))
 
     def fuse_rows(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Tensor:
-        """As :meth:`fuse`, every text row of it: [b, s, D]. For training; no graph needs them."""
-        return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask), repeats, every_row=True)
+        """As :meth:`fuse`, every text row of it: [b, s, D], for a fusion that keeps them. For training; no graph needs them."""
+        return self.interaction(self.fusion(image_tokens, text_tokens, attention_mask, repeats), every_row=True)
 
     def classify(self, name: str, fused: Tensor) -> Tensor:
         """Logits [b, classes] of the head called ``name``."""
