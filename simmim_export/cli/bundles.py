@@ -25,6 +25,9 @@ def onnx(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")] = Path("bundle"),
     opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 24.")] = 20,
     max_batch: Annotated[int, typer.Option(help="Largest batch that is probed and promised.")] = 8,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Let the fusion also say where each word looked, for ask --explain.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +46,13 @@ def onnx(
         ) from error
     with progress_bar("export") as progress:
         bundle, reports = export_bundle(
-            checkpoint, output, overwrite=overwrite, opset=opset, max_batch=max_batch, progress=progress
+            checkpoint,
+            output,
+            overwrite=overwrite,
+            opset=opset,
+            max_batch=max_batch,
+            maps=attention,
+            progress=progress,
         )
     if as_json:
         print_json({"bundle": str(bundle.root), "parity": {r.graph: r.summary() for r in reports}})

@@ -1,23 +1,31 @@
-"""Commands that run a bundle: embed, ask, match. None of them imports PyTorch unless --engine torch asks for it."""
+"""Commands that run a bundle: embed, ask, match, classify. None of them imports PyTorch unless --engine torch asks for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simmim_export.cli.options import AsJson, BundlePath, CheckpointOption, EngineName, PrecisionName, Threads
 from simmim_export.console import print_json
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from simmim_export.runtime.runtime import EncodedImage, Runtime
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to ``app``."""
-    for command in (embed, ask, match):
+    for command in (embed, ask, match, classify):
         app.command()(command)
 
 
 ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")]
+ImageOrClip = Annotated[
+    Path, typer.Argument(metavar="IMAGE", help="Image file; for a model with video a folder of frames or an animation.")
+]
 
 
 def embed(
@@ -59,26 +67,91 @@ def embed(
 
 def ask(
     bundle: BundlePath,
-    image: ImagePath,
+    image: ImageOrClip,
     questions: Annotated[list[str], typer.Argument(metavar="QUESTION", help="One question or more.")],
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Answers to show for each question.")] = 3,
+    explain: Annotated[
+        Path | None,
+        typer.Option("--explain", metavar="PNG", help="Draw where the model looked; the bundle needs --attention."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     engine: EngineName = "ort",
     precision: PrecisionName = "fp32",
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer questions about an image; the image is encoded once for all of them."""
+    """Answer questions about an image or a clip, which is encoded once for all of them."""
+    from simmim_export.errors import UsageError
     from simmim_export.runtime import load
 
+    if explain is not None and explain.exists() and not overwrite:
+        raise UsageError("the output already exists", where=explain, fix="add --overwrite, or choose another --explain")
     with load(bundle, engine, precision, checkpoint=checkpoint, threads=threads) as model:
-        answers = model.answers(image, questions, top_k)
+        seen = _see(model, image, "answer_video")
+        if explain is None:
+            answers = model.answers(seen, questions, top_k)
+        else:
+            explained = [model.explain(seen, question, top_k) for question in questions]
+            answers = [found.answers for found in explained]
+            lines = [f"{question} {found[0].label}" for question, found in zip(questions, answers, strict=True)]
+            _draw(explain, image, [found.attention for found in explained], lines)
     if as_json:
         rows = [[{"answer": a.label, "score": a.score} for a in row] for row in answers]
         print_json([{"question": q, "answers": row} for q, row in zip(questions, rows, strict=True)])
         return
     for question, row in zip(questions, answers, strict=True):
         print(f"{question}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
+    if explain is not None:
+        print(f"wrote {explain}")
+
+
+def classify(
+    bundle: BundlePath,
+    image: ImageOrClip,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="Texts to judge against the image, for a text_class head."),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to show.")] = 3,
+    engine: EngineName = "ort",
+    precision: PrecisionName = "fp32",
+    checkpoint: CheckpointOption = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say of which class an image or a clip is, or with texts, what holds of each in it."""
+    from simmim_export.runtime import load
+
+    with load(bundle, engine, precision, checkpoint=checkpoint, threads=threads) as model:
+        seen = _see(model, image, "classify_video")
+        rows = model.classify_text(seen, texts, top_k) if texts else [model.classify(seen, top_k)]
+    names = texts or [str(image)]
+    if as_json:
+        scored = [[{"label": a.label, "score": a.score} for a in row] for row in rows]
+        print_json([{"input": name, "classes": row} for name, row in zip(names, scored, strict=True)])
+        return
+    for name, row in zip(names, rows, strict=True):
+        print(f"{name}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
+
+
+def _see(model: Runtime, image: Path, video_pipeline: str) -> EncodedImage:
+    """The path through the tower: as a clip where it is a folder, or an animation and the bundle has ``video_pipeline``."""
+    from simmim_export.runtime.clips import read_clip
+
+    has_video = video_pipeline in (pipeline.name for pipeline in model.bundle.manifest.pipelines)
+    if image.is_dir() or (has_video and image.suffix.lower() in (".gif", ".webp")):
+        return model.encode_clip(read_clip(image))
+    return model.encode_image(image)
+
+
+def _draw(path: Path, image: Path, maps: list[np.ndarray], lines: list[str]) -> None:
+    from simmim_export.runtime.clips import read_clip
+    from simmim_export.runtime.explain import sheet
+    from simmim_export.runtime.images import decode
+
+    first = decode(read_clip(image)[0] if image.is_dir() else image)
+    sheet(first, maps, lines).save(path)
 
 
 def match(

@@ -114,12 +114,27 @@ def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.
     else:
         fix = "give a path, bytes, a PIL image or a uint8 array"
         raise ImageError(f"not an image: {type(source).__name__}", fix=fix)
-    if not source:
+    with _opened(source, where) as image:
+        return _to_rgb(image, where, target)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The picture at ``path``, not decoded yet. Whatever Pillow raises inside is an :class:`ImageError`."""
+    with _opened(_read(path), path) as image, _decoding(path):
+        if image.width * image.height * getattr(image, "n_frames", 1) > MAX_PIXELS:
+            raise _too_large(f"{image.width} x {image.height} pixels, {getattr(image, 'n_frames', 1)} frames", path)
+        yield image
+
+
+@contextmanager
+def _opened(data: bytes, where: object) -> Iterator[Image.Image]:
+    if not data:
         raise ImageError("the image is empty", where=where, fix="give a whole image file")
     with _decoding(where):
-        image = _open(source)
+        image = _open(data)
     with image:
-        return _to_rgb(image, where, target)
+        yield image
 
 
 @contextmanager

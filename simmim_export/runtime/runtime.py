@@ -18,6 +18,7 @@ from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError, CheckpointError, UsageError
 from simmim_export.parity import Golden, ParityReport, compare
+from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import TOLERANCES, Precision
@@ -33,10 +34,18 @@ class Answer(NamedTuple):
 
 
 class EncodedImage:
-    """An image that has been through the image tower; every verb takes it in place of an image and reuses its tokens."""
+    """An image, or a ``clip``, that has been through the tower; every verb takes it in place of an image and reuses it."""
 
-    def __init__(self, tensors: Tensors) -> None:
+    def __init__(self, tensors: Tensors, clip: bool = False) -> None:
         self.tensors = tensors
+        self.clip = clip
+
+
+class Explanation(NamedTuple):
+    """Answers, and where the model looked for them: float32 [rows, columns] in [0, 1] over the image, in sum 1."""
+
+    answers: list[Answer]
+    attention: np.ndarray
 
 
 def load(
@@ -179,9 +188,26 @@ class Runtime:
         tensors = self.run("embed_image", {"pixels": self.pixels([image])})
         return EncodedImage({name: tensors[name] for name in ("image_tokens", "image_embed")})
 
+    def encode_clip(self, frames: Sequence[ImageSource]) -> EncodedImage:
+        """Run the image tower over the frames and the video encoder over their tokens, once for all questions.
+
+        Raise :class:`ImageError` for fewer than two frames; of more than the model takes, some are chosen at even
+        distances, with a :class:`SampledFrames` warning.
+        """
+        if "video_encoder" not in (graph.name for graph in self.bundle.manifest.graphs):
+            raise UsageError("this bundle was made for images, not for clips", fix="export one with a video_encoder")
+        axis = self.bundle.manifest.graph("video_encoder").axis("frames")
+        chosen, step = choose_frames(frames, axis.minimum, axis.maximum), self._max_batch("embed_image")
+        parts = [
+            self.run("embed_image", {"pixels": self.pixels(chosen[start : start + step])})["image_tokens"]
+            for start in range(0, len(chosen), step)
+        ]
+        feeds = {"frame_tokens": np.concatenate(parts)[None], "frame_mask": np.ones((1, len(chosen)), np.int64)}
+        return EncodedImage(self.session("video_encoder").run(feeds), clip=True)
+
     def match(self, image: ImageSource | EncodedImage, texts: Sequence[str]) -> np.ndarray:
         """float32 [n]: for each text the probability in [0, 1] that it describes the image."""
-        return self.classify("match", image, texts)[:, 1]
+        return self._scores("match", self._encoded(image), texts)[:, 1]
 
     def answer(self, image: ImageSource | EncodedImage, question: str, top_k: int = 3) -> list[Answer]:
         """The ``top_k`` most probable answers, best first."""
@@ -190,12 +216,47 @@ class Runtime:
     def answers(
         self, image: ImageSource | EncodedImage, questions: Sequence[str], top_k: int = 3
     ) -> list[list[Answer]]:
-        """:meth:`answer` for each of several questions about one image, which is encoded once."""
+        """:meth:`answer` for each of several questions about one image (or clip), which is encoded once."""
+        return self._best("answer", image, questions, top_k)
+
+    def classify(self, image: ImageSource | EncodedImage, top_k: int = 3) -> list[Answer]:
+        """The ``top_k`` most probable classes of an image (or clip), best first."""
+        return self._best("classify", image, None, top_k)[0]
+
+    def classify_text(
+        self, image: ImageSource | EncodedImage, texts: Sequence[str], top_k: int = 3
+    ) -> list[list[Answer]]:
+        """For each text what holds of it in the image (entailment, contradiction, ...), most probable first."""
+        return self._best("classify_text", image, texts, top_k)
+
+    def explain(self, image: ImageSource | EncodedImage, question: str, top_k: int = 3) -> Explanation:
+        """The answers, and where the words of ``question`` looked, the mean over words, layers and heads.
+
+        Raise :class:`UsageError` for a bundle that was exported without ``--attention``.
+        """
+        if "attention" not in (tensor.name for tensor in self.bundle.manifest.graph("fusion").outputs):
+            raise UsageError("this bundle has no attention maps", fix="export it again with --attention")
+        encoded = self._encoded(image)
+        answers = self._best("answer", encoded, [question], top_k)[0]
+        tensors = self.run("answer_video" if encoded.clip else "answer", encoded.tensors | self.tokens([question]))
+        tokens = tensors["attention"][0].mean(axis=0)
+        side = round(len(tokens) ** 0.5)
+        return Explanation(answers, (tokens / tokens.sum()).reshape(side, side))
+
+    def _encoded(self, image: ImageSource | EncodedImage) -> EncodedImage:
+        return image if isinstance(image, EncodedImage) else self.encode_image(image)
+
+    def _best(
+        self, verb: str, image: ImageSource | EncodedImage, texts: Sequence[str] | None, top_k: int
+    ) -> list[list[Answer]]:
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}", fix="give 1 or more")
-        labels = self.bundle.manifest.labels[self._head("answer")]
+        encoded = self._encoded(image)
+        kinds = {"classify": ("classify_image", "classify_video"), "answer": ("answer", "answer_video")}
+        pipeline = kinds[verb][encoded.clip] if verb in kinds else verb
+        labels = self.bundle.manifest.labels[self._head(pipeline)]
         found = []
-        for row in self.classify("answer", image, questions):
+        for row in self._scores(pipeline, encoded, texts):
             best = np.argsort(-row, kind="stable")[:top_k]
             found.append([Answer(labels[index], float(row[index])) for index in best])
         return found
@@ -203,11 +264,12 @@ class Runtime:
     def _head(self, pipeline: str) -> str:
         return self.bundle.manifest.pipeline(pipeline).graphs[-1].removeprefix("head.")
 
-    def classify(self, pipeline: str, image: ImageSource | EncodedImage, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, classes]: the softmax of a head's logits for one image with each of n texts."""
+    def _scores(self, pipeline: str, encoded: EncodedImage, texts: Sequence[str] | None) -> np.ndarray:
+        """float32 [n, classes]: the softmax of a head's logits for one image with each of n texts, or for it alone."""
+        if texts is None:
+            return softmax(self.run(pipeline, encoded.tensors)["logits"])
         if isinstance(texts, str) or not texts:
             raise UsageError(f"{pipeline} takes a list of one or more texts", fix="write [text]")
-        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image)
         step = self._max_batch(pipeline)
         rows = []
         for start in range(0, len(texts), step):
