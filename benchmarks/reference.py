@@ -6,6 +6,7 @@ everything else: no accuracy is ever claimed from them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import simmim_export
 from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.version import __version__
 
@@ -20,9 +22,13 @@ PRESET = "base"
 
 
 def cache_folder() -> Path:
-    """Where the reference bundle of this version is kept."""
+    """Where the reference bundle of this very code is kept: another model or exporter makes another one."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "simmim-export" / f"reference-{PRESET}-{__version__}"
+    root = Path(simmim_export.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("models/*.py"), *root.glob("export/*.py"), root / "bundle.py", root / "spec.py"]):
+        digest.update(path.read_bytes())
+    return Path(base) / "simmim-export" / f"reference-{PRESET}-{__version__}-{digest.hexdigest()[:12]}"
 
 
 def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | None]:

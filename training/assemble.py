@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,35 @@ SAMPLES = 256
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate")
 
 
-def new_checkpoint(
-    name: str, *, seed: int, image_encoder: str | None = None, text_encoder: Path | None = None
-) -> Checkpoint:
-    """An untrained checkpoint of preset ``name``: random weights from ``seed``, vocabulary and samples of `shapes`.
+@dataclass(frozen=True)
+class NewModel:
+    """What to change of a preset: None leaves it. ``image_encoder`` names a trunk; ``text_encoder`` is a folder in Hugging
+    Face's layout whose weights, configuration and tokenizer are taken; ``frames`` is the most that a clip may have."""
 
-    ``image_encoder`` puts another trunk in; ``text_encoder`` is a folder in Hugging Face's layout whose weights,
-    configuration and tokenizer are taken. Raises :class:`UsageError` for an unknown name and :class:`InputError` for a
-    folder that does not load.
+    preset: str = "tiny"
+    fusion: str | None = None
+    interaction: str | None = None
+    frames: int | None = None
+    image_encoder: str | None = None
+    text_encoder: Path | None = None
+
+
+def new_checkpoint(new: NewModel, *, seed: int) -> Checkpoint:
+    """An untrained checkpoint: random weights from ``seed``, vocabulary and samples of `shapes`.
+
+    Raises :class:`UsageError` for an unknown name or a pair that makes no sense, and :class:`InputError` for a folder that
+    does not load.
     """
-    config = replace(preset(name), heads={head: len(classes) for head, classes in LABELS.items()})
-    if image_encoder is not None:
-        config = replace(config, image_trunk=image_encoder)
+    config = replace(preset(new.preset), heads={head: len(classes) for head, classes in LABELS.items()})
+    wanted = {"fusion": new.fusion, "interaction": new.interaction, "frames": new.frames}
+    wanted |= {"image_trunk": new.image_encoder}
+    config = replace(config, **{name: value for name, value in wanted.items() if value is not None})  # type: ignore[arg-type]
     tokenizer = word_tokenizer(vocabulary())
     if tokenizer.get_vocab_size() > config.text["vocab_size"]:
-        raise UsageError(f"preset {name!r} has too small a vocabulary for the data", fix="choose another preset")
+        raise UsageError(f"preset {new.preset!r} has too small a vocabulary for the data", fix="choose another preset")
     text, loaded = tokenizer.to_str(), None
-    if text_encoder is not None:
-        config, text, loaded = _pretrained_text(config, text_encoder)
+    if new.text_encoder is not None:
+        config, text, loaded = _pretrained_text(config, new.text_encoder)
     torch.manual_seed(seed)
     model = SimMIM(config)
     if loaded is not None:

@@ -45,6 +45,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 def init(
     output: Output,
     preset: Preset = "tiny",
+    fusion: Annotated[
+        str | None, typer.Option("--fusion", help="concat_sequence, concat_feature, gated, film or bilinear.")
+    ] = None,
+    interaction: Annotated[str | None, typer.Option("--interaction", help="attention, linear or graph.")] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=2, help="Let the model take clips of up to so many frames.")
+    ] = None,
     image_encoder: Annotated[
         str | None, typer.Option("--image-encoder", help="tiny or a torchvision ResNet, instead of the preset's.")
     ] = None,
@@ -56,9 +63,11 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write an untrained checkpoint, for a start or for a benchmark."""
-    from simmim_export.training.run import init as run_init
+    from simmim_export.training import run
+    from simmim_export.training.assemble import NewModel
 
-    report(run_init(output, preset, image_encoder, text_encoder, seed, overwrite), as_json)
+    new = NewModel(preset, fusion, interaction, frames, image_encoder, text_encoder)
+    report(run.init(output, new, seed, overwrite), as_json)
 
 
 @app.command()

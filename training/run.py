@@ -14,7 +14,7 @@ from torch import nn
 from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import Checkpoint, build, file_digest, load, save
 from simmim_export.models.simmim import SimMIM
-from simmim_export.training.assemble import as_checkpoint, new_checkpoint
+from simmim_export.training.assemble import NewModel, as_checkpoint, new_checkpoint
 from simmim_export.training.data import dataset
 from simmim_export.training.evaluate import evaluate_match, evaluate_vqa
 from simmim_export.training.loop import Progress, Recipe, remove_state, train
@@ -55,12 +55,10 @@ def check_output(path: Path, overwrite: bool) -> None:
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
 
 
-def init(
-    output: Path, preset: str, image_encoder: str | None, text_encoder: Path | None, seed: int, overwrite: bool
-) -> Result:
+def init(output: Path, new: NewModel, seed: int, overwrite: bool) -> Result:
     """Write an untrained checkpoint."""
     check_output(output, overwrite)
-    checkpoint = new_checkpoint(preset, seed=seed, image_encoder=image_encoder, text_encoder=text_encoder)
+    checkpoint = new_checkpoint(new, seed=seed)
     save(checkpoint, output)
     return output, checkpoint.metrics
 
@@ -108,7 +106,7 @@ def evaluate(path: Path, data: str, split: str, stream: str, seed: int, scenes: 
 def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint to start from, and what to record of it."""
     if start is None:
-        return new_checkpoint(preset or "tiny", seed=job.recipe.seed), {}
+        return new_checkpoint(NewModel(preset or "tiny"), seed=job.recipe.seed), {}
     started = load(start)
     if preset is not None and preset != started.config.preset:
         what = f"--preset {preset} disagrees with the checkpoint's {started.config.preset}"

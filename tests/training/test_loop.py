@@ -92,9 +92,9 @@ def test_steps_or_minutes(options: dict) -> None:
 
 def test_every_parameter_has_one_optimizer_and_the_matrices_of_blocks_have_muon() -> None:
     from simmim_export.models.checkpoint import build
-    from simmim_export.training.assemble import new_checkpoint
+    from simmim_export.training.assemble import NewModel, new_checkpoint
 
-    model = build(new_checkpoint("tiny", seed=0))
+    model = build(new_checkpoint(NewModel(), seed=0))
     model.logit_scale.requires_grad_(False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for kind in ("muon", "adamw"):
@@ -105,7 +105,7 @@ def test_every_parameter_has_one_optimizer_and_the_matrices_of_blocks_have_muon(
     moved = {names[id(p)] for p in muon.param_groups[0]["params"]}
     assert muon.param_groups[0]["peak_lr"] == 5e-3
     assert all("layer" in name and name.endswith("weight") for name in moved)
-    assert "interaction.layers.0.key_value.weight" in moved and any(name.startswith("text_encoder") for name in moved)
+    assert "interaction.layers.0.mixing.key_value.weight" in moved and any(name.startswith("text_encoder") for name in moved)
     assert not any(part in name for name in moved for part in ("embeddings", "trunk", "heads", "norm"))
     decays = {names[id(p)]: g["weight_decay"] for o in optimizers for g in o.param_groups for p in g["params"]}
     assert all(
@@ -153,12 +153,12 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
     from tokenizers import Tokenizer
 
     from simmim_export.models.checkpoint import build
-    from simmim_export.training.assemble import new_checkpoint
+    from simmim_export.training.assemble import NewModel, new_checkpoint
     from simmim_export.training.data.shapes import FAMILIES, Shapes
     from simmim_export.training.source import Source
     from simmim_export.training.tasks import CURRICULUM, Vqa
 
-    started = new_checkpoint("tiny", seed=0)
+    started = new_checkpoint(NewModel(), seed=0)
     stage = Vqa(build(started), Tokenizer.from_str(started.tokenizer), Source(Shapes(0), 2), rehearse=2).train()
     asked = Shapes(0).batch(1, 2, with_captions=False, families=CURRICULUM[0][2])
     assert {FAMILIES[family] for family in asked.families.ravel()} <= set(CURRICULUM[0][2]) < set(FAMILIES)

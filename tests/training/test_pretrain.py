@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import build
-from simmim_export.training.assemble import new_checkpoint
+from simmim_export.training.assemble import NewModel, new_checkpoint
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.pretrain import OBJECTIVES, Pretrain
 from simmim_export.training.source import Source
@@ -16,7 +16,7 @@ from simmim_export.training.source import Source
 
 @pytest.fixture(scope="module")
 def parts():
-    started = new_checkpoint("tiny", seed=0)
+    started = new_checkpoint(NewModel(), seed=0)
     return build(started), Tokenizer.from_str(started.tokenizer)
 
 

@@ -91,6 +91,9 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
     ("arguments", "code", "expected"),
     [
         (("init", "--preset", "huge", "-o", "{tmp}/x.pt"), 2, "unknown preset 'huge'"),
+        (("init", "--fusion", "sum", "-o", "{tmp}/x.pt"), 2, "unknown fusion 'sum'"),
+        (("init", "--interaction", "graf", "-o", "{tmp}/x.pt"), 2, "unknown interaction 'graf'"),
+        (("init", "--fusion", "gated", "-o", "{tmp}/x.pt"), 2, "choose --interaction linear"),
         (("init", "--image-encoder", "vit", "-o", "{tmp}/x.pt"), 2, "unknown image encoder 'vit'"),
         (("init", "-o", "{tmp}/exists.pt"), 2, "already exists"),
         (("pretrain", "-o", "{tmp}/x.pt"), 2, "--steps or --minutes"),
