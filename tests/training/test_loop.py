@@ -105,7 +105,9 @@ def test_every_parameter_has_one_optimizer_and_the_matrices_of_blocks_have_muon(
     moved = {names[id(p)] for p in muon.param_groups[0]["params"]}
     assert muon.param_groups[0]["peak_lr"] == 5e-3
     assert all("layer" in name and name.endswith("weight") for name in moved)
-    assert "interaction.layers.0.mixing.key_value.weight" in moved and any(name.startswith("text_encoder") for name in moved)
+    assert "interaction.layers.0.mixing.key_value.weight" in moved and any(
+        name.startswith("text_encoder") for name in moved
+    )
     assert not any(part in name for name in moved for part in ("embeddings", "trunk", "heads", "norm"))
     decays = {names[id(p)]: g["weight_decay"] for o in optimizers for g in o.param_groups for p in g["params"]}
     assert all(
