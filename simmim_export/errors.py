@@ -88,3 +88,7 @@ class DataError(InputError):
 
 class TruncatedText(UserWarning):
     """A text was longer than the model reads and was cut; the message names the text and both lengths."""
+
+
+class ShortcutLearned(UserWarning):
+    """A head is hardly better than one that does not look; the message gives both figures."""

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
-from simmim_export.errors import InputError, UsageError
+from simmim_export.errors import InputError
 from simmim_export.models.checkpoint import Checkpoint
-from simmim_export.models.presets import ModelConfig, preset
+from simmim_export.models.presets import PRESETS, ModelConfig, preset
 from simmim_export.models.simmim import SimMIM
-from simmim_export.training.data.shapes import ANSWERS, Shapes, vocabulary
-from simmim_export.training.evaluate import untrained
-from simmim_export.training.tokenizer import word_tokenizer
+from simmim_export.training.data.base import Data
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.evaluation import untrained
+from simmim_export.training.tokenizer import SPECIALS, word_tokenizer
 from simmim_export.version import __version__
 
-LABELS = {"match": ["no", "yes"], "vqa": list(ANSWERS)}
+# The heads of a new model: what the demo trains, and what a reference for benchmarks needs.
+HEADS = ("match", "vqa")
 SAMPLES = 256
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate")
 
@@ -38,19 +41,21 @@ class NewModel:
     text_encoder: Path | None = None
 
 
-def new_checkpoint(new: NewModel, *, seed: int) -> Checkpoint:
-    """An untrained checkpoint: random weights from ``seed``, vocabulary and samples of `shapes`.
+def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Checkpoint:
+    """An untrained checkpoint: random weights from ``seed``, vocabulary and samples of ``data`` (`shapes` without it).
 
     Raises :class:`UsageError` for an unknown name or a pair that makes no sense, and :class:`InputError` for a folder that
     does not load.
     """
-    config = replace(preset(new.preset), heads={head: len(classes) for head, classes in LABELS.items()})
+    config = preset(new.preset)
     wanted = {"fusion": new.fusion, "interaction": new.interaction, "frames": new.frames}
     wanted |= {"image_trunk": new.image_encoder}
     config = replace(config, **{name: value for name, value in wanted.items() if value is not None})  # type: ignore[arg-type]
-    tokenizer = word_tokenizer(vocabulary())
-    if tokenizer.get_vocab_size() > config.text["vocab_size"]:
-        raise UsageError(f"preset {new.preset!r} has too small a vocabulary for the data", fix="choose another preset")
+    shapes = Shapes(seed, "samples", size=config.image_size)
+    data = data or shapes
+    labels = {name: list(data.labels[name]) for name in HEADS if name in data.labels}
+    config = replace(config, heads={name: len(classes) for name, classes in labels.items()})
+    tokenizer, config = _word_tokenizer(data.words() or shapes.words(), config)
     text, loaded = tokenizer.to_str(), None
     if new.text_encoder is not None:
         config, text, loaded = _pretrained_text(config, new.text_encoder)
@@ -58,9 +63,35 @@ def new_checkpoint(new: NewModel, *, seed: int) -> Checkpoint:
     model = SimMIM(config)
     if loaded is not None:
         model.text_encoder.encoder.load_state_dict(loaded)
-    data = Shapes(seed, "init", size=config.image_size)
-    metrics = {head: untrained() for head in LABELS}
-    return as_checkpoint(model, text, data, metrics, {"seed": seed, "stage": "init"})
+    metrics = {head: untrained() for head in labels}
+    provenance = {"seed": seed, "stage": "init"}
+    return as_checkpoint(model, text, labels, samples(data, shapes.samples(SAMPLES)[1]), metrics, provenance)
+
+
+def _word_tokenizer(words: Sequence[str], config: ModelConfig) -> tuple[Tokenizer, ModelConfig]:
+    """A tokenizer of the most frequent words; the vocabulary of preset tiny, made for shapes, grows with its data."""
+    size = int(config.text["vocab_size"])
+    if config.preset == "tiny" and len(words) + len(SPECIALS) > size:
+        size = min(len(words) + len(SPECIALS), PRESETS["base"].text["vocab_size"])
+        config = replace(config, text=dict(config.text) | {"vocab_size": size})
+    return word_tokenizer(words[: size - len(SPECIALS)]), config
+
+
+def with_head(checkpoint: Checkpoint, head: str, labels: Sequence[str], frames: int, seed: int) -> Checkpoint:
+    """``checkpoint`` with a ``head`` for ``labels``, fresh unless it has one for exactly these, and ``frames`` for clips.
+
+    Everything else keeps its weights.
+    """
+    known = checkpoint.labels.get(head) == list(labels)
+    if known and (checkpoint.config.frames or not frames):
+        return checkpoint
+    heads = dict(checkpoint.config.heads) | {head: len(labels)}
+    config = replace(checkpoint.config, heads=heads, frames=checkpoint.config.frames or frames)
+    torch.manual_seed(seed)
+    fresh = SimMIM(config).state_dict()
+    old = {key: value for key, value in checkpoint.state.items() if known or not key.startswith(f"heads.{head}.")}
+    every = dict(checkpoint.labels) | {head: list(labels)}
+    return replace(checkpoint, config=config, labels=every, state=fresh | old)
 
 
 def _pretrained_text(config: ModelConfig, folder: Path) -> tuple[ModelConfig, str, dict[str, torch.Tensor]]:
@@ -85,7 +116,12 @@ def _pretrained_text(config: ModelConfig, folder: Path) -> tuple[ModelConfig, st
 
 
 def as_checkpoint(
-    model: SimMIM, tokenizer: str, data: Shapes, metrics: Mapping[str, Any], provenance: Mapping[str, Any]
+    model: SimMIM,
+    tokenizer: str,
+    labels: Mapping[str, Sequence[str]],
+    samples: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    provenance: Mapping[str, Any],
 ) -> Checkpoint:
     """``model`` with all that deployment and judgement need: tokenizer, labels, preprocessing, samples, evidence."""
     size = model.config.image_size
@@ -93,22 +129,19 @@ def as_checkpoint(
         config=model.config,
         state=model.state_dict(),
         tokenizer=tokenizer,
-        labels={head: LABELS[head] for head in model.config.heads},
+        labels={head: list(labels[head]) for head in model.config.heads},
         preprocessing={
             "image": {"height": size, "width": size, "resize": "squash", "interpolation": "bilinear"},
             "text": {"max_length": model.config.max_length},
         },
-        samples=samples(data),
+        samples=dict(samples),
         metrics=dict(metrics),
         provenance=dict(provenance) | {"simmim_export": __version__, "packages": {p: version(p) for p in PACKAGES}},
     )
 
 
-def samples(data: Shapes) -> dict[str, Any]:
-    """``SAMPLES`` held-out images with a text each, questions and captions in turn, from a stream of their own."""
-    found = Shapes(data.seed, "samples", data.split, data.size).batch(0, SAMPLES)
-    texts = [
-        found.questions[row][row % len(found.questions[row])] if row % 2 else found.captions[row][row % 5]
-        for row in range(SAMPLES)
-    ]
-    return {"pixels": torch.from_numpy(found.pixels), "texts": texts}
+def samples(data: Data, texts: Sequence[str]) -> dict[str, Any]:
+    """Up to ``SAMPLES`` held-out pictures with as many texts, from a stream of their own; ``texts`` where it has none."""
+    pixels, own = data.on("samples").samples(SAMPLES)
+    found = list(own or texts)
+    return {"pixels": torch.from_numpy(pixels), "texts": [found[row % len(found)] for row in range(len(pixels))]}

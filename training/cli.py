@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simmim_export.console import new_app, print_json, progress_bar, run_app, stdout_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
 
@@ -17,7 +20,17 @@ Output = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, data and sampling.")]
-Data = Annotated[str, typer.Option("--data", help="Data set: shapes.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="shapes, clips, digits; or on disk vqav2, coco, karpathy, clevr, snli_ve, image_folder, frames, webdataset.",
+    ),
+]
+Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of a data set on disk, in its public layout.")]
+Examples = Annotated[
+    int | None, typer.Option("--examples", min=1, help="Train on so many images only, for training with few labels.")
+]
 Split = Annotated[str, typer.Option("--split", help="CoGenT split of shapes: iid, A or B.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Train this many steps; the same weights every time.")]
 Minutes = Annotated[float | None, typer.Option("--minutes", help="Train this long; the schedule follows the clock.")]
@@ -76,7 +89,9 @@ def pretrain(
     start: Start = None,
     preset: AnyPreset = None,
     data: Data = "shapes",
+    data_root: Root = None,
     split: Split = "iid",
+    examples: Examples = None,
     steps: Steps = None,
     minutes: Minutes = None,
     batch_size: BatchSize = 32,
@@ -114,7 +129,8 @@ def pretrain(
         save_every=save_every,
     )
     with progress_bar("pretrain") as watch:
-        job = run.Job(output, data, split, batch_size, recipe, resume, overwrite, eval_scenes, watch)
+        choice = run.DataChoice(data, data_root, split, examples)
+        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch)
         checkpoint = run.pretrain(job, start, preset, {"itc": itc, "itm": itm, "mlm": mlm, "tags": tags})
     report(checkpoint, as_json)
 
@@ -123,10 +139,14 @@ def pretrain(
 def finetune(
     output: Output,
     start: Start = None,
-    task: Annotated[str, typer.Option("--task", help="Task: vqa.")] = "vqa",
+    task: Annotated[
+        str, typer.Option("--task", help="vqa, retrieval, text_class, image_class, video_class or video_qa.")
+    ] = "vqa",
     preset: AnyPreset = None,
     data: Data = "shapes",
+    data_root: Root = None,
     split: Split = "iid",
+    examples: Examples = None,
     steps: Steps = None,
     minutes: Minutes = None,
     batch_size: BatchSize = 32,
@@ -150,9 +170,10 @@ def finetune(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on questions about images."""
+    """Fine-tune on a task; a head that the checkpoint lacks is added to it."""
     from simmim_export.training import run
     from simmim_export.training.loop import Recipe
+    from simmim_export.training.tasks import Plan
 
     recipe = Recipe(
         steps,
@@ -165,8 +186,9 @@ def finetune(
         save_every=save_every,
     )
     with progress_bar("finetune") as watch:
-        job = run.Job(output, data, split, batch_size, recipe, resume, overwrite, eval_scenes, watch)
-        checkpoint = run.finetune(job, task, start, preset, rehearse, curriculum)
+        choice = run.DataChoice(data, data_root, split, examples)
+        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch)
+        checkpoint = run.finetune(job, task, start, preset, Plan(rehearse, curriculum))
     report(checkpoint, as_json)
 
 
@@ -174,6 +196,7 @@ def finetune(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint to evaluate.")],
     data: Data = "shapes",
+    data_root: Root = None,
     split: Split = "iid",
     stream: Annotated[str, typer.Option("--stream", help="Held-out stream of the data set.")] = "test",
     seed: Seed = 0,
@@ -184,14 +207,15 @@ def evaluate(
     from simmim_export.training import run
 
     with progress_bar("evaluate") as watch:
-        metrics = run.evaluate(checkpoint, data, split, stream, seed, eval_scenes, watch)
+        choice = run.DataChoice(data, data_root, split)
+        metrics = run.evaluate(checkpoint, choice, stream, seed, eval_scenes, watch)
     show(metrics, as_json)
 
 
 @app.command()
 def draw(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
-    data: Data = "shapes",
+    data: Annotated[str, typer.Option("--data", help="shapes, or clips as animations.")] = "shapes",
     split: Split = "iid",
     stream: Annotated[str, typer.Option("--stream", help="Stream of the data set.")] = "test",
     seed: Seed = 0,
@@ -200,7 +224,7 @@ def draw(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write images of the data set as PNG files, with their captions, questions and answers in records.json."""
+    """Write images of the data set as PNG files (clips as WebP), with their captions, questions and answers in records.json."""
     from simmim_export.training.drawing import draw as write
 
     records = write(output, data, split, stream, seed, count, size, overwrite)
@@ -225,24 +249,40 @@ def show(metrics: dict[str, Any], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table(title="held-out scenes; 95 % intervals")
-    for column in ("task", "accuracy", "interval", "n", "question only", "shuffled image"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table = Table(title="held-out data; 95 % intervals")
+    for column in ("task", "figure", "interval", "n", "controls"):
+        table.add_column(column, justify="left" if column in ("task", "controls") else "right")
     for task, found in metrics.items():
-        if "accuracy" not in found:
-            table.add_row(task, "untrained")
-            continue
-        controls = [found["controls"].get(name) for name in ("question_only", "shuffled_image")]
-        blind = [f"{c['accuracy']:.1%}" if c else "" for c in controls]
-        if "blind" in found["controls"]:
-            blind[0] = f"{found['controls']['blind']['accuracy']:.1%}"
-        table.add_row(task, *_figures(found), *blind)
-        for family, figure in found.get("by_family", {}).items():
-            table.add_row(f"  {family}", *_figures(figure))
-        recall = found.get("text_to_image_recall_at_1")
-        if recall:
-            table.add_row(f"  text to image R@1 of {recall['among']}", *_figures(recall), f"{recall['chance']:.1%}")
+        if "accuracy" in found:
+            _add_accuracy(table, task, found)
+        elif "text_to_image" in found:
+            _add_recall(table, task, found)
+        else:
+            table.add_row(
+                task, "untrained" if "untrained" in found else "not measured", "", "", found.get("not_measured")
+            )
     stdout_console().print(table)
+
+
+def _add_accuracy(table: Table, task: str, found: dict[str, Any]) -> None:
+    controls = {name.replace("_", " "): row["accuracy"] for name, row in found["controls"].items()}
+    table.add_row(task, *_figures(found), ", ".join(f"{name} {value:.1%}" for name, value in controls.items()))
+    for family, figure in found.get("by_family", {}).items():
+        table.add_row(f"  {family}", *_figures(figure))
+    recall = found.get("text_to_image_recall_at_1")
+    if recall:
+        table.add_row(f"  text to image R@1 of {recall['among']}", *_figures(recall), f"chance {recall['chance']:.1%}")
+
+
+def _add_recall(table: Table, task: str, found: dict[str, Any]) -> None:
+    table.add_row(task, "", "", "", f"{found['captions']} captions of {found['images']} images")
+    for way in ("text_to_image", "image_to_text"):
+        row = found[way]
+        oracle = f", a perfect model {row['oracle']:.1%}" if "oracle" in row else ""
+        for stage in ("embeddings", "reranked"):
+            for cut, figure in row[stage].items():
+                controls = f"chance {row['chance']:.1%}{oracle}" if cut.endswith("_1") else ""
+                table.add_row(f"  {way} {stage} {cut}".replace("_", " "), *_figures(figure), controls)
 
 
 def _figures(found: dict[str, Any]) -> tuple[str, str, str]:

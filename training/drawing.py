@@ -1,4 +1,4 @@
-"""Images of a data set as files, to look at and to ask about. Knows PNG and JSON; must not know models."""
+"""Images and clips of a data set as files, to look at and to ask about. Knows PNG, WebP and JSON; must not know models."""
 
 from __future__ import annotations
 
@@ -10,31 +10,41 @@ from PIL import Image
 
 from simmim_export.errors import UsageError
 from simmim_export.training.data import dataset
-from simmim_export.training.data.shapes import ANSWERS, contact_sheet
+from simmim_export.training.data.shapes import contact_sheet
+from simmim_export.training.data.shapes.dataset import ShapesBatch
+
+# Milliseconds that a frame of a clip is shown.
+_FRAME_MS = 150
 
 
 def draw(
     folder: Path, data: str, split: str, stream: str, seed: int, count: int, size: int, overwrite: bool
 ) -> list[dict[str, Any]]:
-    """Write ``count`` PNG files of ``size`` pixels, records.json and sheet.png to ``folder``, and return the records."""
+    """Write ``count`` pictures of ``size`` pixels, records.json and (of shapes) sheet.png to ``folder``; return the records.
+
+    An image is a PNG, a clip a lossless animated WebP.
+    """
     source = dataset(data, seed, stream, split, size)
     if folder.exists() and not overwrite:
         raise UsageError("the output already exists", where=folder, fix="add --overwrite, or choose another -o")
     found = source.batch(0, count)
+    answers = source.labels["vqa" if "vqa" in source.labels else "video_qa"]
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
-    for index in range(count):
-        name = f"{index:04d}.png"
-        Image.fromarray(found.pixels[index]).save(folder / name)
-        asked: list[dict[str, str]] = [
-            {"question": question, "answer": ANSWERS[answer]}
+    for index, pixels in enumerate(found.pixels):
+        clip = pixels.ndim == 4
+        name = f"{index:04d}.{'webp' if clip else 'png'}"
+        frames = [Image.fromarray(frame) for frame in (pixels if clip else pixels[None])]
+        more: dict[str, Any] = {"append_images": frames[1:], "duration": _FRAME_MS, "lossless": True} if clip else {}
+        frames[0].save(folder / name, save_all=clip, **more)
+        asked = [
+            {"question": question, "answer": answers[answer]}
             for question, answer in zip(found.questions[index], found.answers[index], strict=True)
         ]
-        records.append({"image": name, "captions": found.captions[index], "questions": asked})
+        captions = found.captions[index] if found.captions else []
+        records.append({"image": name, "captions": captions, "questions": asked})
     (folder / "records.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-    lines = [
-        [f"{question} {ANSWERS[answer]}" for question, answer in zip(texts, answers, strict=True)]
-        for texts, answers in zip(found.questions, found.answers, strict=True)
-    ]
-    contact_sheet(found.scenes, lines, size).save(folder / "sheet.png")
+    if isinstance(found, ShapesBatch):
+        lines = [[f"{row['question']} {row['answer']}" for row in record["questions"]] for record in records]
+        contact_sheet(found.scenes, lines, size).save(folder / "sheet.png")
     return records

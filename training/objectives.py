@@ -95,3 +95,11 @@ def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
     VQAv2's ten annotators need, spends its gradient on pushing 22 zeros down.
     """
     return F.cross_entropy(logits.float(), answers)
+
+
+def soft_answer_loss(logits: Tensor, scores: Tensor) -> Tensor:
+    """Binary cross-entropy of logits [b, c] with scores [b, c] in [0, 1], summed over answers, averaged over questions.
+
+    For questions with several answers that are right in part. Source: Teney et al., 2018, section 3.3.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), scores, reduction="none").sum(dim=1).mean()

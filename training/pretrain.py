@@ -6,6 +6,7 @@ know optimisation. Shapes: b images, n image tokens, s text tokens, k captions a
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -26,10 +27,16 @@ from simmim_export.training.objectives import (
     similarities,
     tag_loss,
 )
+from simmim_export.training.processes import gather, mean_of_all
 from simmim_export.training.source import Source
 from simmim_export.training.tokenizer import encode
 
 Batch = Mapping[str, Tensor]
+
+
+def caption_id(text: str) -> int:
+    """63 bits of the text's SHA-256: the same in every process, unlike Python's own hash."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class Seen(NamedTuple):
@@ -39,7 +46,6 @@ class Seen(NamedTuple):
     image_embed: Tensor  # [b, E]
     text_tokens: Tensor | None  # [b, s, D]
     text_embed: Tensor | None  # [b, E]
-    scores: Tensor | None  # [b, b], scaled cosines of every image with every caption
 
 
 class Objective(nn.Module):
@@ -65,9 +71,10 @@ class Itc(Objective):
     compares_captions = True
 
     def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
-        """Symmetric InfoNCE; an equal caption of another image is a positive too: all of its kind share an id."""
-        assert seen.scores is not None
-        return contrastive_loss(seen.scores, batch["same"].float().argmax(dim=1))
+        """Symmetric InfoNCE over the batches of all processes; an equal caption of another image is a positive too."""
+        assert seen.text_embed is not None
+        image, text, ids = gather(seen.image_embed), gather(seen.text_embed), gather(batch["caption_ids"])
+        return contrastive_loss(similarities(image, text, model.logit_scale), ids)
 
 
 class Itm(Objective):
@@ -76,10 +83,11 @@ class Itm(Objective):
     compares_captions = True
 
     def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
-        """Cross-entropy of b pairs that match and 2 b that do not."""
-        assert seen.scores is not None and seen.text_tokens is not None
-        image, text, mask, same = seen.image_tokens, seen.text_tokens, batch["attention_mask"], batch["same"]
-        other_text, other_image = hard_negatives(seen.scores, same), hard_negatives(seen.scores.T, same)
+        """Cross-entropy of b pairs that match and 2 b that do not, these drawn from the batch of this process."""
+        assert seen.text_embed is not None and seen.text_tokens is not None
+        image, text, mask, ids = seen.image_tokens, seen.text_tokens, batch["attention_mask"], batch["caption_ids"]
+        scores, same = similarities(seen.image_embed, seen.text_embed, model.logit_scale), ids[:, None] == ids[None]
+        other_text, other_image = hard_negatives(scores, same), hard_negatives(scores.T, same)
         fused = model.fuse(
             torch.cat([image, image, image[other_image]]),
             torch.cat([text, text[other_text], text]),
@@ -124,12 +132,14 @@ class Mlm(Objective):
         }
 
     def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
-        """Cross-entropy over the vocabulary, averaged over the hidden words."""
+        """Cross-entropy over the vocabulary, averaged over the hidden words of all processes."""
         ids, mask = batch["masked_ids"], batch["masked_attention"]
         text_tokens, _ = model.encode_text(ids, mask)
         repeats = len(ids) // len(seen.image_tokens)
         rows = model.fuse_rows(seen.image_tokens, text_tokens, mask, repeats)
-        return F.cross_entropy(self.predict(rows[batch["hidden"]]).float(), batch["hidden_words"])
+        wanted = batch["hidden_words"]
+        total = F.cross_entropy(self.predict(rows[batch["hidden"]]).float(), wanted, reduction="sum")
+        return mean_of_all(total, len(wanted))
 
 
 class Tags(Objective):
@@ -182,13 +192,13 @@ class Pretrain(nn.Module):
 
     def batch(self, index: int, done: float) -> dict[str, Any]:
         """pixels uint8 [b, H, W, 3]; where captions are compared input_ids, attention_mask [b, s], a caption each in turn,
-        and same bool [b, b], equal captions; and what each objective adds."""
+        and caption_ids int64 [b], the same for equal captions; and what each objective adds."""
         found = self.source.data.batch(self.source.number(index), self.source.images, with_questions=False)
         batch: dict[str, Any] = {"pixels": torch.from_numpy(found.pixels)}
         if self.compares:
             texts = [captions[(index + row) % len(captions)] for row, captions in enumerate(found.captions)]
             batch |= encode(self.tokenizer, texts, self.model.config.max_length)
-            batch["same"] = torch.tensor([[a == b for b in texts] for a in texts])
+            batch["caption_ids"] = torch.tensor([caption_id(text) for text in texts])
         for name in self.weights:
             batch |= self._objective(name).prepare(found.captions, self.source.number(index))
         return batch
@@ -201,11 +211,10 @@ class Pretrain(nn.Module):
         """The weighted sum of the objectives' losses."""
         model = self.model
         image_tokens, image_embed = model.encode_image(batch["pixels"])
-        seen = Seen(image_tokens, image_embed, None, None, None)
+        seen = Seen(image_tokens, image_embed, None, None)
         if self.compares:
             text_tokens, text_embed = model.encode_text(batch["input_ids"], batch["attention_mask"])
-            scores = similarities(image_embed, text_embed, model.logit_scale)
-            seen = Seen(image_tokens, image_embed, text_tokens, text_embed, scores)
+            seen = Seen(image_tokens, image_embed, text_tokens, text_embed)
         losses = [weight * self._objective(name).loss(model, batch, seen) for name, weight in self.weights.items()]
         return torch.stack(losses).sum()
 

@@ -11,21 +11,38 @@ from accelerate import PartialState
 from tokenizers import Tokenizer
 from torch import nn
 
-from simmim_export.errors import UsageError
+from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.checkpoint import Checkpoint, build, file_digest, load, save
+from simmim_export.models.presets import preset as find_preset
 from simmim_export.models.simmim import SimMIM
-from simmim_export.training.assemble import NewModel, as_checkpoint, new_checkpoint
+from simmim_export.training.assemble import NewModel, as_checkpoint, new_checkpoint, samples, with_head
 from simmim_export.training.data import dataset
-from simmim_export.training.evaluate import evaluate_match, evaluate_vqa
+from simmim_export.training.data.base import Data
+from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.loop import Progress, Recipe, remove_state, train
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.source import Source
-from simmim_export.training.tasks import Vqa
+from simmim_export.training.tasks import TASKS, Plan
 
 Watch = Callable[[str, int, int], None]
 Result = tuple[Path, dict[str, Any]]
-TASKS = ("vqa",)
-EVALUATORS = {"vqa": evaluate_vqa, "match": evaluate_match}
+# The most frames of a clip, in a model that gets its video encoder from its first video task.
+FRAMES = 8
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which data: its name, its folder if it is on disk, the CoGenT split of shapes, how many examples of it."""
+
+    name: str = "shapes"
+    root: Path | None = None
+    split: str = "iid"
+    examples: int | None = None
+
+    def open(self, seed: int, stream: str, size: int) -> Data:
+        """One stream, for images of ``size`` pixels."""
+        examples = self.examples if stream == "train" else None
+        return dataset(self.name, seed, stream, self.split, size, root=self.root, examples=examples)
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,7 @@ class Job:
     """What pretraining and fine-tuning share: where to write, what to read, how to optimise, who watches."""
 
     output: Path
-    data: str
-    split: str
+    data: DataChoice
     images: int
     recipe: Recipe
     resume: bool
@@ -68,45 +84,62 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
     check_output(job.output, job.overwrite)
     started, parent = _start(job, start, preset)
     model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
-    stage = Pretrain(model, tokenizer, _source(job, model), weights)
+    source = _source(job, model)
+    if "match" not in source.data.labels:
+        raise UsageError(f"the data set {job.data.name} has no captions", fix="choose --data shapes")
+    stage = Pretrain(model, tokenizer, source, weights)
     progress = _train(job, stage)
     # Matching has learned something only from itm; a figure for an untrained head would be noise.
-    heads = ("match",) if "itm" in stage.weights else ()
-    metrics = dict(started.metrics) | _metrics(job, model, tokenizer, heads)
+    metrics = _metrics(job, model, tokenizer, started, ("match",) if "itm" in stage.weights else ())
     return _write(job, model, started, progress, metrics, {"stage": "pretrain", "objectives": stage.weights} | parent)
 
 
-def finetune(job: Job, task: str, start: Path | None, preset: str | None, rehearse: int, curriculum: bool) -> Result:
-    """Train ``task`` from a checkpoint, or from nothing."""
+def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: Plan) -> Result:
+    """Train ``task`` from a checkpoint, or from nothing; a head that the checkpoint lacks is added to it."""
     check_output(job.output, job.overwrite)
     if task not in TASKS:
         raise UsageError(f"unknown task {task!r}", fix=f"choose one of {', '.join(TASKS)}")
+    row = TASKS[task]
     started, parent = _start(job, start, preset)
+    labels = job.data.open(job.recipe.seed, "train", started.config.image_size).labels
+    if row.head not in labels:
+        fix = f"choose --task {' or '.join(sorted(name for name, t in TASKS.items() if t.head in labels))}"
+        raise UsageError(f"the data set {job.data.name} has nothing for the task {task}", fix=fix)
+    started = with_head(started, row.head, labels[row.head], FRAMES if row.video else 0, job.recipe.seed)
     model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
-    source = _source(job, model)
-    progress = _train(job, Vqa(model, tokenizer, source, rehearse, curriculum))
-    metrics = _metrics(job, model, tokenizer, ("vqa", "match"))
-    extra = {"stage": "finetune", "task": task, "rehearse": rehearse, "curriculum": curriculum}
+    stage = row.stage(row.head, model, tokenizer, _source(job, model), plan)
+    progress = _train(job, stage)
+    rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
+    metrics = _metrics(job, model, tokenizer, started, (task, *rehearsed))
+    extra = {"stage": "finetune", "task": task, **asdict(plan)}
     return _write(job, model, started, progress, metrics, extra | parent)
 
 
-def evaluate(path: Path, data: str, split: str, stream: str, seed: int, scenes: int, watch: Watch) -> dict[str, Any]:
-    """Measure every trained head of a checkpoint on ``scenes`` scenes of ``stream``."""
-    checkpoint = load(path)
-    model, tokenizer = build(checkpoint, path), Tokenizer.from_str(checkpoint.tokenizer)
-    held_out = dataset(data, seed, stream, split, model.config.image_size)
+def evaluate(path: Path, data: DataChoice, stream: str, seed: int, scenes: int, watch: Watch) -> dict[str, Any]:
+    """Measure every trained head of a checkpoint that ``data`` can measure, on ``scenes`` scenes of ``stream``."""
     if stream.startswith("train"):
         raise UsageError("--stream train is what the model learned from", fix="choose test")
-    return {
-        name: found if found.get("untrained") else EVALUATORS[name](model, tokenizer, held_out, scenes, watch)
-        for name, found in checkpoint.metrics.items()
-    }
+    checkpoint = load(path)
+    model, tokenizer = build(checkpoint, path), Tokenizer.from_str(checkpoint.tokenizer)
+    held_out = data.open(seed, stream, model.config.image_size)
+    metrics = {}
+    for name, found in checkpoint.metrics.items():
+        head = TASKS[name].head if name in TASKS else name
+        if "untrained" in found or head not in held_out.labels:
+            metrics[name] = found if "untrained" in found else {"not_measured": f"the data set {data.name} has none"}
+            continue
+        if list(held_out.labels[head]) != checkpoint.labels[head]:
+            what = f"the data set {data.name} has other classes for {head} than the checkpoint"
+            raise CheckpointError(what, where=path, fix="evaluate it on the data that it was trained for")
+        metrics[name] = EVALUATORS[name](head, model, tokenizer, held_out, scenes, watch)
+    return metrics
 
 
 def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint to start from, and what to record of it."""
     if start is None:
-        return new_checkpoint(NewModel(preset or "tiny"), seed=job.recipe.seed), {}
+        new, seed = NewModel(preset or "tiny"), job.recipe.seed
+        return new_checkpoint(new, seed=seed, data=job.data.open(seed, "train", find_preset(new.preset).image_size)), {}
     started = load(start)
     if preset is not None and preset != started.config.preset:
         what = f"--preset {preset} disagrees with the checkpoint's {started.config.preset}"
@@ -116,7 +149,7 @@ def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint
 
 def _source(job: Job, model: SimMIM) -> Source:
     state = PartialState()
-    data = dataset(job.data, job.recipe.seed, "train", job.split, model.config.image_size)
+    data = job.data.open(job.recipe.seed, "train", model.config.image_size)
     return Source(data, job.images, state.process_index, state.num_processes)
 
 
@@ -130,12 +163,21 @@ def _train(job: Job, stage: nn.Module) -> Progress:
     return train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch)
 
 
-def _metrics(job: Job, model: SimMIM, tokenizer: Tokenizer, tasks: tuple[str, ...]) -> dict[str, Any]:
+def _metrics(
+    job: Job, model: SimMIM, tokenizer: Tokenizer, started: Checkpoint, tasks: tuple[str, ...]
+) -> dict[str, Any]:
+    """Figures of ``tasks``; what the checkpoint knew of other heads holds no longer, since the towers have changed."""
     if not PartialState().is_main_process:
         return {}
-    held_out = dataset(job.data, job.recipe.seed, "test", job.split, model.config.image_size)
+    held_out = job.data.open(job.recipe.seed, "test", model.config.image_size)
     model.to("cpu")
-    return {task: EVALUATORS[task](model, tokenizer, held_out, job.eval_scenes, job.watch) for task in tasks}
+    stale = {"not_measured": "trained earlier, and the towers have changed since"}
+    kept = {name: found if "untrained" in found else stale for name, found in started.metrics.items()}
+    new = {}
+    for task in tasks:
+        head = TASKS[task].head if task in TASKS else task
+        new[task] = EVALUATORS[task](head, model, tokenizer, held_out, job.eval_scenes, job.watch)
+    return kept | new
 
 
 def _write(
@@ -146,11 +188,12 @@ def _write(
     metrics: dict[str, Any],
     provenance: dict[str, Any],
 ) -> Result:
-    data = dataset(job.data, job.recipe.seed, "train", job.split, model.config.image_size)
+    data = job.data.open(job.recipe.seed, "train", model.config.image_size)
     provenance |= {"recipe": asdict(job.recipe), "images": job.images, "data": data.describe()}
     provenance |= {"steps": progress.step, "samples": progress.samples, "seconds": round(progress.seconds, 1)}
     provenance |= {"processes": PartialState().num_processes}
     if PartialState().is_main_process:
-        save(as_checkpoint(model, started.tokenizer, data, metrics, provenance), job.output)
+        found = samples(data, started.samples["texts"])
+        save(as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance), job.output)
         remove_state(job.state_path)
     return job.output, metrics

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.data.base import Data
 
 
 @dataclass(frozen=True)
 class Source:
     """A data set, ``images`` of them a batch, and this process's place among ``processes``."""
 
-    data: Shapes
+    data: Data
     images: int
     process: int = 0
     processes: int = 1

@@ -1,12 +1,13 @@
 """What is fine-tuned: a task turns a numbered batch into a loss. Knows a model and its data; must not know optimisation.
 
-Each is a stage for :func:`simmim_export.training.loop.train`. Shapes: b images, q questions an image.
+Each is a stage for :func:`simmim_export.training.loop.train`, and a row of :data:`TASKS`. Shapes: b images or clips, q
+questions an image, c classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from simmim_export.models.simmim import SimMIM
-from simmim_export.training.data.shapes import FAMILIES
-from simmim_export.training.objectives import answer_loss
+from simmim_export.training.objectives import answer_loss, soft_answer_loss
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.source import Source
 from simmim_export.training.tokenizer import encode
@@ -24,55 +24,78 @@ from simmim_export.training.tokenizer import encode
 # over; then the next; then every family. Masked words have taught the model to look things up, so look-ups come first, in
 # seconds; then places; and only then what needs several things at once. A mixture of all families from the start stays at
 # 49 % in the time in which this order comes to 78 % (question only: 41 %): what nothing has prepared drowns the gradient
-# of what could be learned.
+# of what could be learned. For data without these families there is no curriculum.
 CURRICULUM: tuple[tuple[float, float, tuple[str, ...]], ...] = (
     (0.76, 0.20, ("spatial", "colour", "shape", "size", "texture", "exist")),
     (0.80, 0.35, ("spatial",)),
 )
 
 
-class Vqa(nn.Module):
-    """Questions about images, each image encoded once for all of its questions.
+@dataclass(frozen=True)
+class Plan:
+    """How to fine-tune: every ``rehearse``-th batch of questions is one of pretraining, so that embeddings and matching do
+    not drift away while the towers learn to answer (0 never); look-ups first (``curriculum``)."""
 
-    With ``curriculum`` the first batches ask what :data:`CURRICULUM` says; a model that can answer already passes
+    rehearse: int = 8
+    curriculum: bool = True
+
+
+class Stage(nn.Module):
+    """A model and where its batches come from."""
+
+    def __init__(self, head: str, model: SimMIM, tokenizer: Tokenizer, source: Source, plan: Plan) -> None:
+        super().__init__()
+        self.head, self.model, self.tokenizer, self.source, self.plan = head, model, tokenizer, source, plan
+
+    def encode(self, texts: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+        """input_ids, attention_mask int64 [b q, s]."""
+        return encode(self.tokenizer, [text for row in texts for text in row], self.model.config.max_length)
+
+    def logits(self, batch: Mapping[str, Any]) -> Tensor:
+        """Of the head, [b q, c]: each image encoded once for all of its texts."""
+        model = self.model
+        image_tokens = model.see(batch["pixels"])
+        text_tokens, _ = model.encode_text(batch["input_ids"], batch["attention_mask"])
+        repeats = len(text_tokens) // len(image_tokens)
+        return model.classify(self.head, model.fuse(image_tokens, text_tokens, batch["attention_mask"], repeats))
+
+
+class Answers(Stage):
+    """Questions about images or clips.
+
+    With the curriculum the first batches ask what :data:`CURRICULUM` says; a model that can answer already passes
     through it in a few. The level and the running accuracy are buffers, so that they are saved with the trainer's state.
-    After the curriculum every ``rehearse``-th batch is one of pretraining instead, so that embeddings and matching do
-    not drift away while the towers learn to answer; 0 never does.
     """
 
     level: Tensor
     accuracy: Tensor
 
-    def __init__(
-        self, model: SimMIM, tokenizer: Tokenizer, source: Source, rehearse: int = 0, curriculum: bool = True
-    ) -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.source, self.rehearse = model, tokenizer, source, rehearse
-        self.register_buffer("level", torch.tensor(0 if curriculum else len(CURRICULUM)))
+    def __init__(self, head: str, model: SimMIM, tokenizer: Tokenizer, source: Source, plan: Plan) -> None:
+        super().__init__(head, model, tokenizer, source, plan)
+        asked = {family for _, _, families in CURRICULUM for family in families}
+        ordered = plan.curriculum and asked <= set(source.data.families)
+        self.register_buffer("level", torch.tensor(0 if ordered else len(CURRICULUM)))
         self.register_buffer("accuracy", torch.tensor(0.0))
-        data = replace(source.data, stream=f"{source.data.stream}-rehearsal")
-        weights = {"itc": 1.0, "itm": 1.0}
-        self.pretrain = Pretrain(model, tokenizer, replace(source, data=data), weights) if rehearse else None
+        self.pretrain: Pretrain | None = None
+        if plan.rehearse and "match" in source.data.labels:
+            data = source.data.on(f"{source.data.stream}-rehearsal")
+            weights = {"itc": 1.0, "itm": 1.0}
+            self.pretrain = Pretrain(model, tokenizer, replace(source, data=data), weights)
 
     def batch(self, index: int, done: float) -> dict[str, Any]:
-        """pixels uint8 [b, H, W, 3]; input_ids, attention_mask [b q, s]; answers int64 [b q]; questions: q."""
+        """pixels; input_ids, attention_mask [b q, s]; answers int64 [b q], or scores float32 [b q, c]."""
         if int(self.level) < len(CURRICULUM) and done >= CURRICULUM[int(self.level)][1]:
             self._next_level()
         level = int(self.level)
-        if self.pretrain is not None and level == len(CURRICULUM) and index % self.rehearse == self.rehearse - 1:
+        if self.pretrain is not None and level == len(CURRICULUM) and (index + 1) % self.plan.rehearse == 0:
             return self.pretrain.batch(index, done)
-        families = FAMILIES if level == len(CURRICULUM) else CURRICULUM[level][2]
-        found = self.source.data.batch(
-            self.source.number(index), self.source.images, with_captions=False, families=families
-        )
-        tokens = encode(self.tokenizer, [q for row in found.questions for q in row], self.model.config.max_length)
-        answers = torch.from_numpy(found.answers)
-        return {
-            "pixels": torch.from_numpy(found.pixels),
-            "answers": answers.flatten(),
-            "questions": answers.shape[1],
-            **tokens,
-        }
+        families = None if level == len(CURRICULUM) else CURRICULUM[level][2]
+        number, images = self.source.number(index), self.source.images
+        found = self.source.data.batch(number, images, with_captions=False, families=families)
+        batch = {"pixels": torch.from_numpy(found.pixels), **self.encode(found.questions)}
+        if found.scores is None:
+            return batch | {"answers": torch.from_numpy(found.answers).flatten()}
+        return batch | {"scores": torch.from_numpy(found.scores).flatten(0, 1)}
 
     def samples(self, batch: Mapping[str, Any]) -> int:
         """Questions (or captions) in a batch."""
@@ -80,13 +103,11 @@ class Vqa(nn.Module):
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """The mean loss of all questions, or that of a pretraining batch."""
-        if self.pretrain is not None and "same" in batch:
+        if self.pretrain is not None and "caption_ids" in batch:
             return self.pretrain(batch)
-        model = self.model
-        image_tokens, _ = model.encode_image(batch["pixels"])
-        text_tokens, _ = model.encode_text(batch["input_ids"], batch["attention_mask"])
-        fused = model.fuse(image_tokens, text_tokens, batch["attention_mask"], repeats=batch["questions"])
-        logits = model.classify("vqa", fused)
+        logits = self.logits(batch)
+        if "scores" in batch:
+            return soft_answer_loss(logits, batch["scores"])
         self._advance(logits, batch["answers"])
         return answer_loss(logits, batch["answers"])
 
@@ -102,3 +123,78 @@ class Vqa(nn.Module):
     def _next_level(self) -> None:
         self.level += 1
         self.accuracy.zero_()
+
+
+class Statements(Stage):
+    """Texts of which each is true of the image, or not: the article's text classification."""
+
+    def batch(self, index: int, done: float) -> dict[str, Any]:
+        """pixels; input_ids, attention_mask [b q, s]; labels int64 [b q]."""
+        found = self.source.data.stated(self.source.number(index), self.source.images)
+        labels = torch.from_numpy(found.labels).flatten()
+        return {"pixels": torch.from_numpy(found.pixels), "labels": labels, **self.encode(found.texts)}
+
+    def samples(self, batch: Mapping[str, Any]) -> int:
+        """Statements in a batch."""
+        return len(batch["labels"])
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Cross-entropy."""
+        return answer_loss(self.logits(batch), batch["labels"])
+
+
+class Classes(Stage):
+    """Images or clips with one class each."""
+
+    def batch(self, index: int, done: float) -> dict[str, Any]:
+        """pixels; labels int64 [b]."""
+        found = self.source.data.labelled(self.source.number(index), self.source.images)
+        return {"pixels": torch.from_numpy(found.pixels), "labels": torch.from_numpy(found.labels)}
+
+    def samples(self, batch: Mapping[str, Any]) -> int:
+        """Images in a batch."""
+        return len(batch["labels"])
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Cross-entropy."""
+        return answer_loss(self.model.classify(self.head, self.model.see(batch["pixels"])), batch["labels"])
+
+
+class Retrieval(Stage):
+    """Images and captions: contrast for the first stage of retrieval, matching with hard negatives for the second."""
+
+    def __init__(self, head: str, model: SimMIM, tokenizer: Tokenizer, source: Source, plan: Plan) -> None:
+        super().__init__(head, model, tokenizer, source, plan)
+        self.pretrain = Pretrain(model, tokenizer, source, {"itc": 1.0, "itm": 1.0})
+
+    def batch(self, index: int, done: float) -> dict[str, Any]:
+        """As :meth:`Pretrain.batch`."""
+        return self.pretrain.batch(index, done)
+
+    def samples(self, batch: Mapping[str, Any]) -> int:
+        """Images in a batch."""
+        return self.pretrain.samples(batch)
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """As :meth:`Pretrain.forward`."""
+        loss: Tensor = self.pretrain(batch)
+        return loss
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row: the stage that trains it and the head that it trains."""
+
+    stage: type[Stage]
+    head: str
+    video: bool = False
+
+
+TASKS: Mapping[str, Task] = {
+    "vqa": Task(Answers, "vqa"),
+    "retrieval": Task(Retrieval, "match"),
+    "text_class": Task(Statements, "text_class"),
+    "image_class": Task(Classes, "image_class"),
+    "video_class": Task(Classes, "video_class", video=True),
+    "video_qa": Task(Answers, "video_qa", video=True),
+}

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, sha256
 from simmim_export.engines import require_engine
-from simmim_export.errors import UsageError
+from simmim_export.errors import ShortcutLearned, UsageError
 from simmim_export.export.golden import make_golden
 from simmim_export.export.onnx import OPSET, trace
 from simmim_export.models.checkpoint import Checkpoint, build, file_digest, load
@@ -55,6 +57,7 @@ def export_bundle(
     with Staging(output, overwrite) as staging:
         progress("load the checkpoint", 0, 1)
         checkpoint = load(checkpoint_path)
+        warn_of_shortcuts(checkpoint.metrics)
         model = build(checkpoint, checkpoint_path)
         found = graphs(model, max_batch, maps)
         total = len(found) + 2
@@ -92,6 +95,22 @@ def export_bundle(
             provenance=provenance(checkpoint_path, checkpoint, opset),
         )
         return staging.publish(manifest, ("tokenizer.json", "golden.npz")), reports
+
+
+# A head that is hardly better than it would be blind has learned the questions and not the images.
+LEAST_GAP = 0.05
+
+
+def warn_of_shortcuts(metrics: Mapping[str, Any]) -> None:
+    """Warn :class:`ShortcutLearned` of every head that is less than LEAST_GAP (of 1) above its best blind control."""
+    for name, found in metrics.items():
+        controls = {key: row["accuracy"] for key, row in found.get("controls", {}).items() if "accuracy" in row}
+        if "accuracy" not in found or not controls:
+            continue
+        best = max(controls, key=lambda key: controls[key])
+        if found["accuracy"] - controls[best] < LEAST_GAP:
+            figures = f"{found['accuracy']:.1%} correct, and {controls[best]:.1%} by {best.replace('_', ' ')}"
+            warnings.warn(f"{name}: {figures}: it may not look at its input", ShortcutLearned, stacklevel=3)
 
 
 def embedding_digest(checkpoint: Checkpoint) -> str:

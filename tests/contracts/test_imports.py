@@ -77,7 +77,8 @@ FORBIDDEN = {
     "simmim_export/export": {"simmim_export.runtime", "simmim_export.training", "simmim_export.cli", "simmim_export.benchmarks"},
     "training": {
         "onnx", "onnxruntime", "simmim_export.bundle", "simmim_export.parity", "simmim_export.engines",
-        "simmim_export.runtime", "simmim_export.export", "simmim_export.cli", "simmim_export.benchmarks",
+        "simmim_export.runtime.runtime", "simmim_export.runtime.text", "simmim_export.export", "simmim_export.cli",
+        "simmim_export.benchmarks",
     },
     "benchmarks": {
         "torch", "torchvision", "transformers", "onnx", "onnxruntime", "simmim_export.models", "simmim_export.export",

@@ -158,10 +158,11 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
     from simmim_export.training.assemble import NewModel, new_checkpoint
     from simmim_export.training.data.shapes import FAMILIES, Shapes
     from simmim_export.training.source import Source
-    from simmim_export.training.tasks import CURRICULUM, Vqa
+    from simmim_export.training.tasks import CURRICULUM, Answers, Plan
 
     started = new_checkpoint(NewModel(), seed=0)
-    stage = Vqa(build(started), Tokenizer.from_str(started.tokenizer), Source(Shapes(0), 2), rehearse=2).train()
+    parts = (build(started), Tokenizer.from_str(started.tokenizer), Source(Shapes(0), 2))
+    stage = Answers("vqa", *parts, Plan(rehearse=2)).train()
     asked = Shapes(0).batch(1, 2, with_captions=False, families=CURRICULUM[0][2])
     assert {FAMILIES[family] for family in asked.families.ravel()} <= set(CURRICULUM[0][2]) < set(FAMILIES)
     assert torch.equal(stage.batch(1, 0.0)["answers"], torch.from_numpy(asked.answers).flatten())
@@ -171,8 +172,8 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
     for _ in range(100):
         stage._advance(right, answers)
     assert int(stage.level) == len(CURRICULUM) == int(stage.state_dict()["level"])
-    assert "same" in stage.batch(1, 1.0) and "answers" in stage.batch(2, 1.0)
-    late = Vqa(stage.model, stage.tokenizer, stage.source).train()
+    assert "caption_ids" in stage.batch(1, 1.0) and "answers" in stage.batch(2, 1.0)
+    late = Answers("vqa", *parts, Plan(rehearse=0)).train()
     late.batch(0, CURRICULUM[0][1])
     assert int(late.level) == 1
 

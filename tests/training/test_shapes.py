@@ -123,7 +123,7 @@ def test_the_same_number_is_the_same_batch_and_streams_share_nothing() -> None:
 
 def test_the_text_alone_gives_little_away() -> None:
     """Majority by exact text, learned on 4,096 scenes: 40 % of the answers. Two answers of equal frequency give 50 %."""
-    from simmim_export.training.evaluate import question_only
+    from simmim_export.training.evaluation.answers import question_only
 
     predict = question_only(Shapes(3), scenes=4096)
     hits, families = defaultdict(list), Counter()

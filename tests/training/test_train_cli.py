@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simmim_export.training.evaluate import wilson
+from simmim_export.training.evaluation.statistics import wilson
 
 FAST = ("--steps", "3", "--batch-size", "4", "--eval-scenes", "64")
 
@@ -32,7 +32,7 @@ def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
     build(checkpoint)
     assert checkpoint.metrics["vqa"] == metrics["vqa"]
     vqa = checkpoint.metrics["vqa"]
-    assert vqa["n"] == 512 and set(vqa["controls"]) == {"question_only", "shuffled_image"}
+    assert vqa["n"] == 512 and set(vqa["controls"]) == {"question_only", "shuffled_image", "image_only"}
     assert sum(row["n"] for row in vqa["by_family"].values()) == 512
     low, high = vqa["interval"]
     assert low < vqa["accuracy"] < high
@@ -97,7 +97,12 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("init", "--image-encoder", "vit", "-o", "{tmp}/x.pt"), 2, "unknown image encoder 'vit'"),
         (("init", "-o", "{tmp}/exists.pt"), 2, "already exists"),
         (("pretrain", "-o", "{tmp}/x.pt"), 2, "--steps or --minutes"),
-        (("pretrain", "--steps", "1", "--data", "coco", "-o", "{tmp}/x.pt"), 2, "unknown data set 'coco'"),
+        (("pretrain", "--steps", "1", "--data", "cocoa", "-o", "{tmp}/x.pt"), 2, "unknown data set 'cocoa'"),
+        (("pretrain", "--steps", "1", "--data", "coco", "-o", "{tmp}/x.pt"), 2, "give its folder with --data-root"),
+        (("pretrain", "--steps", "1", "--data-root", "/", "-o", "{tmp}/x.pt"), 2, "not on disk"),
+        (("pretrain", "--steps", "1", "--data", "digits", "-o", "{tmp}/x.pt"), 2, "has no captions"),
+        (("finetune", "--steps", "1", "--data", "digits", "-o", "{tmp}/x.pt"), 2, "choose --task image_class"),
+        (("finetune", "--steps", "1", "--task", "video_qa", "-o", "{tmp}/x.pt"), 2, "nothing for the task video_qa"),
         (("pretrain", "--steps", "1", "--split", "C", "-o", "{tmp}/x.pt"), 2, "unknown split 'C'"),
         (("pretrain", "--steps", "1", "--batch-size", "1", "-o", "{tmp}/x.pt"), 2, "2 images or more"),
         (("pretrain", "--steps", "1", "--optimizer", "sgd", "-o", "{tmp}/x.pt"), 2, "unknown optimizer 'sgd'"),
@@ -111,7 +116,7 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("finetune", "--steps", "1", "--resume", "-o", "{tmp}/x.pt"), 2, "no trainer state"),
         (("evaluate", "{tmp}/none.pt"), 5, "no such checkpoint"),
         (("evaluate", "{ckpt}", "--stream", "train"), 2, "what the model learned from"),
-        (("draw", "--data", "coco", "-o", "{tmp}/pictures"), 2, "unknown data set"),
+        (("draw", "--data", "cocoa", "-o", "{tmp}/pictures"), 2, "unknown data set"),
         (("draw", "-o", "{tmp}"), 2, "already exists"),
     ],
 )

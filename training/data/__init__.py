@@ -1,15 +1,57 @@
-"""Data sets by name. One file or folder each."""
+"""Data sets by name. One file or folder each; what is on disk is read by :mod:`simmim_export.training.data.readers`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from simmim_export.errors import UsageError
+from simmim_export.training.data.base import Data
+from simmim_export.training.data.digits import Digits
+from simmim_export.training.data.files import Files
+from simmim_export.training.data.readers import READERS, read
 from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.data.shapes.clips import Clips
 
-DATASETS = ("shapes",)
+MADE = ("shapes", "clips", "digits")
+DATASETS = (*MADE, *READERS)
+# reader -> the splits that streams are read from.
+SPLITS: Mapping[str, Mapping[str, str]] = {
+    "vqav2": {"train": "train2014", "test": "val2014"},
+    "coco": {"train": "train2014", "test": "val2014"},
+    "karpathy": {"train": "train", "test": "test"},
+    "clevr": {"train": "train", "test": "val"},
+    "snli_ve": {"train": "train", "test": "test"},
+}
+_PLAIN = {"train": "train", "test": "test"}
 
 
-def dataset(name: str, seed: int, stream: str, split: str, size: int) -> Shapes:
-    """The data set called ``name``; raise :class:`UsageError` naming the choices."""
+def dataset(
+    name: str,
+    seed: int,
+    stream: str,
+    split: str,
+    size: int,
+    *,
+    root: Path | None = None,
+    examples: int | None = None,
+) -> Data:
+    """The data set called ``name``; ``split`` is the CoGenT split of shapes, ``root`` the folder of one on disk.
+
+    Raise :class:`UsageError` for an unknown name, naming the choices, and for a root that is missing or makes no sense.
+    """
     if name not in DATASETS:
         raise UsageError(f"unknown data set {name!r}", fix=f"choose one of {', '.join(DATASETS)}")
-    return Shapes(seed, stream, split, size)
+    if name in MADE and root is not None:
+        raise UsageError(f"the data set {name} is not on disk", fix="drop --data-root")
+    if name == "shapes":
+        return Shapes(seed, stream, split, size, examples=examples)
+    if split != "iid":
+        raise UsageError(f"the data set {name} has no CoGenT split {split!r}", fix="drop --split, or use --data shapes")
+    if name == "digits":
+        return Digits(seed, stream, size, examples)
+    if name == "clips":
+        return Clips(seed, stream, size)
+    if root is None:
+        raise UsageError(f"the data set {name} is read from disk", fix="give its folder with --data-root")
+    return Files(name, root, read, SPLITS.get(name, _PLAIN), seed, stream, size, examples=examples)

@@ -33,14 +33,17 @@ _PALETTES = {
 
 
 class Thing(NamedTuple):
-    """An object: indices into SIZES, TEXTURES, COLOURS, SHAPES; its grid cell; jitter in [-1, 1] of the free space."""
+    """An object: indices into SIZES, TEXTURES, COLOURS, SHAPES; its grid cell; jitter in [-1, 1] of the free space.
+
+    A cell is a whole number; only a thing that moves in a clip stands between two.
+    """
 
     size: int
     texture: int
     colour: int
     shape: int
-    row: int
-    column: int
+    row: float
+    column: float
     jitter_y: float
     jitter_x: float
 

@@ -38,14 +38,25 @@ def describe_thing(thing: Thing, attributes: Iterable[str] = ATTRIBUTES) -> str:
 
 def place_words(thing: Thing) -> str:
     """The cell of a thing: "upper far left"."""
-    return f"{ROWS[thing.row]} {COLUMNS[thing.column]}"
+    return f"{ROWS[int(thing.row)]} {COLUMNS[int(thing.column)]}"
 
 
 def vocabulary() -> list[str]:
     """Every word and mark that a question or a caption may use, in a fixed order."""
     grammar = "what colour shape size texture is the are there a an how many more than same as in and of on at ? , ."
+    motion = "which way does move moves that before first last up down"
     places = " ".join((*ROWS, *COLUMNS, *RELATIONS, *EXTREMES))
-    words = [*grammar.split(), *COLOURS, *SHAPES, *SIZES, *TEXTURES, *PLURALS, *PLURALS.values(), *NUMBERS]
+    words = [
+        *grammar.split(),
+        *motion.split(),
+        *COLOURS,
+        *SHAPES,
+        *SIZES,
+        *TEXTURES,
+        *PLURALS,
+        *PLURALS.values(),
+        *NUMBERS,
+    ]
     return list(dict.fromkeys([*words, *places.split()]))
 
 

@@ -1,0 +1,195 @@
+"""Clips, digits, statements and records as batches: true, addressed by number, and no easier blind than they should be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from simmim_export.errors import DataError, UsageError
+from simmim_export.training.data import dataset
+from simmim_export.training.data.digits import Digits
+from simmim_export.training.data.files import Files
+from simmim_export.training.data.records import Question, Record, Statement
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.data.shapes.clips import ANSWERS, DIRECTIONS, FRAMES, Clips, sample_clip
+from simmim_export.training.data.shapes.scene import COLOURS, SHAPES, place
+from simmim_export.training.data.shapes.truth import foil, parse
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_captions_are_true_of_their_scene_and_foils_are_false(seed: int) -> None:
+    found, random = Shapes(seed).batch(0, 6, with_questions=False), Random(seed)
+    for scene, captions in zip(found.scenes, found.captions, strict=True):
+        for caption in captions:
+            assert parse(caption)(scene), caption
+            false = foil(caption, scene, random)
+            assert false is not None and false != caption and not parse(false)(scene)
+            assert 1 <= sum(a != b for a, b in zip(false.split(), caption.split(), strict=True)) <= 3
+
+
+def test_truth_is_judged_apart_from_the_captions() -> None:
+    """By the checker of test_shapes, which shares no code with it: places and relations over many scenes."""
+    from test_shapes import COLUMNS, ROWS, fitting, holds
+
+    found = Shapes(5).batch(0, 64, with_questions=False)
+    table = Shapes(5).truth(found)
+    assert table.shape == (320, 64)
+    for number, captions in enumerate(found.captions):
+        relation = next(r for r in ("left of", "right of", "above", "below") if f" {r} " in captions[0])
+        first, second = captions[0].split(f" {relation} ")
+        phrase, _, cell = captions[3].partition(" at the ")
+        row, column = cell.split(" ", 1)
+        for place_in, scene in enumerate(found.scenes):
+            pairs = ((a, b) for a in fitting(scene, first) for b in fitting(scene, second) if a is not b)
+            assert table[number * 5, place_in] == any(holds(a, relation, b) for a, b in pairs)
+            at = any((t.row, t.column) == (ROWS[row], COLUMNS[column]) for t in fitting(scene, phrase))
+            assert table[number * 5 + 3, place_in] == at
+    assert table.mean() < 0.2 and table[np.arange(320), np.arange(320) // 5].all()
+
+
+def test_what_is_no_caption_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a caption"):
+        parse("a purple elephant")
+
+
+def test_statements_are_half_true_and_the_text_says_nothing() -> None:
+    found = [Shapes(0).stated(index, 64) for index in range(8)]
+    labels = np.concatenate([part.labels for part in found])
+    assert labels.shape == (512, 4) and labels.mean() == 0.5
+    words: dict[int, Counter[str]] = {0: Counter(), 1: Counter()}
+    for part in found:
+        for row, classes in zip(part.texts, part.labels, strict=True):
+            for text, label in zip(row, classes, strict=True):
+                words[int(label)].update(w for w in text.split() if w in (*COLOURS, *SHAPES))
+    for word in words[1]:
+        assert 0.6 < words[0][word] / words[1][word] < 1.6, word
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**9), st.integers(1, 2))
+def test_clips_move_as_they_say_inside_the_picture(seed: int, movers: int) -> None:
+    clip = sample_clip(Random(seed), movers)
+    assert len({t.colour for t in clip.scene.things}) == len({t.shape for t in clip.scene.things}) == movers + 1
+    paths = np.array([[place(thing)[:2] for thing in clip.at(frame).things] for frame in range(FRAMES)])
+    for index, motion in enumerate(clip.motions):
+        moved = paths[-1, index] - paths[0, index]
+        if motion is None:
+            assert (paths[:, index] == paths[0, index]).all()
+            continue
+        axis, sign = {"up": (0, -1), "down": (0, 1), "left": (1, -1), "right": (1, 1)}[motion.direction]
+        assert moved[axis] * sign == pytest.approx(motion.cells / 4) and moved[1 - axis] == pytest.approx(0)
+        assert (np.diff(paths[:, index, axis]) * sign >= -1e-9).all()
+    for frame in range(FRAMES):
+        for left, top, right, bottom in clip.at(frame).boxes(64):
+            assert left >= -0.01 and top >= -0.01 and right <= 64.01 and bottom <= 64.01
+
+
+def test_a_set_of_frames_does_not_say_the_direction() -> None:
+    """The places that a thing visits are spread alike for a direction and its opposite."""
+    visited: dict[str, list[float]] = {name: [] for name in DIRECTIONS}
+    for seed in range(3000):
+        clip = sample_clip(Random(seed), 1)
+        motion = clip.motions[0]
+        assert motion is not None
+        axis = 0 if motion.direction in ("up", "down") else 1
+        visited[motion.direction].append(float(np.mean([place(clip.at(f).things[0])[axis] for f in range(FRAMES)])))
+    for one, other in (("left", "right"), ("up", "down")):
+        assert len(visited[one]) / len(visited[other]) == pytest.approx(1, abs=0.15)
+        assert np.mean(visited[one]) == pytest.approx(np.mean(visited[other]), abs=0.01)
+
+
+def test_clip_questions() -> None:
+    found = Clips(0).batch(3, 64)
+    assert found.pixels.shape == (64, FRAMES, 64, 64, 3) and found.answers.shape == (64, 4)
+    again = Clips(0).batch(3, 64)
+    assert np.array_equal(found.pixels, again.pixels) and found.questions == again.questions
+    assert not np.array_equal(Clips(0, "test").batch(3, 64).pixels, found.pixels)
+    for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
+        for text, answer, kind in zip(texts, answers, kinds, strict=True):
+            allowed = (DIRECTIONS, (*COLOURS, *SHAPES), ("yes", "no"))[kind]
+            assert ANSWERS[answer] in allowed, text
+
+
+def test_digits_are_real_and_split() -> None:
+    train, test = Digits(0), Digits(0, "test")
+    assert train.limit("classes") == 1438 and test.limit("classes") == 359
+    few = Digits(0, examples=20)
+    assert Counter(few.labelled(0, 20).labels.tolist()) == dict.fromkeys(range(10), 2)
+    assert {p.tobytes() for p in few.labelled(1, 20).pixels} == {p.tobytes() for p in few.labelled(0, 20).pixels}
+    seen = {p.tobytes() for i in range(3) for p in train.labelled(i, 479).pixels}
+    assert not seen & {p.tobytes() for p in test.labelled(0, 359).pixels}
+    with pytest.raises(UsageError, match="has no captions"):
+        train.batch(0, 2)
+
+
+def records(folder: Path, count: int, **more: object) -> list[Record]:
+    made = []
+    for index in range(count):
+        path = folder / f"{index}.png"
+        Image.new("RGB", (20, 10), (index * 20, 0, 0)).save(path)
+        made.append(Record(f"r{index}", (path,), **more))  # type: ignore[arg-type]
+    return made
+
+
+def opened(found: dict[str, list[Record]], **more: object) -> Files:
+    read = lambda name, root, split: found[split]  # noqa: E731
+    return Files("made", Path("root"), read, {"train": "train", "test": "val"}, size=16, **more)  # type: ignore[arg-type]
+
+
+def test_records_become_batches_and_each_comes_once_before_any_comes_again(tmp_path: Path) -> None:
+    questions = (Question("what colour?", {"red": 1.0, "dark red": 0.3}, "colour"), Question("dark?", {"no": 1.0}))
+    data = opened({"train": records(tmp_path, 5, captions=("a red picture",), questions=questions)})
+    assert data.labels == {"match": ("no", "yes"), "vqa": ("no", "red")} and data.families == ("all", "colour")
+    found = [data.batch(index, 2) for index in range(5)]
+    values = [int(pixels[0, 0, 0]) for part in found for pixels in part.pixels]
+    assert sorted(values[:5]) == sorted(values[5:]) == [0, 20, 40, 60, 80]
+    captions = data.batch(0, 2, with_questions=False)
+    assert captions.captions == [["a red picture"]] * 2 and captions.answers.shape == (2, 0)
+    asked = data.batch(0, 2, with_captions=False)
+    assert asked.scores is not None and asked.scores.shape == (2, 4, 2)
+    assert (asked.scores.sum(axis=2) == 1).all() and {t for row in asked.questions for t in row} == {
+        "what colour?",
+        "dark?",
+    }
+
+
+def test_statements_classes_and_clips_of_records(tmp_path: Path) -> None:
+    stated = records(tmp_path, 3, statements=(Statement("it is red", "entailment"), Statement("it is blue", "neutral")))
+    found = opened({"train": stated}).stated(0, 3)
+    assert found.labels.tolist() == [[0, 1, 0]] * 3
+    classed = [Record(r.key, r.images, label="ab"[i % 2]) for i, r in enumerate(records(tmp_path, 4))]
+    assert sorted(opened({"train": classed}).labelled(0, 4).labels.tolist()) == [0, 0, 1, 1]
+    clips = [Record(r.key, r.images * 3, label="up") for r in records(tmp_path, 2)]
+    data = opened({"train": clips})
+    assert data.labelled(0, 2).pixels.shape == (2, 8, 16, 16, 3) and set(data.labels) == {"video_class"}
+    short = opened({"train": clips, "val": [Record("short", clips[0].images[:1], label="up"), clips[0]]}, stream="test")
+    with pytest.raises(DataError, match="fewer than 2 frames"):
+        short.labelled(0, 2)
+    other = opened({"train": classed, "val": [Record("odd", classed[0].images, label="z")]}, stream="test")
+    with pytest.raises(DataError, match="'z' does not occur in training"):
+        other.labelled(0, 1)
+    with pytest.raises(DataError, match="no record has captions"):
+        opened({"train": classed}).batch(0, 2, with_questions=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"name": "nothing"}, "unknown data set"),
+        ({"name": "coco"}, "read from disk"),
+        ({"name": "shapes", "root": Path()}, "not on disk"),
+        ({"name": "digits", "split": "A"}, "no CoGenT split"),
+    ],
+)
+def test_choices_that_make_no_sense(arguments: dict, expected: str) -> None:
+    wanted = {"seed": 0, "stream": "train", "split": "iid", "size": 64} | arguments
+    with pytest.raises(UsageError, match=expected):
+        dataset(**wanted)

@@ -1,0 +1,89 @@
+"""Two gloo processes and one: the same loss and the same gradients for the same images."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Each process takes its part of batch 0 and leaves the averaged gradients, as DistributedDataParallel makes them. Batch
+# norm uses its running statistics here: in training every process normalises by its own images, as DDP does.
+PROGRAM = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tokenizers import Tokenizer
+from simmim_export.models.checkpoint import build
+from simmim_export.training.assemble import NewModel, new_checkpoint, with_head
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.pretrain import Pretrain
+from simmim_export.training.source import Source
+from simmim_export.training.tasks import Answers, Plan
+
+target, what = sys.argv[1:]
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+started = new_checkpoint(NewModel(), seed=0)
+model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
+
+class Joined:
+    # The parts of two processes as one batch of one process.
+    def __init__(self, stage): self.stage = stage
+    def batch(self):
+        parts = []
+        for process in range(2):
+            self.stage.source = Source(self.stage.source.data, 4, process, 2)
+            parts.append(self.stage.batch(0, 0.5))
+        longest = {}
+        for part in parts:
+            for key, value in part.items():
+                if value.ndim == 2: longest[key] = max(longest.get(key, 0), value.shape[1])
+        pad = lambda key, v: torch.nn.functional.pad(v, (0, longest[key] - v.shape[1])) if v.ndim == 2 else v
+        return {key: torch.cat([pad(key, part[key]) for part in parts]) for key in parts[0]}
+
+source = Source(Shapes(0), 4, rank, world)
+torch.manual_seed(0)
+if what == "vqa":
+    stage = Answers("vqa", model, tokenizer, source, Plan(rehearse=0, curriculum=False))
+else:
+    stage = Pretrain(model, tokenizer, source, {what: 1.0})
+stage.eval()
+batch = stage.batch(0, 0.5) if world == 2 else Joined(stage).batch()
+wrapped = DistributedDataParallel(stage, find_unused_parameters=True)
+loss = wrapped(batch)
+loss.backward()
+mean = loss.detach().clone()
+dist.all_reduce(mean)
+if rank == 0:
+    grads = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+    torch.save({"loss": mean / world, "grads": grads}, target)
+dist.destroy_process_group()
+"""
+
+
+def run(processes: int, target: Path, what: str, port: int) -> dict:
+    """Start the processes and return what the first one left."""
+    started = []
+    for rank in range(processes):
+        extra = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {key: str(value) for key, value in extra.items()}
+        command = [sys.executable, "-c", PROGRAM, str(target), what]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    return torch.load(target, weights_only=True)
+
+
+@pytest.mark.parametrize(("what", "port"), [("itc", 29611), ("mlm", 29613), ("tags", 29615), ("vqa", 29617)])
+def test_two_processes_train_as_one_does_on_the_same_images(tmp_path: Path, what: str, port: int) -> None:
+    two, one = run(2, tmp_path / "two.pt", what, port), run(1, tmp_path / "one.pt", what, port + 1)
+    assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-5)
+    assert set(two["grads"]) == set(one["grads"]) and len(one["grads"]) > 20
+    worst = max((two["grads"][name] - grad).abs().max().item() for name, grad in one["grads"].items())
+    assert worst <= 1e-5, worst
+    assert max(grad.abs().max().item() for grad in one["grads"].values()) > 1e-3

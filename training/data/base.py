@@ -1,0 +1,132 @@
+"""What a task asks of a data set. Knows arrays and texts; must not know where they come from, tensors or models.
+
+Batches are addressed by number: the same number is the same batch, in every process and after every resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
+
+import numpy as np
+
+from simmim_export.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """n images: ``pixels`` uint8 [n, H, W, 3], or of clips [n, f, H, W, 3]; captions; q questions an image.
+
+    ``answers`` and ``families`` are int64 [n, q], indices into the labels of ``vqa`` and into the data's families;
+    ``scores`` float32 [n, q, labels] where several answers are right in part. What was not asked for is empty.
+    """
+
+    pixels: np.ndarray
+    captions: list[list[str]]
+    questions: list[list[str]]
+    answers: np.ndarray
+    families: np.ndarray
+    scores: np.ndarray | None = None
+
+    def first(self, count: int) -> Batch:
+        """The first ``count`` images with what belongs to them."""
+        scores = None if self.scores is None else self.scores[:count]
+        texts = (self.captions[:count], self.questions[:count])
+        return Batch(self.pixels[:count], *texts, self.answers[:count], self.families[:count], scores)
+
+
+class Labelled(NamedTuple):
+    """``pixels`` as in :class:`Batch`, and the class of each: int64 [n]."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+class Stated(NamedTuple):
+    """``pixels`` as in :class:`Batch`; k texts an image; what holds of each: int64 [n, k]."""
+
+    pixels: np.ndarray
+    texts: list[list[str]]
+    labels: np.ndarray
+
+
+class Data(Protocol):
+    """One stream of a data set. A method for what it does not have raises :class:`UsageError`."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        ...
+
+    @property
+    def stream(self) -> str:
+        """train, val, test, samples."""
+        ...
+
+    @property
+    def families(self) -> Sequence[str]:
+        """The kinds of its questions."""
+        ...
+
+    @property
+    def labels(self) -> Mapping[str, Sequence[str]]:
+        """The classes of each head that it can train."""
+        ...
+
+    def on(self, stream: str) -> Self:
+        """The same data set, another stream: train, val, test, samples."""
+        ...
+
+    def limit(self, kind: str) -> int | None:
+        """How many images of this stream have captions, questions, classes or statements (``kind``); None: endless."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """What a checkpoint records of its data."""
+        ...
+
+    def batch(
+        self,
+        index: int,
+        images: int,
+        *,
+        with_captions: bool = True,
+        with_questions: bool = True,
+        families: Sequence[str] | None = None,
+    ) -> Batch:
+        """Batch number ``index``; questions of the given families, of all by default."""
+        ...
+
+    def labelled(self, index: int, images: int) -> Labelled:
+        """Batch number ``index`` of images or clips with a class each."""
+        ...
+
+    def stated(self, index: int, images: int) -> Stated:
+        """Batch number ``index`` of images with statements."""
+        ...
+
+    def truth(self, batch: Batch) -> np.ndarray | None:
+        """bool [captions of the batch, images]: of which images each caption is true; None where nobody knows."""
+        ...
+
+    def words(self) -> list[str]:
+        """Every word that its texts may use."""
+        ...
+
+    def visual_words(self) -> list[str]:
+        """The words of captions that speak of what is seen."""
+        ...
+
+    def phrases(self) -> list[str]:
+        """What captions call a thing, in one word or two."""
+        ...
+
+    def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
+        """``count`` pictures uint8 [count, H, W, 3] of this stream and as many texts; no texts where it has none."""
+        ...
+
+
+def has_no(data: str, what: str, instead: str) -> UsageError:
+    """The error for what a data set does not have."""
+    return UsageError(f"the data set {data} has no {what}", fix=f"choose --data {instead}")

@@ -1,0 +1,22 @@
+"""How good a model is, and how good it would be blind. Knows a model and held-out data; must not know optimisation.
+
+A figure without its controls says nothing: questions can be answered from their text alone, and a model may do just that.
+Every control is named in :mod:`simmim_export.training.evaluation.statistics`, and stands beside its figure in the checkpoint.
+"""
+
+from simmim_export.training.evaluation.answers import evaluate_answers
+from simmim_export.training.evaluation.classes import evaluate_classes, evaluate_statements
+from simmim_export.training.evaluation.retrieval import evaluate_match, evaluate_retrieval
+from simmim_export.training.evaluation.statistics import SCENES, Evaluator, untrained
+
+EVALUATORS: dict[str, Evaluator] = {
+    "match": evaluate_match,
+    "retrieval": evaluate_retrieval,
+    "vqa": evaluate_answers,
+    "text_class": evaluate_statements,
+    "image_class": evaluate_classes,
+    "video_class": evaluate_classes,
+    "video_qa": evaluate_answers,
+}
+
+__all__ = ["EVALUATORS", "SCENES", "untrained"]
