@@ -83,6 +83,37 @@ def init(
     report(run.init(output, new, seed, overwrite), as_json)
 
 
+@app.command("import")
+def import_state(
+    state: Annotated[
+        Path, typer.Argument(metavar="FILE", help="State dict of the article's class, .pt or .safetensors.")
+    ],
+    output: Output,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="tokenizer.json of the text encoder; no state dict holds it.")
+    ] = None,
+    text_heads: Annotated[
+        int | None, typer.Option("--text-heads", help="Attention heads of the text encoder; no shape tells them.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=3, help="Longest text in tokens; 32 by default.")
+    ] = None,
+    image_size: Annotated[int, typer.Option("--image-size", min=32, help="Side of an image in pixels.")] = 224,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a checkpoint of a state dict with visual_encoder, text_encoder and projector, and say what became of each."""
+    from simmim_export.training import run
+
+    notes = run.import_state(state, output, tokenizer, text_heads, max_length, image_size, overwrite)
+    if as_json:
+        print_json({"checkpoint": str(output), "notes": notes})
+        return
+    for note in notes:
+        print(note)
+    print(f"wrote {output}")
+
+
 @app.command()
 def pretrain(
     output: Output,

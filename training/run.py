@@ -15,6 +15,7 @@ from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.checkpoint import Checkpoint, build, file_digest, load, save
 from simmim_export.models.presets import preset as find_preset
 from simmim_export.models.simmim import SimMIM
+from simmim_export.training.article import import_article
 from simmim_export.training.assemble import NewModel, as_checkpoint, new_checkpoint, samples, with_head
 from simmim_export.training.data import dataset
 from simmim_export.training.data.base import Data
@@ -77,6 +78,24 @@ def init(output: Path, new: NewModel, seed: int, overwrite: bool) -> Result:
     checkpoint = new_checkpoint(new, seed=seed)
     save(checkpoint, output)
     return output, checkpoint.metrics
+
+
+def import_state(
+    path: Path,
+    output: Path,
+    tokenizer: Path | None,
+    text_heads: int | None,
+    max_length: int | None,
+    image_size: int,
+    overwrite: bool,
+) -> list[str]:
+    """Write the checkpoint of an article's state dict; return what became of its parts."""
+    check_output(output, overwrite)
+    checkpoint, notes = import_article(
+        path, tokenizer=tokenizer, text_heads=text_heads, max_length=max_length, image_size=image_size
+    )
+    save(checkpoint, output)
+    return notes
 
 
 def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[str, float]) -> Result:

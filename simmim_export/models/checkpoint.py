@@ -106,6 +106,22 @@ def load(path: Path) -> Checkpoint:
     return _parse(_read_folder(path) if path.is_dir() else _read_file(path), path)
 
 
+def read_tensors(path: Path) -> Any:
+    """What a ``.pt`` or ``.safetensors`` file holds, tensors and primitives only. Raise :class:`CheckpointError` as
+    :func:`load` does; code is never executed."""
+    if not path.is_file():
+        raise CheckpointError("no such checkpoint", where=path, fix="check the path")
+    if path.suffix != ".safetensors":
+        return _read_file(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole") from error
+
+
 def build(checkpoint: Checkpoint, where: object = "checkpoint") -> SimMIM:
     """The model with the checkpoint's weights, in eval mode.
 

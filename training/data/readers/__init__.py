@@ -1,15 +1,29 @@
-"""Data sets on disk by name: each reader turns a public layout into records. Must not know pixels or tensors."""
+"""Data sets on disk by name: each reader turns a public layout into records. Must not know pixels or tensors.
+
+A reader is ``read(root, split) -> list[Record]``. It raises :class:`DataError` naming file and record for whatever is
+malformed, :class:`UsageError` naming the splits found for one that is not there, and skips nothing in silence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from simmim_export.training.data.readers import clevr, coco, image_folder, karpathy, snli_ve, vqav2, webdataset
 from simmim_export.training.data.records import Record
 
-READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {}
+READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
+    "vqav2": vqav2.read,
+    "coco": coco.read,
+    "karpathy": karpathy.read,
+    "clevr": clevr.read,
+    "snli_ve": snli_ve.read,
+    "image_folder": image_folder.read,
+    "frames": image_folder.read_frames,
+    "webdataset": webdataset.read,
+}
 
 
 def read(name: str, root: Path, split: str) -> list[Record]:
-    """The records of a split. Raise :class:`DataError` for what is malformed."""
+    """The records of a split, by the reader called ``name`` (KeyError for another)."""
     return READERS[name](root, split)

@@ -1,0 +1,343 @@
+"""Readers on small data sets in the exact public layouts, and on everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from simmim_export.errors import DataError, UsageError
+from simmim_export.training.data.readers import READERS, read
+from simmim_export.training.data.readers.vqav2 import normalise_answer, soft_scores
+from simmim_export.training.data.records import Question, Statement
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), (200, 10, 10)).save(path)
+    return path
+
+
+def write(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def vqav2(root: Path) -> str:
+    picture(root / "val2014/COCO_val2014_000000000042.jpg")
+    questions = [{"image_id": 42, "question": "What colour is it?", "question_id": 420}]
+    questions += [{"image_id": 42, "question": "How many?", "question_id": 421}]
+    write(root / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
+    given_answers = [["red"] * 6 + ["dark red"] * 3 + ["a rose"], ["2"] * 9 + ["two"]]
+    annotations = [
+        {"question_id": 420 + i, "image_id": 42, "answer_type": kind, "answers": [{"answer": a} for a in answers]}
+        for i, (answers, kind) in enumerate(zip(given_answers, ("other", "number"), strict=True))
+    ]
+    write(root / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
+    return "val2014"
+
+
+def coco(root: Path) -> str:
+    for name in ("a.jpg", "b.jpg"):
+        picture(root / "val2017" / name)
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    captions = [
+        {"id": n, "image_id": i, "caption": text} for n, (i, text) in enumerate([(1, "x"), (2, "y"), (1, "z ")])
+    ]
+    write(root / "annotations/captions_val2017.json", {"images": images, "annotations": captions})
+    return "val2017"
+
+
+def karpathy(root: Path) -> str:
+    picture(root / "val2014/a.jpg")
+    picture(root / "val2014/b.jpg")
+    rows = [{"filepath": "val2014", "filename": f"{n}.jpg", "split": s, "sentences": [{"raw": f"{n} 1"}, {"raw": f"{n} 2"}]}
+            for n, s in (("a", "train"), ("b", "restval"))]  # fmt: skip
+    write(root / "dataset_coco.json", {"images": rows, "dataset": "coco"})
+    return "train+restval"
+
+
+def clevr(root: Path) -> str:
+    picture(root / "images/val/CLEVR_val_000000.png")
+    question = {"question": "How many cubes?", "image_filename": "CLEVR_val_000000.png", "answer": "3"}
+    program = [{"function": "scene"}, {"function": "count"}]
+    write(root / "questions/CLEVR_val_questions.json", {"questions": [question | {"program": program}, question]})
+    return "val"
+
+
+def snli_ve(root: Path) -> str:
+    picture(root / "flickr30k_images/77.jpg")
+    rows = [
+        {"Flickr30K_ID": "77", "sentence2": "it rains", "gold_label": label} for label in ("neutral", "-", "entailment")
+    ]
+    write(root / "snli_ve_dev.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    return "dev"
+
+
+def image_folder(root: Path) -> str:
+    for name in ("dog/2.png", "cat/1.png", "cat/10.png"):
+        picture(root / "train" / name)
+    return "train"
+
+
+def frames(root: Path) -> str:
+    for number in (10, 2, 1):
+        picture(root / f"train/wave/clip7/frame{number}.jpg")
+    return "train"
+
+
+def webdataset(root: Path) -> str:
+    extra = {"captions": ["second"], "questions": [{"question": "how?", "answer": "so"}]}
+    one = {"x/001.png": png(), "x/001.txt": b"first\n", "x/001.json": json.dumps(extra).encode()}
+    tar(root / "train-000.tar", one)
+    tar(root / "train-001.tar", {"x/002.jpg": picture(root / "t.jpg").read_bytes(), "x/002.cls": b"7\n"})
+    return "train"
+
+
+MAKERS = {f.__name__: f for f in (vqav2, coco, karpathy, clevr, snli_ve, image_folder, frames, webdataset)}
+
+
+def test_every_reader_is_tested() -> None:
+    assert set(MAKERS) == set(READERS)
+
+
+def made(name: str, root: Path) -> list:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read(name, root, MAKERS[name](root))
+
+
+def test_vqav2(tmp_path: Path) -> None:
+    (record,) = made("vqav2", tmp_path)
+    assert record.key == "42" and record.images[0].is_file()
+    first, second = record.questions
+    assert first.text == "What colour is it?" and first.family == "other"
+    assert first.answers == pytest.approx({"red": 1.0, "dark red": 0.9, "rose": 0.3})
+    assert second == Question("How many?", {"2": 1.0}, "number")
+
+
+def test_coco(tmp_path: Path) -> None:
+    assert [(r.key, r.captions) for r in made("coco", tmp_path)] == [("1", ("x", "z")), ("2", ("y",))]
+
+
+def test_karpathy(tmp_path: Path) -> None:
+    both = made("karpathy", tmp_path)
+    assert [r.captions for r in both] == [("a 1", "a 2"), ("b 1", "b 2")] and both[0].images[0].is_file()
+    assert len(read("karpathy", tmp_path, "train")) == 1
+
+
+def test_clevr(tmp_path: Path) -> None:
+    (record,) = made("clevr", tmp_path)
+    assert record.questions == (
+        Question("How many cubes?", {"3": 1.0}, "count"),
+        Question("How many cubes?", {"3": 1.0}),
+    )
+
+
+def test_snli_ve_says_what_it_leaves_out(tmp_path: Path) -> None:
+    split = snli_ve(tmp_path)
+    with pytest.warns(UserWarning, match="1 pairs without a gold label"):
+        (record,) = read("snli_ve", tmp_path, split)
+    assert record.statements == (Statement("it rains", "neutral"), Statement("it rains", "entailment"))
+
+
+def test_image_folder_and_frames(tmp_path: Path) -> None:
+    found = made("image_folder", tmp_path / "images")
+    assert [(r.label, r.images[0].name) for r in found] == [("cat", "1.png"), ("cat", "10.png"), ("dog", "2.png")]
+    (clip,) = made("frames", tmp_path / "clips")
+    assert [p.name for p in clip.images] == ["frame1.jpg", "frame2.jpg", "frame10.jpg"] and clip.label == "wave"
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    first, second = made("webdataset", tmp_path)
+    assert first.key == "x/001" and first.captions == ("first", "second")
+    assert first.questions == (Question("how?", {"so": 1.0}),)
+    assert second.label == "7" and Image.open(io.BytesIO(second.images[0])).size == (8, 6)
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path, name: str) -> None:
+    split = MAKERS[name](tmp_path)
+    with pytest.raises(UsageError, match="no split 'nowhere'") as caught:
+        read(name, tmp_path, "nowhere")
+    assert split.split("+")[0] in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["vqav2", "coco", "karpathy", "clevr", "snli_ve"])
+def test_a_missing_picture_is_named(tmp_path: Path, name: str) -> None:
+    split = MAKERS[name](tmp_path)
+    gone = sorted(tmp_path.rglob("*.jpg")) + sorted(tmp_path.rglob("*.png"))
+    gone[0].unlink()
+    with pytest.raises(DataError, match=r"1 of [12] pictures are missing") as caught:
+        read(name, tmp_path, split)
+    assert gone[0].name in str(caught.value) and caught.value.exit_code == 5
+
+
+def edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+VQA_Q, VQA_A = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
+COCO, CLEVR = "annotations/captions_val2017.json", "questions/CLEVR_val_questions.json"
+BROKEN = [
+    ("vqav2", VQA_Q, lambda c: c["questions"][1].pop("question"), r"no 'question'.*questions\[1\]"),
+    ("vqav2", VQA_Q, lambda c: c["questions"].append(dict(c["questions"][0])), "question_id 420 occurs twice"),
+    ("vqav2", VQA_Q, lambda c: c["questions"].pop(), "annotation of question 421, which is not asked"),
+    ("vqav2", VQA_A, lambda c: c["annotations"].pop(), "question 421 has no annotation"),
+    ("vqav2", VQA_A, lambda c: c["annotations"][0].update(answers=[]), r"no answers.*annotations\[0\]"),
+    ("vqav2", VQA_A, lambda c: c["annotations"][0].update(answers=[{"answer": 3}]), "'answer' is int, not str"),
+    (
+        "coco",
+        COCO,
+        lambda c: c["annotations"][0].update(image_id=9),
+        r"caption without an image: image_id 9.*annotations\[0\]",
+    ),
+    ("coco", COCO, lambda c: c["annotations"].pop(1), "1 images without a caption, the first is image 2"),
+    ("coco", COCO, lambda c: c["images"].append(c["images"][0]), "image id 1 occurs twice"),
+    ("coco", COCO, lambda c: c["annotations"][0].update(caption=" "), "caption is empty"),
+    ("coco", COCO, lambda c: c.update(images=[], annotations=[]), "split is empty"),
+    ("karpathy", "dataset_coco.json", lambda c: c["images"][0].update(sentences=[]), "image without a caption: a.jpg"),
+    ("karpathy", "dataset_coco.json", lambda c: c["images"].append(c["images"][0]), "occurs twice"),
+    ("clevr", CLEVR, lambda c: c["questions"][0].pop("answer"), "no 'answer'"),
+    ("clevr", CLEVR, lambda c: c["questions"][0].update(program=[3]), "a step of 'program' is int"),
+    ("clevr", CLEVR, lambda c: c.pop("questions"), "no 'questions'"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "change", "expected"), BROKEN)
+def test_a_broken_record_is_named(tmp_path: Path, name: str, file: str, change, expected: str) -> None:
+    split = MAKERS[name](tmp_path)
+    edit(tmp_path / file, change)
+    with pytest.raises(DataError) as caught:
+        read(name, tmp_path, split)
+    message = str(caught.value).replace("\n", " ")
+    assert re.search(expected, message), message
+    named = VQA_A if expected.startswith("annotation of") else VQA_Q if "has no annotation" in expected else file
+    assert named.rpartition("/")[2] in message
+
+
+def test_malformed_lines_labels_and_missing_files(tmp_path: Path) -> None:
+    split = snli_ve(tmp_path)
+    path = tmp_path / "snli_ve_dev.jsonl"
+    path.write_text(path.read_text() + "{broken\n")
+    with pytest.raises(DataError, match="malformed JSON") as caught, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read("snli_ve", tmp_path, split)
+    assert "line 4" in str(caught.value)
+    path.write_text('{"Flickr30K_ID": "77", "sentence2": "x", "gold_label": "maybe"}')
+    with pytest.raises(DataError, match="label is 'maybe'"):
+        read("snli_ve", tmp_path, split)
+    vqav2(tmp_path)
+    (tmp_path / VQA_A).unlink()
+    with pytest.raises(DataError, match="the file is missing"):
+        read("vqav2", tmp_path, "val2014")
+    with pytest.raises(DataError, match=r"0 of .* not one"):
+        read("karpathy", tmp_path, "train")
+    frames(tmp_path / "f")
+    for number in (1, 2):
+        (tmp_path / f"f/train/wave/clip7/frame{number}.jpg").unlink()
+    with pytest.raises(DataError, match="a clip of 1 frames"):
+        read("frames", tmp_path / "f", "train")
+    (tmp_path / "g/train/cat").mkdir(parents=True)
+    with pytest.raises(DataError, match="class is empty"):
+        read("image_folder", tmp_path / "g", "train")
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"a.txt": b"x"}, "0 pictures, not one"),
+        ({"a.png": b"x", "a.jpg": b"x"}, "2 pictures, not one"),
+        ({"a.png": b"x", "a.json": b"{"}, "malformed JSON"),
+        ({"a.png": b"x", "a.json": b'{"questions": [{}]}'}, "no 'question'"),
+        ({"a.png": b"x", "a.txt": b"\xff"}, "not UTF-8"),
+        ({"a.png": b"x", "a.exe": b"x"}, "unknown kind: .exe"),
+        ({"a.png": b"x", "./a.png": b"x"}, "'png' occurs twice"),
+        ({}, "split is empty"),
+    ],
+)
+def test_a_broken_shard_is_named(tmp_path: Path, members: dict[str, bytes], expected: str) -> None:
+    tar(tmp_path / "train.tar", members)
+    with pytest.raises(DataError, match=expected) as caught:
+        read("webdataset", tmp_path, "train")
+    assert caught.value.where
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_cut_shard_is_refused(tmp_path: Path, share: float) -> None:
+    path = tar(tmp_path / "train.tar", {f"{n}.png": png() + bytes(3000) for n in range(6)})
+    path.write_bytes(path.read_bytes()[: int(share * 6 * 4096)])
+    with pytest.raises(DataError, match="malformed tar"):
+        read("webdataset", tmp_path, "train")
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=10, max_size=10))
+def test_soft_scores_are_the_official_leave_one_out(answers: list[str]) -> None:
+    scores = soft_scores(answers)
+    for answer in set(answers):
+        kept = [[a for j, a in enumerate(answers) if j != i] for i in range(10)]
+        assert scores[answer] == pytest.approx(np.mean([min(1, others.count(answer) / 3) for others in kept]))
+        assert scores[answer] == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9}.get(answers.count(answer), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A Dog.", "dog"),
+        ("two", "2"),
+        ("dont know", "don't know"),
+        ("1,000", "1000"),
+        ("3.5", "3.5"),
+        ("red/blue", "red blue"),
+    ],
+)
+def test_answers_are_normalised(text: str, expected: str) -> None:
+    assert normalise_answer(text) == expected
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["vqav2", "coco", "karpathy", "clevr", "snli_ve", "webdataset"]), data=st.data())
+def test_damaged_files_are_refused_and_nothing_else_happens(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    root = tmp_path / name
+    split = MAKERS[name](root)
+    files = [p for p in root.rglob("*") if p.suffix in (".json", ".jsonl", ".tar")]
+    path = data.draw(st.sampled_from(sorted(files)))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=6))
+    path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            read(name, root, split)
+        except (DataError, UsageError) as error:
+            assert error.fix

@@ -1,0 +1,219 @@
+"""A state dict of the article's own class to a checkpoint of ours. Knows its names and shapes; must not know training.
+
+The class has roots ``visual_encoder.*`` (a torchvision ResNet, named or as the children of a Sequential), ``text_encoder.*``
+(a BERT) and ``projector.*``. What its shapes say is read off them, what they cannot say is asked for, and what cannot be
+used is dropped with a note: nothing in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torchvision.models import get_model, list_models
+
+from simmim_export.errors import CheckpointError, DataError, UsageError
+from simmim_export.models.checkpoint import Checkpoint, file_digest, read_tensors
+from simmim_export.models.presets import ModelConfig
+from simmim_export.models.simmim import SimMIM
+from simmim_export.training.assemble import as_checkpoint, samples
+from simmim_export.training.data.shapes import Shapes
+
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_NESTED = ("state_dict", "model", "model_state_dict")
+# Children of nn.Sequential(*list(resnet.children())[:-1 or -2]): conv1, bn1, relu, maxpool, layer1 to layer4.
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# What the input of the projector says of the encoders.
+_PROJECTORS = {
+    1768: "the ResNet kept its fc: 1000 class logits beside 768 text channels",
+    1280: "512 image channels beside 768 text channels",
+    2816: "2048 image channels beside 768 text channels",
+    768: "the encoders alone: it never saw the image",
+}
+_EMBED = 256
+_LAYERS = 3
+
+
+def import_article(
+    path: Path, *, tokenizer: Path | None, text_heads: int | None, max_length: int | None = None, image_size: int = 224
+) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint, and notes on what was dropped, assumed, or starts untrained.
+
+    ``tokenizer`` is the encoder's tokenizer.json and ``text_heads`` its number of attention heads: neither is in a state
+    dict. Raises :class:`UsageError` where one is missing or does not divide, :class:`CheckpointError` for a file that is
+    no such state dict (ALBEF's and BLIP's share the roots), naming every key, and :class:`DataError` for a tokenizer
+    that does not fit.
+    """
+    state, notes = _state(path)
+    image = {key.removeprefix("visual_encoder."): v for key, v in state.items() if key.startswith("visual_encoder.")}
+    text = {key.removeprefix("text_encoder."): v for key, v in state.items() if key.startswith("text_encoder.")}
+    projector = {key: v for key, v in state.items() if key.startswith("projector.")}
+    trunk, image = _image(image, path, notes)
+    if projector:
+        _note_projector(projector, notes)
+    found, text = _text(text, text_heads, path, notes)
+    source = _tokenizer(tokenizer, found["vocab_size"], notes)
+    length = min(max_length or 32, found["max_position_embeddings"])
+    width = found["hidden_size"]
+    heads = found["num_attention_heads"]
+    config = ModelConfig("imported", trunk, image_size, found, length, width, _EMBED, _LAYERS, heads)
+    torch.manual_seed(0)
+    model = SimMIM(config)
+    _load(model.image_encoder.trunk, image, "visual_encoder", path)
+    _load(model.text_encoder.encoder, text, "text_encoder", path)
+    notes.append("projections, embeddings and interaction start untrained: pretrain before you embed or ask")
+    data = Shapes(0, "samples", size=image_size)
+    provenance = {"stage": "import", "sha256": file_digest(path), "notes": notes}
+    return as_checkpoint(model, source, {}, samples(data, ()), {}, provenance), notes
+
+
+def _state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors by their names in the class, without what wraps them."""
+    content = read_tensors(path)
+    for name in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    fix = "give torch.save(model.state_dict(), ...) of the article's class"
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError("not a state dict (names to tensors)", where=path, fix=fix)
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        name = _WRAPPERS.sub("", str(key))
+        if name in state:
+            raise CheckpointError(f"two tensors are called {name}", where=path, fix=fix)
+        state[name] = value
+    foreign = next((k for k in state if k.startswith("visual_encoder.blocks.") or "image_queue" in k), None)
+    if foreign is not None:
+        what = f"this is a checkpoint of ALBEF or BLIP ({foreign}), which shares the article's roots but not its model"
+        raise CheckpointError(what, where=path, fix=fix)
+    strange = [key for key in state if not key.startswith(("visual_encoder.", "text_encoder.", "projector."))]
+    if strange:
+        raise CheckpointError(f"unexpected: {_few(strange)}", where=path, fix=fix)
+    for root in ("visual_encoder.", "text_encoder."):
+        if not any(key.startswith(root) for key in state):
+            raise CheckpointError(f"missing: everything under {root}*", where=path, fix=fix)
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{key} holds NaN or Inf", where=path, fix="save an earlier state")
+    return {key: value for key, value in state.items() if not key.endswith("position_ids")}, []
+
+
+def _image(state: dict[str, Tensor], path: Path, notes: list[str]) -> tuple[str, dict[str, Tensor]]:
+    """torchvision's name of the ResNet, and its state without fc."""
+    if not any(key.startswith("conv1.") for key in state):
+        state = {
+            _CHILDREN.get(k.partition(".")[0], k.partition(".")[0]) + "." + k.partition(".")[2]: v
+            for k, v in state.items()
+        }
+    dropped = [key for key in state if key.startswith("fc.")]
+    if dropped:
+        notes.append("visual_encoder.fc is dropped: class logits of ImageNet are no features")
+    state = {key: value for key, value in state.items() if key not in dropped}
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    best, problems = "", [""] * 10**6
+    for name in list_models(include=["resnet*", "wide_resnet*", "resnext*"]):
+        with torch.device("meta"):
+            wanted = {k: tuple(v.shape) for k, v in get_model(name, weights=None).state_dict().items()}
+        wanted = {key: shape for key, shape in wanted.items() if not key.startswith("fc.")}
+        found = [f"missing: {key}" for key in wanted if key not in shapes]
+        found += [f"unexpected: {key}" for key in shapes if key not in wanted]
+        found += [
+            f"misshapen: {k} is {list(shapes[k])}, not {list(s)}" for k, s in wanted.items() if shapes.get(k, s) != s
+        ]
+        if len(found) < len(problems):
+            best, problems = name, found
+    if problems:
+        what = f"visual_encoder is no ResNet of torchvision; the nearest is {best}: {_few(problems)}"
+        raise CheckpointError(what, where=path, fix="save the whole state dict of the article's class")
+    notes.append(f"visual_encoder is {best}")
+    return best, state
+
+
+def _text(
+    state: dict[str, Tensor], heads: int | None, path: Path, notes: list[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A Hugging Face configuration of BERT read off the shapes, and the state without the pooler."""
+    if any(key.startswith("pooler.") for key in state):
+        notes.append("text_encoder.pooler is dropped: the embedding is the mean of the tokens")
+    state = {key: value for key, value in state.items() if not key.startswith("pooler.")}
+    names = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    tables = [state.get(f"embeddings.{name}.weight") for name in names]
+    layers = {int(m[1]) for key in state if (m := re.match(r"encoder\.layer\.(\d+)\.", key))}
+    inner = state.get("encoder.layer.0.intermediate.dense.weight")
+    if any(t is None or t.ndim != 2 for t in (*tables, inner)) or layers != set(range(len(layers))):
+        lacking = [f"embeddings.{n}.weight" for n, t in zip(names, tables, strict=True) if t is None or t.ndim != 2]
+        gaps = sorted(set(range(max(layers, default=0) + 1)) - layers)
+        lacking += [f"encoder.layer.{n}" for n in gaps]
+        lacking += ["encoder.layer.0.intermediate.dense.weight"] if inner is None and 0 in layers else []
+        what = f"text_encoder is no BERT: missing: {_few([f'text_encoder.{name}' for name in lacking])}"
+        raise CheckpointError(what, where=path, fix="save the whole state dict of the article's class")
+    words, positions, kinds = (table.shape for table in tables if table is not None)
+    width = words[1]
+    if heads is None:
+        usual = f"--text-heads {width // 64}" if width % 64 == 0 else "--text-heads"
+        raise UsageError("a state dict does not say how many attention heads the text encoder has", fix=f"give {usual}")
+    if heads < 1 or width % heads:
+        raise UsageError(f"{heads} attention heads do not divide a width of {width}", fix="choose a divisor")
+    assert inner is not None
+    found = {
+        "model_type": "bert",
+        "vocab_size": words[0],
+        "hidden_size": width,
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": heads,
+        "intermediate_size": inner.shape[0],
+        "max_position_embeddings": positions[0],
+        "type_vocab_size": kinds[0],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    notes.append(f"text_encoder is a BERT of {len(layers)} layers, width {width}, {heads} heads as you said")
+    return found, state
+
+
+def _note_projector(state: Mapping[str, Tensor], notes: list[str]) -> None:
+    wide = next((value.shape[1] for value in state.values() if value.ndim == 2), 0)
+    kind = _PROJECTORS.get(wide, f"an input of {wide} channels")
+    notes.append(f"projector is dropped ({kind}): our fusion works on tokens that were projected to one width")
+
+
+def _tokenizer(path: Path | None, rows: int, notes: list[str]) -> str:
+    if path is None:
+        raise UsageError("a state dict holds no tokenizer", fix="give --tokenizer tokenizer.json of its text encoder")
+    try:
+        source = path.read_text(encoding="utf-8")
+        size = Tokenizer.from_str(source).get_vocab_size()
+    # tokenizers raises bare Exception for whatever does not parse.
+    except Exception as error:
+        raise DataError(
+            f"not a tokenizer.json: {error}", where=path, fix="give the encoder's tokenizer.json"
+        ) from error
+    if size > rows:
+        what = f"the tokenizer has {size} tokens, the text encoder only {rows} embeddings"
+        raise DataError(what, where=path, fix="give the tokenizer that the encoder was trained with")
+    if size < rows:
+        notes.append(f"the tokenizer has {size} tokens for {rows} embeddings: the rest are never used")
+    return source
+
+
+def _load(module: torch.nn.Module, state: Mapping[str, Tensor], root: str, path: Path) -> None:
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    problems = [f"missing: {root}.{key}" for key in wanted if key not in state]
+    problems += [f"unexpected: {root}.{key}" for key in state if key not in wanted]
+    problems += [
+        f"misshapen: {root}.{k} is {list(state[k].shape)}, not {list(s)}"
+        for k, s in wanted.items()
+        if k in state and tuple(state[k].shape) != s
+    ]
+    if problems:
+        raise CheckpointError(_few(problems), where=path, fix="save the whole state dict of the article's class")
+    module.load_state_dict(dict(state), strict=True)
+
+
+def _few(items: list[str]) -> str:
+    return ", ".join(items[:20]) + (f" and {len(items) - 20} more" if len(items) > 20 else "")

@@ -1,0 +1,90 @@
+"""JSON, JSON lines and pictures on disk, with errors that name file and record. Must not know any data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from simmim_export.errors import DataError, UsageError
+from simmim_export.training.data.records import Record
+
+
+def load_json(path: Path) -> Any:
+    """The content of a JSON file. Raise :class:`DataError` if it is missing or malformed, with line and column."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise DataError(f"malformed JSON: {error.msg}", where=where, fix="copy the file again, whole") from error
+    except RecursionError as error:
+        raise DataError("malformed JSON: nested too deeply", where=path, fix="copy the file again, whole") from error
+
+
+def load_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, object) for each line of a JSON lines file."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                found = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise DataError(f"malformed JSON: {error}", where=where, fix="copy the file again, whole") from error
+            yield where, checked(found, dict, where, "a record")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raise :class:`DataError` if it is missing, unreadable or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(
+            "the file is missing", where=path, fix="give the data set's folder in its public layout"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the file cannot be read: {error}", where=path, fix="copy it again, whole") from error
+
+
+def checked(value: Any, kind: type, where: object, what: str) -> Any:
+    """``value`` if it is a ``kind``; else :class:`DataError`. A bool is no int."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise DataError(f"{what} is {type(value).__name__}, not {kind.__name__}", where=where, fix="correct the record")
+    return value
+
+
+def field(record: Any, name: str, kind: type, where: object) -> Any:
+    """``record[name]``, a ``kind``; else :class:`DataError` naming record and field."""
+    if name not in checked(record, dict, where, "a record"):
+        raise DataError(f"the record has no {name!r}", where=where, fix="correct the record")
+    return checked(record[name], kind, where, f"{name!r}")
+
+
+def rows(content: Any, name: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) for each member of the list ``content[name]``."""
+    for number, record in enumerate(field(content, name, list, path)):
+        where = f"{path}, {name}[{number}]"
+        yield where, checked(record, dict, where, "a record")
+
+
+def unique(known: Mapping[Any, object], key: Any, where: object, what: str) -> None:
+    """Raise :class:`DataError` if ``key`` is among ``known``."""
+    if key in known:
+        raise DataError(f"{what} {key!r} occurs twice", where=where, fix="leave one of them out")
+
+
+def finished(records: Sequence[Record], where: object) -> list[Record]:
+    """``records``, once there is at least one and every picture on disk is there: :class:`DataError` names the first."""
+    if not records:
+        raise DataError("the split is empty", where=where, fix="check the folder and the split")
+    missing = [image for r in records for image in r.images if isinstance(image, Path) and not image.is_file()]
+    if missing:
+        what = f"{len(missing)} of {sum(len(r.images) for r in records)} pictures are missing"
+        raise DataError(what, where=missing[0], fix="unpack the images in the public layout")
+    return list(records)
+
+
+def no_split(split: str, found: Iterable[str], root: Path) -> Exception:
+    """The error for a split that is not there."""
+    names = ", ".join(sorted(set(found))) or "none"
+    return UsageError(f"no split {split!r}", where=root, fix=f"splits found: {names}")

@@ -1,0 +1,94 @@
+"""VQAv2 (Goyal et al., 2017): questions and annotations JSON. Knows its layout and its scoring; must not know tensors."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from simmim_export.errors import DataError
+from simmim_export.training.data.readers.files import field, finished, load_json, no_split, rows, unique
+from simmim_export.training.data.records import Question, Record
+
+_NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+_NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+_APOSTROPHES = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how's i'd
+i'm i've isn't it'd it's ma'am mightn't mustn't needn't not've o'clock she's should've shouldn't somebody's someone's that's
+there's they're they've wasn't we've weren't what'll what're what's when's where's who's why's won't would've wouldn't y'all
+you're you've"""
+_CONTRACTIONS = {word.replace("'", ""): word for word in _APOSTROPHES.split()}
+_MARKS = re.compile(r"""[;/\[\]"{}()=+\\_\-><@`,?!]""")
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, digits for number words, no articles, contractions with their apostrophe, no punctuation.
+
+    Source: the evaluation code of VQA (Antol et al., 2015; Goyal et al., 2017): processPunctuation and
+    processDigitArticle.
+    """
+    text = text.replace("\n", " ").replace("\t", " ").strip().lower()
+    text = re.sub(r"(?<=\d),(?=\d)", "", text)
+    text = _MARKS.sub(" ", text)
+    text = re.sub(r"\.(?!\d)", "", text)
+    words = [_NUMBERS.get(word, word) for word in text.split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+    """The score of each answer that was given: min(1, matches / 3) among the other annotators, averaged over who is left out.
+
+    For ten annotators 0.3, 0.6, 0.9 and 1 for one, two, three and more who agree.
+    """
+    counts, n = Counter(answers), len(answers)
+    if n == 1:
+        return dict.fromkeys(counts, 1.0)
+    return {
+        answer: (count * min((count - 1) / 3, 1.0) + (n - count) * min(count / 3, 1.0)) / n
+        for answer, count in counts.items()
+    }
+
+
+def read(root: Path, split: str) -> list[Record]:
+    """The split ``train2014``, ``val2014``, ``test2015`` or ``test-dev2015``; the tests have no answers."""
+    path = root / f"v2_OpenEnded_mscoco_{split}_questions.json"
+    if not path.is_file():
+        found = (p.name.split("_")[3] for p in root.glob("v2_OpenEnded_mscoco_*_questions.json"))
+        raise no_split(split, found, root)
+    annotated = root / f"v2_mscoco_{split}_annotations.json"
+    scores: dict[int, dict[str, float]] = {}
+    families: dict[int, str] = {}
+    if not split.startswith("test"):
+        for where, row in rows(load_json(annotated), "annotations", annotated):
+            number = field(row, "question_id", int, where)
+            unique(scores, number, where, "the question_id")
+            given = [normalise_answer(field(a, "answer", str, where)) for a in field(row, "answers", list, where)]
+            if not given:
+                raise DataError("the annotation has no answers", where=where, fix="correct the record")
+            scores[number] = soft_scores(given)
+            families[number] = str(row.get("answer_type") or row.get("question_type") or "all")
+    questions: dict[int, list[Question]] = {}
+    seen: dict[int, str] = {}
+    for where, row in rows(load_json(path), "questions", path):
+        number, text = field(row, "question_id", int, where), field(row, "question", str, where)
+        unique(seen, number, where, "the question_id")
+        seen[number] = where
+        if scores and number not in scores:
+            raise DataError(
+                f"question {number} has no annotation in {annotated.name}", where=where, fix="use one release"
+            )
+        asked = Question(text, scores.get(number, {}), families.get(number, "all"))
+        questions.setdefault(field(row, "image_id", int, where), []).append(asked)
+    orphans = sorted(set(scores) - set(seen))
+    if orphans:
+        raise DataError(
+            f"annotation of question {orphans[0]}, which is not asked", where=annotated, fix="use one release"
+        )
+    folder = "test2015" if split.startswith("test") else split
+    return finished(
+        [
+            Record(str(image), (root / folder / f"COCO_{folder}_{image:012d}.jpg",), questions=tuple(asked))
+            for image, asked in questions.items()
+        ],
+        path,
+    )
