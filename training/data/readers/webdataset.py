@@ -47,11 +47,11 @@ def read(root: Path, split: str) -> list[Record]:
 
 def _members(shard: Path) -> list[tuple[str, bytes]]:
     found = []
-    name = "its start"
+    name, end = "its start", 0
     try:
         with tarfile.open(shard, "r|*") as archive:
             for member in archive:
-                name = member.name
+                name, end = member.name, member.offset_data + -(-member.size // 512) * 512
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is not None:
                     content = stream.read()
@@ -62,14 +62,13 @@ def _members(shard: Path) -> list[tuple[str, bytes]]:
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, LookupError) as error:
         where = f"{shard}, after {name}"
         raise DataError(f"malformed tar: {error}", where=where, fix="copy the shard again, whole") from error
-    # A shard that was cut between two members reads as a shorter one; only its end says so.
+    # A shard that was cut between two members reads as a shorter one; only the two empty blocks at its end say that it
+    # is whole. (A compressed one says so by itself.)
     with shard.open("rb") as stream:
-        start = stream.read(2)
-        stream.seek(max(0, shard.stat().st_size - 1024))
-        if start != b"\x1f\x8b" and any(stream.read()):
-            raise DataError(
-                "malformed tar: it has no end", where=f"{shard}, after {name}", fix="copy the shard again, whole"
-            )
+        plain = stream.read(2) not in (b"\x1f\x8b", b"BZ", b"\xfd7")
+    if plain and shard.stat().st_size < end + 1024:
+        where = f"{shard}, after {name}"
+        raise DataError("malformed tar: it has no end", where=where, fix="copy the shard again, whole")
     return found
 
 
