@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.models import get_model, list_models
 
 from simmim_export.errors import CheckpointError, DataError, UsageError
-from simmim_export.models.checkpoint import Checkpoint, file_digest, read_tensors
+from simmim_export.models.checkpoint import Checkpoint, check_state, file_digest, read_tensors
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.assemble import as_checkpoint, samples
@@ -202,16 +202,9 @@ def _tokenizer(path: Path | None, rows: int, notes: list[str]) -> str:
 
 
 def _load(module: torch.nn.Module, state: Mapping[str, Tensor], root: str, path: Path) -> None:
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    problems = [f"missing: {root}.{key}" for key in wanted if key not in state]
-    problems += [f"unexpected: {root}.{key}" for key in state if key not in wanted]
-    problems += [
-        f"misshapen: {root}.{k} is {list(state[k].shape)}, not {list(s)}"
-        for k, s in wanted.items()
-        if k in state and tuple(state[k].shape) != s
-    ]
-    if problems:
-        raise CheckpointError(_few(problems), where=path, fix="save the whole state dict of the article's class")
+    expected = {f"{root}.{key}": tuple(value.shape) for key, value in module.state_dict().items()}
+    fix = "save the whole state dict of the article's class"
+    check_state({f"{root}.{key}": value for key, value in state.items()}, expected, path, fix)
     module.load_state_dict(dict(state), strict=True)
 
 

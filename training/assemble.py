@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
-from simmim_export.errors import InputError
-from simmim_export.models.checkpoint import Checkpoint
+from simmim_export.models.checkpoint import Checkpoint, check_state
 from simmim_export.models.presets import PRESETS, ModelConfig, preset
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import untrained
+from simmim_export.training.pretrained import pretrained_image, pretrained_text
 from simmim_export.training.tokenizer import SPECIALS, word_tokenizer
 from simmim_export.version import __version__
 
@@ -30,15 +29,20 @@ PACKAGES = ("torch", "torchvision", "transformers", "accelerate")
 
 @dataclass(frozen=True)
 class NewModel:
-    """What to change of a preset: None leaves it. ``image_encoder`` names a trunk; ``text_encoder`` is a folder in Hugging
-    Face's layout whose weights, configuration and tokenizer are taken; ``frames`` is the most that a clip may have."""
+    """What to change of a preset: None leaves it.
+
+    ``image_encoder`` names a trunk and ``image_weights`` its weights, a file or torchvision's name for them;
+    ``text_encoder`` is a folder in Hugging Face's layout, or a name on its hub, whose weights, configuration and tokenizer
+    are taken; ``frames`` is the most that a clip may have.
+    """
 
     preset: str = "tiny"
     fusion: str | None = None
     interaction: str | None = None
     frames: int | None = None
     image_encoder: str | None = None
-    text_encoder: Path | None = None
+    image_weights: str | None = None
+    text_encoder: str | None = None
 
 
 def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Checkpoint:
@@ -58,14 +62,25 @@ def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Che
     tokenizer, config = _word_tokenizer(data.words() or shapes.words(), config)
     text, loaded = tokenizer.to_str(), None
     if new.text_encoder is not None:
-        config, text, loaded = _pretrained_text(config, new.text_encoder)
+        loaded = pretrained_text(new.text_encoder)
+        limit = min(config.max_length, loaded.config.get("max_position_embeddings", config.max_length))
+        config, text = replace(config, text=loaded.config, max_length=limit), loaded.tokenizer
     torch.manual_seed(seed)
     model = SimMIM(config)
     if loaded is not None:
-        model.text_encoder.encoder.load_state_dict(loaded)
+        _load(model.text_encoder.encoder, loaded.state, new.text_encoder)
+    if new.image_weights is not None:
+        _load(model.image_encoder.trunk, pretrained_image(config.image_trunk, new.image_weights), new.image_weights)
     metrics = {head: untrained() for head in labels}
     provenance = {"seed": seed, "stage": "init"}
     return as_checkpoint(model, text, labels, samples(data, shapes.samples(SAMPLES)[1]), metrics, provenance)
+
+
+def _load(encoder: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
+    """Put pretrained weights in, all of them or none: :class:`CheckpointError` names what does not fit."""
+    expected = {key: tuple(value.shape) for key, value in encoder.state_dict().items()}
+    check_state(state, expected, where, fix="give weights of the encoder that was chosen")
+    encoder.load_state_dict(dict(state), strict=True)
 
 
 def _word_tokenizer(words: Sequence[str], config: ModelConfig) -> tuple[Tokenizer, ModelConfig]:
@@ -92,27 +107,6 @@ def with_head(checkpoint: Checkpoint, head: str, labels: Sequence[str], frames: 
     old = {key: value for key, value in checkpoint.state.items() if known or not key.startswith(f"heads.{head}.")}
     every = dict(checkpoint.labels) | {head: list(labels)}
     return replace(checkpoint, config=config, labels=every, state=fresh | old)
-
-
-def _pretrained_text(config: ModelConfig, folder: Path) -> tuple[ModelConfig, str, dict[str, torch.Tensor]]:
-    """The configuration with the folder's encoder, its tokenizer.json, and its weights without a pooler."""
-    from transformers import AutoConfig, AutoModel
-
-    fix = "give a local folder with config.json, model.safetensors and tokenizer.json"
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise InputError(f"the text encoder's folder has no {name}", where=folder, fix=fix)
-    try:
-        found = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, config=found)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"the text encoder does not load: {error}", where=folder, fix=fix) from error
-    state = {key: value for key, value in model.state_dict().items() if not key.startswith("pooler.")}
-    limit = min(config.max_length, found.max_position_embeddings)
-    text = {key: value for key, value in json.loads(found.to_json_string(use_diff=False)).items() if value is not None}
-    text = {key: value for key, value in text.items() if not key.startswith("_") and key != "dtype"}
-    text["hidden_dropout_prob"] = text["attention_probs_dropout_prob"] = 0.0
-    return replace(config, text=text, max_length=limit), (folder / "tokenizer.json").read_text(encoding="utf-8"), state
 
 
 def as_checkpoint(

@@ -68,8 +68,15 @@ def init(
     image_encoder: Annotated[
         str | None, typer.Option("--image-encoder", help="tiny or a torchvision ResNet, instead of the preset's.")
     ] = None,
+    image_weights: Annotated[
+        str | None,
+        typer.Option("--image-weights", help="A ResNet's state dict, or torchvision's name for one (DEFAULT)."),
+    ] = None,
     text_encoder: Annotated[
-        Path | None, typer.Option("--text-encoder", help="Folder of a Hugging Face encoder to take, with its weights.")
+        str | None,
+        typer.Option(
+            "--text-encoder", help="Folder of a Hugging Face encoder (or its name) to take, with its weights."
+        ),
     ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -79,7 +86,7 @@ def init(
     from simmim_export.training import run
     from simmim_export.training.assemble import NewModel
 
-    new = NewModel(preset, fusion, interaction, frames, image_encoder, text_encoder)
+    new = NewModel(preset, fusion, interaction, frames, image_encoder, image_weights, text_encoder)
     report(run.init(output, new, seed, overwrite), as_json)
 
 
@@ -136,6 +143,7 @@ def pretrain(
     tags: Annotated[
         float, typer.Option("--tags", help="Weight of detecting the captions' words in image tokens.")
     ] = 0.0,
+    mim: Annotated[float, typer.Option("--mim", help="Weight of painting hidden patches of the image.")] = 0.0,
     seed: Seed = 0,
     mixed_precision: Mixed = "no",
     accumulate: Accumulate = 1,
@@ -162,7 +170,8 @@ def pretrain(
     with progress_bar("pretrain") as watch:
         choice = run.DataChoice(data, data_root, split, examples)
         job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch)
-        checkpoint = run.pretrain(job, start, preset, {"itc": itc, "itm": itm, "mlm": mlm, "tags": tags})
+        weights = {"itc": itc, "itm": itm, "mlm": mlm, "tags": tags, "mim": mim}
+        checkpoint = run.pretrain(job, start, preset, weights)
     report(checkpoint, as_json)
 
 
@@ -232,6 +241,10 @@ def evaluate(
     stream: Annotated[str, typer.Option("--stream", help="Held-out stream of the data set.")] = "test",
     seed: Seed = 0,
     eval_scenes: Scenes = 1024,
+    pointing: Annotated[
+        bool,
+        typer.Option("--pointing", help="Also play the pointing game: is the hottest token on what is asked about?"),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint on held-out scenes, with its blind controls."""
@@ -239,7 +252,7 @@ def evaluate(
 
     with progress_bar("evaluate") as watch:
         choice = run.DataChoice(data, data_root, split)
-        metrics = run.evaluate(checkpoint, choice, stream, seed, eval_scenes, watch)
+        metrics = run.evaluate(checkpoint, choice, stream, seed, eval_scenes, pointing, watch)
     show(metrics, as_json)
 
 
@@ -296,7 +309,8 @@ def show(metrics: dict[str, Any], as_json: bool) -> None:
 
 
 def _add_accuracy(table: Table, task: str, found: dict[str, Any]) -> None:
-    controls = {name.replace("_", " "): row["accuracy"] for name, row in found["controls"].items()}
+    controls = {name.replace("_", " "): row["accuracy"] for name, row in found.get("controls", {}).items()}
+    controls |= {name.replace("_", " "): found[name] for name in ("chance", "any_thing") if name in found}
     table.add_row(task, *_figures(found), ", ".join(f"{name} {value:.1%}" for name, value in controls.items()))
     for family, figure in found.get("by_family", {}).items():
         table.add_row(f"  {family}", *_figures(figure))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -167,7 +168,60 @@ class Tags(Objective):
         return tag_loss(self.detect(seen.image_tokens), batch["present"])
 
 
-OBJECTIVES: Mapping[str, type[Objective]] = {"itc": Itc, "itm": Itm, "mlm": Mlm, "tags": Tags}
+class Mim(Objective):
+    """Masked image modelling: hidden patches are painted again, from what surrounds them.
+
+    A patch is one image token (32 pixels of a ResNet), 60 % are hidden behind a learned colour, a 1x1 convolution and a
+    pixel shuffle paint, L1 on hidden pixels alone. Batch norm keeps its statistics: those of pictures full of holes are
+    not those of pictures. Source: Xie et al., 2022, "SimMIM".
+    """
+
+    RATIO = 0.6
+
+    def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source) -> None:
+        super().__init__(model, tokenizer, source)
+        self.patch = int(model.image_encoder.trunk.stride)
+        self.side = round(model.image_encoder.tokens**0.5)
+        if model.config.image_size % self.patch:
+            what = f"images of {model.config.image_size} pixels are no whole number of patches of {self.patch}"
+            raise UsageError(what, fix="use --mim 0")
+        self.colour = nn.Parameter(torch.zeros(3))  # in units of the normalised picture
+        self.paint = nn.Conv2d(model.config.width, 3 * self.patch**2, 1)
+
+    def prepare(self, captions: Sequence[Sequence[str]], index: int) -> dict[str, Tensor]:
+        """holes, bool [b, side, side]: the same number in every image."""
+        random = torch.Generator().manual_seed(index)
+        count = round(self.RATIO * self.side**2)
+        order = torch.rand(len(captions), self.side**2, generator=random).argsort(dim=1)
+        return {"holes": (order < count).view(-1, self.side, self.side)}
+
+    def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
+        """Mean |difference| of hidden pixels, in units of the normalised picture."""
+        encoder = model.image_encoder
+        hidden = batch["holes"].repeat_interleave(self.patch, 1).repeat_interleave(self.patch, 2)[:, None]  # b 1 H W
+        wanted = batch["pixels"].permute(0, 3, 1, 2).to(encoder.scale.dtype) * encoder.scale + encoder.shift
+        masked = torch.where(hidden, self.colour.view(1, 3, 1, 1), wanted)
+        with frozen_statistics(encoder):
+            tokens, _ = encoder(((masked - encoder.shift) / encoder.scale).permute(0, 2, 3, 1))
+        grid = tokens.transpose(1, 2).unflatten(2, (self.side, self.side))
+        painted = F.pixel_shuffle(self.paint(grid), self.patch)
+        return ((painted - wanted).abs() * hidden).sum() / (3 * hidden.sum())
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside use and keep the statistics they have."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+OBJECTIVES: Mapping[str, type[Objective]] = {"itc": Itc, "itm": Itm, "mlm": Mlm, "tags": Tags, "mim": Mim}
 
 
 class Pretrain(nn.Module):

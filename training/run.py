@@ -19,7 +19,9 @@ from simmim_export.training.article import import_article
 from simmim_export.training.assemble import NewModel, as_checkpoint, new_checkpoint, samples, with_head
 from simmim_export.training.data import dataset
 from simmim_export.training.data.base import Data
+from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import EVALUATORS
+from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.loop import Progress, Recipe, remove_state, train
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.source import Source
@@ -134,8 +136,11 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
     return _write(job, model, started, progress, metrics, extra | parent)
 
 
-def evaluate(path: Path, data: DataChoice, stream: str, seed: int, scenes: int, watch: Watch) -> dict[str, Any]:
-    """Measure every trained head of a checkpoint that ``data`` can measure, on ``scenes`` scenes of ``stream``."""
+def evaluate(
+    path: Path, data: DataChoice, stream: str, seed: int, scenes: int, pointing: bool, watch: Watch
+) -> dict[str, Any]:
+    """Measure every trained head of a checkpoint that ``data`` can measure, on ``scenes`` scenes of ``stream``; with
+    ``pointing`` also whether the model looks at the thing it is asked about."""
     if stream.startswith("train"):
         raise UsageError("--stream train is what the model learned from", fix="choose test")
     checkpoint = load(path)
@@ -151,6 +156,10 @@ def evaluate(path: Path, data: DataChoice, stream: str, seed: int, scenes: int, 
             what = f"the data set {data.name} has other classes for {head} than the checkpoint"
             raise CheckpointError(what, where=path, fix="evaluate it on the data that it was trained for")
         metrics[name] = EVALUATORS[name](head, model, tokenizer, held_out, scenes, watch)
+    if pointing:
+        if not isinstance(held_out, Shapes):
+            raise UsageError(f"nobody knows the boxes of {data.name}", fix="use --pointing with --data shapes")
+        metrics["pointing"] = pointing_game(model, tokenizer, held_out, scenes, watch)
     return metrics
 
 

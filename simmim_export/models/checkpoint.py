@@ -144,13 +144,19 @@ def build(checkpoint: Checkpoint, where: object = "checkpoint") -> SimMIM:
             where=where,
             fix="retrain or re-export it with simmim-train",
         ) from error
-    _check_state(checkpoint.state, expected, where)
+    check_state(checkpoint.state, expected, where)
     model = SimMIM(checkpoint.config)
     model.load_state_dict(checkpoint.state, strict=True)
     return model.eval()
 
 
-def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], where: object) -> None:
+def check_state(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    where: object,
+    fix: str = "give the checkpoint that simmim-train wrote; nothing is loaded in part",
+) -> None:
+    """Raise :class:`CheckpointError` unless ``state`` has exactly the ``expected`` names and shapes, all values finite."""
     problems = [f"missing: {key}" for key in expected if key not in state]
     problems += [f"unexpected: {key}" for key in state if key not in expected]
     for key, shape in expected.items():
@@ -161,7 +167,7 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, 
         raise CheckpointError(
             f"the weights do not fit the configuration:\n  {shown}",
             where=where,
-            fix="give the checkpoint that simmim-train wrote; nothing is loaded in part",
+            fix=fix,
         )
     for key, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():

@@ -62,10 +62,11 @@ def test_an_objective_alone_reaches_what_it_reads(parts, name: str) -> None:
         "itm": {"image_encoder", "text_encoder", "interaction", "heads"},
         "mlm": {"image_encoder", "text_encoder", "interaction"},
         "tags": {"image_encoder"},
+        "mim": {"image_encoder"},
     }
     assert reached == expected[name]
     own = [p for key, p in pretrain.named_parameters() if not key.startswith("model.")]
-    assert bool(own) == (name in ("mlm", "tags")) and all(_moves(p) for p in own)
+    assert bool(own) == (name in ("mlm", "tags", "mim")) and all(_moves(p) for p in own)
 
 
 def _moves(parameter: torch.nn.Parameter) -> bool:
@@ -108,3 +109,22 @@ def test_tags_are_the_words_and_pairs_that_the_captions_hold(parts) -> None:
 def test_every_process_sees_its_own_part_of_a_batch(parts) -> None:
     numbers = [Source(Shapes(0), 2, process, 3).number(index) for index in range(2) for process in range(3)]
     assert numbers == list(range(6))
+
+
+def test_hidden_patches_are_hidden_and_batch_norm_keeps_its_statistics(parts) -> None:
+    pretrain = stage(parts, mim=1.0).train()
+    batch = pretrain.batch(0, 0.0)
+    assert batch["holes"].shape == (6, 4, 4) and (batch["holes"].sum(dim=(1, 2)) == 10).all()
+    before = {key: value.clone() for key, value in pretrain.state_dict().items() if "running" in key}
+    one = pretrain.objectives["mim"].loss(parts[0], batch, None)
+    assert all(torch.equal(pretrain.state_dict()[key], value) for key, value in before.items())
+    assert all(m.training for m in pretrain.modules())
+    # What is under the holes is what must be painted, so it changes the loss, but never what is painted.
+    painted: list[torch.Tensor] = []
+    hook = pretrain.objectives["mim"].paint.register_forward_hook(lambda m, i, out: painted.append(out))
+    hidden = batch["holes"].repeat_interleave(16, 1).repeat_interleave(16, 2)[..., None]
+    pretrain.objectives["mim"].loss(parts[0], batch, None)
+    other = batch | {"pixels": torch.where(hidden, 255 - batch["pixels"], batch["pixels"])}
+    two = pretrain.objectives["mim"].loss(parts[0], other, None)
+    hook.remove()
+    assert torch.equal(*painted) and one.item() != pytest.approx(two.item(), rel=0.01)

@@ -17,7 +17,7 @@ from simmim_export.training.data.base import Batch, Labelled, Stated
 from simmim_export.training.data.shapes.captions import captions
 from simmim_export.training.data.shapes.draw import draw_scene
 from simmim_export.training.data.shapes.questions import ANSWERS, FAMILIES, Balance, questions
-from simmim_export.training.data.shapes.scene import Scene, check_split, sample_scene
+from simmim_export.training.data.shapes.scene import Scene, Thing, check_split, sample_scene
 from simmim_export.training.data.shapes.truth import foil, parse
 from simmim_export.training.data.shapes.words import phrases, visual_words, vocabulary
 
@@ -30,9 +30,11 @@ _FAMILY_INDEX = {family: index for index, family in enumerate(FAMILIES)}
 
 @dataclass(frozen=True)
 class ShapesBatch(Batch):
-    """A :class:`Batch` with the ``scenes`` that were drawn."""
+    """A :class:`Batch` with the ``scenes`` that were drawn, and the one thing that each question is ``about`` (None where
+    it is about several)."""
 
     scenes: list[Scene] = field(default_factory=list)
+    about: list[list[Thing | None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Shapes:
         )
         kinds = np.array([[_FAMILY_INDEX[q.family] for q in row] for row in asked], np.int64).reshape(len(asked), count)
         texts_asked = [[q.text for q in row] for row in asked]
-        return ShapesBatch(pixels, texts, texts_asked, answers, kinds, scenes=found)
+        about = [[q.about for q in row] for row in asked]
+        return ShapesBatch(pixels, texts, texts_asked, answers, kinds, scenes=found, about=about)
 
     def labelled(self, index: int, images: int) -> Labelled:
         """Scenes with the number of their things."""

@@ -23,15 +23,16 @@ ANSWERS = ("yes", "no", "0", "1", "2", "3", "4", *COLOURS, *SHAPES, *SIZES, *TEX
 
 
 class Question(NamedTuple):
-    """A text, its answer (one of ANSWERS), and its family (one of FAMILIES)."""
+    """A text, its answer (one of ANSWERS), its family (one of FAMILIES), and the one thing it is about, where it is one."""
 
     text: str
     answer: str
     family: str
+    about: Thing | None = None
 
 
-# A form proposes (text, answer) pairs for a scene, in random order.
-Proposals = Iterator[tuple[str, str]]
+# A form proposes (text, answer), and the one thing it is about if it is one, for a scene, in random order.
+Proposals = Iterator[tuple[str, str] | tuple[str, str, Thing]]
 Form = Callable[[Scene, Random], Proposals]
 
 
@@ -100,7 +101,7 @@ def _query(attribute: str) -> Form:
         for thing in _shuffled(list(scene.things), random):
             text = _unique(scene, thing, attribute)
             if text is not None:
-                yield f"what {attribute} is the {text}?", VALUES[attribute][getattr(thing, attribute)]
+                yield f"what {attribute} is the {text}?", VALUES[attribute][getattr(thing, attribute)], thing
 
     return propose
 
@@ -158,6 +159,7 @@ def _spatial(attribute: str) -> Form:
             yield (
                 f"what {attribute} is the thing at the {place_words(thing)}?",
                 VALUES[attribute][getattr(thing, attribute)],
+                thing,
             )
 
     return propose
@@ -172,7 +174,7 @@ def _extreme(attribute: str) -> Form:
             ordered = sorted(scene.things, key=lambda thing: sign * getattr(thing, axis))
             if getattr(ordered[0], axis) != getattr(ordered[1], axis):
                 value = VALUES[attribute][getattr(ordered[0], attribute)]
-                yield f"what {attribute} is the {EXTREMES[side]} thing?", value
+                yield f"what {attribute} is the {EXTREMES[side]} thing?", value, ordered[0]
 
     return propose
 
@@ -260,9 +262,9 @@ def questions(
 def _one(family: str, scene: Scene, random: Random, balance: Balance, texts: set[str], strict: bool) -> Question | None:
     for index in _shuffled(list(range(len(FORMS[family]))), random):
         key = (family, index)
-        for text, answer in FORMS[family][index](scene, random):
+        for text, answer, *about in FORMS[family][index](scene, random):
             if text not in texts and (not strict or balance.accepts(key, answer)):
                 texts.add(text)
                 balance.add(key, answer)
-                return Question(text, answer, family)
+                return Question(text, answer, family, about[0] if about else None)
     return None

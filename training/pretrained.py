@@ -1,0 +1,99 @@
+"""Pretrained encoders by their own loaders: torchvision for images, Hugging Face for texts. Must not know our models.
+
+A path on disk always works; a name is downloaded, and a hub that cannot be reached is one message that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
+
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+from simmim_export.errors import InputError, UsageError
+from simmim_export.models.checkpoint import read_tensors
+
+
+class PretrainedText(NamedTuple):
+    """A Hugging Face configuration, the text of its tokenizer.json, and the encoder's weights without a pooler."""
+
+    config: dict[str, Any]
+    tokenizer: str
+    state: dict[str, Tensor]
+
+
+def pretrained_image(trunk: str, weights: str) -> dict[str, Tensor]:
+    """The state of torchvision's ResNet ``trunk`` without its classifier.
+
+    ``weights`` is the path of a state dict (.pt, .pth, .safetensors), or one of torchvision's names (DEFAULT,
+    IMAGENET1K_V1), which is downloaded unless torch has it cached. Raise :class:`UsageError` for an unknown name,
+    :class:`InputError` for a download that fails, :class:`CheckpointError` for a file that is no state dict.
+    """
+    path = Path(weights)
+    if path.exists() or path.suffix:
+        state = read_tensors(path)
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise InputError("not a state dict (names to tensors)", where=path, fix="give a torchvision ResNet's")
+    else:
+        state = _download_image(trunk, weights)
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+def _download_image(trunk: str, weights: str) -> dict[str, Tensor]:
+    try:
+        choices = get_model_weights(trunk)
+    except ValueError as error:
+        raise UsageError(f"torchvision has no weights for {trunk!r}", fix="give --image-encoder resnet18") from error
+    names = [*choices.__members__]
+    if weights not in names and weights != "DEFAULT":
+        raise UsageError(f"unknown weights {weights!r} of {trunk}", fix=f"choose {', '.join(names)} or give a file")
+    try:
+        found: dict[str, Tensor] = getattr(choices, weights).get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        what = f"the weights {weights} of {trunk} cannot be downloaded: {error}"
+        raise InputError(what, fix="download them elsewhere and give the file: --image-weights FILE.pth") from error
+    return found
+
+
+def pretrained_text(source: str) -> PretrainedText:
+    """The encoder in a folder of Hugging Face's layout, or of that name on the hub (or in its cache).
+
+    Raise :class:`InputError` for a folder that does not load and for a hub that cannot be reached.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    folder = Path(source)
+    local = folder.exists() or source.startswith((".", "/", "~"))
+    fix = "give a local folder with config.json, model.safetensors and tokenizer.json"
+    if local:
+        for name in ("config.json", "tokenizer.json"):
+            if not (folder / name).is_file():
+                raise InputError(f"the text encoder's folder has no {name}", where=folder, fix=fix)
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = AutoConfig.from_pretrained(source, local_files_only=local)
+            model = AutoModel.from_pretrained(source, local_files_only=local, config=config)
+            if local:
+                tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(source).backend_tokenizer.to_str()
+    except (OSError, ValueError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if local:
+            raise InputError(f"the text encoder does not load: {first}", where=folder, fix=fix) from error
+        what = f"the text encoder {source!r} is no folder, and cannot be had from the hub: {first}"
+        raise InputError(what, fix=fix) from error
+    finally:
+        logging.set_verbosity_warning()
+    text = {key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if value is not None}
+    text = {key: value for key, value in text.items() if not key.startswith("_") and key != "dtype"}
+    text["hidden_dropout_prob"] = text["attention_probs_dropout_prob"] = 0.0
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith("pooler.")}
+    return PretrainedText(text, tokenizer, state)
