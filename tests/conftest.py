@@ -44,6 +44,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
     return _once(tmp_path_factory, "tiny-bundle", export)
 
 
+@pytest.fixture(scope="session")
+def every_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with every head, a video encoder and attention maps; its checkpoint beside it is every.pt. Read only."""
+    from simmim_export.models.heads import HEADS
+
+    checkpoint = _once(tmp_path_factory, "every.pt", lambda path: make_checkpoint(path, heads=tuple(HEADS), frames=8))
+
+    def export(path: Path) -> None:
+        command = [sys.executable, "-m", "simmim_export.cli", "onnx", str(checkpoint), "-o", str(path), "--attention"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return _once(tmp_path_factory, "every-bundle", export)
+
+
 @pytest.fixture
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command of ours in a process of its own: ``run_cli("export", "embed", bundle, image)``."""

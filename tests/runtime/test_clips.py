@@ -1,0 +1,133 @@
+"""Clips, classes and maps through a real bundle: the same from a folder, an animation and the engine that trained it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import simmim_export
+from simmim_export.errors import ImageError, UsageError
+from simmim_export.runtime.clips import SampledFrames, choose_frames, natural, read_clip
+from simmim_export.runtime.explain import SIDE, overlay, sheet
+
+
+def frames(count: int) -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve frames whose names sort wrongly as text."""
+    (tmp_path / "clip").mkdir()
+    for number, frame in enumerate(frames(12)):
+        frame.save(tmp_path / "clip" / f"frame{number}.png")
+    return tmp_path / "clip"
+
+
+@pytest.fixture(scope="module")
+def model(every_bundle: Path):
+    with simmim_export.load(every_bundle) as opened:
+        yield opened
+
+
+def test_names_sort_by_their_numbers() -> None:
+    assert sorted(["f10", "f2", "F1", "f2b"], key=natural) == ["F1", "f2", "f2b", "f10"]
+
+
+def test_a_folder_and_an_animation_are_the_same_clip(model, folder: Path, tmp_path: Path) -> None:
+    eight = frames(8)
+    eight[0].save(tmp_path / "clip.webp", save_all=True, append_images=eight[1:], lossless=True, duration=100)
+    (tmp_path / "eight").mkdir()
+    for number, frame in enumerate(eight):
+        frame.save(tmp_path / "eight" / f"{number}.png")
+    found = [model.encode_clip(source).tensors["image_tokens"] for source in
+             (eight, read_clip(tmp_path / "eight"), read_clip(tmp_path / "clip.webp"))]  # fmt: skip
+    assert found[0].shape == (1, 16, 96)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    backwards = model.encode_clip(eight[::-1]).tensors["image_tokens"]
+    assert np.abs(backwards - found[0]).max() > 1e-2
+
+
+def test_too_many_frames_are_sampled_with_a_word(model, folder: Path) -> None:
+    with pytest.warns(SampledFrames, match="8 of the clip's 12 frames"):
+        model.encode_clip(read_clip(folder))
+    with pytest.warns(SampledFrames):
+        assert choose_frames(list(range(12)), 2, 4) == [0, 4, 7, 11]  # type: ignore[arg-type]
+
+
+def test_too_few_frames_are_refused(model, tmp_path: Path) -> None:
+    for count in (0, 1):
+        with pytest.raises(ImageError, match=f"a clip of {count} frames"):
+            model.encode_clip(frames(count))
+    frames(1)[0].save(tmp_path / "one.png")
+    with pytest.raises(ImageError, match="1 frame is no clip"):
+        read_clip(tmp_path / "one.png")
+    with pytest.raises(ImageError, match="1 pictures is no clip"):
+        read_clip(tmp_path)
+    with pytest.raises(ImageError, match="no such image"):
+        read_clip(tmp_path / "none.gif")
+
+
+def test_every_verb_on_images_and_clips(model, every_bundle: Path) -> None:
+    eight, image = frames(8), frames(1)[0]
+    with simmim_export.load(every_bundle, "torch", checkpoint=every_bundle.parent / "every.pt") as reference:
+        for runs in (lambda m: m.answers(m.encode_clip(eight), ["what colour ?", "how many ?"]),
+                     lambda m: [m.classify(m.encode_clip(eight)), m.classify(image)],
+                     lambda m: m.classify_text(image, ["a red circle"])):  # fmt: skip
+            found, wanted = runs(model), runs(reference)
+            for row, expected in zip(found, wanted, strict=True):
+                assert [a.label for a in row] == [a.label for a in expected]
+                np.testing.assert_allclose([a.score for a in row], [a.score for a in expected], atol=1e-5)
+    labels = model.bundle.manifest.labels
+    assert {a.label for a in model.classify(image)} == set(labels["image_class"])
+    assert {a.label for a in model.classify(model.encode_clip(eight))} == set(labels["video_class"])
+    assert {a.label for a in model.classify_text(image, ["a"])[0]} == set(labels["text_class"])
+
+
+def test_where_the_model_looked(model, tiny_bundle: Path) -> None:
+    found = model.explain(frames(1)[0], "what colour is the circle ?")
+    assert found.attention.shape == (4, 4) and found.attention.sum() == pytest.approx(1, abs=1e-5)
+    assert found.answers == model.answer(frames(1)[0], "what colour is the circle ?")
+    with simmim_export.load(tiny_bundle) as plain:
+        with pytest.raises(UsageError, match="no attention maps") as caught:
+            plain.explain(frames(1)[0], "how many?")
+        assert "--attention" in caught.value.fix
+        with pytest.raises(UsageError, match="made for images"):
+            plain.encode_clip(frames(2))
+        with pytest.raises(UsageError, match="no pipeline 'classify_image'"):
+            plain.classify(frames(1)[0])
+
+
+def test_the_hottest_cell_is_framed_and_bright() -> None:
+    heat = np.full((4, 4), 0.01)
+    heat[1, 2] = 0.5
+    drawn = np.asarray(overlay(Image.new("RGB", (64, 64), "white"), heat)).astype(int)
+    assert drawn.shape == (SIDE, SIDE, 3)
+    cell = SIDE // 4
+    assert drawn[cell + cell // 2, 2 * cell + cell // 2].min() > 200
+    assert drawn[3 * cell + cell // 2, cell // 2].max() < 100
+    assert tuple(drawn[cell, 2 * cell + 5]) == (255, 220, 0)
+    assert sheet(Image.new("RGB", (64, 64)), [heat, heat], ["a", "b"]).size == (3 * SIDE + 16, SIDE + 28)
+
+
+def test_commands(run_cli, every_bundle: Path, folder: Path, picture: Path, tmp_path: Path) -> None:
+    done = run_cli("export", "ask", every_bundle, folder, "what colour ?", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "8 of the clip's 12 frames" in done.stderr
+    assert json.loads(done.stdout)[0]["question"] == "what colour ?"
+    done = run_cli("export", "ask", every_bundle, picture, "what ?", "how many ?", "--explain", tmp_path / "out.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (3 * SIDE + 16, SIDE + 28)
+    done = run_cli("export", "ask", every_bundle, picture, "what ?", "--explain", tmp_path / "out.png")
+    assert done.returncode == 2 and "already exists" in done.stderr
+    for arguments in ((picture,), (folder,), (picture, "a red circle", "a square")):
+        done = run_cli("export", "classify", every_bundle, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)) == max(1, len(arguments) - 1)
