@@ -134,6 +134,38 @@ def footprint(
     console.print("commands: " + ", ".join(f"{name} {taken:.2f} s" for name, taken in found["commands"].items()))
 
 
+@app.command()
+def train(
+    preset: Annotated[
+        list[str] | None, typer.Option("--preset", help="Preset to measure; repeatable; all by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure training: samples a second of each preset, and how that grows with images and questions in a batch."""
+    from rich.table import Table
+
+    from simmim_export.benchmarks import throughput
+    from simmim_export.errors import UsageError
+
+    presets = list(dict.fromkeys(preset or throughput.SIZES))
+    for name in presets:
+        if name not in throughput.SIZES:
+            raise UsageError(f"unknown preset {name!r}", fix=f"choose one of {', '.join(throughput.SIZES)}")
+    with progress_bar("train") as watch:
+        found = throughput.throughput(presets, watch)
+    if as_json:
+        print_json(found)
+        return
+    table = Table(title=f"training on {found['threads']} threads; samples are images, or in finetune questions")
+    for column in ("preset", "stage", "images", "questions each", "samples/s", "s a step"):
+        table.add_column(column, justify="left" if column in ("preset", "stage") else "right")
+    for row in found["rows"]:
+        questions = str(row["questions"]) if row["stage"] == "finetune" else ""
+        figures = (f"{row['samples_per_second']:.1f}", f"{row['seconds_per_step']:.3f}")
+        table.add_row(row["preset"], row["stage"], str(row["images"]), questions, *figures)
+    stdout_console().print(table)
+
+
 def main() -> None:
     """Entry point of ``simmim-bench``."""
     run_app(app)

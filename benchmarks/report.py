@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,10 +13,11 @@ from rich.table import Table
 
 from simmim_export.benchmarks.driver import Measured, Plan
 from simmim_export.benchmarks.measure import BenchmarkResult, Ratio, paired_ratio
-from simmim_export.bundle import Bundle, sha256
+from simmim_export.bundle import Bundle
 from simmim_export.console import stdout_console
 from simmim_export.doctor import examine
 from simmim_export.errors import DataError
+from simmim_export.files import digest, replacing
 
 SCHEMA = 1
 REFERENCE = "torch"
@@ -32,7 +32,7 @@ def as_document(plan: Plan, measured: Measured, load: float) -> dict[str, Any]:
         "host": {key: host[key] for key in ("cpu", "cpus", "threads_used", "system", "python", "packages")},
         "load_average": load,
         "bundle": {
-            "manifest_sha256": sha256(plan.bundle / "manifest.json"),
+            "manifest_sha256": digest(plan.bundle / "manifest.json"),
             "preset": Bundle.open(plan.bundle).manifest.model["preset"],
         },
         "batch": plan.batch,
@@ -117,9 +117,8 @@ def _ms(value: float | None) -> str:
 
 def write(document: Mapping[str, Any], path: Path) -> None:
     """Write a document as JSON, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Any]:

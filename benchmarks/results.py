@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from simmim_export.benchmarks.results_page import page, plot
 from simmim_export.console import progress_bar
 from simmim_export.errors import GateFailed
+from simmim_export.files import replacing
 
 SEEDS = (0, 1, 2)
 SHARES = (1, 5, 10, 100)
@@ -158,15 +160,15 @@ def _run_all(wanted: list[Run], found: dict[str, Any], store: Path, folder: Path
     """Two at a time, a run after the one it starts from; every result is written as soon as it is there."""
     with progress_bar("results") as watch, ThreadPoolExecutor(2) as pool:
         futures: dict[str, Any] = {}
+        lock = Lock()
 
         def job(run: Run) -> None:
             if run.after in futures:
                 futures[run.after].result()
             result = execute(run, folder)
             found[run.key] = result
-            temporary = store.with_suffix(".tmp")
-            temporary.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
-            temporary.replace(store)
+            with lock, replacing(store) as temporary:
+                temporary.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
 
         for run in wanted:
             futures[run.key] = pool.submit(job, run)

@@ -31,6 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
+from simmim_export.files import digest
 from simmim_export.spec import GraphSpec, Pipeline, as_json, graph_from_json
 
 SCHEMA = 1
@@ -87,12 +88,6 @@ class Manifest:
 def _digest_of(content: Mapping[str, Any]) -> str:
     plain = {key: value for key, value in content.items() if key != "digest"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file as lower-case hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache
@@ -195,7 +190,7 @@ class Bundle:
         """The path of a file named in the manifest, once its digest has been checked."""
         path = self._locate(relative)
         if relative not in self._checked:
-            if sha256(path) != self._digests()[relative]:
+            if digest(path) != self._digests()[relative]:
                 raise BundleError(
                     f"{relative} was altered: its SHA-256 is not the manifest's",
                     where=path,
@@ -266,7 +261,7 @@ class Staging:
 
     def publish(self, manifest: Manifest, digested: tuple[str, ...]) -> Bundle:
         """Fill in the digests of the files named in ``digested``, write the manifest last, and put the bundle in place."""
-        manifest = replace(manifest, files={name: sha256(self.root / name) for name in digested})
+        manifest = replace(manifest, files={name: digest(self.root / name) for name in digested})
         self.add("manifest.json", manifest.dumps())
         for path in sorted(self.root.rglob("*")):
             _sync(path)

@@ -68,7 +68,8 @@ def test_verify_passes_and_fails(run_cli, tiny_bundle: Path, tmp_path: Path) -> 
 
     import onnx
 
-    from simmim_export.bundle import Bundle, sha256
+    from simmim_export.bundle import Bundle
+    from simmim_export.files import digest
 
     spoiled = Path(shutil.copytree(tiny_bundle, tmp_path / "spoiled"))
     manifest = Bundle.open(spoiled).manifest
@@ -80,7 +81,7 @@ def test_verify_passes_and_fails(run_cli, tiny_bundle: Path, tmp_path: Path) -> 
     weight.raw_data = values.tobytes()
     onnx.save(model, path)
     artifacts = tuple(
-        replace(a, sha256=sha256(path), bytes=path.stat().st_size) if a.graph == "text_encoder" else a
+        replace(a, sha256=digest(path), bytes=path.stat().st_size) if a.graph == "text_encoder" else a
         for a in manifest.artifacts
     )
     (spoiled / "manifest.json").write_text(replace(manifest, artifacts=artifacts).dumps())

@@ -18,7 +18,8 @@ from torch import Tensor
 from torchvision.models import get_model, list_models
 
 from simmim_export.errors import CheckpointError, DataError, UsageError
-from simmim_export.models.checkpoint import Checkpoint, check_state, file_digest, read_tensors
+from simmim_export.files import digest
+from simmim_export.models.checkpoint import Checkpoint, check_state, read_tensors
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.assemble import as_checkpoint, samples
@@ -68,7 +69,7 @@ def import_article(
     _load(model.text_encoder.encoder, text, "text_encoder", path)
     notes.append("projections, embeddings and interaction start untrained: pretrain before you embed or ask")
     data = Shapes(0, "samples", size=image_size)
-    provenance = {"stage": "import", "sha256": file_digest(path), "notes": notes}
+    provenance = {"stage": "import", "sha256": digest(path), "notes": notes}
     return as_checkpoint(model, source, {}, samples(data, ()), {}, provenance), notes
 
 

@@ -50,7 +50,7 @@ Mixed = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16,
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Batches added up for one step.")]
 SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between saves of the trainer's state.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the trainer's state beside the output, exactly.")]
-Scenes = Annotated[int, typer.Option("--eval-scenes", min=64, help="Held-out scenes to evaluate on.")]
+Scenes = Annotated[int, typer.Option("--eval-scenes", min=0, help="Held-out scenes to evaluate on; 0 for none.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -192,6 +192,9 @@ def finetune(
     batch_size: BatchSize = 32,
     optimizer: Optimizer = "muon",
     lr: Lr = 1e-3,
+    questions: Annotated[
+        int | None, typer.Option("--questions", min=1, help="Questions an image in a batch; 8 of shapes by default.")
+    ] = None,
     rehearse: Annotated[
         int, typer.Option("--rehearse", min=0, help="Every n-th batch is one of pretraining; 0 for none.")
     ] = 8,
@@ -226,7 +229,7 @@ def finetune(
         save_every=save_every,
     )
     with progress_bar("finetune") as watch:
-        choice = run.DataChoice(data, data_root, split, examples)
+        choice = run.DataChoice(data, data_root, split, examples, questions)
         job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch)
         checkpoint = run.finetune(job, task, start, preset, Plan(rehearse, curriculum))
     report(checkpoint, as_json)

@@ -7,7 +7,6 @@ Devices, processes, mixed precision and accumulation are Accelerate's.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from simmim_export.errors import DataError, GateFailed, UsageError
+from simmim_export.files import replacing
 
 OPTIMIZERS = ("muon", "adamw")
 # Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix, so that rare directions move as fast as common ones.
@@ -211,9 +211,8 @@ def save_state(
         "random": torch.get_rng_state(),
     }
     target = state_file(path, process)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    torch.save(content, temporary)
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        torch.save(content, temporary)
 
 
 def load_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe, process: int) -> Progress:

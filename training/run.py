@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from simmim_export.errors import CheckpointError, UsageError
-from simmim_export.models.checkpoint import Checkpoint, build, file_digest, load, save
+from simmim_export.files import digest
+from simmim_export.models.checkpoint import Checkpoint, build, load, save
 from simmim_export.models.presets import preset as find_preset
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.article import import_article
@@ -35,17 +36,21 @@ FRAMES = 8
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Which data: its name, its folder if it is on disk, the CoGenT split of shapes, how many examples of it."""
+    """Which data: its name, its folder if it is on disk, the CoGenT split of shapes, how many examples of it, and how many
+    questions an image has in a batch (None: as many as is usual for it)."""
 
     name: str = "shapes"
     root: Path | None = None
     split: str = "iid"
     examples: int | None = None
+    questions: int | None = None
 
     def open(self, seed: int, stream: str, size: int) -> Data:
         """One stream, for images of ``size`` pixels."""
         examples = self.examples if stream == "train" else None
-        return dataset(self.name, seed, stream, self.split, size, root=self.root, examples=examples)
+        return dataset(
+            self.name, seed, stream, self.split, size, root=self.root, examples=examples, questions=self.questions
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint
     if preset is not None and preset != started.config.preset:
         what = f"--preset {preset} disagrees with the checkpoint's {started.config.preset}"
         raise UsageError(what, where=start, fix="drop --preset")
-    return started, {"parent": {"sha256": file_digest(start), "provenance": started.provenance}}
+    return started, {"parent": {"sha256": digest(start), "provenance": started.provenance}}
 
 
 def _source(job: Job, model: SimMIM) -> Source:
@@ -197,6 +202,8 @@ def _metrics(
     """Figures of ``tasks``; what the checkpoint knew of other heads holds no longer, since the towers have changed."""
     if not PartialState().is_main_process:
         return {}
+    if job.eval_scenes == 0:
+        return dict(started.metrics) | {task: {"not_measured": "--eval-scenes 0"} for task in tasks}
     held_out = job.data.open(job.recipe.seed, "test", model.config.image_size)
     model.to("cpu")
     stale = {"not_measured": "trained earlier, and the towers have changed since"}

@@ -94,7 +94,7 @@ def ask(
         else:
             explained = [model.explain(seen, question, top_k) for question in questions]
             answers = [found.answers for found in explained]
-            lines = [f"{question} {found[0].label}" for question, found in zip(questions, answers, strict=True)]
+            lines = [f"{question}  {found[0].label}" for question, found in zip(questions, answers, strict=True)]
             _draw(explain, image, [found.attention for found in explained], lines)
     if as_json:
         rows = [[{"answer": a.label, "score": a.score} for a in row] for row in answers]

@@ -14,12 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, sha256
+from simmim_export.bundle import Artifact, Bundle, Manifest, Staging
 from simmim_export.engines import require_engine
 from simmim_export.errors import ShortcutLearned, UsageError
 from simmim_export.export.golden import make_golden
 from simmim_export.export.onnx import OPSET, trace
-from simmim_export.models.checkpoint import Checkpoint, build, file_digest, load
+from simmim_export.files import digest
+from simmim_export.models.checkpoint import Checkpoint, build, load
 from simmim_export.models.graphs import graphs, pipelines
 from simmim_export.parity import ParityReport, compare
 from simmim_export.spec import TOLERANCES, Precision
@@ -78,7 +79,7 @@ def export_bundle(
             reports.append(report)
             size = path.stat().st_size
             parity = report.summary() | {"engine": engine.name}
-            artifacts.append(Artifact(name, "fp32", relative, sha256(path), size, None, "fp32", {}, parity))
+            artifacts.append(Artifact(name, "fp32", relative, digest(path), size, None, "fp32", {}, parity))
         progress("write the bundle", total - 1, total)
         manifest = Manifest(
             model=asdict(checkpoint.config),
@@ -118,18 +119,18 @@ def embedding_digest(checkpoint: Checkpoint) -> str:
 
     Vectors of different digests live in different spaces and must not be compared.
     """
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for key in sorted(checkpoint.state):
         if key.startswith(("image_encoder.", "text_encoder.")):
-            digest.update(key.encode() + checkpoint.state[key].contiguous().numpy().tobytes())
-    digest.update(checkpoint.tokenizer.encode() + repr(sorted(checkpoint.preprocessing.items())).encode())
-    return digest.hexdigest()
+            found.update(key.encode() + checkpoint.state[key].contiguous().numpy().tobytes())
+    found.update(checkpoint.tokenizer.encode() + repr(sorted(checkpoint.preprocessing.items())).encode())
+    return found.hexdigest()
 
 
 def provenance(path: Path, checkpoint: Checkpoint, opset: int) -> dict[str, object]:
     """Where a bundle comes from: the checkpoint's digest and history, and the versions that exported it."""
     return {
-        "checkpoint_sha256": file_digest(path),
+        "checkpoint_sha256": digest(path),
         "training": checkpoint.provenance,
         "opset": opset,
         "simmim_export": __version__,

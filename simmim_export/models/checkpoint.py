@@ -9,9 +9,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import pickle  # noqa: TID251 - for the name of its error alone
 import zipfile
 import zlib
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.files import replacing
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
 
@@ -65,15 +64,6 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, or of a checkpoint folder's files in order of name, as lower-case hex."""
-    if path.is_dir():
-        joined = "".join(file_digest(child) for child in sorted(path.iterdir()) if child.is_file())
-        return hashlib.sha256(joined.encode()).hexdigest()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Write ``checkpoint`` to a ``.pt`` file or, without that suffix, to a folder. A file is replaced atomically."""
     content: dict[str, Any] = {"kind": KIND, "schema": SCHEMA}
@@ -82,9 +72,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     state = {key: value.detach().cpu().contiguous() for key, value in checkpoint.state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pt":
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        torch.save(content | {"state": state}, temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            torch.save(content | {"state": state}, temporary)
         return
     from safetensors.torch import save_file
 

@@ -13,10 +13,11 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from simmim_export.bundle import Bundle, sha256
+from simmim_export.bundle import Bundle
 from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError, CheckpointError, UsageError
+from simmim_export.files import digest
 from simmim_export.parity import Golden, ParityReport, compare
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
@@ -95,11 +96,11 @@ class Runtime:
             return None
         if path is None:
             raise UsageError(f"engine {self.engine.name!r} runs from a checkpoint", fix="give --checkpoint ckpt.pt")
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(
                 "no such checkpoint", where=path, fix="give the ckpt.pt that the bundle was made from"
             )
-        if sha256(path) != self.bundle.manifest.provenance["checkpoint_sha256"]:
+        if digest(path) != self.bundle.manifest.provenance["checkpoint_sha256"]:
             raise CheckpointError(
                 "this bundle was exported from another checkpoint", where=path, fix="give its own, or export this one"
             )

@@ -5,11 +5,12 @@ Knows arrays and files. Must not know how a vector was made.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from simmim_export.files import replacing
 
 
 def save_vectors(path: Path, embeddings: np.ndarray, sources: Sequence[str], space: str) -> None:
@@ -17,8 +18,5 @@ def save_vectors(path: Path, embeddings: np.ndarray, sources: Sequence[str], spa
 
     ``space`` is the bundle's embedding digest: vectors of two spaces must not be compared.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, embeddings=embeddings, sources=np.array(sources), space=np.array(space))
-    temporary.replace(path)

@@ -10,7 +10,7 @@ from PIL import Image
 
 import simmim_export
 from simmim_export.bundle import Bundle
-from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.errors import CheckpointError, EngineUnavailable, UsageError
 from simmim_export.runtime.runtime import softmax
 
 
@@ -91,6 +91,18 @@ def test_torch_and_ort_agree_on_every_verb(tiny_bundle: Path, tiny_checkpoint: P
         np.testing.assert_allclose(model.match(path, texts), reference.match(path, texts), atol=1e-5)
         found, wanted = (m._scores("answer", m.encode_image(path), texts) for m in (model, reference))
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_a_checkpoint_in_folder_form_is_the_bundles_own_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from simmim_export.export.exporter import export_bundle
+    from simmim_export.models.checkpoint import load, save
+
+    save(load(tiny_checkpoint), tmp_path / "folder")
+    export_bundle(tmp_path / "folder", tmp_path / "bundle", max_batch=2)
+    with simmim_export.load(tmp_path / "bundle", engine="torch", checkpoint=tmp_path / "folder") as reference:
+        assert reference.embed_text(["red circle"]).shape == (1, 64)
+    with pytest.raises(CheckpointError, match="another checkpoint"):
+        simmim_export.load(tmp_path / "bundle", engine="torch", checkpoint=tiny_checkpoint)
 
 
 def test_only_what_is_needed_is_opened(tiny_bundle: Path) -> None:

@@ -14,7 +14,8 @@ FAST = ("--steps", "3", "--batch-size", "4", "--eval-scenes", "64")
 
 
 def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
-    from simmim_export.models.checkpoint import build, file_digest, load
+    from simmim_export.files import digest
+    from simmim_export.models.checkpoint import build, load
 
     first, second = tmp_path / "pre.pt", tmp_path / "ckpt.pt"
     aligned = tmp_path / "aligned.pt"
@@ -23,7 +24,7 @@ def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
     assert "wrote" in done.stdout and all("untrained" in row for row in load(aligned).metrics.values())
     done = run_cli("train", "pretrain", "--from", aligned, *FAST, "-o", first)
     assert done.returncode == 0, done.stderr
-    assert load(first).provenance["parent"]["sha256"] == file_digest(aligned)
+    assert load(first).provenance["parent"]["sha256"] == digest(aligned)
     assert load(first).provenance["objectives"] == {"itc": 1.0, "itm": 1.0, "mlm": 1.0}
     done = run_cli("train", "finetune", "--from", first, *FAST, "-o", second, "--json")
     assert done.returncode == 0, done.stderr
@@ -36,7 +37,7 @@ def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
     assert sum(row["n"] for row in vqa["by_family"].values()) == 512
     low, high = vqa["interval"]
     assert low < vqa["accuracy"] < high
-    assert checkpoint.provenance["parent"]["sha256"] == file_digest(first)
+    assert checkpoint.provenance["parent"]["sha256"] == digest(first)
     assert checkpoint.provenance["steps"] == 3
     assert checkpoint.samples["pixels"].shape == (256, 64, 64, 3) and len(checkpoint.samples["texts"]) == 256
     assert len(set(checkpoint.samples["texts"])) > 200

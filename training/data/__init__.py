@@ -35,8 +35,10 @@ def dataset(
     *,
     root: Path | None = None,
     examples: int | None = None,
+    questions: int | None = None,
 ) -> Data:
-    """The data set called ``name``; ``split`` is the CoGenT split of shapes, ``root`` the folder of one on disk.
+    """The data set called ``name``; ``split`` is the CoGenT split of shapes, ``root`` the folder of one on disk;
+    ``questions`` an image in a batch.
 
     Raise :class:`UsageError` for an unknown name, naming the choices, and for a root that is missing or makes no sense.
     """
@@ -45,13 +47,14 @@ def dataset(
     if name in MADE and root is not None:
         raise UsageError(f"the data set {name} is not on disk", fix="drop --data-root")
     if name == "shapes":
-        return Shapes(seed, stream, split, size, examples=examples)
+        return Shapes(seed, stream, split, size, questions or 8, examples)
     if split != "iid":
         raise UsageError(f"the data set {name} has no CoGenT split {split!r}", fix="drop --split, or use --data shapes")
     if name == "digits":
         return Digits(seed, stream, size, examples)
     if name == "clips":
-        return Clips(seed, stream, size)
+        return Clips(seed, stream, size, questions or 4)
     if root is None:
         raise UsageError(f"the data set {name} is read from disk", fix="give its folder with --data-root")
-    return Files(name, root, read, SPLITS.get(name, _PLAIN), seed, stream, size, examples=examples)
+    splits = SPLITS.get(name, _PLAIN)
+    return Files(name, root, read, splits, seed, stream, size, questions_per_image=questions or 4, examples=examples)
