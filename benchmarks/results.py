@@ -97,6 +97,14 @@ def runs() -> Iterator[Run]:
         for name in ("base", "base-mim"):
             common = (*finetune, "--steps", "250", "--seed", str(seed), *to)
             yield Run(f"mim/{name}/{seed}", f"{name}/{seed}", (common,))
+    yield from _exports()
+
+
+def _exports() -> Iterator[Run]:
+    """One checkpoint of every task and of every pair, to a bundle: each graph must agree with PyTorch at every shape."""
+    tasks = ("vqa/0", "retrieval/0", "text_class/0", "video_class/0", "video_qa/0", "labels/digits/pretrained/100/0")
+    for key in (*tasks, *(f"pair/{fusion}/{interaction}/0" for fusion, interaction in PAIRS)):
+        yield Run(f"export/{key}", key, ((EXPORT, "onnx", "{start}", "-o", "{out}.bundle", "--overwrite", "--json"),))
 
 
 def _pair(fusion: str, interaction: str, seed: int) -> Run:

@@ -53,7 +53,16 @@ def page(found: Found, keys: Sequence[str]) -> str:
     ]
     lines += ["compared with each other; what a longer one reaches is in the README.", ""]
     return "\n".join(
-        [*lines, *_pairs(found, keys), *_labels(found), *_cogent(found), *_video(found), *_others(found), *_mim(found)]
+        [
+            *lines,
+            *_pairs(found, keys),
+            *_labels(found),
+            *_cogent(found),
+            *_video(found),
+            *_others(found),
+            *_mim(found),
+            *_exports(found, keys),
+        ]
     )
 
 
@@ -169,6 +178,24 @@ def _mim(found: Found) -> list[str]:
     for name, title in (("base", "off"), ("base-mim", "on")):
         rows.append([title, _mean(_values(found, [f"mim/{name}/{seed}" for seed in range(2)], "vqa"))])
     return lines + _table(["mim in pretraining", "VQA after 250 steps of questions, 2 seeds"], rows)
+
+
+def _exports(found: Found, keys: Sequence[str]) -> list[str]:
+    lines = ["## Every task and every pair exports", ""]
+    lines += [
+        "ONNX Runtime against PyTorch at every probed shape; allowed are an error of 1e-04 and a cosine of 0.99999.",
+        "",
+    ]
+    rows = []
+    for key in (key for key in keys if key.startswith("export/")):
+        parity = found.get(key, {}).get("metrics", {}).get("parity")
+        name = key.removeprefix("export/")
+        if parity is None:
+            rows.append([name, "not run", "", ""])
+            continue
+        error, cosine = max(r["scaled_error"] for r in parity.values()), min(r["cosine"] for r in parity.values())
+        rows.append([name, ", ".join(parity), f"{error:.1e}", f"{cosine:.7f}"])
+    return lines + _table(["checkpoint", "graphs", "worst error", "worst cosine"], rows)
 
 
 def plot(found: Found, path: Path) -> None:
