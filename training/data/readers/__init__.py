@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from simmim_export.errors import UsageError
 from simmim_export.training.data.readers import clevr, coco, image_folder, karpathy, snli_ve, vqav2, webdataset
 from simmim_export.training.data.records import Record
 
@@ -25,5 +26,7 @@ READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
 
 
 def read(name: str, root: Path, split: str) -> list[Record]:
-    """The records of a split, by the reader called ``name`` (KeyError for another)."""
+    """The records of a split, by the reader called ``name``; :class:`UsageError` for another, naming the choices."""
+    if name not in READERS:
+        raise UsageError(f"unknown reader {name!r}", fix=f"choose one of {', '.join(READERS)}")
     return READERS[name](root, split)

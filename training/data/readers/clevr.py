@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simmim_export.training.data.readers.files import checked, field, finished, load_json, no_split, rows
+from simmim_export.training.data.readers.files import (
+    checked,
+    field,
+    finished,
+    is_there,
+    load_json,
+    no_split,
+    rows,
+    unique,
+)
 from simmim_export.training.data.records import Question, Record
 
 
@@ -14,12 +23,17 @@ def read(root: Path, split: str) -> list[Record]:
     A question's family is the last function of its program.
     """
     path = root / "questions" / f"CLEVR_{split}_questions.json"
-    if not path.is_file():
+    if not is_there(path):
         found = (p.name.split("_")[1] for p in (root / "questions").glob("CLEVR_*_questions.json"))
         raise no_split(split, found, root)
     asked: dict[str, list[Question]] = {}
+    seen: dict[int, str] = {}
     for where, row in rows(load_json(path), "questions", path):
         text, name = field(row, "question", str, where), field(row, "image_filename", str, where)
+        if "question_index" in row:
+            number = field(row, "question_index", int, where)
+            unique(seen, number, where, "the question_index")
+            seen[number] = where
         answers = {}
         if split != "test" or "answer" in row:
             answers = {field(row, "answer", str, where): 1.0}

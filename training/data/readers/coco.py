@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.readers.files import field, finished, load_json, no_split, rows, unique
+from simmim_export.training.data.readers.files import field, finished, is_there, load_json, no_split, rows, unique
 from simmim_export.training.data.records import Record
 
 
 def read(root: Path, split: str) -> list[Record]:
     """The split ``train2014``, ``val2017``, ...: annotations/captions_{split}.json, pictures in {split}/."""
     path = root / "annotations" / f"captions_{split}.json"
-    if not path.is_file():
+    if not is_there(path):
         found = (p.stem.removeprefix("captions_") for p in (root / "annotations").glob("captions_*.json"))
         raise no_split(split, found, root)
     content = load_json(path)
@@ -22,8 +22,12 @@ def read(root: Path, split: str) -> list[Record]:
         unique(names, number, where, "the image id")
         names[number] = field(row, "file_name", str, where)
     captions: dict[int, list[str]] = {}
+    seen: dict[int, str] = {}
     for where, row in rows(content, "annotations", path):
         number, text = field(row, "image_id", int, where), field(row, "caption", str, where).strip()
+        if "id" in row:
+            unique(seen, field(row, "id", int, where), where, "the caption id")
+            seen[row["id"]] = where
         if number not in names:
             raise DataError(f"a caption without an image: image_id {number}", where=where, fix="use one release")
         if not text:

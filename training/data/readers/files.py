@@ -13,13 +13,18 @@ from simmim_export.training.data.records import Record
 
 def load_json(path: Path) -> Any:
     """The content of a JSON file. Raise :class:`DataError` if it is missing or malformed, with line and column."""
+    return parsed(read_text(path), path)
+
+
+def parsed(text: str, where: object, line: int = 1) -> Any:
+    """The value of a JSON text that begins on line ``line`` of ``where``. Raise :class:`DataError` with line and column."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise DataError(f"malformed JSON: {error.msg}", where=where, fix="copy the file again, whole") from error
-    except RecursionError as error:
-        raise DataError("malformed JSON: nested too deeply", where=path, fix="copy the file again, whole") from error
+        what, where = f"malformed JSON: {error.msg}", f"{where}, line {line + error.lineno - 1}, column {error.colno}"
+        raise DataError(what, where=where, fix="copy the file again, whole") from error
+    except (ValueError, RecursionError) as error:  # a number of more than 4,300 digits, lists in lists in lists
+        raise DataError(f"malformed JSON: {error}", where=where, fix="copy the file again, whole") from error
 
 
 def load_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -27,11 +32,7 @@ def load_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            try:
-                found = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise DataError(f"malformed JSON: {error}", where=where, fix="copy the file again, whole") from error
-            yield where, checked(found, dict, where, "a record")
+            yield where, checked(parsed(line, path, number), dict, where, "a record")
 
 
 def read_text(path: Path) -> str:
@@ -44,6 +45,14 @@ def read_text(path: Path) -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the file cannot be read: {error}", where=path, fix="copy it again, whole") from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether ``path`` is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def checked(value: Any, kind: type, where: object, what: str) -> Any:
@@ -77,7 +86,7 @@ def finished(records: Sequence[Record], where: object) -> list[Record]:
     """``records``, once there is at least one and every picture on disk is there: :class:`DataError` names the first."""
     if not records:
         raise DataError("the split is empty", where=where, fix="check the folder and the split")
-    missing = [image for r in records for image in r.images if isinstance(image, Path) and not image.is_file()]
+    missing = [image for r in records for image in r.images if isinstance(image, Path) and not is_there(image)]
     if missing:
         what = f"{len(missing)} of {sum(len(r.images) for r in records)} pictures are missing"
         raise DataError(what, where=missing[0], fix="unpack the images in the public layout")

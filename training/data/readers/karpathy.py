@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.readers.files import field, finished, load_json, no_split, rows, unique
+from simmim_export.training.data.readers.files import field, finished, is_there, load_json, no_split, rows, unique
 from simmim_export.training.data.records import Record
 
 NAMES = ("dataset_coco.json", "dataset_flickr30k.json", "dataset_flickr8k.json")
 
 
 def read(root: Path, split: str) -> list[Record]:
-    """The split ``train``, ``val``, ``test``, ``restval``, or several joined by +, as in ``train+restval``."""
-    present = [root / name for name in NAMES if (root / name).is_file()]
+    """The split ``train``, ``val``, ``test``, ``restval``, or several joined by +, as in ``train+restval``.
+
+    A sentence without a word is left out; one warning says how many.
+    """
+    present = [root / name for name in NAMES if is_there(root / name)]
     if len(present) != 1:
         what = f"{len(present)} of {', '.join(NAMES)} are there, not one"
         raise DataError(what, where=root, fix="give the folder of one data set")
     (path,), wanted = present, set(split.split("+"))
     found: dict[str, Record] = {}
     splits = set()
+    blank = 0
     for where, row in rows(load_json(path), "images", path):
         part, name = field(row, "split", str, where), field(row, "filename", str, where)
         splits.add(part)
         if part not in wanted:
             continue
-        key = f"{row['filepath']}/{name}" if row.get("filepath") else name
+        key = f"{field(row, 'filepath', str, where)}/{name}" if row.get("filepath") else name
         unique(found, key, where, "the picture")
         captions = [field(s, "raw", str, where).strip() for s in field(row, "sentences", list, where)]
         if not any(captions):
             raise DataError(f"an image without a caption: {name}", where=where, fix="correct the record")
+        blank += captions.count("")
         places = (root / key, root / "images" / name, root / name)
-        image = next((place for place in places if place.is_file()), places[0])
+        image = next((place for place in places if is_there(place)), places[0])
         found[key] = Record(key, (image,), captions=tuple(caption for caption in captions if caption))
     if not wanted <= splits:
         raise no_split(split, splits, root)
+    if blank:
+        warnings.warn(f"{path}: {blank} empty sentences are left out", stacklevel=2)
     return finished(list(found.values()), path)

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.readers.files import field, finished, load_lines, no_split
+from simmim_export.training.data.readers.files import field, finished, is_there, load_lines, no_split
 from simmim_export.training.data.records import Record, Statement
 
 LABELS = ("contradiction", "entailment", "neutral")
@@ -18,7 +18,7 @@ def read(root: Path, split: str) -> list[Record]:
     A pair on which the annotators did not agree (gold_label "-") is left out; one warning says how many.
     """
     path = root / f"snli_ve_{split}.jsonl"
-    if not path.is_file():
+    if not is_there(path):
         raise no_split(split, (p.stem.removeprefix("snli_ve_") for p in root.glob("snli_ve_*.jsonl")), root)
     stated: dict[str, list[Statement]] = {}
     undecided = 0

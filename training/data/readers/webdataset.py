@@ -3,18 +3,23 @@ memory as they are encoded."""
 
 from __future__ import annotations
 
-import json
+import bz2
+import gzip
+import lzma
 import tarfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.readers.files import checked, field, finished, no_split, unique
+from simmim_export.training.data.readers.files import checked, field, finished, no_split, parsed, unique
 from simmim_export.training.data.records import Question, Record
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 _KNOWN = (*_PICTURES, "txt", "cls", "json")
+_OPENERS: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_BROKEN = (zlib.error, lzma.LZMAError)
 
 
 def read(root: Path, split: str) -> list[Record]:
@@ -23,7 +28,8 @@ def read(root: Path, split: str) -> list[Record]:
     a picture (.jpg, .jpeg, .png, .webp), .txt with a caption a line, .cls with a class, .json with any of ``captions``,
     ``caption``, ``label`` and ``questions`` (a list of objects with ``question`` and ``answer`` or ``answers``).
     """
-    shards = sorted({*root.glob(f"{split}.tar"), *root.glob(f"{split}-*.tar"), *(root / split).glob("*.tar")})
+    flat = [path for path in root.glob("*.tar") if path.stem == split or path.stem.startswith(f"{split}-")]
+    shards = sorted([*flat, *(path for path in root.glob("*/*.tar") if path.parent.name == split)])
     if not shards:
         there = [p.stem.rsplit("-", 1)[0] for p in root.glob("*.tar")] + [p.parent.name for p in root.glob("*/*.tar")]
         raise no_split(split, there, root)
@@ -49,27 +55,49 @@ def _members(shard: Path) -> list[tuple[str, bytes]]:
     found = []
     name, end = "its start", 0
     try:
-        with tarfile.open(shard, "r|*") as archive:
+        with _unpacked(shard) as source, tarfile.open(fileobj=source, mode="r|") as archive:
             for member in archive:
-                name, end = member.name, member.offset_data + -(-member.size // 512) * 512
+                name = member.name
+                if member.isdir():
+                    end = member.offset_data
+                    continue
                 stream = archive.extractfile(member) if member.isfile() else None
-                if stream is not None:
-                    content = stream.read()
-                    if len(content) != member.size:
-                        raise EOFError(f"{len(content)} of {member.size} bytes")
-                    found.append((name.removeprefix("./"), content))
+                if stream is None:
+                    raise DataError("a member is no file", where=f"{shard}, {name}", fix="store files, not links")
+                content = stream.read()
+                if len(content) != member.size:
+                    raise EOFError(f"{len(content)} of {member.size} bytes")
+                end = member.offset_data + -(-member.size // 512) * 512
+                found.append((name.removeprefix("./"), content))
+        # tarfile takes a damaged header, or the end of the file, for the end of the archive. Only two empty blocks, with
+        # nothing behind them, say that no member was lost.
+        with _unpacked(shard) as source:
+            source.seek(end)
+            rest = source.read()
+        if len(rest) < 1024 or rest.strip(b"\0"):
+            raise EOFError(
+                "it has no end" if len(rest) < 1024 else "the next member, or what follows the end, is damaged"
+            )
     # tarfile parses headers by hand: damaged numbers surface as any of these.
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error, LookupError) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        ValueError,
+        OverflowError,
+        LookupError,
+        RecursionError,
+        *_BROKEN,
+    ) as error:
         where = f"{shard}, after {name}"
         raise DataError(f"malformed tar: {error}", where=where, fix="copy the shard again, whole") from error
-    # A shard that was cut between two members reads as a shorter one; only the two empty blocks at its end say that it
-    # is whole. (A compressed one says so by itself.)
-    with shard.open("rb") as stream:
-        plain = stream.read(2) not in (b"\x1f\x8b", b"BZ", b"\xfd7")
-    if plain and shard.stat().st_size < end + 1024:
-        where = f"{shard}, after {name}"
-        raise DataError("malformed tar: it has no end", where=where, fix="copy the shard again, whole")
     return found
+
+
+def _unpacked(shard: Path) -> IO[bytes]:
+    with shard.open("rb") as stream:
+        magic = stream.read(2)
+    return cast(IO[bytes], _OPENERS.get(magic, open)(shard, "rb"))
 
 
 def _record(key: str, sample: dict[str, bytes], where: str) -> Record:
@@ -78,23 +106,27 @@ def _record(key: str, sample: dict[str, bytes], where: str) -> Record:
         raise DataError(f"the sample has {len(pictures)} pictures, not one", where=where, fix="correct the shard")
     extra: Any = {}
     if "json" in sample:
-        try:
-            extra = checked(json.loads(_text(sample["json"], where)), dict, where, "the .json")
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"malformed JSON: {error}", where=f"{where}.json", fix="correct the shard") from error
-    captions = [line.strip() for line in _text(sample.get("txt", b""), where).splitlines() if line.strip()]
+        extra = checked(parsed(_text(sample["json"], where), f"{where}.json"), dict, where, "the .json")
+    captions = _text(sample["txt"], where).strip().split("\n") if "txt" in sample else []
     captions += [
         checked(c, str, where, "a caption") for c in checked(extra.get("captions", []), list, where, "'captions'")
     ]
     captions += [field(extra, "caption", str, where)] if "caption" in extra else []
+    captions = [caption.strip() for caption in captions]
+    if not all(captions):
+        raise DataError("a caption is empty", where=where, fix="correct the shard")
     questions = [_question(row, where) for row in checked(extra.get("questions", []), list, where, "'questions'")]
-    label = _text(sample["cls"], where).strip() if "cls" in sample else extra.get("label")
+    label = _text(sample["cls"], where) if "cls" in sample else extra.get("label")
+    if label is not None:
+        label = str(label if isinstance(label, int) else checked(label, str, where, "the label")).strip()
+        if not label:
+            raise DataError("the label is empty", where=where, fix="correct the shard")
     return Record(
         key,
         tuple(pictures),
         captions=tuple(captions),
         questions=tuple(questions),
-        label=None if label is None else str(label),
+        label=label,
     )
 
 
