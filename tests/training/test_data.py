@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -178,6 +179,47 @@ def test_statements_classes_and_clips_of_records(tmp_path: Path) -> None:
         other.labelled(0, 1)
     with pytest.raises(DataError, match="no record has captions"):
         opened({"train": classed}).batch(0, 2, with_questions=False)
+
+
+def test_a_stream_that_is_not_on_disk_is_no_other_one(tmp_path: Path) -> None:
+    data = opened({"train": records(tmp_path, 3, captions=("x",))})
+    assert data.on("samples").limit("captions") == data.on("train-rehearsal").limit("captions") == 3
+    with pytest.raises(UsageError, match="no stream 'val'") as caught:
+        data.on("val").limit("captions")
+    assert caught.value.fix == "choose one of train, test"
+
+
+TRAINED = [
+    ("vqa", "vqav2", "vqa"),
+    ("retrieval", "coco", "retrieval"),
+    ("text_class", "snli_ve", "text_class"),
+    ("image_class", "image_folder", "image_class"),
+    ("video_class", "frames", "video_class"),
+]
+
+
+@pytest.mark.parametrize(("task", "reader", "metric"), TRAINED)
+def test_every_task_trains_on_files(run_cli, tmp_path: Path, task: str, reader: str, metric: str) -> None:
+    """The real reader, decoder, tokenizer and loop; both splits are the reader's own fixture."""
+    from test_readers import MAKERS
+
+    for split in {"vqav2": ("train2014", "val2014"), "coco": ("train2014", "val2014")}.get(reader, ("train", "test")):
+        MAKERS[reader](tmp_path / "data", split)
+    arguments = (
+        "--data",
+        reader,
+        "--data-root",
+        tmp_path / "data",
+        "--task",
+        task,
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+    )
+    done = run_cli("train", "finetune", *arguments, "-o", tmp_path / "ckpt.pt", "--json")
+    assert done.returncode == 0, done.stderr
+    assert metric in json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -49,29 +49,29 @@ def tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def vqav2(root: Path) -> str:
-    picture(root / "val2014/COCO_val2014_000000000042.jpg")
+def vqav2(root: Path, split: str = "val2014") -> str:
+    picture(root / f"{split}/COCO_{split}_000000000042.jpg")
     questions = [{"image_id": 42, "question": "What colour is it?", "question_id": 420}]
     questions += [{"image_id": 42, "question": "How many?", "question_id": 421}]
-    write(root / "v2_OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
+    write(root / f"v2_OpenEnded_mscoco_{split}_questions.json", {"questions": questions})
     given_answers = [["red"] * 6 + ["dark red"] * 3 + ["a rose"], ["2"] * 9 + ["two"]]
     annotations = [
         {"question_id": 420 + i, "image_id": 42, "answer_type": kind, "answers": [{"answer": a} for a in answers]}
         for i, (answers, kind) in enumerate(zip(given_answers, ("other", "number"), strict=True))
     ]
-    write(root / "v2_mscoco_val2014_annotations.json", {"annotations": annotations})
-    return "val2014"
+    write(root / f"v2_mscoco_{split}_annotations.json", {"annotations": annotations})
+    return split
 
 
-def coco(root: Path) -> str:
+def coco(root: Path, split: str = "val2017") -> str:
     for name in ("a.jpg", "b.jpg"):
-        picture(root / "val2017" / name)
+        picture(root / split / name)
     images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
     captions = [
         {"id": n, "image_id": i, "caption": text} for n, (i, text) in enumerate([(1, "x"), (2, "y"), (1, "z ")])
     ]
-    write(root / "annotations/captions_val2017.json", {"images": images, "annotations": captions})
-    return "val2017"
+    write(root / f"annotations/captions_{split}.json", {"images": images, "annotations": captions})
+    return split
 
 
 def karpathy(root: Path) -> str:
@@ -91,25 +91,25 @@ def clevr(root: Path) -> str:
     return "val"
 
 
-def snli_ve(root: Path) -> str:
+def snli_ve(root: Path, split: str = "dev") -> str:
     picture(root / "flickr30k_images/77.jpg")
     rows = [
         {"Flickr30K_ID": "77", "sentence2": "it rains", "gold_label": label} for label in ("neutral", "-", "entailment")
     ]
-    write(root / "snli_ve_dev.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
-    return "dev"
+    write(root / f"snli_ve_{split}.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    return split
 
 
-def image_folder(root: Path) -> str:
+def image_folder(root: Path, split: str = "train") -> str:
     for name in ("dog/2.png", "cat/1.png", "cat/10.png"):
-        picture(root / "train" / name)
-    return "train"
+        picture(root / split / name)
+    return split
 
 
-def frames(root: Path) -> str:
+def frames(root: Path, split: str = "train") -> str:
     for number in (10, 2, 1):
-        picture(root / f"train/wave/clip7/frame{number}.jpg")
-    return "train"
+        picture(root / f"{split}/wave/clip7/frame{number}.jpg")
+    return split
 
 
 def webdataset(root: Path) -> str:

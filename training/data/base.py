@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -125,6 +126,17 @@ class Data(Protocol):
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
         """``count`` pictures uint8 [count, H, W, 3] of this stream and as many texts; no texts where it has none."""
         ...
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng((seed, epoch)).permutation(count).tolist())
+
+
+def in_turn(seed: int, index: int, images: int, count: int) -> list[int]:
+    """The members of batch number ``index`` of a set of ``count``: each once, in mixed order, before any comes again."""
+    places = range(index * images, (index + 1) * images)
+    return [_order(seed, place // count, count)[place % count] for place in places]
 
 
 def has_no(data: str, what: str, instead: str) -> UsageError:

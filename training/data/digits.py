@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from simmim_export.errors import EngineUnavailable
-from simmim_export.training.data.base import Batch, Labelled, Stated, has_no
+from simmim_export.training.data.base import Batch, Labelled, Stated, has_no, in_turn
 
 CLASSES = tuple(str(digit) for digit in range(10))
 
@@ -79,11 +79,7 @@ class Digits:
     def labelled(self, index: int, images: int) -> Labelled:
         """Batch number ``index``: every digit once before any comes again."""
         members = self._members()
-        places = index * images + np.arange(images)
-        chosen = []
-        for place in places:
-            order = np.random.default_rng((self.seed, int(place) // len(members))).permutation(len(members))
-            chosen.append(members[order[int(place) % len(members)]])
+        chosen = members[in_turn(self.seed, index, images, len(members))]
         grey, labels = _digits()
         factor = -(-self.size // 8)
         large = grey[chosen].repeat(factor, axis=1).repeat(factor, axis=2)[:, : self.size, : self.size]

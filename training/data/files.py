@@ -17,7 +17,7 @@ import numpy as np
 
 from simmim_export.errors import DataError, UsageError
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
-from simmim_export.training.data.base import Batch, Labelled, Stated
+from simmim_export.training.data.base import Batch, Labelled, Stated, in_turn
 from simmim_export.training.data.records import Question, Record
 
 # Answers that become classes, after VQAv2's usual 3,129: those that are given at least so often, the most frequent first.
@@ -59,12 +59,12 @@ class Files:
     examples: int | None = None
 
     def on(self, stream: str) -> Files:
-        """The same data set, another stream; one that the disk has no split for is that of train."""
+        """The same data set, another stream."""
         return replace(self, stream=stream, examples=None)
 
     def limit(self, kind: str) -> int | None:
         """The records that have what is asked for."""
-        return sum(bool(_HAS[kind](record)) for record in self.records)
+        return len(self._members[kind])
 
     def describe(self) -> dict[str, object]:
         """What a checkpoint records of its data."""
@@ -77,7 +77,12 @@ class Files:
         return found | {"records": len(self.records), "examples": self.examples}
 
     def _split(self) -> str:
-        return self.splits.get(self.stream.removesuffix("-rehearsal"), self.splits["train"])
+        # Rehearsal and the samples for calibration are of training; nothing else may be, least of all in silence.
+        stream = "train" if self.stream in ("train-rehearsal", "samples") else self.stream
+        if stream not in self.splits:
+            fix = f"choose one of {', '.join(self.splits)}"
+            raise UsageError(f"the data set {self.name} has no stream {stream!r}", where=self.root, fix=fix)
+        return self.splits[stream]
 
     @cached_property
     def records(self) -> list[Record]:
@@ -135,14 +140,14 @@ class Files:
 
     def _chosen(self, index: int, images: int, kind: str) -> list[Record]:
         """Batch number ``index`` of the records that have ``kind``: each once before any comes again."""
-        members = [record for record in self.records if _HAS[kind](record)]
+        members = self._members[kind]
         if not members:
             raise DataError(f"no record has {kind}", where=f"{self.root}, {self._split()}", fix="choose another --task")
-        chosen = []
-        for place in range(index * images, (index + 1) * images):
-            order = np.random.default_rng((self.seed, place // len(members))).permutation(len(members))
-            chosen.append(members[order[place % len(members)]])
-        return chosen
+        return [members[place] for place in in_turn(self.seed, index, images, len(members))]
+
+    @cached_property
+    def _members(self) -> Mapping[str, list[Record]]:
+        return {kind: [record for record in self.records if has(record)] for kind, has in _HAS.items()}
 
     def _pixels(self, records: Sequence[Record]) -> np.ndarray:
         preprocessing = ImagePreprocessing(self.size, self.size)

@@ -80,7 +80,8 @@ def question_only(data: Data, scenes: int = CONTROL_SCENES) -> Callable[[str, st
     """A predictor (text, family) -> answer index that has seen questions and answers of ``data`` but no image."""
     by_text: defaultdict[str, Counter[int]] = defaultdict(Counter)
     by_family: defaultdict[str, Counter[int]] = defaultdict(Counter)
-    for index in range(math.ceil(scenes / BATCH)):
+    limit = data.limit("questions")
+    for index in range(math.ceil((scenes if limit is None else min(scenes, limit)) / BATCH)):
         found = data.batch(index, BATCH, with_captions=False)
         for texts, answers, families in zip(found.questions, found.answers, found.families, strict=True):
             for text, answer, family in zip(texts, answers, families, strict=True):

@@ -26,9 +26,9 @@ def evaluate_classes(
     """Accuracy on images or clips, with the majority class, and of clips with frames shuffled and single."""
     model.eval()
     training = data.on("train")
-    counts = Counter(
-        label for index in range(_MAJORITY_BATCHES) for label in training.labelled(index, BATCH).labels.tolist()
-    )
+    limit = training.limit("classes")
+    enough = _MAJORITY_BATCHES if limit is None else min(_MAJORITY_BATCHES, -(-limit // BATCH))
+    counts = Counter(label for index in range(enough) for label in training.labelled(index, BATCH).labels.tolist())
     majority, hits = counts.most_common(1)[0][0], Hits()
     for index, count in batches(scenes, data.limit("classes"), head, watch):
         pixels, classes = data.labelled(index, BATCH)
