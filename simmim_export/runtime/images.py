@@ -28,6 +28,8 @@ ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 # decompression bomb, 256 MiB of RGB: the two limits must agree, since a size hidden behind the header (a PNG in an ICO)
 # is seen by Pillow alone.
 MAX_PIXELS = 2**28 // 3
+# Twice what the largest picture takes uncompressed. A path may be a device or a pipe that never ends.
+MAX_BYTES = 2**29
 # Above this a JPEG is decoded at a fraction of its size; below, path, bytes, PIL and array give the same pixels.
 DRAFT_PIXELS = 2_000_000
 # Raster formats only: Pillow hands EPS to Ghostscript, which executes PostScript.
@@ -180,11 +182,16 @@ def _open(data: bytes) -> Image.Image:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ImageError("no such image", where=path, fix="check the path") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"the image cannot be read: {error}", where=path, fix="give a readable image file") from error
+    if len(data) > MAX_BYTES:
+        what = f"the file is larger than {MAX_BYTES:,} bytes, or has no end"
+        raise ImageError(what, where=path, fix="give a picture, or shrink it first")
+    return data
 
 
 def _too_large(size: str, where: object) -> ImageError:

@@ -342,3 +342,8 @@ def test_damaged_files_decode_or_are_refused(form: str, flips: list[tuple[float,
             assert load_pixels([bytes(data[: int(keep * len(data))])], SMALL).shape == (1, 32, 48, 3)
         except ImageError as error:
             assert error.fix
+
+
+def test_a_path_that_never_ends_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="or has no end"):
+        decode(Path("/dev/zero"))
