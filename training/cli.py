@@ -282,8 +282,12 @@ def draw(
 
 
 def report(path_and_metrics: tuple[Path, dict[str, Any]], as_json: bool) -> None:
-    """Say what was written, and its metrics."""
+    """Say what was written, and its metrics: once, not in every process."""
+    from simmim_export.training.processes import state
+
     path, metrics = path_and_metrics
+    if not state().is_main_process:
+        return
     show(metrics | {"checkpoint": str(path)} if as_json else metrics, as_json)
     if not as_json:
         print(f"wrote {path}")

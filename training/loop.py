@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from simmim_export.errors import DataError, GateFailed, UsageError
 from simmim_export.files import replacing
+from simmim_export.training.processes import agreed, on_cpu
 
 OPTIMIZERS = ("muon", "adamw")
 # Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix, so that rare directions move as fast as common ones.
@@ -113,6 +114,7 @@ def train(
     """
     unused_is_fine = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
+        cpu=on_cpu(),
         mixed_precision=recipe.mixed_precision,
         gradient_accumulation_steps=recipe.accumulate,
         kwargs_handlers=[unused_is_fine],
@@ -150,7 +152,7 @@ def train(
         progress.step += 1
         progress.samples += seen * accelerator.num_processes
         progress.loss = loss if math.isnan(progress.loss) else 0.95 * progress.loss + 0.05 * loss
-        progress.seconds += time.perf_counter() - started
+        progress.seconds = agreed(progress.seconds + time.perf_counter() - started)
         if progress.step % recipe.save_every == 0:
             save_state(state_path, stage, optimizers, recipe, progress, accelerator.process_index)
         watch(progress, progress.done(recipe))

@@ -1,4 +1,5 @@
-"""One loss over the batches of all processes. Knows torch.distributed; must not know losses.
+"""One loss over the batches of all processes. Knows torch.distributed and Accelerate's
+state; must not know losses.
 
 DistributedDataParallel averages gradients over W processes. So that this average is the gradient of the loss of the whole
 batch, every process computes that whole loss from gathered embeddings (:func:`gather`), or its own sum over the mean count
@@ -7,10 +8,40 @@ batch, every process computes that whole loss from gathered embeddings (:func:`g
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+
+from simmim_export.errors import UsageError
+
+
+def on_cpu() -> bool:
+    """Whether several processes share a machine without an accelerator, which Accelerate must be told."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+
+
+def state() -> PartialState:
+    """Which process this is, and of how many.
+
+    Raise :class:`UsageError` where the launcher started more processes than found each other: each would train the same
+    batches alone.
+    """
+    wanted, fix = (
+        int(os.environ.get("WORLD_SIZE", "1")),
+        "launch with torchrun --nproc-per-node N, or accelerate launch",
+    )
+    try:
+        found = PartialState(cpu=on_cpu())
+    except ValueError as error:
+        raise UsageError(f"{wanted} processes were launched, but do not find each other: {error}", fix=fix) from error
+    if found.num_processes != wanted:
+        what = f"{wanted} processes were launched, but this one sees {found.num_processes}"
+        raise UsageError(what, fix=fix)
+    return found
 
 
 def count() -> int:
@@ -22,11 +53,37 @@ def gather(values: Tensor) -> Tensor:
     """[b, ...] of every process in order of rank, [W b, ...]; all must have the same shape. Gradients flow back to each."""
     if count() == 1:
         return values
-    if values.is_floating_point():
-        return torch.cat(list(all_gather(values)))
+    found: Tensor = _Gather.apply(values) if values.requires_grad else _gathered(values)
+    return found
+
+
+def _gathered(values: Tensor) -> Tensor:
     parts = [torch.empty_like(values) for _ in range(count())]
     dist.all_gather(parts, values.contiguous())
     return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    """Every process's loss depends on every process's values, so their gradients are the sum over all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _gathered(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(count())[dist.get_rank()]
+
+
+def agreed(value: float) -> float:
+    """``value`` of the first process, in all of them: clocks differ, and all must stop at the same step."""
+    if count() == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return shared.item()
 
 
 def mean_of_all(total: Tensor, number: int) -> Tensor:

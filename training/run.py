@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -25,6 +24,7 @@ from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.loop import Progress, Recipe, remove_state, train
 from simmim_export.training.pretrain import Pretrain
+from simmim_export.training.processes import state
 from simmim_export.training.source import Source
 from simmim_export.training.tasks import TASKS, Plan
 
@@ -181,15 +181,17 @@ def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint
 
 
 def _source(job: Job, model: SimMIM) -> Source:
-    state = PartialState()
+    here = state()
     data = job.data.open(job.recipe.seed, "train", model.config.image_size)
-    return Source(data, job.images, state.process_index, state.num_processes)
+    return Source(data, job.images, here.process_index, here.num_processes)
 
 
 def _train(job: Job, stage: nn.Module) -> Progress:
     def watch(progress: Progress, done: float) -> None:
         rate = progress.samples / max(progress.seconds, 1e-9)
         left = progress.seconds * (1 - done) / max(done, 1e-9)
+        if not state().is_main_process:
+            return
         step = f"step {progress.step}, loss {progress.loss:.3f}, {rate:.0f} samples/s, {left:.0f} s left"
         job.watch(step, round(1000 * done), 1000)
 
@@ -200,7 +202,7 @@ def _metrics(
     job: Job, model: SimMIM, tokenizer: Tokenizer, started: Checkpoint, tasks: tuple[str, ...]
 ) -> dict[str, Any]:
     """Figures of ``tasks``; what the checkpoint knew of other heads holds no longer, since the towers have changed."""
-    if not PartialState().is_main_process:
+    if not state().is_main_process:
         return {}
     if job.eval_scenes == 0:
         return dict(started.metrics) | {task: {"not_measured": "--eval-scenes 0"} for task in tasks}
@@ -226,8 +228,8 @@ def _write(
     data = job.data.open(job.recipe.seed, "train", model.config.image_size)
     provenance |= {"recipe": asdict(job.recipe), "images": job.images, "data": data.describe()}
     provenance |= {"steps": progress.step, "samples": progress.samples, "seconds": round(progress.seconds, 1)}
-    provenance |= {"processes": PartialState().num_processes}
-    if PartialState().is_main_process:
+    provenance |= {"processes": state().num_processes}
+    if state().is_main_process:
         found = samples(data, started.samples["texts"])
         save(as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance), job.output)
         remove_state(job.state_path)

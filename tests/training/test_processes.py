@@ -87,3 +87,34 @@ def test_two_processes_train_as_one_does_on_the_same_images(tmp_path: Path, what
     worst = max((two["grads"][name] - grad).abs().max().item() for name, grad in one["grads"].items())
     assert worst <= 1e-5, worst
     assert max(grad.abs().max().item() for grad in one["grads"].values()) > 1e-3
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """torchrun, as the README says."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631", "-m"]
+    command += ["simmim_export.training.cli", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.mark.parametrize("length", [("--steps", "5"), ("--minutes", "0.03")])
+def test_torchrun_trains_on_twice_the_images_and_reports_once(tmp_path: Path, length: tuple[str, str]) -> None:
+    from simmim_export.models.checkpoint import build, load
+
+    path = tmp_path / "ckpt.pt"
+    done = launch("pretrain", *length, "--batch-size", "4", "--eval-scenes", "0", "-o", path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") == 1
+    checkpoint = load(path)
+    build(checkpoint)
+    assert checkpoint.provenance["processes"] == 2
+    assert checkpoint.provenance["samples"] == checkpoint.provenance["steps"] * 8
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_processes_that_cannot_see_each_other_do_not_train() -> None:
+    """A launcher's variables without its rendezvous: each process would train the same batches alone."""
+    code = "import os; os.environ['WORLD_SIZE'] = '2'; from simmim_export.training.processes import state; state()"
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert "UsageError: 2 processes were launched, but do not find each other" in done.stderr
