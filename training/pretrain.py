@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
 from simmim_export.models.simmim import SimMIM
+from simmim_export.training.data.base import CAPTIONS
 from simmim_export.training.objectives import (
     contrastive_loss,
     hard_negatives,
@@ -247,7 +248,7 @@ class Pretrain(nn.Module):
     def batch(self, index: int, done: float) -> dict[str, Any]:
         """pixels uint8 [b, H, W, 3]; where captions are compared input_ids, attention_mask [b, s], a caption each in turn,
         and caption_ids int64 [b], the same for equal captions; and what each objective adds."""
-        found = self.source.data.batch(self.source.number(index), self.source.images, with_questions=False)
+        found = self.source.data.batch(self.source.number(index), self.source.images, CAPTIONS)
         batch: dict[str, Any] = {"pixels": torch.from_numpy(found.pixels)}
         if self.compares:
             texts = [captions[(index + row) % len(captions)] for row, captions in enumerate(found.captions)]

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from simmim_export.models.simmim import SimMIM
+from simmim_export.training.data.base import Want
 from simmim_export.training.objectives import answer_loss, soft_answer_loss
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.source import Source
@@ -91,7 +92,7 @@ class Answers(Stage):
             return self.pretrain.batch(index, done)
         families = None if level == len(CURRICULUM) else CURRICULUM[level][2]
         number, images = self.source.number(index), self.source.images
-        found = self.source.data.batch(number, images, with_captions=False, families=families)
+        found = self.source.data.batch(number, images, Want(captions=False, families=families))
         batch = {"pixels": torch.from_numpy(found.pixels), **self.encode(found.questions)}
         if found.scores is None:
             return batch | {"answers": torch.from_numpy(found.answers).flatten()}

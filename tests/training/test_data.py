@@ -15,6 +15,7 @@ from PIL import Image
 
 from simmim_export.errors import DataError, UsageError
 from simmim_export.training.data import dataset
+from simmim_export.training.data.base import CAPTIONS, QUESTIONS
 from simmim_export.training.data.digits import Digits
 from simmim_export.training.data.files import Files
 from simmim_export.training.data.records import Question, Record, Statement
@@ -27,7 +28,7 @@ from simmim_export.training.data.shapes.truth import foil, parse
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6))
 def test_captions_are_true_of_their_scene_and_foils_are_false(seed: int) -> None:
-    found, random = Shapes(seed).batch(0, 6, with_questions=False), Random(seed)
+    found, random = Shapes(seed).batch(0, 6, CAPTIONS), Random(seed)
     for scene, captions in zip(found.scenes, found.captions, strict=True):
         for caption in captions:
             assert parse(caption)(scene), caption
@@ -40,7 +41,7 @@ def test_truth_is_judged_apart_from_the_captions() -> None:
     """By the checker of test_shapes, which shares no code with it: places and relations over many scenes."""
     from test_shapes import COLUMNS, ROWS, fitting, holds
 
-    found = Shapes(5).batch(0, 64, with_questions=False)
+    found = Shapes(5).batch(0, 64, CAPTIONS)
     table = Shapes(5).truth(found)
     assert table.shape == (320, 64)
     for number, captions in enumerate(found.captions):
@@ -152,9 +153,9 @@ def test_records_become_batches_and_each_comes_once_before_any_comes_again(tmp_p
     found = [data.batch(index, 2) for index in range(5)]
     values = [int(pixels[0, 0, 0]) for part in found for pixels in part.pixels]
     assert sorted(values[:5]) == sorted(values[5:]) == [0, 20, 40, 60, 80]
-    captions = data.batch(0, 2, with_questions=False)
+    captions = data.batch(0, 2, CAPTIONS)
     assert captions.captions == [["a red picture"]] * 2 and captions.answers.shape == (2, 0)
-    asked = data.batch(0, 2, with_captions=False)
+    asked = data.batch(0, 2, QUESTIONS)
     assert asked.scores is not None and asked.scores.shape == (2, 4, 2)
     assert (asked.scores.sum(axis=2) == 1).all() and {t for row in asked.questions for t in row} == {
         "what colour?",
@@ -178,7 +179,7 @@ def test_statements_classes_and_clips_of_records(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'z' does not occur in training"):
         other.labelled(0, 1)
     with pytest.raises(DataError, match="no record has captions"):
-        opened({"train": classed}).batch(0, 2, with_questions=False)
+        opened({"train": classed}).batch(0, 2, CAPTIONS)
 
 
 def test_a_stream_that_is_not_on_disk_is_no_other_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from simmim_export.errors import GateFailed, UsageError
 from simmim_export.models.checkpoint import load
+from simmim_export.training.data.base import Want
 from simmim_export.training.loop import Progress, Recipe, load_state, make_optimizers, save_state, train
 
 
@@ -163,7 +164,7 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
     started = new_checkpoint(NewModel(), seed=0)
     parts = (build(started), Tokenizer.from_str(started.tokenizer), Source(Shapes(0), 2))
     stage = Answers("vqa", *parts, Plan(rehearse=2)).train()
-    asked = Shapes(0).batch(1, 2, with_captions=False, families=CURRICULUM[0][2])
+    asked = Shapes(0).batch(1, 2, Want(captions=False, families=CURRICULUM[0][2]))
     assert {FAMILIES[family] for family in asked.families.ravel()} <= set(CURRICULUM[0][2]) < set(FAMILIES)
     assert torch.equal(stage.batch(1, 0.0)["answers"], torch.from_numpy(asked.answers).flatten())
     right, answers = torch.eye(4), torch.arange(4)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import build
 from simmim_export.training.assemble import NewModel, new_checkpoint
+from simmim_export.training.data.base import CAPTIONS
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.pretrain import OBJECTIVES, Pretrain
 from simmim_export.training.source import Source
@@ -99,7 +100,7 @@ def test_an_image_alone_can_fill_in_words_and_is_never_given_the_answer(parts) -
 
 def test_tags_are_the_words_and_pairs_that_the_captions_hold(parts) -> None:
     pretrain = stage(parts, tags=1.0)
-    batch, found = pretrain.batch(2, 0.0), Shapes(0).batch(2, 6, with_questions=False)
+    batch, found = pretrain.batch(2, 0.0), Shapes(0).batch(2, 6, CAPTIONS)
     names = Shapes(0).phrases()
     for row, texts in enumerate(found.captions):
         padded = [f" {text.replace(',', ' ,')} " for text in texts]

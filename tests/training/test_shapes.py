@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simmim_export.errors import UsageError
+from simmim_export.training.data.base import CAPTIONS, QUESTIONS
 from simmim_export.training.data.shapes import ANSWERS, FAMILIES, Scene, Shapes, contact_sheet, draw_scene, vocabulary
 from simmim_export.training.data.shapes.draw import RGB
 from simmim_export.training.data.shapes.scene import COLOURS, SHAPES, SIZES, TEXTURES
@@ -85,7 +86,7 @@ def test_every_answer_is_true(seed: int, index: int, split: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_every_caption_is_true(seed: int) -> None:
-    found = Shapes(seed).batch(0, 6, with_questions=False)
+    found = Shapes(seed).batch(0, 6, CAPTIONS)
     numbers = ["zero", "one", "two", "three", "four", "five", "six"]
     for scene, captions in zip(found.scenes, found.captions, strict=True):
         assert len(captions) == 5
@@ -116,7 +117,7 @@ def test_the_same_number_is_the_same_batch_and_streams_share_nothing() -> None:
     seen = set()
     for stream in ("train", "val", "test", "samples", "demo"):
         for index in range(20):
-            scenes = set(Shapes(1, stream).batch(index, 32, with_questions=False).scenes)
+            scenes = set(Shapes(1, stream).batch(index, 32, CAPTIONS).scenes)
             assert not scenes & seen
             seen |= scenes
 
@@ -128,7 +129,7 @@ def test_the_text_alone_gives_little_away() -> None:
     predict = question_only(Shapes(3), scenes=4096)
     hits, families = defaultdict(list), Counter()
     for index in range(32):
-        found = Shapes(3, "test").batch(index, 64, with_captions=False)
+        found = Shapes(3, "test").batch(index, 64, QUESTIONS)
         for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
             for text, answer, kind in zip(texts, answers, kinds, strict=True):
                 hits[FAMILIES[kind]].append(predict(text, FAMILIES[kind]) == answer)
@@ -144,7 +145,7 @@ def test_the_text_alone_gives_little_away() -> None:
 @pytest.mark.parametrize("split", ["A", "B"])
 def test_cogent(split: str) -> None:
     warm = {COLOURS.index(name) for name in ("grey", "blue", "orange", "yellow")}
-    for scene in Shapes(0, split=split).batch(0, 300, with_questions=False).scenes:
+    for scene in Shapes(0, split=split).batch(0, 300, CAPTIONS).scenes:
         for thing in scene.things:
             if SHAPES[thing.shape] in ("square", "triangle"):
                 assert (thing.colour in warm) == ((SHAPES[thing.shape] == "square") == (split == "A"))
@@ -170,7 +171,7 @@ def test_words_and_lengths(seed: int) -> None:
 
 @pytest.mark.parametrize("size", [16, 64, 100, 224, 500])
 def test_a_scene_looks_the_same_at_every_size(size: int) -> None:
-    scene = Shapes(0).batch(0, 1, with_questions=False).scenes[0]
+    scene = Shapes(0).batch(0, 1, CAPTIONS).scenes[0]
     image = draw_scene(scene, size)
     assert image.shape == (size, size, 3) and image.dtype == np.uint8
     for thing, (left, top, right, bottom) in zip(scene.things, scene.boxes(size), strict=True):

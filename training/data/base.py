@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -52,82 +52,6 @@ class Stated(NamedTuple):
     labels: np.ndarray
 
 
-class Data(Protocol):
-    """One stream of a data set. A method for what it does not have raises :class:`UsageError`."""
-
-    @property
-    def name(self) -> str:
-        """As on the command line."""
-        ...
-
-    @property
-    def stream(self) -> str:
-        """train, val, test, samples."""
-        ...
-
-    @property
-    def families(self) -> Sequence[str]:
-        """The kinds of its questions."""
-        ...
-
-    @property
-    def labels(self) -> Mapping[str, Sequence[str]]:
-        """The classes of each head that it can train."""
-        ...
-
-    def on(self, stream: str) -> Self:
-        """The same data set, another stream: train, val, test, samples."""
-        ...
-
-    def limit(self, kind: str) -> int | None:
-        """How many images of this stream have captions, questions, classes or statements (``kind``); None: endless."""
-        ...
-
-    def describe(self) -> dict[str, object]:
-        """What a checkpoint records of its data."""
-        ...
-
-    def batch(
-        self,
-        index: int,
-        images: int,
-        *,
-        with_captions: bool = True,
-        with_questions: bool = True,
-        families: Sequence[str] | None = None,
-    ) -> Batch:
-        """Batch number ``index``; questions of the given families, of all by default."""
-        ...
-
-    def labelled(self, index: int, images: int) -> Labelled:
-        """Batch number ``index`` of images or clips with a class each."""
-        ...
-
-    def stated(self, index: int, images: int) -> Stated:
-        """Batch number ``index`` of images with statements."""
-        ...
-
-    def truth(self, batch: Batch) -> np.ndarray | None:
-        """bool [captions of the batch, images]: of which images each caption is true; None where nobody knows."""
-        ...
-
-    def words(self) -> list[str]:
-        """Every word that its texts may use."""
-        ...
-
-    def visual_words(self) -> list[str]:
-        """The words of captions that speak of what is seen."""
-        ...
-
-    def phrases(self) -> list[str]:
-        """What captions call a thing, in one word or two."""
-        ...
-
-    def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
-        """``count`` pictures uint8 [count, H, W, 3] of this stream and as many texts; no texts where it has none."""
-        ...
-
-
 @lru_cache(maxsize=8)
 def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng((seed, epoch)).permutation(count).tolist())
@@ -139,6 +63,81 @@ def in_turn(seed: int, index: int, images: int, count: int) -> list[int]:
     return [_order(seed, place // count, count)[place % count] for place in places]
 
 
-def has_no(data: str, what: str, instead: str) -> UsageError:
-    """The error for what a data set does not have."""
-    return UsageError(f"the data set {data} has no {what}", fix=f"choose --data {instead}")
+class Want(NamedTuple):
+    """What of a batch to make; questions of the given families, of all without."""
+
+    captions: bool = True
+    questions: bool = True
+    families: Sequence[str] | None = None
+
+
+EVERYTHING = Want()
+CAPTIONS, QUESTIONS = Want(questions=False), Want(captions=False)
+
+
+class Data:
+    """One stream of a data set. What a data set does not have raises :class:`UsageError`, or is empty."""
+
+    # As on the command line.
+    name: str
+    # train, val, test, samples.
+    stream: str
+    # Where to find what this one lacks, for the message.
+    instead = "shapes"
+
+    @property
+    def families(self) -> Sequence[str]:
+        """The kinds of its questions."""
+        return ()
+
+    @property
+    def labels(self) -> Mapping[str, Sequence[str]]:
+        """The classes of each head that it can train."""
+        return {}
+
+    def on(self, stream: str) -> Self:
+        """The same data set, another stream."""
+        raise NotImplementedError
+
+    def limit(self, kind: str) -> int | None:
+        """How many images of this stream have captions, questions, classes or statements (``kind``); None: endless."""
+        return None
+
+    def describe(self) -> dict[str, object]:
+        """What a checkpoint records of its data."""
+        raise NotImplementedError
+
+    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
+        """Batch number ``index``."""
+        raise self._has_no("captions or questions")
+
+    def labelled(self, index: int, images: int) -> Labelled:
+        """Batch number ``index`` of images or clips with a class each."""
+        raise self._has_no("classes")
+
+    def stated(self, index: int, images: int) -> Stated:
+        """Batch number ``index`` of images with statements."""
+        raise self._has_no("statements")
+
+    def truth(self, batch: Batch) -> np.ndarray | None:
+        """bool [captions of the batch, images]: of which images each caption is true; None where nobody knows."""
+        return None
+
+    def words(self) -> list[str]:
+        """Every word that its texts may use."""
+        return []
+
+    def visual_words(self) -> list[str]:
+        """The words of captions that speak of what is seen."""
+        return []
+
+    def phrases(self) -> list[str]:
+        """What captions call a thing, in one word or two."""
+        return []
+
+    def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
+        """``count`` pictures uint8 [count, H, W, 3] of this stream and as many texts; no texts where it has none."""
+        raise NotImplementedError
+
+    def _has_no(self, what: str) -> UsageError:
+        return UsageError(f"the data set {self.name} has no {what}", fix=f"choose --data {self.instead}")

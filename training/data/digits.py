@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from simmim_export.errors import EngineUnavailable
-from simmim_export.training.data.base import Batch, Labelled, Stated, has_no, in_turn
+from simmim_export.training.data.base import Data, Labelled, in_turn
 
 CLASSES = tuple(str(digit) for digit in range(10))
 
@@ -29,7 +29,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Data):
     """One stream (train, val, test, samples; all but train are the held-out fifth). ``examples`` takes only so many, the
     first of each class in turn, for training with few labels."""
 
@@ -39,7 +39,6 @@ class Digits:
     examples: int | None = None
 
     name = "digits"
-    families: Sequence[str] = ()
 
     @property
     def labels(self) -> Mapping[str, Sequence[str]]:
@@ -84,37 +83,6 @@ class Digits:
         factor = -(-self.size // 8)
         large = grey[chosen].repeat(factor, axis=1).repeat(factor, axis=2)[:, : self.size, : self.size]
         return Labelled(np.ascontiguousarray(large[..., None].repeat(3, axis=3)), labels[chosen])
-
-    def batch(
-        self,
-        index: int,
-        images: int,
-        *,
-        with_captions: bool = True,
-        with_questions: bool = True,
-        families: Sequence[str] | None = None,
-    ) -> Batch:
-        """Not of this data set."""
-        raise has_no(self.name, "captions or questions", "shapes")
-
-    def stated(self, index: int, images: int) -> Stated:
-        """Not of this data set."""
-        raise has_no(self.name, "statements", "shapes")
-
-    def truth(self, batch: Batch) -> None:
-        """Digits have no captions."""
-
-    def words(self) -> list[str]:
-        """Digits have no texts."""
-        return []
-
-    def visual_words(self) -> list[str]:
-        """Digits have no texts."""
-        return []
-
-    def phrases(self) -> list[str]:
-        """Digits have no texts."""
-        return []
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
         """``count`` digits, no texts."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from simmim_export.errors import DataError, UsageError
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
-from simmim_export.training.data.base import Batch, Labelled, Stated, in_turn
+from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labelled, Stated, Want, in_turn
 from simmim_export.training.data.records import Question, Record
 
 # Answers that become classes, after VQAv2's usual 3,129: those that are given at least so often, the most frequent first.
@@ -40,7 +40,7 @@ _HAS: Mapping[str, Callable[[Record], object]] = {
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Data):
     """One stream of the data set that ``read(name, root, split)`` reads; ``splits`` maps a stream to its split on disk.
 
     ``vocabulary`` holds the classes of each head where training has fixed them already (the checkpoint's); without it they
@@ -135,9 +135,6 @@ class Files:
         """The 500 most frequent words of four letters and more."""
         return [word for word in self.words() if len(word) > 3][:500]
 
-    def truth(self, batch: Batch) -> None:
-        """Unknown: nobody has judged every caption against every image."""
-
     def _chosen(self, index: int, images: int, kind: str) -> list[Record]:
         """Batch number ``index`` of the records that have ``kind``: each once before any comes again."""
         members = self._members[kind]
@@ -162,19 +159,11 @@ class Files:
             clips.append(load_pixels([record.images[place] for place in places], preprocessing))
         return np.stack(clips)
 
-    def batch(
-        self,
-        index: int,
-        images: int,
-        *,
-        with_captions: bool = True,
-        with_questions: bool = True,
-        families: Sequence[str] | None = None,
-    ) -> Batch:
+    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
         """See :class:`Batch`; of an image with fewer questions than are asked for, some are asked twice."""
-        asks = with_questions and not with_captions
+        asks = want.questions and not want.captions
         records = self._chosen(index, images, "questions" if asks else "captions")
-        pixels, captions = self._pixels(records), [list(r.captions) for r in records] if with_captions else []
+        pixels, captions = self._pixels(records), [list(r.captions) for r in records] if want.captions else []
         if not asks:
             empty = np.zeros((len(records), 0), np.int64)
             return Batch(pixels, captions, [], empty, empty)

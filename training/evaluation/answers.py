@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simmim_export.models.simmim import SimMIM
-from simmim_export.training.data.base import Batch, Data
+from simmim_export.training.data.base import QUESTIONS, Batch, Data
 from simmim_export.training.evaluation.statistics import BATCH, CONTROL_SCENES, Hits, Watch, accuracy, batches
 from simmim_export.training.tokenizer import encode
 
@@ -26,7 +26,7 @@ def evaluate_answers(
     model.eval()
     table, hits, families = question_only(data.on("train")), Hits(), []
     for index, count in batches(scenes, data.limit("questions"), head, watch):
-        found = data.batch(index, BATCH, with_captions=False).first(count)
+        found = data.batch(index, BATCH, QUESTIONS).first(count)
         texts = [text for row in found.questions for text in row]
         tokens = encode(tokenizer, texts, model.config.max_length)
         text_tokens, _ = model.encode_text(**tokens)
@@ -82,7 +82,7 @@ def question_only(data: Data, scenes: int = CONTROL_SCENES) -> Callable[[str, st
     by_family: defaultdict[str, Counter[int]] = defaultdict(Counter)
     limit = data.limit("questions")
     for index in range(math.ceil((scenes if limit is None else min(scenes, limit)) / BATCH)):
-        found = data.batch(index, BATCH, with_captions=False)
+        found = data.batch(index, BATCH, QUESTIONS)
         for texts, answers, families in zip(found.questions, found.answers, found.families, strict=True):
             for text, answer, family in zip(texts, answers, families, strict=True):
                 by_text[text][int(answer)] += 1

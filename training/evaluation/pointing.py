@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
 from simmim_export.models.simmim import SimMIM
+from simmim_export.training.data.base import QUESTIONS
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.scene import place
 from simmim_export.training.evaluation.statistics import BATCH, Hits, Watch, accuracy, batches
@@ -30,7 +31,7 @@ def pointing_game(model: SimMIM, tokenizer: Tokenizer, data: Shapes, scenes: int
     hits, cells = Hits(), round(model.image_encoder.tokens**0.5)
     chance: list[float] = []
     for index, _ in batches(scenes, None, "pointing game", watch):
-        found = data.batch(index, BATCH, with_captions=False)
+        found = data.batch(index, BATCH, QUESTIONS)
         tokens = encode(tokenizer, [text for row in found.questions for text in row], model.config.max_length)
         images, texts = model.see(torch.from_numpy(found.pixels)), model.encode_text(**tokens)[0]
         repeats, mask = found.answers.shape[1], tokens["attention_mask"]

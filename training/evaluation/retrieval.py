@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simmim_export.models.simmim import SimMIM
-from simmim_export.training.data.base import Data
+from simmim_export.training.data.base import CAPTIONS, Data
 from simmim_export.training.evaluation.statistics import BATCH, Watch, accuracy, batches
 from simmim_export.training.tokenizer import encode
 
@@ -34,7 +34,7 @@ def evaluate_match(
     model.eval()
     matched, recalled = [], []
     for index, count in batches(scenes, data.limit("captions"), head, watch):
-        found = data.batch(index, BATCH, with_questions=False).first(count)
+        found = data.batch(index, BATCH, CAPTIONS).first(count)
         tokens = encode(tokenizer, [captions[0] for captions in found.captions], model.config.max_length)
         image_tokens, image_embed = model.encode_image(torch.from_numpy(found.pixels))
         text_tokens, text_embed = model.encode_text(**tokens)
@@ -80,7 +80,7 @@ def evaluate_retrieval(
     """
     model.eval()
     limit = data.limit("captions")
-    found = data.batch(0, min(GALLERY, scenes, limit or scenes), with_questions=False)
+    found = data.batch(0, min(GALLERY, scenes, limit or scenes), CAPTIONS)
     captions = [text for row in found.captions for text in row]
     owner = torch.tensor([image for image, row in enumerate(found.captions) for _ in row])
     own = owner[:, None] == torch.arange(len(found.pixels))  # captions, images

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simmim_export.training.data.base import Batch, Labelled, Stated, has_no
+from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labelled, Want
 from simmim_export.training.data.shapes.draw import draw_scene
 from simmim_export.training.data.shapes.scene import COLOURS, GRID, SHAPES, Scene, Thing
 from simmim_export.training.data.shapes.words import describe_thing, vocabulary
@@ -100,7 +100,7 @@ def _ask(clip: Clip, random: Random, family: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Clips:
+class Clips(Data):
     """The data set for one seed and stream. ``size`` is in pixels, a clip has :data:`FRAMES` frames."""
 
     seed: int = 0
@@ -109,7 +109,11 @@ class Clips:
     questions_per_clip: int = 4
 
     name = "clips"
-    families = FAMILIES
+
+    @property
+    def families(self) -> Sequence[str]:
+        """direction, mover and order."""
+        return FAMILIES
 
     @property
     def labels(self) -> Mapping[str, Sequence[str]]:
@@ -119,10 +123,6 @@ class Clips:
     def on(self, stream: str) -> Clips:
         """The same data set, another stream."""
         return replace(self, stream=stream)
-
-    def limit(self, kind: str) -> int | None:
-        """Endless."""
-        return None
 
     def describe(self) -> dict[str, object]:
         """What a checkpoint records of its data."""
@@ -135,21 +135,13 @@ class Clips:
     def _draw(self, clips: Sequence[Clip]) -> np.ndarray:
         return np.stack([[draw_scene(clip.at(frame), self.size) for frame in range(FRAMES)] for clip in clips])
 
-    def batch(
-        self,
-        index: int,
-        images: int,
-        *,
-        with_captions: bool = False,
-        with_questions: bool = True,
-        families: Sequence[str] | None = None,
-    ) -> Batch:
+    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
         """Clips of one or two movers with questions; see :class:`Batch`."""
         random = self._random("questions", index, images)
         clips = [sample_clip(random, 1 + (random.random() < 0.5)) for _ in range(images)]
         asked = []
         for clip in clips:
-            kinds = [name for name in families or FAMILIES if name != "order" or sum(map(bool, clip.motions)) == 2]
+            kinds = [name for name in want.families or FAMILIES if name != "order" or sum(map(bool, clip.motions)) == 2]
             chosen = [kinds[i % len(kinds)] for i in range(self.questions_per_clip)]
             asked.append([(*_ask(clip, random, kind), kind) for kind in chosen])
         return Batch(
@@ -167,24 +159,9 @@ class Clips:
         labels = [DIRECTIONS.index(next(m.direction for m in clip.motions if m is not None)) for clip in clips]
         return Labelled(self._draw(clips), np.array(labels, np.int64))
 
-    def stated(self, index: int, images: int) -> Stated:
-        """Not of this data set."""
-        raise has_no(self.name, "statements", "shapes")
-
-    def truth(self, batch: Batch) -> None:
-        """Clips have no captions."""
-
     def words(self) -> list[str]:
         """See :func:`words.vocabulary`."""
         return vocabulary()
-
-    def visual_words(self) -> list[str]:
-        """Clips have no captions."""
-        return []
-
-    def phrases(self) -> list[str]:
-        """Clips have no captions."""
-        return []
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
         """The frames of clips one after the other, and questions about them."""

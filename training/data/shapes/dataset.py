@@ -13,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from simmim_export.training.data.base import Batch, Labelled, Stated
+from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labelled, Stated, Want
 from simmim_export.training.data.shapes.captions import captions
 from simmim_export.training.data.shapes.draw import draw_scene
 from simmim_export.training.data.shapes.questions import ANSWERS, FAMILIES, Balance, questions
@@ -38,7 +38,7 @@ class ShapesBatch(Batch):
 
 
 @dataclass(frozen=True)
-class Shapes:
+class Shapes(Data):
     """The data set for one seed, stream and CoGenT split. ``size`` is in pixels.
 
     ``examples`` makes the stream repeat after so many scenes (rounded to whole batches), for training with few labels.
@@ -52,10 +52,14 @@ class Shapes:
     examples: int | None = None
 
     name = "shapes"
-    families = FAMILIES
 
     def __post_init__(self) -> None:
         check_split(self.split)
+
+    @property
+    def families(self) -> Sequence[str]:
+        """The ten kinds of questions."""
+        return FAMILIES
 
     @property
     def labels(self) -> Mapping[str, Sequence[str]]:
@@ -65,10 +69,6 @@ class Shapes:
     def on(self, stream: str) -> Shapes:
         """The same data set, another stream, of any length."""
         return replace(self, stream=stream, examples=None)
-
-    def limit(self, kind: str) -> int | None:
-        """Endless."""
-        return None
 
     def describe(self) -> dict[str, object]:
         """What a checkpoint records of its data."""
@@ -93,22 +93,16 @@ class Shapes:
     def _draw(self, scenes: Sequence[Scene]) -> np.ndarray:
         return np.stack([draw_scene(scene, self.size) for scene in scenes])
 
-    def batch(
-        self,
-        index: int,
-        images: int,
-        *,
-        with_captions: bool = True,
-        with_questions: bool = True,
-        families: Sequence[str] | None = None,
-    ) -> ShapesBatch:
+    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> ShapesBatch:
         """Batch number ``index`` of ``images`` scenes, with questions of the given ``families``, of all by default."""
         random, found = self._scenes("", index, images)
         pixels = self._draw(found)
-        texts = [captions(scene, random) for scene in found] if with_captions else []
-        count = self.questions_per_scene if with_questions else 0
+        texts = [captions(scene, random) for scene in found] if want.captions else []
+        count = self.questions_per_scene if want.questions else 0
         balance = Balance()
-        asked = [questions(scene, random, count, balance, families or FAMILIES) for scene in found] if count else []
+        asked = (
+            [questions(scene, random, count, balance, want.families or FAMILIES) for scene in found] if count else []
+        )
         answers = np.array([[_ANSWER_INDEX[q.answer] for q in row] for row in asked], np.int64).reshape(
             len(asked), count
         )
