@@ -22,8 +22,8 @@ class SampledFrames(UserWarning):
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts frame2 before frame10."""
-    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+    """A key that sorts frame2 before frame10; a digit that is no decimal, such as ², is a letter."""
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
 
 
 def read_clip(path: str | os.PathLike[str]) -> list[ImageSource]:

@@ -37,6 +37,7 @@ def model(every_bundle: Path):
 
 def test_names_sort_by_their_numbers() -> None:
     assert sorted(["f10", "f2", "F1", "f2b"], key=natural) == ["F1", "f2", "f2b", "f10"]
+    assert sorted(["f²", "f1"], key=natural) == ["f1", "f²"]  # str.isdigit says yes, int() says no
 
 
 def test_a_folder_and_an_animation_are_the_same_clip(model, folder: Path, tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.source import Source
 from simmim_export.training.tasks import Answers, Plan
 
-target, what = sys.argv[1:]
+target, what, rank, world = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
+# They meet in a file: a port chosen in advance may be taken on a shared machine.
+dist.init_process_group("gloo", init_method=f"file://{target}.meet", rank=rank, world_size=world)
 started = new_checkpoint(NewModel(), seed=0)
 model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
 
@@ -61,17 +61,18 @@ dist.all_reduce(mean)
 if rank == 0:
     grads = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
     torch.save({"loss": mean / world, "grads": grads}, target)
+dist.barrier()  # a process that leaves while another still listens aborts it
 dist.destroy_process_group()
 """
 
 
-def run(processes: int, target: Path, what: str, port: int) -> dict:
+def run(processes: int, target: Path, what: str) -> dict:
     """Start the processes and return what the first one left."""
     started = []
     for rank in range(processes):
-        extra = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {key: str(value) for key, value in extra.items()}
-        command = [sys.executable, "-c", PROGRAM, str(target), what]
+        command = [sys.executable, "-c", PROGRAM, str(target), what, str(rank), str(processes)]
+        # RANK and WORLD_SIZE for what asks the environment, as under a launcher.
+        environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(processes)}
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for process in started:
         _, errors = process.communicate(timeout=120)
@@ -79,9 +80,9 @@ def run(processes: int, target: Path, what: str, port: int) -> dict:
     return torch.load(target, weights_only=True)
 
 
-@pytest.mark.parametrize(("what", "port"), [("itc", 29611), ("mlm", 29613), ("tags", 29615), ("vqa", 29617)])
-def test_two_processes_train_as_one_does_on_the_same_images(tmp_path: Path, what: str, port: int) -> None:
-    two, one = run(2, tmp_path / "two.pt", what, port), run(1, tmp_path / "one.pt", what, port + 1)
+@pytest.mark.parametrize("what", ["itc", "mlm", "tags", "vqa"])
+def test_two_processes_train_as_one_does_on_the_same_images(tmp_path: Path, what: str) -> None:
+    two, one = run(2, tmp_path / "two.pt", what), run(1, tmp_path / "one.pt", what)
     assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-5)
     assert set(two["grads"]) == set(one["grads"]) and len(one["grads"]) > 20
     worst = max((two["grads"][name] - grad).abs().max().item() for name, grad in one["grads"].items())
@@ -90,8 +91,8 @@ def test_two_processes_train_as_one_does_on_the_same_images(tmp_path: Path, what
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """torchrun, as the README says."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631", "-m"]
+    """torchrun, as the README says; --standalone takes a free port."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["simmim_export.training.cli", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

@@ -66,7 +66,7 @@ def _filled(folder: Path, content: list[Path]) -> None:
 
 def _pictures(files: Iterable[Path]) -> list[Path]:
     found = (child for child in files if child.suffix.lower() in SUFFIXES)
-    return sorted(found, key=lambda child: (natural(str(child)), str(child)))
+    return sorted(found, key=lambda child: (child.parent, natural(child.name), child.name))
 
 
 def _warn(folder: Path, strangers: int) -> None:

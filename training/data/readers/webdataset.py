@@ -107,18 +107,18 @@ def _record(key: str, sample: dict[str, bytes], where: str) -> Record:
     extra: Any = {}
     if "json" in sample:
         extra = checked(parsed(_text(sample["json"], where), f"{where}.json"), dict, where, "the .json")
-    captions = _text(sample["txt"], where).strip().split("\n") if "txt" in sample else []
+    captions = [line for line in _text(sample.get("txt", b""), where).split("\n") if line.strip()]
     captions += [
         checked(c, str, where, "a caption") for c in checked(extra.get("captions", []), list, where, "'captions'")
     ]
     captions += [field(extra, "caption", str, where)] if "caption" in extra else []
     captions = [caption.strip() for caption in captions]
-    if not all(captions):
+    if not all(captions) or ("txt" in sample and not captions):
         raise DataError("a caption is empty", where=where, fix="correct the shard")
     questions = [_question(row, where) for row in checked(extra.get("questions", []), list, where, "'questions'")]
     label = _text(sample["cls"], where) if "cls" in sample else extra.get("label")
     if label is not None:
-        label = str(label if isinstance(label, int) else checked(label, str, where, "the label")).strip()
+        label = str(label if type(label) is int else checked(label, str, where, "the label")).strip()
         if not label:
             raise DataError("the label is empty", where=where, fix="correct the shard")
     return Record(
