@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from simmim_export.errors import DataError, GateFailed, UsageError
 from simmim_export.files import replacing
-from simmim_export.training.processes import agreed, on_cpu
+from simmim_export.training.processes import agreed, count, every, on_cpu, rank
 
 OPTIMIZERS = ("muon", "adamw")
 # Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix, so that rare directions move as fast as common ones.
@@ -123,7 +123,7 @@ def train(
     optimizers = make_optimizers(stage, recipe)
     progress = Progress()
     if resume:
-        progress = load_state(state_path, stage, optimizers, recipe, accelerator.process_index)
+        progress = load_state(state_path, stage, optimizers, recipe)
     source: Any = stage
     prepared, *optimizers = accelerator.prepare(stage, *optimizers)
     prepared.train()
@@ -154,7 +154,7 @@ def train(
         progress.loss = loss if math.isnan(progress.loss) else 0.95 * progress.loss + 0.05 * loss
         progress.seconds = agreed(progress.seconds + time.perf_counter() - started)
         if progress.step % recipe.save_every == 0:
-            save_state(state_path, stage, optimizers, recipe, progress, accelerator.process_index)
+            save_state(state_path, stage, optimizers, recipe, progress)
         watch(progress, progress.done(recipe))
     accelerator.wait_for_everyone()
     return progress
@@ -195,63 +195,52 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def state_file(path: Path, process: int) -> Path:
-    """Where a process keeps its part of the trainer's state: random numbers differ between processes."""
-    return path if process == 0 else path.with_name(f"{path.name}.{process}")
-
-
-def save_state(
-    path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe, progress: Progress, process: int
-) -> None:
-    """Write all that :func:`train` needs to go on exactly: weights, optimizer, random numbers, position."""
+def save_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe, progress: Progress) -> None:
+    """Write all that :func:`train` needs to go on exactly: weights, optimizer, position, and of every process its random
+    numbers and buffers. It is one file: parts written by several processes could be of different steps after a kill."""
+    own = {"random": torch.get_rng_state(), "buffers": dict(stage.named_buffers())}
+    processes = every(own)
+    if rank() != 0:
+        return
     content = {
         "kind": "simmim-trainer",
         "recipe": asdict(recipe),
         "progress": asdict(progress),
         "stage": stage.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "random": torch.get_rng_state(),
+        "processes": processes,
     }
-    target = state_file(path, process)
-    with replacing(target) as temporary:
+    with replacing(path) as temporary:
         torch.save(content, temporary)
 
 
-def load_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe, process: int) -> Progress:
+def load_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe) -> Progress:
     """Put back what :func:`save_state` wrote; raise :class:`UsageError` or :class:`DataError` if it does not belong."""
-    target = state_file(path, process)
-    if not target.is_file():
-        raise UsageError("there is no trainer state to resume", where=target, fix="leave out --resume to start anew")
+    if not path.is_file():
+        raise UsageError("there is no trainer state to resume", where=path, fix="leave out --resume to start anew")
     try:
-        content = torch.load(target, weights_only=True, map_location="cpu")
-        found = content["recipe"]
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        found, processes = content["recipe"], content["processes"]
     # Whatever a damaged file raises, it means the same to the user.
     except Exception as error:
-        raise DataError(f"the trainer state is damaged: {error}", where=target, fix="start anew") from error
+        raise DataError(f"the trainer state is damaged: {error}", where=path, fix="start anew") from error
     wanted = asdict(recipe)
     changed = [f"{key} was {found.get(key)}, is {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
+    if len(processes) != count():
+        changed.append(f"processes were {len(processes)}, are {count()}")
     if changed:
-        raise UsageError(
-            f"the trainer state belongs to another recipe: {'; '.join(changed)}", where=target, fix="repeat it"
-        )
+        what = f"the trainer state belongs to another recipe: {'; '.join(changed)}"
+        raise UsageError(what, where=path, fix="repeat it")
+    own = processes[rank()]
     try:
         stage.load_state_dict(content["stage"])
+        buffers = dict(stage.named_buffers())
+        for name, value in own["buffers"].items():
+            buffers[name].copy_(value)
         for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
         what = f"the trainer state belongs to another model: {str(error).splitlines()[0]}"
-        raise UsageError(what, where=target, fix="start anew") from error
-    torch.set_rng_state(content["random"])
+        raise UsageError(what, where=path, fix="start anew") from error
+    torch.set_rng_state(own["random"])
     return Progress(**content["progress"])
-
-
-def remove_state(path: Path) -> None:
-    """Delete the trainer's state of every process, once the checkpoint is written."""
-    for left in _states(path):
-        left.unlink()
-
-
-def _states(path: Path) -> Iterator[Path]:
-    if path.exists():
-        yield path
-    yield from path.parent.glob(f"{path.name}.[0-9]*")

@@ -1,5 +1,4 @@
-"""One loss over the batches of all processes. Knows torch.distributed and Accelerate's
-state; must not know losses.
+"""One loss over the batches of all processes. Knows torch.distributed and Accelerate's state; must not know losses.
 
 DistributedDataParallel averages gradients over W processes. So that this average is the gradient of the loss of the whole
 batch, every process computes that whole loss from gathered embeddings (:func:`gather`), or its own sum over the mean count
@@ -30,10 +29,8 @@ def state() -> PartialState:
     Raise :class:`UsageError` where the launcher started more processes than found each other: each would train the same
     batches alone.
     """
-    wanted, fix = (
-        int(os.environ.get("WORLD_SIZE", "1")),
-        "launch with torchrun --nproc-per-node N, or accelerate launch",
-    )
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    fix = "launch with torchrun --nproc-per-node N, or accelerate launch"
     try:
         found = PartialState(cpu=on_cpu())
     except ValueError as error:
@@ -47,6 +44,20 @@ def state() -> PartialState:
 def count() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def every(own: Any) -> list[Any]:
+    """``own`` of every process in order of rank."""
+    if count() == 1:
+        return [own]
+    found: list[Any] = [None] * count()
+    dist.all_gather_object(found, own)
+    return found
 
 
 def gather(values: Tensor) -> Tensor:
@@ -74,7 +85,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
-        return grad.chunk(count())[dist.get_rank()]
+        return grad.chunk(count())[rank()]
 
 
 def agreed(value: float) -> float:

@@ -22,7 +22,7 @@ from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.evaluation.pointing import pointing_game
-from simmim_export.training.loop import Progress, Recipe, remove_state, train
+from simmim_export.training.loop import Progress, Recipe, train
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.processes import state
 from simmim_export.training.source import Source
@@ -232,5 +232,5 @@ def _write(
     if state().is_main_process:
         found = samples(data, started.samples["texts"])
         save(as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance), job.output)
-        remove_state(job.state_path)
+        job.state_path.unlink(missing_ok=True)
     return job.output, metrics

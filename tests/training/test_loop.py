@@ -123,16 +123,16 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     recipe = Recipe(steps=10)
     optimizers = make_optimizers(line, recipe)
     with pytest.raises(UsageError, match="no trainer state"):
-        load_state(path, line, optimizers, recipe, 0)
-    save_state(path, line, optimizers, recipe, Progress(step=3), 0)
-    assert load_state(path, line, optimizers, recipe, 0).step == 3
+        load_state(path, line, optimizers, recipe)
+    save_state(path, line, optimizers, recipe, Progress(step=3))
+    assert load_state(path, line, optimizers, recipe).step == 3
     with pytest.raises(UsageError, match="another recipe: steps was 10, is 11"):
-        load_state(path, line, optimizers, Recipe(steps=11), 0)
+        load_state(path, line, optimizers, Recipe(steps=11))
     with pytest.raises(UsageError, match="another model"):
-        load_state(path, nn.Linear(5, 5), optimizers, recipe, 0)
+        load_state(path, nn.Linear(5, 5), optimizers, recipe)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(Exception, match="damaged") as caught:
-        load_state(path, line, optimizers, recipe, 0)
+        load_state(path, line, optimizers, recipe)
     assert caught.value.exit_code == 5
 
 

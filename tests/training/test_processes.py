@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -90,12 +93,14 @@ def test_two_processes_train_as_one_does_on_the_same_images(tmp_path: Path, what
     assert max(grad.abs().max().item() for grad in one["grads"].values()) > 1e-3
 
 
+# As the README says; --standalone takes a free port.
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """torchrun, as the README says; --standalone takes a free port."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["simmim_export.training.cli", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    command = [*TORCHRUN, "simmim_export.training.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("length", [("--steps", "5"), ("--minutes", "0.03")])
@@ -111,6 +116,33 @@ def test_torchrun_trains_on_twice_the_images_and_reports_once(tmp_path: Path, le
     assert checkpoint.provenance["processes"] == 2
     assert checkpoint.provenance["samples"] == checkpoint.provenance["steps"] * 8
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_two_processes_that_are_killed_resume_to_the_same_weights(tmp_path: Path) -> None:
+    from simmim_export.models.checkpoint import load
+
+    common = ("finetune", "--steps", "8", "--batch-size", "4", "--save-every", "3", "--eval-scenes", "0", "-o")
+    done = launch(*common, tmp_path / "whole.pt")
+    assert done.returncode == 0, done.stderr
+    killed, state = tmp_path / "killed.pt", tmp_path / "killed.pt.trainer"
+    command = [*TORCHRUN, "simmim_export.training.cli", *common, str(killed)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not state.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    # The launcher starts each of them in a session of its own.
+    for one in (*psutil.Process(process.pid).children(recursive=True), process):
+        one.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    alone = [sys.executable, "-m", "simmim_export.training.cli", *common, str(killed), "--resume"]
+    refused = subprocess.run(alone, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2 and "processes were 2, are 1" in refused.stderr
+    resumed = launch(*common, killed, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = load(tmp_path / "whole.pt"), load(killed)
+    assert all(torch.equal(a.state[key], b.state[key]) for key in a.state)
+    assert b.provenance["steps"] == 8 and not state.exists()
 
 
 def test_processes_that_cannot_see_each_other_do_not_train() -> None:
