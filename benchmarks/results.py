@@ -63,10 +63,10 @@ def runs() -> Iterator[Run]:
     from_start, to = ("--from", "{start}"), ("-o", "{out}", "--json", *EVALUATE)
     finetune = (TRAIN, "finetune", *from_start)
 
-    def base(name: str, seed: int, *more: str) -> Run:
-        common, middle = ("--seed", str(seed), *more), "{out}.aligned.pt"
-        first = (*_align(), *(word for word in common if word not in ("--mim", "1")), *EVALUATE, "-o", middle)
-        second = (TRAIN, "pretrain", "--from", middle, "--steps", "350", *common, *to)
+    def base(name: str, seed: int, *split: str, mim: bool = False) -> Run:
+        common, middle = ("--seed", str(seed), *split), "{out}.aligned.pt"
+        first = (*_align(), *common, *EVALUATE, "-o", middle)
+        second = (TRAIN, "pretrain", "--from", middle, "--steps", "350", *common, *(("--mim", "1") if mim else ()), *to)
         return Run(name, None, (first, second))
 
     for seed in SEEDS:
@@ -89,12 +89,12 @@ def runs() -> Iterator[Run]:
     for seed in SEEDS[:2]:
         for fusion, interaction in PAIRS if seed == 0 else PAIRS[:2]:
             yield _pair(fusion, interaction, seed)
-    for data, steps in (("digits", "200"), ("shapes", "250")):
+    for data, steps in (("digits", "200"), ("shapes", "600")):
         for seed in SEEDS:
             for share in SHARES:
                 yield from _labels(data, steps, seed, share)
     for seed in SEEDS[:2]:
-        yield base(f"base-mim/{seed}", seed, "--mim", "1")
+        yield base(f"base-mim/{seed}", seed, mim=True)
         for name in ("base", "base-mim"):
             common = (*finetune, "--steps", "250", "--seed", str(seed), *to)
             yield Run(f"mim/{name}/{seed}", f"{name}/{seed}", (common,))
