@@ -40,18 +40,19 @@ PAIRS = (
     ("concat_sequence", "graph"),
     ("film", "graph"),
 )
-TRAIN, EXPORT = "simmim_export.training.cli", "simmim_export.cli"
+TRAIN, EXPORT, BENCH = "simmim_export.training.cli", "simmim_export.cli", "simmim_export.benchmarks.cli"
 EVALUATE = ("--eval-scenes", "512")
 
 
 @dataclass(frozen=True)
 class Run:
     """A figure's name, the run whose checkpoint it starts from, and its commands; ``{start}`` and ``{out}`` are paths of
-    checkpoints. The last command's JSON is the result."""
+    checkpoints. The last command's JSON is the result. What is ``timed`` runs last, alone and with every thread."""
 
     key: str
     after: str | None
     commands: tuple[tuple[str, ...], ...]
+    timed: bool = False
 
 
 def _align(steps: int = 300) -> tuple[str, ...]:
@@ -99,6 +100,7 @@ def runs() -> Iterator[Run]:
             common = (*finetune, "--steps", "250", "--seed", str(seed), *to)
             yield Run(f"mim/{name}/{seed}", f"{name}/{seed}", (common,))
     yield from _exports()
+    yield Run("throughput", None, ((BENCH, "train", "--json"),), timed=True)
 
 
 def _exports() -> Iterator[Run]:
@@ -128,13 +130,13 @@ def _labels(data: str, steps: str, seed: int, share: int) -> Iterator[Run]:
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:
-    """Run the chain in processes of one thread; the last one's JSON with the seconds it all took."""
+    """Run the chain in processes of one thread, unless it is timed; the last one's JSON with the seconds it all took."""
 
     def path(key: str) -> str:
         return str(folder / f"{key.replace('/', '-')}.pt")
 
     started, output = time.monotonic(), ""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ if run.timed else os.environ | {"OMP_NUM_THREADS": "1"}
     for command in run.commands:
         words = [word.replace("{out}", path(run.key)).replace("{start}", path(run.after or "")) for word in command]
         words += ["--overwrite"] if words[1] in ("init", "pretrain", "finetune") else []
@@ -160,11 +162,19 @@ def main() -> None:
     wanted = [run for run in runs() if run.key not in found and run.key.startswith(options.only)]
     try:
         if not options.render:
-            _run_all(wanted, found, store, options.work)
+            _run_all([run for run in wanted if not run.timed], found, store, options.work)
+            for run in (run for run in wanted if run.timed):
+                found[run.key] = execute(run, options.work)
+                _write(store, found)
     finally:
         plot(found, options.docs / "labels.png")
         (options.docs / "results.md").write_text(page(found, [run.key for run in runs()]), encoding="utf-8")
         print(f"wrote {options.docs / 'results.md'}")
+
+
+def _write(store: Path, found: dict[str, Any]) -> None:
+    with replacing(store) as temporary:
+        temporary.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
 
 
 def _run_all(wanted: list[Run], found: dict[str, Any], store: Path, folder: Path) -> None:
@@ -178,8 +188,8 @@ def _run_all(wanted: list[Run], found: dict[str, Any], store: Path, folder: Path
                 futures[run.after].result()
             result = execute(run, folder)
             found[run.key] = result
-            with lock, replacing(store) as temporary:
-                temporary.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
+            with lock:
+                _write(store, found)
 
         for run in wanted:
             futures[run.key] = pool.submit(job, run)

@@ -10,7 +10,32 @@ from typing import Any
 
 # Two-sided 95 % of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776)
+_SEEDS, _SHARES = range(3), (1, 5, 10, 100)
+_LABELLED = (("shapes", "vqa"), ("digits", "image_class"))
 Found = Mapping[str, Any]
+
+_HEAD = """# Results
+
+`make results` runs what is missing here and writes this page; every figure is in [results.json](results.json) with its
+intervals. {done} of {all} runs are done, {minutes:.0f} minutes on one core. All of preset `tiny`, held-out data, seeds as
+said. These are short trainings that are compared with each other; what a longer one reaches is in the README.
+"""
+_PAIRS = """## Fusion x interaction on shapes VQA
+
+Towers aligned for 300 steps, questions for 450, without masked words (a fusion to one vector cannot learn from them).
+Question only is the majority answer of the exact text. Families and controls are means over the same seeds.
+"""
+_LABELS = """## Does pretraining lower the need for labels?
+
+![accuracy against labels](labels.png)
+
+The same steps of fine-tuning from a checkpoint pretrained on images and captions of shapes, and from random weights.
+Mean of 3 seeds with its 95 % interval (Student's t); the gain is paired by seed.
+"""
+_THROUGHPUT = """## Training throughput
+
+`simmim-bench train`, {threads} threads, nothing else running. Samples are images in pretraining, questions in fine-tuning.
+"""
 
 
 def _metric(found: Found, key: str, task: str) -> dict[str, Any] | None:
@@ -22,14 +47,20 @@ def _percent(value: float | None) -> str:
     return "not run" if value is None else f"{value:.1%}"
 
 
+def interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of 2 to 5 values (Student's t); NaN of one."""
+    if len(values) < 2:
+        return math.nan
+    return _T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def _mean(values: Sequence[float]) -> str:
     """Mean and 95 % interval over seeds; of a single seed its value."""
     if not values:
         return "not run"
     if len(values) == 1:
         return f"{values[0]:.1%} (1 seed)"
-    half = _T[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.1%} ± {half:.1%}"
+    return f"{statistics.mean(values):.1%} ± {interval(values):.1%}"
 
 
 def _values(found: Found, keys: Sequence[str], task: str) -> list[float]:
@@ -41,74 +72,73 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def page(found: Found, keys: Sequence[str]) -> str:
-    """The whole page."""
-    done = sum(key in found for key in keys)
-    seconds = sum(row["seconds"] for row in found.values())
-    lines = ["# Results", "", "`make results` runs what is missing here and writes this page; every figure is in"]
-    lines += [
-        f"[results.json](results.json) with its intervals. {done} of {len(keys)} runs are done, {seconds / 60:.0f}"
-    ]
-    lines += [
-        "minutes on one core. All of preset `tiny`, held-out data, seeds as said. These are short trainings that are"
-    ]
-    lines += ["compared with each other; what a longer one reaches is in the README.", ""]
-    return "\n".join(
-        [
-            *lines,
-            *_pairs(found, keys),
-            *_labels(found),
-            *_cogent(found),
-            *_video(found),
-            *_others(found),
-            *_mim(found),
-            *_exports(found, keys),
-        ]
-    )
+    """The whole page, of the runs ``keys`` that are in ``found``."""
+    done, seconds = sum(key in found for key in keys), sum(row["seconds"] for row in found.values())
+    lines = [*_HEAD.format(done=done, all=len(keys), minutes=seconds / 60).splitlines(), ""]
+    lines += [*_pairs(found, keys), *_labels(found), *_cogent(found), *_video(found), *_others(found), *_mim(found)]
+    return "\n".join([*lines, *_exports(found, keys), *_throughput(found)])
 
 
 def _pairs(found: Found, keys: Sequence[str]) -> list[str]:
-    lines = ["## Fusion x interaction on shapes VQA", ""]
-    lines += [
-        "Towers aligned for 300 steps, questions for 450, without masked words (a fusion to one vector cannot learn"
-    ]
-    lines += ["from them). Question only is the majority answer of the exact text.", ""]
     pairs = dict.fromkeys(tuple(key.split("/")[1:3]) for key in keys if key.startswith("pair/"))
     families: list[str] = []
     rows = []
     for fusion, interaction in pairs:
-        mine = [key for key in keys if key.startswith(f"pair/{fusion}/{interaction}/") and key in found]
-        first = _metric(found, mine[0], "vqa") if mine else None
-        if first is None:
+        mine = [key for key in keys if key.startswith(f"pair/{fusion}/{interaction}/")]
+        metrics = [m for key in mine if (m := _metric(found, key, "vqa"))]
+        if not metrics:
             rows.append([f"{fusion} x {interaction}", "not run"])
             continue
-        families = list(first["by_family"])
-        controls = [_percent(first["controls"][name]["accuracy"]) for name in ("question_only", "shuffled_image")]
-        by_family = [_percent(first["by_family"][name]["accuracy"]) for name in families]
-        rows.append([f"{fusion} x {interaction}", _mean(_values(found, mine, "vqa")), *controls, *by_family])
-    return lines + _table(["pair", "all", "question only", "shuffled image", *families], rows)
+        families = list(metrics[0]["by_family"])
+        columns = [[m["controls"][name]["accuracy"] for m in metrics] for name in ("question_only", "shuffled_image")]
+        columns += [[m["by_family"][name]["accuracy"] for m in metrics] for name in families]
+        cells = [_percent(statistics.mean(column)) for column in columns]
+        rows.append([f"{fusion} x {interaction}", _mean(_values(found, mine, "vqa")), *cells])
+    header = ["pair", "all", "question only", "shuffled image", *families]
+    return [*_PAIRS.splitlines(), "", *_table(header, rows)]
 
 
 def _labels(found: Found) -> list[str]:
-    lines = ["## Does pretraining lower the need for labels?", "", "![accuracy against labels](labels.png)", ""]
-    lines += [
-        "The same steps of fine-tuning from a checkpoint pretrained on images and captions of shapes, and from random"
-    ]
-    lines += ["weights. Mean of 3 seeds with its 95 % interval (Student's t).", ""]
-    rows = []
-    for data, task in (("shapes", "vqa"), ("digits", "image_class")):
-        for share in (1, 5, 10, 100):
-            starts = {}
-            for start in ("pretrained", "scratch"):
-                starts[start] = _values(found, [f"labels/{data}/{start}/{share}/{seed}" for seed in range(3)], task)
-            control = _metric(found, f"labels/{data}/scratch/{share}/0", task)
-            blind = max(c["accuracy"] for c in control["controls"].values()) if control else None
-            gain = "not run"
-            if all(starts.values()):
-                gain = (
-                    f"{100 * (statistics.mean(starts['pretrained']) - statistics.mean(starts['scratch'])):+.1f} points"
-                )
-            rows.append([data, f"{share} %", *(_mean(values) for values in starts.values()), gain, _percent(blind)])
-    return lines + _table(["data", "labels", "pretrained", "scratch", "gain", "best blind control"], rows)
+    rows, said = [], []
+    for data, task in _LABELLED:
+        verdicts = {}
+        for share in _SHARES:
+            starts = {start: _labelled(found, data, start, share, task) for start in ("pretrained", "scratch")}
+            gains = [
+                value - starts["scratch"][seed]
+                for seed, value in starts["pretrained"].items()
+                if seed in starts["scratch"]
+            ]
+            control = _blind(found, data, task)
+            shown = "not run"
+            if gains:
+                shown = f"{100 * statistics.mean(gains):+.1f} ± {100 * interval(gains):.1f} points"
+                verdicts[share] = verdict(gains)
+            means = [_mean(list(values.values())) for values in starts.values()]
+            rows.append([data, f"{share} %", *means, shown, _percent(control)])
+        told = [f"at {share} % of the labels {word}" for share, word in verdicts.items()]
+        said += [f"On {data} pretraining is {', '.join(told)}."] if told else []
+    header = ["data", "labels", "pretrained", "scratch", "gain", "best blind control"]
+    return [*_LABELS.splitlines(), "", *said, "", *_table(header, rows)]
+
+
+def verdict(gains: Sequence[float]) -> str:
+    """What the paired gains of 2 or more seeds show: better, worse, or that it is undecided (the interval holds zero)."""
+    mean, half = statistics.mean(gains), interval(gains)
+    if not mean - half <= 0 <= mean + half and not math.isnan(half):
+        return "better" if mean > 0 else "worse"
+    return "undecided"
+
+
+def _labelled(found: Found, data: str, start: str, share: int, task: str) -> dict[int, float]:
+    """Seed to accuracy."""
+    keys = {seed: f"labels/{data}/{start}/{share}/{seed}" for seed in _SEEDS}
+    return {seed: metric["accuracy"] for seed, key in keys.items() if (metric := _metric(found, key, task))}
+
+
+def _blind(found: Found, data: str, task: str) -> float | None:
+    metric = _metric(found, f"labels/{data}/scratch/100/0", task)
+    return max(control["accuracy"] for control in metric["controls"].values()) if metric else None
 
 
 def _cogent(found: Found) -> list[str]:
@@ -117,85 +147,90 @@ def _cogent(found: Found) -> list[str]:
     rows = []
     for name, key in (("A", "cogent/0"), ("B", "cogent-B/0")):
         vqa = _metric(found, key, "vqa")
-        if vqa:
-            kinds = [_percent(vqa["by_family"][f]["accuracy"]) for f in ("colour", "shape")]
-            rows.append(
-                [name, _percent(vqa["accuracy"]), *kinds, _percent(vqa["controls"]["question_only"]["accuracy"])]
-            )
-        else:
-            rows.append([name, "not run", "", "", ""])
+        if vqa is None:
+            rows.append([name, "not run"])
+            continue
+        kinds = [_percent(vqa["by_family"][family]["accuracy"]) for family in ("colour", "shape")]
+        blind = _percent(vqa["controls"]["question_only"]["accuracy"])
+        rows.append([name, _percent(vqa["accuracy"]), *kinds, blind])
     return lines + _table(["asked about", "all", "colour", "shape", "question only"], rows)
 
 
 def _video(found: Found) -> list[str]:
-    lines = ["## Video", ""]
-    keys = [f"video_class/{seed}" for seed in range(3)]
+    keys = [f"video_class/{seed}" for seed in _SEEDS]
     rows = []
-    for name, task, mine in (
-        ("direction of the moving thing", "video_class", keys),
-        ("questions", "video_qa", ["video_qa/0"]),
-    ):
-        first = _metric(found, mine[0], task)
-        controls = first["controls"] if first else {}
-        shown = [_percent(controls.get(c, {}).get("accuracy")) for c in ("shuffled_frames", "single_frame")]
-        blind = controls.get("majority", controls.get("question_only", {})).get("accuracy")
+    asked = (("direction of the moving thing", "video_class", keys), ("questions", "video_qa", ["video_qa/0"]))
+    for name, task, mine in asked:
+        first = _metric(found, mine[0], task) or {"controls": {}}
+        controls = {control: row["accuracy"] for control, row in first["controls"].items()}
+        blind = controls.get("majority", controls.get("question_only"))
+        shown = [_percent(controls.get(control)) for control in ("shuffled_frames", "single_frame")]
         rows.append([name, _mean(_values(found, mine, task)), *shown, _percent(blind)])
-        rows += [
-            [f"... {family}", _percent(row["accuracy"]), "", "", ""]
-            for family, row in (first or {}).get("by_family", {}).items()
-        ]
-    return lines + _table(["task", "accuracy", "shuffled frames", "single frame", "majority or question only"], rows)
+        families = first.get("by_family", {}).items()
+        rows += [[f"... {family}", _percent(row["accuracy"]), "", "", ""] for family, row in families]
+    header = ["task", "accuracy", "shuffled frames", "single frame", "majority or question only"]
+    return ["## Video", "", *_table(header, rows)]
 
 
 def _others(found: Found) -> list[str]:
-    lines = ["## Retrieval, statements, and where the model looks", ""]
     rows = []
     retrieval = _metric(found, "retrieval/0", "retrieval")
     for way in ("text_to_image", "image_to_text"):
         for stage in ("embeddings", "reranked"):
-            row = retrieval[way] if retrieval else None
-            value = row[stage]["recall_at_1"]["accuracy"] if row else None
-            control = f"chance {row['chance']:.1%}, a perfect model {row['oracle']:.1%}" if row else ""
-            share = f"{value / row['oracle']:.0%} of perfect" if row and value is not None else ""
-            rows.append([f"{way.replace('_', ' ')} R@1 of 256, {stage}", f"{_percent(value)} {share}".strip(), control])
+            title, row = f"{way.replace('_', ' ')} R@1 of 256, {stage}", retrieval[way] if retrieval else None
+            if row is None:
+                rows.append([title, "not run", ""])
+                continue
+            value = row[stage]["recall_at_1"]["accuracy"]
+            control = f"chance {row['chance']:.1%}, a perfect model {row['oracle']:.1%}"
+            rows.append([title, f"{value:.1%}, {value / row['oracle']:.0%} of perfect", control])
     stated = _metric(found, "text_class/0", "text_class")
-    control = ""
-    if stated:
-        blind = {name: row["accuracy"] for name, row in stated["controls"].items()}
-        control = f"majority {blind['majority']:.1%}, another image {blind['shuffled_image']:.1%}"
+    blind = {name: f"{row['accuracy']:.1%}" for name, row in stated["controls"].items()} if stated else {}
+    control = f"majority {blind['majority']}, another image {blind['shuffled_image']}" if stated else ""
     rows.append(["statements, true or false", _percent(stated["accuracy"] if stated else None), control])
     point = found.get("pointing/0", {}).get("metrics", {}).get("pointing")
     control = f"chance {point['chance']:.1%}; on any thing {point['any_thing']:.1%}" if point else ""
-    rows.append(
-        ["pointing game: hottest token on the thing asked about", _percent(point and point["accuracy"]), control]
-    )
-    return lines + _table(["task", "figure", "control"], rows)
+    title = "pointing game: hottest token on the thing asked about"
+    rows.append([title, _percent(point and point["accuracy"]), control])
+    return ["## Retrieval, statements, and where the model looks", "", *_table(["task", "figure", "control"], rows)]
 
 
 def _mim(found: Found) -> list[str]:
-    lines = ["## Masked image modelling, on and off", ""]
     rows = []
     for name, title in (("base", "off"), ("base-mim", "on")):
-        rows.append([title, _mean(_values(found, [f"mim/{name}/{seed}" for seed in range(2)], "vqa"))])
-    return lines + _table(["mim in pretraining", "VQA after 250 steps of questions, 2 seeds"], rows)
+        rows.append([title, _mean(_values(found, [f"mim/{name}/{seed}" for seed in _SEEDS], "vqa"))])
+    header = ["mim in pretraining", "VQA after 250 steps of questions"]
+    return ["## Masked image modelling, on and off", "", *_table(header, rows)]
 
 
 def _exports(found: Found, keys: Sequence[str]) -> list[str]:
     lines = ["## Every task and every pair exports", ""]
     lines += [
-        "ONNX Runtime against PyTorch at every probed shape; allowed are an error of 1e-04 and a cosine of 0.99999.",
+        "ONNX Runtime against PyTorch at every probed shape; allowed are an error of 1e-4 and a cosine of 0.99999.",
         "",
     ]
     rows = []
     for key in (key for key in keys if key.startswith("export/")):
-        parity = found.get(key, {}).get("metrics", {}).get("parity")
-        name = key.removeprefix("export/")
+        name, parity = key.removeprefix("export/"), found.get(key, {}).get("metrics", {}).get("parity")
         if parity is None:
             rows.append([name, "not run", "", ""])
             continue
         error, cosine = max(r["scaled_error"] for r in parity.values()), min(r["cosine"] for r in parity.values())
         rows.append([name, ", ".join(parity), f"{error:.1e}", f"{cosine:.7f}"])
     return lines + _table(["checkpoint", "graphs", "worst error", "worst cosine"], rows)
+
+
+def _throughput(found: Found) -> list[str]:
+    measured = found.get("throughput", {}).get("metrics")
+    if measured is None:
+        return ["## Training throughput", "", "not run", ""]
+    lines = [*_THROUGHPUT.format(threads=measured["threads"]).splitlines(), ""]
+    rows = []
+    for row in measured["rows"]:
+        each = str(row["questions"]) if row["stage"] == "finetune" else ""
+        rate, step = f"{row['samples_per_second']:.1f}", f"{row['seconds_per_step']:.3f}"
+        rows.append([row["preset"], row["stage"], str(row["images"]), each, rate, step])
+    return lines + _table(["preset", "stage", "images", "questions each", "samples/s", "seconds a step"], rows)
 
 
 def plot(found: Found, path: Path) -> None:
@@ -206,27 +241,22 @@ def plot(found: Found, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for axis, (data, task) in zip(axes, (("shapes", "vqa"), ("digits", "image_class")), strict=True):
+    for axis, (data, task) in zip(axes, _LABELLED, strict=True):
         for start, colour in (("pretrained", "tab:blue"), ("scratch", "tab:orange")):
-            points = []
-            for share in (1, 5, 10, 100):
-                values = _values(found, [f"labels/{data}/{start}/{share}/{seed}" for seed in range(3)], task)
-                if values:
-                    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                    half = _T[len(values) - 2] * spread / math.sqrt(len(values)) if len(values) > 1 else 0.0
-                    points.append((share, statistics.mean(values), half))
+            measured = {share: list(_labelled(found, data, start, share, task).values()) for share in _SHARES}
+            points = [(share, statistics.mean(v), interval(v)) for share, v in measured.items() if len(v) > 1]
             if points:
                 shares, means, halves = zip(*points, strict=True)
                 axis.errorbar(shares, means, halves, marker="o", capsize=3, color=colour, label=start)
-        control = _metric(found, f"labels/{data}/scratch/100/0", task)
-        if control:
-            blind = max(c["accuracy"] for c in control["controls"].values())
+        blind = _blind(found, data, task)
+        if blind is not None:
             axis.axhline(blind, color="grey", linestyle="--", linewidth=1, label="best blind control")
         axis.set(xscale="log", xlabel="labels, % of the training set", title=data, ylim=(0, 1))
-        axis.set_xticks([1, 5, 10, 100], ["1", "5", "10", "100"])
+        axis.set_xticks(_SHARES, [str(share) for share in _SHARES])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy")
-    axes[0].legend(loc="lower right")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
