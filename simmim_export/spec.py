@@ -100,9 +100,11 @@ class Tolerance:
     cosine: float
 
 
-# FP32 differs from PyTorch by the order of summation alone.
+# FP32 differs from PyTorch by the order of summation alone. BF16 keeps 8 bits of a number (a step of 2^-8 = 0.4 %), which
+# add up over layers: a trained tiny showed 0.03 and 0.99993 at the worst value and row.
 TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.FP32: Tolerance(scaled_error=1e-4, cosine=0.99999),
+    Precision.BF16: Tolerance(scaled_error=0.1, cosine=0.999),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that simmim-export onnx wrote.")]
-EngineName = Annotated[str, typer.Option("--engine", help="torch, ort or trt.")]
+EngineName = Annotated[str, typer.Option("--engine", help="torch, ort, openvino or trt.")]
 PrecisionName = Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")]
 CheckpointOption = Annotated[
     Path | None, typer.Option("--checkpoint", help="For --engine torch: the checkpoint that the bundle was made from.")

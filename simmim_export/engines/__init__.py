@@ -11,6 +11,7 @@ from simmim_export.errors import EngineUnavailable, UsageError
 ENGINES: dict[str, tuple[str, str]] = {
     "torch": ("simmim_export.engines.torch", "TorchEngine"),
     "ort": ("simmim_export.engines.ort", "OrtEngine"),
+    "openvino": ("simmim_export.engines.openvino", "OpenVinoEngine"),
     "trt": ("simmim_export.engines.trt", "TrtEngine"),
 }
 

@@ -66,6 +66,21 @@ def test_parity_of_every_graph(sessions: dict[str, Session], tiny_bundle: Path) 
         assert compare(sessions[spec.name], spec, golden, TOLERANCES[Precision.FP32]).passed
 
 
+def test_bf16_agrees_and_is_really_run(engine: Engine, tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    try:
+        variant = engine.variant(Precision.BF16)
+    except EngineUnavailable as error:
+        pytest.skip(str(error))
+    golden = Golden.load(tiny_bundle / "golden.npz")
+    for spec in bundle.manifest.graphs:
+        session = engine.open(bundle.file(bundle.artifact(spec.name, variant).path), spec, Precision.BF16)
+        report = compare(session, spec, golden, TOLERANCES[Precision.BF16])
+        assert report.passed, report
+        assert report.scaled_error > TOLERANCES[Precision.FP32].scaled_error or spec.name.startswith("head.")
+        assert session.precision_proof().executed["bfloat16"] > 0
+
+
 def test_outputs_belong_to_the_caller(sessions: dict[str, Session], tiny_bundle: Path) -> None:
     """A second run must not change what the first returned."""
     golden = Golden.load(tiny_bundle / "golden.npz")
@@ -95,7 +110,7 @@ def test_precision_proof_is_read_from_the_engine(sessions: dict[str, Session]) -
         proof = session.precision_proof()
         assert proof.executed and sum(proof.executed.values()) > 0 and proof.source
         assert any("float" in kind for kind in proof.executed)
-        assert not any("float16" in kind or kind == "int8" for kind in proof.executed)
+        assert not any("float16" in kind or kind in ("bfloat16", "int8") for kind in proof.executed)
 
 
 def test_close_twice(sessions: dict[str, Session]) -> None:

@@ -1,0 +1,109 @@
+"""OpenVINO on the CPU.
+
+Knows openvino. Must not know bundles, PyTorch or what a graph means. FP32, BF16 and FP16 are one graph with another
+inference hint; INT8 is what the graph says, and what it leaves in float runs in float32.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simmim_export.engines.base import (
+    PrecisionProof,
+    available_threads,
+    check_feeds,
+    missing_package,
+    no_such_precision,
+)
+from simmim_export.errors import BundleError
+from simmim_export.spec import GraphSpec, Precision
+
+DEVICE = "CPU"
+# The hint for each precision, the capability that the device must report for it, and the graph variant.
+_PRECISIONS = {
+    Precision.FP32: ("f32", "FP32", "fp32"),
+    Precision.BF16: ("bf16", "BF16", "fp32"),
+    Precision.FP16: ("f16", "FP16", "fp32"),
+    Precision.INT8: ("f32", "INT8", "int8-u8"),
+}
+_NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "uint8", "i32": "int32"}
+_NOT_EXECUTED = ("Const", "Input", "Output")
+
+
+@cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+class OpenVinoSession:
+    """A graph in OpenVINO; see :class:`~simmim_export.engines.base.Session`."""
+
+    def __init__(self, path: Path, spec: GraphSpec, precision: Precision, threads: int) -> None:
+        self.inputs, self.outputs = spec.inputs, spec.outputs
+        # LATENCY is one stream over all threads: a call answers as soon as it can. Threads are said, because OpenVINO
+        # knows affinity but no control group's quota.
+        options = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision][0],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        try:
+            self._model = _core().compile_model(str(path), DEVICE, options)
+        except RuntimeError as error:
+            what = f"OpenVINO cannot open {spec.name}: {str(error).strip().splitlines()[-1]}"
+            raise BundleError(what, where=path, fix="export the bundle again") from error
+        self._request: Any = self._model.create_infer_request()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute every output; feeds may hold more tensors than the graph takes."""
+        found = self._request.infer(check_feeds(feeds, self.inputs))
+        return {tensor.name: found[tensor.name] for tensor in self.outputs}
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._request = self._model = None
+
+    def precision_proof(self) -> PrecisionProof:
+        """Nodes of OpenVINO's own execution graph by the type they run in; constants, inputs and outputs run nothing."""
+        counts: Counter[str] = Counter()
+        for node in self._model.get_runtime_model().get_ops():
+            info = node.get_rt_info()
+            if info["layerType"].value not in _NOT_EXECUTED:
+                kind = info["runtimePrecision"].value
+                counts[_NAMES.get(kind, kind)] += 1
+        return PrecisionProof(dict(counts), "the compiled execution graph: nodes by runtimePrecision")
+
+
+class OpenVinoEngine:
+    """OpenVINO's CPU plugin."""
+
+    name = "openvino"
+    install = "pip install 'simmim-export[openvino]'"
+    reads_checkpoint = False
+
+    def why_unavailable(self) -> str | None:
+        """None when openvino is installed."""
+        return missing_package("openvino")
+
+    def variant(self, precision: Precision) -> str:
+        """The graph for ``precision``; raise :class:`EngineUnavailable` for one that this CPU has no instructions for."""
+        has = (Precision.FP32,)
+        if self.why_unavailable() is None:
+            found = _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+            has = tuple(known for known, (_, capability, _) in _PRECISIONS.items() if capability in found)
+        if precision not in has:
+            raise no_such_precision(self.name, precision, has)
+        return _PRECISIONS[precision][2]
+
+    def open(self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None) -> OpenVinoSession:
+        """Open an ONNX file; raise :class:`BundleError` if OpenVINO refuses it."""
+        self.variant(precision)
+        return OpenVinoSession(path, spec, precision, threads or available_threads())
