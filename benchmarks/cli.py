@@ -28,8 +28,12 @@ def bench(
         Path | None,
         typer.Option("--bundle", help="Bundle to measure; else ./bundle, else a cached reference of random weights."),
     ] = None,
-    engine: Annotated[list[str] | None, typer.Option("--engine", help="Engine to measure; repeatable.")] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = "fp32",
+    engine: Annotated[
+        list[str] | None, typer.Option("--engine", help="ENGINE or ENGINE:PRECISION; repeatable.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="For engines that say none; torch stays fp32.")
+    ] = "fp32",
     pipeline: Annotated[
         list[str] | None,
         typer.Option("--pipeline", help="Pipeline to measure with its graphs; repeatable; all by default."),
@@ -48,20 +52,22 @@ def bench(
     """Measure engines on a bundle."""
     if context.invoked_subcommand is not None:
         return
+    from simmim_export.benchmarks import driver
     from simmim_export.engines import require_engine
     from simmim_export.spec import Precision
 
-    engines = list(dict.fromkeys(engine or ["torch", "ort"]))
+    default = Precision.parse(precision)
+    engines = list(dict.fromkeys(driver.Contestant.parse(text, default) for text in engine or ["torch", "ort"]))
     # First of all: an engine that is not there should say so at once, not after a bundle was built.
-    for name in engines:
-        require_engine(name).variant(Precision.parse(precision))
-    from simmim_export.benchmarks import driver, reference, report, suites
+    for contestant in engines:
+        require_engine(contestant.engine).variant(contestant.precision)
+    from simmim_export.benchmarks import reference, report, suites
 
     bundle, checkpoint = reference.find(bundle, checkpoint)
-    if "torch" in engines:
+    if any(contestant.engine == "torch" for contestant in engines):
         checkpoint = reference.require_checkpoint(checkpoint, bundle)
     targets, graphs = suites.targets(bundle, pipeline, batch)
-    plan = driver.Plan(bundle, checkpoint, engines, precision, targets, graphs, batch, rounds, iterations, warmup)
+    plan = driver.Plan(bundle, checkpoint, engines, targets, graphs, batch, rounds, iterations, warmup)
     load = os.getloadavg()[0]
     with progress_bar("benchmark") as watch:
         measured = driver.measure(plan, watch)
@@ -163,6 +169,62 @@ def train(
         questions = str(row["questions"]) if row["stage"] == "finetune" else ""
         figures = (f"{row['samples_per_second']:.1f}", f"{row['seconds_per_step']:.3f}")
         table.add_row(row["preset"], row["stage"], str(row["images"]), questions, *figures)
+    stdout_console().print(table)
+
+
+@app.command()
+def quantization(
+    text_encoder: Annotated[str, typer.Option("--text-encoder", help="Folder of a Hugging Face encoder with weights.")],
+    engine: Annotated[
+        list[str] | None, typer.Option("--engine", help="ENGINE:PRECISION; repeatable; ort and openvino by default.")
+    ] = None,
+    preset: Annotated[str, typer.Option("--preset", help="Preset that the encoder is put into.")] = "small",
+    sentences: Annotated[int, typer.Option("--sentences", min=2, help="Held-out sentences to embed.")] = 1200,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed rounds, engines alternating.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a lower precision costs a text tower with real weights, and what it saves."""
+    import tempfile
+
+    from rich.table import Table
+
+    from simmim_export.benchmarks import driver
+    from simmim_export.benchmarks import quantization as suite
+    from simmim_export.engines import require_engine
+    from simmim_export.errors import UsageError
+    from simmim_export.spec import Precision
+
+    names = engine or ["ort:int8", "openvino", "openvino:bf16", "openvino:int8"]
+    contestants = [driver.Contestant.parse(name, Precision.FP32) for name in names]
+    for contestant in contestants:
+        require_engine(contestant.engine).variant(contestant.precision)
+    texts = suite.sentences()
+    if sentences > len(texts):
+        raise UsageError(f"there are {len(texts)} sentences", fix=f"give --sentences {len(texts)} or less")
+    with progress_bar("quantization") as watch, tempfile.TemporaryDirectory() as folder:
+        bundle = suite.make_bundle(text_encoder, preset, Path(folder))
+        found = suite.measure(bundle, contestants, texts[:sentences], rounds, watch)
+    if as_json:
+        print_json(found)
+        return
+    title = f"text_encoder against ort fp32: {found['sentences']} sentences, {found['cut']} of them cut; batch 1"
+    table = Table(title=title)
+    for column in (
+        "engine",
+        "precision",
+        "mean cosine",
+        "1 %",
+        "least",
+        "same neighbour",
+        "latency / own fp32",
+        "95 %",
+    ):
+        table.add_column(column, justify="left" if column in ("engine", "precision") else "right")
+    for row in found["rows"]:
+        cosines = [f"{row[f'cosine_{kind}']:.5f}" for kind in ("mean", "p1", "min")]
+        share = row["share_of_own_fp32"]
+        cells = (f"{share[0]:.2f}", f"{share[1]:.2f}-{share[2]:.2f}") if share else ("", "")
+        table.add_row(row["engine"], row["precision"], *cosines, f"{row['top1']:.1%}", *cells)
     stdout_console().print(table)
 
 

@@ -16,8 +16,28 @@ from simmim_export import errors
 from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.errors import GateFailed, SimmimError
+from simmim_export.spec import Precision
 
 Watch = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An engine at a precision."""
+
+    engine: str
+    precision: Precision
+
+    @classmethod
+    def parse(cls, text: str, default: Precision) -> Contestant:
+        """``openvino:bf16``, or ``openvino`` at the ``default``; ``torch`` alone is the reference and stays at FP32."""
+        engine, colon, precision = text.partition(":")
+        if colon:
+            return cls(engine, Precision.parse(precision))
+        return cls(engine, Precision.FP32 if engine == "torch" else default)
+
+    def __str__(self) -> str:
+        return self.engine if self.precision is Precision.FP32 else f"{self.engine}:{self.precision}"
 
 
 class WorkerDied(SimmimError):
@@ -27,8 +47,8 @@ class WorkerDied(SimmimError):
 class Process:
     """A worker process: :meth:`ask` sends a request and waits for its reply."""
 
-    def __init__(self, engine: str, precision: str) -> None:
-        self.engine, self.precision = engine, precision
+    def __init__(self, contestant: Contestant) -> None:
+        self.contestant = contestant
         self.spawned = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "simmim_export.benchmarks.worker"],
@@ -48,7 +68,7 @@ class Process:
             line = ""
         if not line:
             code = self._process.wait()
-            what = f"the worker of engine {self.engine!r} ended with code {code} while asked to {do}"
+            what = f"the worker of engine '{self.contestant}' ended with code {code} while asked to {do}"
             raise WorkerDied(what, fix="see its traceback above; too little memory shows as code -9")
         reply = json.loads(line)
         if "error" in reply:
@@ -73,8 +93,7 @@ class Plan:
 
     bundle: Path
     checkpoint: Path | None
-    engines: Sequence[str]
-    precision: str
+    engines: Sequence[Contestant]
     targets: Sequence[str]
     graphs: Sequence[str]
     batch: int
@@ -85,7 +104,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything a run gave: results, and for each engine its cold start (seconds), memory (bytes), parity and proof."""
+    """Everything a run gave: results, and by contestant's name cold start (seconds), memory (bytes), parity and proof."""
 
     results: list[BenchmarkResult]
     engines: dict[str, dict[str, Any]]
@@ -97,20 +116,20 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
     The order of engines is turned by one place each round, so that none always follows the same other. Raises
     :class:`GateFailed` if two engines did not get the same inputs.
     """
-    workers: dict[str, Process] = {}
-    info: dict[str, dict[str, Any]] = {}
-    samples: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+    workers: dict[Contestant, Process] = {}
+    info: dict[Contestant, dict[str, Any]] = {}
+    samples: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
     inputs: dict[str, set[str]] = {}
     try:
         for engine in plan.engines:
             watch(f"open {engine}", 0, plan.rounds)
-            process = workers[engine] = Process(engine, plan.precision)
-            checkpoint = str(plan.checkpoint) if engine == "torch" else None
+            process = workers[engine] = Process(engine)
+            checkpoint = str(plan.checkpoint) if engine.engine == "torch" else None
             opened = process.ask(
                 "open",
                 bundle=str(plan.bundle),
-                engine=engine,
-                precision=plan.precision,
+                engine=engine.engine,
+                precision=engine.precision,
                 checkpoint=checkpoint,
                 batch=plan.batch,
                 first=plan.targets[0],
@@ -148,8 +167,8 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
     results = [
         BenchmarkResult(
             target,
-            engine,
-            plan.precision,
+            engine.engine,
+            engine.precision,
             plan.batch,
             next(iter(inputs[target])),
             tuple(rounds),
@@ -157,7 +176,7 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
         )
         for (target, engine), rounds in samples.items()
     ]
-    return Measured(results, info)
+    return Measured(results, {str(engine): found for engine, found in info.items()})
 
 
 def _worst(parity: dict[str, Any], target: str, manifest: Manifest) -> dict[str, Any]:

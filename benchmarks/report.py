@@ -18,6 +18,7 @@ from simmim_export.console import stdout_console
 from simmim_export.doctor import examine
 from simmim_export.errors import DataError
 from simmim_export.files import digest, replacing
+from simmim_export.spec import Precision
 
 SCHEMA = 1
 REFERENCE = "torch"
@@ -44,7 +45,7 @@ def as_document(plan: Plan, measured: Measured, load: float) -> dict[str, Any]:
 
 def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str, Any]:
     """The figures of one row, in milliseconds."""
-    ratio = ratio_to_reference(result, results)
+    ratio, own = ratio_to(result, results, REFERENCE), ratio_to(result, results, result.engine)
 
     def ms(value: float | None) -> float | None:
         return None if value is None else round(1000 * value, 4)
@@ -57,14 +58,16 @@ def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str
         "p90_ms": ms(result.p90),
         "p99_ms": ms(result.p99),
         "times_torch": None if ratio is None else asdict(ratio),
+        "times_own_fp32": None if own is None else asdict(own),
         "parity": dict(result.parity),
     }
 
 
-def ratio_to_reference(result: BenchmarkResult, results: list[BenchmarkResult]) -> Ratio | None:
-    """How many times faster than PyTorch in the same run; None where PyTorch was not measured."""
+def ratio_to(result: BenchmarkResult, results: list[BenchmarkResult], engine: str) -> Ratio | None:
+    """How many times faster than ``engine`` at FP32 in the same run; None where that was not measured, or is itself."""
     for other in results:
-        if other.engine == REFERENCE and other.target == result.target:
+        same = other.engine == engine and other.precision == Precision.FP32 and other.target == result.target
+        if same and other is not result:
             return paired_ratio(other.rounds, result.rounds)
     return None
 
@@ -81,18 +84,31 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
     table = Table(
         title=f"{plan.bundle} ({manifest.model['preset']}), batch {plan.batch}: ms, {n} samples in {plan.rounds} rounds"
     )
-    for column in ("target", "engine", "precision", "p50", "p90", "p99", "x torch", "95 %", "error", "cosine"):
+    for column in (
+        "target",
+        "engine",
+        "precision",
+        "p50",
+        "p90",
+        "p99",
+        "x torch",
+        "95 %",
+        "x own fp32",
+        "error",
+        "cosine",
+    ):
         table.add_column(column, justify="left" if column in ("target", "engine", "precision") else "right")
     for result in sorted(measured.results, key=lambda r: plan.targets.index(r.target)):
-        ratio = ratio_to_reference(result, measured.results)
-        known = ratio is not None and result.engine != REFERENCE
+        ratio = ratio_to(result, measured.results, REFERENCE)
+        own = ratio_to(result, measured.results, result.engine)
         table.add_row(
             result.target.partition(":")[2],
             result.engine,
             result.precision,
             *(_ms(value) for value in (result.p50, result.p90, result.p99)),
-            f"{ratio.value:.2f}" if known and ratio else "",
-            f"{ratio.low:.2f}-{ratio.high:.2f}" if known and ratio else "",
+            f"{ratio.value:.2f}" if ratio else "",
+            f"{ratio.low:.2f}-{ratio.high:.2f}" if ratio else "",
+            f"{own.value:.2f}" if own else "",
             f"{result.parity['scaled_error']:.1e}",
             f"{result.parity['cosine']:.6f}",
         )

@@ -23,7 +23,6 @@ from simmim_export.engines.base import available_threads  # noqa: E402
 from simmim_export.errors import SimmimError  # noqa: E402
 from simmim_export.parity import Golden, compare  # noqa: E402
 from simmim_export.runtime import Runtime, load  # noqa: E402
-from simmim_export.spec import TOLERANCES, Precision  # noqa: E402
 
 
 class Worker:
@@ -84,7 +83,7 @@ class Worker:
         parity, proof = {}, {}
         for name in graphs:
             session, spec = self.model.session(name), self.model.bundle.manifest.graph(name)
-            parity[name] = compare(session, spec, self.golden, TOLERANCES[Precision(self.model.precision)]).summary()
+            parity[name] = compare(session, spec, self.golden, self.model.precision).summary()
             found = session.precision_proof()
             proof[name] = {"executed": dict(found.executed), "source": found.source}
         return {"peak_memory": memory, "parity": parity, "proof": proof}

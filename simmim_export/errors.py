@@ -90,5 +90,9 @@ class TruncatedText(UserWarning):
     """A text was longer than the model reads and was cut; the message names the text and both lengths."""
 
 
+class FewSamples(UserWarning):
+    """There are fewer calibration images than are needed for ranges to rely on; the message gives their number."""
+
+
 class ShortcutLearned(UserWarning):
     """A head is hardly better than one that does not look; the message gives both figures."""

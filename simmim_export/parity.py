@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.spec import GraphSpec, Tolerance
+from simmim_export.spec import TOLERANCES, GraphSpec, Precision
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -96,9 +96,10 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Everything that was compared for one graph."""
+    """Everything that was compared for one graph at one precision."""
 
     graph: str
+    precision: Precision
     rows: tuple[ParityRow, ...]
 
     @property
@@ -135,7 +136,7 @@ class ParityReport:
             ]
             shown = "\n  ".join(lines[:5])
             raise GateFailed(
-                f"{self.graph} differs from PyTorch in {len(failed)} of {len(self.rows)} checks:\n  {shown}",
+                f"{self.graph} at {self.precision} differs from PyTorch in {len(failed)} of {len(self.rows)} checks:\n  {shown}",
                 where=where,
                 fix=fix,
             )
@@ -154,12 +155,14 @@ def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     return error, float(cosine.min())
 
 
-def compare(session: Runs, spec: GraphSpec, golden: Golden, tolerance: Tolerance) -> ParityReport:
+def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision) -> ParityReport:
     """Run every golden case, then the invariance checks, and compare each output with PyTorch's.
 
     Batch invariance: each sample alone gives what it gives among others. Padding invariance: a text without its padding
-    gives what it gives with it. Both are compared with PyTorch's outputs for the padded batch.
+    gives what it gives with it. Both are compared with PyTorch's outputs for the padded batch. ``precision`` says how close is
+    close enough. KeyError for one without a tolerance.
     """
+    tolerance = TOLERANCES[precision]
     rows: list[ParityRow] = []
 
     def judge(check: str, found: Tensors, expected: Tensors) -> None:
@@ -184,7 +187,7 @@ def compare(session: Runs, spec: GraphSpec, golden: Golden, tolerance: Tolerance
                     session.run(_cut(alone, spec.inputs, axis, length)),
                     _cut(reference, spec.outputs, axis, length),
                 )
-    return ParityReport(spec.name, tuple(rows))
+    return ParityReport(spec.name, precision, tuple(rows))
 
 
 def _cut(tensors: Tensors, specs: tuple, axis: str, length: int) -> dict[str, np.ndarray]:

@@ -105,6 +105,7 @@ class Tolerance:
 TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.FP32: Tolerance(scaled_error=1e-4, cosine=0.99999),
     Precision.BF16: Tolerance(scaled_error=0.1, cosine=0.999),
+    Precision.INT8: Tolerance(scaled_error=1.0, cosine=0.98),
 }
 
 

@@ -39,6 +39,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
 
     def export(path: Path) -> None:
         command = [sys.executable, "-m", "simmim_export.cli", "onnx", str(tiny_checkpoint), "-o", str(path)]
+        command += ["--precision", "int8"]
         subprocess.run(command, check=True, capture_output=True)
 
     return _once(tmp_path_factory, "tiny-bundle", export)

@@ -81,12 +81,12 @@ def test_verify_passes_and_fails(run_cli, tiny_bundle: Path, tmp_path: Path) -> 
     weight.raw_data = values.tobytes()
     onnx.save(model, path)
     artifacts = tuple(
-        replace(a, sha256=digest(path), bytes=path.stat().st_size) if a.graph == "text_encoder" else a
+        replace(a, sha256=digest(path), bytes=path.stat().st_size) if path.samefile(spoiled / a.path) else a
         for a in manifest.artifacts
     )
     (spoiled / "manifest.json").write_text(replace(manifest, artifacts=artifacts).dumps())
     done = run_cli("export", "verify", spoiled)
-    assert done.returncode == 4 and "text_encoder differs from PyTorch" in done.stderr and "NO" in done.stdout
+    assert done.returncode == 4 and "text_encoder at fp32 differs from PyTorch" in done.stderr and "NO" in done.stdout
 
 
 def test_inspect_and_doctor(run_cli, tiny_bundle: Path) -> None:
@@ -112,7 +112,7 @@ def test_onnx_prints_parity_and_refuses_to_overwrite(run_cli, tiny_bundle: Path,
         (("verify", "{tmp}/none"), 5, "no such bundle"),
         (("verify", "{bundle}", "--engine", "tpu"), 2, "unknown engine 'tpu'"),
         (("verify", "{bundle}", "--precision", "fp8"), 2, "unknown precision 'fp8'"),
-        (("verify", "{bundle}", "--precision", "int8"), 3, "has no int8"),
+        (("verify", "{bundle}", "--precision", "fp16"), 3, "has no fp16 (it has: fp32, int8)"),
         (("verify", "{bundle}", "--engine", "trt"), 3, "tensorrt is not installed"),
         (("verify", "{bundle}", "--engine", "torch"), 2, "--checkpoint"),
         (("verify", "{bundle}", "--engine", "torch", "--checkpoint", "{tmp}/none.pt"), 5, "no such checkpoint"),

@@ -47,7 +47,7 @@ def failing(report) -> set[str]:
 def test_the_untouched_graph_passes(opened) -> None:
     bundle, golden = opened
     session, spec = text_session(bundle)
-    report = compare(session, spec, golden, FP32)
+    report = compare(session, spec, golden, Precision.FP32)
     assert report.passed and report.cosine >= FP32.cosine and report.scaled_error <= FP32.scaled_error
     report.require("here", "nothing")
 
@@ -59,9 +59,9 @@ def test_a_small_error_fails_every_check(opened) -> None:
     def add(feeds, found):
         return {name: value + np.float32(3e-4) for name, value in found.items()}
 
-    report = compare(Spoiled(session, add), spec, golden, FP32)
+    report = compare(Spoiled(session, add), spec, golden, Precision.FP32)
     assert not any(row.passed for row in report.rows)
-    with pytest.raises(GateFailed, match="text_encoder differs from PyTorch") as caught:
+    with pytest.raises(GateFailed, match="text_encoder at fp32 differs from PyTorch") as caught:
         report.require("here", "look")
     assert caught.value.exit_code == 4
 
@@ -75,7 +75,7 @@ def test_a_neighbour_that_leaks_into_a_sample_fails(opened) -> None:
         shift = np.float32(1e-2) * (len(feeds["input_ids"]) == 1)
         return {name: value + shift for name, value in found.items()}
 
-    report = compare(Spoiled(session, leak), spec, golden, FP32)
+    report = compare(Spoiled(session, leak), spec, golden, Precision.FP32)
     assert "alone" in failing(report)
 
 
@@ -88,7 +88,7 @@ def test_an_ignored_mask_fails_padding_invariance(opened) -> None:
         def run(self, feeds):
             return session.run(dict(feeds) | {"attention_mask": np.ones_like(feeds["attention_mask"])})
 
-    report = compare(Unmasked(), spec, golden, FP32)
+    report = compare(Unmasked(), spec, golden, Precision.FP32)
     assert not report.passed
     # A text without padding is right even then: what fails is exactly what has padding.
     assert all(

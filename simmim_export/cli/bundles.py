@@ -28,14 +28,31 @@ def onnx(
     attention: Annotated[
         bool, typer.Option("--attention", help="Let the fusion also say where each word looked, for ask --explain.")
     ] = False,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option("--precision", help="int8: write every graph in INT8 as well; fp32 is always there."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", metavar="DIR", help="Pictures to measure ranges on, instead of the checkpoint's."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Export every graph of a checkpoint to ONNX and prove each against PyTorch."""
     # Before the imports: a wrong path should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
-    from simmim_export.errors import EngineUnavailable
+    from simmim_export.errors import EngineUnavailable, UsageError
+    from simmim_export.spec import Precision
 
+    wanted = {Precision.parse(name) for name in precision or []}
+    if wanted - {Precision.FP32, Precision.INT8}:
+        what = f"no graph is written in {', '.join(sorted(wanted - {Precision.FP32, Precision.INT8}))}"
+        raise UsageError(
+            what, fix="bf16 and fp16 on openvino run the fp32 graph: simmim-export verify --precision bf16"
+        )
     with Staging(output, overwrite):
         pass
     try:
@@ -52,10 +69,12 @@ def onnx(
             opset=opset,
             max_batch=max_batch,
             maps=attention,
+            int8=Precision.INT8 in wanted,
+            calibration=calibration,
             progress=progress,
         )
     if as_json:
-        print_json({"bundle": str(bundle.root), "parity": {r.graph: r.summary() for r in reports}})
+        print_json({"bundle": str(bundle.root), "parity": by_graph(reports)})
         return
     print_parity(reports, f"{output}: ONNX Runtime against PyTorch, at every probed shape")
 
@@ -143,15 +162,32 @@ def doctor(as_json: AsJson = False) -> None:
         console.print(f"problem: {problem}")
 
 
+def by_graph(reports: list[ParityReport]) -> dict[str, dict[str, Any]]:
+    """Each graph's figures at FP32, with those of other precisions under their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        if report.precision == "fp32":
+            found.setdefault(report.graph, {}).update(report.summary())
+        else:
+            found.setdefault(report.graph, {})[report.precision] = report.summary()
+    return found
+
+
 def print_parity(reports: list[ParityReport], title: str, proof: dict[str, dict[str, int]] | None = None) -> None:
     """A table of parity, one row a graph."""
     from rich.table import Table
 
     table = Table(title=title)
-    for column in ("graph", "checks", "worst error", "worst cosine", "passed", *(["executed"] if proof else [])):
-        table.add_column(column, justify="left" if column in ("graph", "executed") else "right")
+    for column in ("graph", "", "checks", "worst error", "worst cosine", "passed", *(["executed"] if proof else [])):
+        table.add_column(column, justify="left" if column in ("graph", "", "executed") else "right")
     for report in reports:
-        row: list[Any] = [report.graph, str(len(report.rows)), f"{report.scaled_error:.1e}", f"{report.cosine:.7f}"]
+        row: list[Any] = [
+            report.graph,
+            report.precision,
+            str(len(report.rows)),
+            f"{report.scaled_error:.1e}",
+            f"{report.cosine:.7f}",
+        ]
         row.append("yes" if report.passed else "NO")
         if proof:
             row.append(", ".join(f"{count} {kind}" for kind, count in proof[report.graph].items()))

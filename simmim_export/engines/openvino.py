@@ -33,6 +33,9 @@ _PRECISIONS = {
     Precision.INT8: ("f32", "INT8", "int8-u8"),
 }
 _NAMES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "i8": "int8", "u8": "uint8", "i32": "int32"}
+# Activations of a product with INT8 weights are quantised as they come, so many channels of a token at a time. On MiniLM
+# 128 was 8 % faster than 64 and lost half as much cosine again (0.9990 for 0.9993).
+_GROUP = 64
 _NOT_EXECUTED = ("Const", "Input", "Output")
 
 
@@ -55,6 +58,8 @@ class OpenVinoSession:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
         }
+        if precision is Precision.INT8:
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _GROUP
         try:
             self._model = _core().compile_model(str(path), DEVICE, options)
         except RuntimeError as error:

@@ -288,8 +288,7 @@ class Runtime:
         if self.precision not in TOLERANCES:
             raise BundleError(f"no tolerance is known for {self.precision}", where=self.bundle.root)
         golden = Golden.load(self.bundle.file("golden.npz"))
-        tolerance = TOLERANCES[self.precision]
-        return [compare(self.session(g.name), g, golden, tolerance) for g in self.bundle.manifest.graphs]
+        return [compare(self.session(g.name), g, golden, self.precision) for g in self.bundle.manifest.graphs]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

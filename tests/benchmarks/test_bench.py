@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from simmim_export.benchmarks.driver import Process, WorkerDied
+from simmim_export.benchmarks.driver import Contestant, Process, WorkerDied
 from simmim_export.errors import BundleError
-from simmim_export.spec import Pipeline
+from simmim_export.spec import Pipeline, Precision
 
 FAST = ("--rounds", "2", "--iterations", "10", "--warmup", "1")
 
@@ -43,7 +43,8 @@ def test_everything_is_kept(document: Path) -> None:
         assert len({r["inputs"] for r in found["results"] if r["target"] == target}) == 1
     for row in found["summary"]:
         assert row["p50_ms"] > 0 and row["p90_ms"] is None and row["p99_ms"] is None
-        assert row["times_torch"]["value"] > 0
+        assert (row["times_torch"] is None) == (row["engine"] == "torch") and row["times_own_fp32"] is None
+        assert row["times_torch"] is None or row["times_torch"]["value"] > 0
     for engine in found["engines"].values():
         assert engine["cold_start"] == pytest.approx(sum(engine["phases"].values()), abs=0.2)
         assert engine["peak_memory"] > 10e6 and engine["proof"]["fusion"]["executed"]
@@ -122,7 +123,7 @@ def test_bad_requests(run_cli, tiny_bundle: Path, tmp_path: Path, arguments, cod
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
-    process = Process("ort", "fp32")
+    process = Process(Contestant("ort", Precision.FP32))
     os.kill(process._process.pid, signal.SIGKILL)
     time.sleep(0.1)
     with pytest.raises(WorkerDied, match="ended with code -9 while asked to open"):
@@ -131,7 +132,7 @@ def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
 
 
 def test_a_workers_error_arrives_as_itself(tmp_path: Path) -> None:
-    process = Process("ort", "fp32")
+    process = Process(Contestant("ort", Precision.FP32))
     try:
         with pytest.raises(BundleError, match="no such bundle"):
             bundle = str(tmp_path / "none")
@@ -148,3 +149,26 @@ def test_targets_are_the_graphs_once_and_then_the_pipelines(tiny_bundle: Path) -
     assert len(names) == len(set(names)) and len(graphs) == 5
     assert isinstance(Bundle.open(tiny_bundle).manifest.pipelines[0], Pipeline)
     assert targets(tiny_bundle, ["embed_text"], 1) == (["graph:text_encoder", "pipeline:embed_text"], ["text_encoder"])
+
+
+def test_engines_at_several_precisions_meet_in_one_run(tiny_bundle: Path, run_cli, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    engines = ("--engine", "ort", "--engine", "openvino:int8", "--precision", "int8")
+    bundle = ("--bundle", tiny_bundle)
+    done = run_cli(
+        "bench", *bundle, *engines, "--engine", "ort:fp32", "--pipeline", "embed_text", *FAST, "--json", path
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    assert {(row["engine"], row["precision"]) for row in found["summary"]} == {
+        ("ort", "int8"),
+        ("ort", "fp32"),
+        ("openvino", "int8"),
+    }
+    assert set(found["engines"]) == {"ort:int8", "ort", "openvino:int8"}
+    for row in found["summary"]:
+        assert (row["times_own_fp32"] is not None) == (row["engine"] == "ort" and row["precision"] == "int8")
+    for name in ("ort:int8", "openvino:int8"):
+        assert found["engines"][name]["proof"]["text_encoder"]["executed"]["int8"] > 0
+    refused = run_cli("bench", *bundle, "--engine", "ort:bf16")
+    assert refused.returncode == 3 and "has no bf16" in refused.stderr

@@ -20,7 +20,7 @@ from simmim_export.models.graphs import graphs, pipelines
 from simmim_export.models.heads import HEADS
 from simmim_export.models.interaction import INTERACTIONS
 from simmim_export.parity import compare
-from simmim_export.spec import TOLERANCES, Precision
+from simmim_export.spec import Precision
 
 MAX_BATCH = 6
 PAIRS = [(f, i) for f, i in itertools.product(FUSIONS, INTERACTIONS) if not FUSIONS[f].single or i == "linear"]
@@ -40,7 +40,7 @@ def proven(path: Path, tmp_path: Path, names: set[str], maps: bool = False) -> N
     for name in names:
         trace(found[name], tmp_path / f"{name}.onnx")
         session = get_engine("ort").open(tmp_path / f"{name}.onnx", found[name].spec, Precision.FP32)
-        report = compare(session, found[name].spec, golden, TOLERANCES[Precision.FP32])
+        report = compare(session, found[name].spec, golden, Precision.FP32)
         report.require(name, "")
         assert {row.shape[0] for row in report.rows} == {1, 2, 5, 6}
     for pipeline in pipelines(model):
