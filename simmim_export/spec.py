@@ -101,7 +101,8 @@ class Tolerance:
 
 
 # FP32 differs from PyTorch by the order of summation alone. BF16 keeps 8 bits of a number (a step of 2^-8 = 0.4 %), which
-# add up over layers: a trained tiny showed 0.03 and 0.99993 at the worst value and row.
+# add up over layers: a trained tiny showed 0.03 and 0.99993 at the worst value and row. INT8 has 255 levels: the same model
+# showed 0.16 and 0.9976. Its tolerance finds a graph that is broken; whether a model still answers well is for its own metric.
 TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.FP32: Tolerance(scaled_error=1e-4, cosine=0.99999),
     Precision.BF16: Tolerance(scaled_error=0.1, cosine=0.999),

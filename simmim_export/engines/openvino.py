@@ -100,7 +100,7 @@ class OpenVinoEngine:
 
     def variant(self, precision: Precision) -> str:
         """The graph for ``precision``; raise :class:`EngineUnavailable` for one that this CPU has no instructions for."""
-        has = (Precision.FP32,)
+        has: tuple[Precision, ...] = (Precision.FP32,)
         if self.why_unavailable() is None:
             found = _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
             has = tuple(known for known, (_, capability, _) in _PRECISIONS.items() if capability in found)
