@@ -82,7 +82,8 @@ def page(found: Found, keys: Sequence[str]) -> str:
 def _pairs(found: Found, keys: Sequence[str]) -> list[str]:
     pairs = dict.fromkeys(tuple(key.split("/")[1:3]) for key in keys if key.startswith("pair/"))
     families: list[str] = []
-    rows = []
+    rows: list[list[str]] = []
+    reached: dict[str, dict[str, float]] = {}
     for fusion, interaction in pairs:
         mine = [key for key in keys if key.startswith(f"pair/{fusion}/{interaction}/")]
         metrics = [m for key in mine if (m := _metric(found, key, "vqa"))]
@@ -94,8 +95,29 @@ def _pairs(found: Found, keys: Sequence[str]) -> list[str]:
         columns += [[m["by_family"][name]["accuracy"] for m in metrics] for name in families]
         cells = [_percent(statistics.mean(column)) for column in columns]
         rows.append([f"{fusion} x {interaction}", _mean(_values(found, mine, "vqa")), *cells])
+        means = [statistics.mean(column) for column in columns[2:]]
+        reached[f"{fusion} x {interaction}"] = dict(zip(families, means, strict=True))
     header = ["pair", "all", "question only", "shuffled image", *families]
-    return [*_PAIRS.splitlines(), "", *_table(header, rows)]
+    return [*_PAIRS.splitlines(), "", *_expectation(reached), *_table(header, rows)]
+
+
+def _expectation(reached: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What was expected of relations, beside what came out."""
+    attention, feature = reached.get("concat_sequence x attention"), reached.get("concat_feature x linear")
+    if attention is None or feature is None:
+        return []
+    best = max(reached, key=lambda pair: reached[pair]["relation"])
+    lines = [
+        "Expected was that concat_feature fails relations (left of, above) and attention passes them. The best of all"
+    ]
+    lines += [
+        f"pairs on relation is {best} with {reached[best]['relation']:.1%}, where guessing gives 50 %. On spatial"
+    ]
+    lines += [
+        f"(which quarter) attention reaches {attention['spatial']:.1%} and concat_feature {feature['spatial']:.1%}.",
+        "",
+    ]
+    return lines
 
 
 def _labels(found: Found) -> list[str]:
@@ -116,10 +138,26 @@ def _labels(found: Found) -> list[str]:
                 verdicts[share] = verdict(gains)
             means = [_mean(list(values.values())) for values in starts.values()]
             rows.append([data, f"{share} %", *means, shown, _percent(control)])
-        told = [f"at {share} % of the labels {word}" for share, word in verdicts.items()]
-        said += [f"On {data} pretraining is {', '.join(told)}."] if told else []
+        if verdicts:
+            told = ", ".join(f"{word} at {share} %" for share, word in verdicts.items())
+            said += [f"- {data}: pretrained against scratch is {told} of the labels. {_saving(found, data, task)}"]
     header = ["data", "labels", "pretrained", "scratch", "gain", "best blind control"]
     return [*_LABELS.splitlines(), "", *said, "", *_table(header, rows)]
+
+
+def _saving(found: Found, data: str, task: str) -> str:
+    """The fewest labels with which a pretrained model does as well as one from scratch does with all of them."""
+    means: dict[str, dict[int, float]] = {"pretrained": {}, "scratch": {}}
+    for start, row in means.items():
+        for share in _SHARES:
+            if values := _labelled(found, data, start, share, task):
+                row[share] = statistics.mean(values.values())
+    whole = means["scratch"].get(100)
+    enough = [share for share, mean in means["pretrained"].items() if whole is not None and mean >= whole]
+    if whole is None or not enough:
+        return "No share of them brings it to what scratch reaches with all."
+    reached = f"{means['pretrained'][enough[0]]:.1%} against {whole:.1%}"
+    return f"With {enough[0]} % of them it is where scratch is with all ({reached}, means)."
 
 
 def verdict(gains: Sequence[float]) -> str:
