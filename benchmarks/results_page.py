@@ -114,7 +114,7 @@ def _expectation(reached: Mapping[str, Mapping[str, float]]) -> list[str]:
         f"pairs on relation is {best} with {reached[best]['relation']:.1%}, where guessing gives 50 %. On spatial"
     ]
     lines += [
-        f"(which quarter) attention reaches {attention['spatial']:.1%} and concat_feature {feature['spatial']:.1%}.",
+        f"(what is at a named place) attention reaches {attention['spatial']:.1%} and concat_feature {feature['spatial']:.1%}.",
         "",
     ]
     return lines
