@@ -163,6 +163,17 @@ def test_records_become_batches_and_each_comes_once_before_any_comes_again(tmp_p
     }
 
 
+def test_answers_that_training_has_not_are_counted_aloud(tmp_path: Path) -> None:
+    from simmim_export.training.data.files import UnknownAnswers
+
+    train = records(tmp_path, 3, questions=(Question("what colour?", {"red": 1.0}),))
+    new = Question("what colour?", {"mauve": 1.0})
+    val = [Record("new", train[0].images, questions=(new,)), train[1]]
+    with pytest.warns(UnknownAnswers, match="1 of the 2 questions of val have no answer among the 1 classes"):
+        found = opened({"train": train, "val": val}, stream="test").batch(0, 2, QUESTIONS)
+    assert found.scores is not None and sorted(found.scores.sum(axis=(1, 2)).tolist()) == [0, 4]
+
+
 def test_statements_classes_and_clips_of_records(tmp_path: Path) -> None:
     stated = records(tmp_path, 3, statements=(Statement("it is red", "entailment"), Statement("it is blue", "neutral")))
     found = opened({"train": stated}).stated(0, 3)

@@ -7,6 +7,7 @@ no further: a stream is a split on disk.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,10 @@ from simmim_export.training.data.records import Question, Record
 # Answers that become classes, after VQAv2's usual 3,129: those that are given at least so often, the most frequent first.
 MOST_ANSWERS, LEAST_COUNT = 3129, 9
 READ = Callable[[str, Path, str], list[Record]]
+
+
+class UnknownAnswers(UserWarning):
+    """Questions that no class answers: the answers are rare in training, or do not occur there. The message counts them."""
 
 
 def askable(record: Record) -> list[Question]:
@@ -43,8 +48,8 @@ _HAS: Mapping[str, Callable[[Record], object]] = {
 class Files(Data):
     """One stream of the data set that ``read(name, root, split)`` reads; ``splits`` maps a stream to its split on disk.
 
-    ``vocabulary`` holds the classes of each head where training has fixed them already (the checkpoint's); without it they
-    are those of the training split. ``frames``: clips are taken at so many frames, at even distances.
+    The classes of each head are those of the training split; questions that none of them answers stay and count as wrong,
+    with a :class:`UnknownAnswers` warning. ``frames``: clips are taken at so many frames, at even distances.
     """
 
     name: str
@@ -144,7 +149,14 @@ class Files(Data):
 
     @cached_property
     def _members(self) -> Mapping[str, list[Record]]:
-        return {kind: [record for record in self.records if has(record)] for kind, has in _HAS.items()}
+        found = {kind: [record for record in self.records if has(record)] for kind, has in _HAS.items()}
+        asked = [question for record in found["questions"] for question in askable(record)]
+        known = set(self.labels.get("vqa", ()))
+        unknown = sum(not known & set(question.answers) for question in asked)
+        if unknown:
+            what = f"{unknown} of the {len(asked)} questions of {self._split()} have no answer among the {len(known)} classes"
+            warnings.warn(f"{self.root}: {what}: whatever the model says is wrong", UnknownAnswers, stacklevel=2)
+        return found
 
     def _pixels(self, records: Sequence[Record]) -> np.ndarray:
         preprocessing = ImagePreprocessing(self.size, self.size)
