@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from simmim_export.engines import ENGINES, get_engine
-from simmim_export.engines.base import available_threads
+from simmim_export.host import available_threads, cpu_features, cpu_model, has_integer_dot
 from simmim_export.version import __version__
 
 PACKAGES = (
@@ -28,16 +27,6 @@ PACKAGES = (
     "transformers",
     "onnx",
 )
-
-
-def cpu_model() -> str:
-    """The processor's name, or its architecture where the system does not say."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as stream:
-            names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.machine()
 
 
 def _version(package: str) -> str | None:
@@ -65,11 +54,17 @@ def examine() -> dict[str, Any]:
             "onnxruntime and onnxruntime-gpu overwrite each other's files: pip uninstall -y onnxruntime onnxruntime-gpu, "
             "then install one of them"
         )
+    if has_integer_dot() is False:
+        problems.append(
+            "this processor has no VNNI: INT8 convolutions with weights of full range are refused; export them with "
+            "--precision int8 --reduce-range"
+        )
     return {
         "simmim_export": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
+        "features": sorted(cpu_features() or ()),
         "cpus": os.cpu_count(),
         "threads_used": available_threads(),
         "packages": packages,

@@ -91,7 +91,16 @@ class TruncatedText(UserWarning):
 
 
 class FewSamples(UserWarning):
-    """There are fewer calibration images than are needed for ranges to rely on; the message gives their number."""
+    """There are fewer calibration samples than are needed for ranges to rely on, or others than were asked for; the message
+    gives their number."""
+
+
+class NoCache(UserWarning):
+    """A cache folder cannot be written, so that work is done again each time; the message names it and why."""
+
+
+class UnknownHost(UserWarning):
+    """This system does not say what a graph needs to know of it; the message says what, and what may go wrong."""
 
 
 class ShortcutLearned(UserWarning):

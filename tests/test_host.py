@@ -1,0 +1,126 @@
+"""The kind of machine: parsed from what Linux says, the same for machines of one kind, and a cache that can be turned off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simmim_export.bundle import Bundle
+from simmim_export.engines import base
+from simmim_export.engines.base import INTEGER_DOT, require_host
+from simmim_export.errors import EngineUnavailable, NoCache, UnknownHost
+from simmim_export.host import (
+    FEATURES,
+    _cgroup_quota,
+    available_threads,
+    cache_folder,
+    cpu_features,
+    fingerprint,
+    has_integer_dot,
+    integer_dot,
+    parse_cpuinfo,
+)
+from simmim_export.runtime import load
+
+X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2.6GHz\nflags\t\t: fpu sse2 avx2 avx512f avx512_vnni\n\n"
+OLD = "processor\t: 0\nmodel name\t: Old CPU\nflags\t\t: fpu sse2 avx2\n\n"
+ARM = "processor\t: 0\nBogoMIPS\t: 48.00\nFeatures\t: fp asimd asimdhp asimddp\nCPU part\t: 0xd0b\n\n"
+SMALL = "processor\t: 1\nFeatures\t: fp asimd\n\n"
+
+
+def test_what_linux_says_is_read() -> None:
+    assert parse_cpuinfo(X86 * 4) == ("Some CPU @ 2.6GHz", {"avx2", "avx512f", "avx512_vnni"})
+    assert parse_cpuinfo(OLD) == ("Old CPU", {"avx2"})
+    assert parse_cpuinfo(ARM) == (None, {"asimdhp", "asimddp"})
+    # A thread may run on any core.
+    assert parse_cpuinfo(ARM + SMALL) == (None, frozenset())
+    assert parse_cpuinfo("") == (None, frozenset())
+
+
+@given(text=st.text(), flags=st.lists(st.sampled_from([*FEATURES, "fpu", "avx512"]), max_size=6))
+def test_any_text_is_read(text: str, flags: list[str]) -> None:
+    parse_cpuinfo(text)
+    name, found = parse_cpuinfo(f"model name : {' '.join(flags)}\nflags : {' '.join(flags)}\n")
+    assert found == set(flags) & set(FEATURES) and (name or "") == " ".join(flags)
+
+
+def test_whether_products_of_full_range_are_exact() -> None:
+    assert integer_dot({"avx2", "avx512_vnni"}, "x86_64") is True and integer_dot({"avx_vnni"}, "AMD64") is True
+    assert integer_dot({"avx2", "avx512f"}, "x86_64") is False
+    assert integer_dot(None, "AMD64") is None
+    assert integer_dot(frozenset(), "aarch64") is True and integer_dot(None, "arm64") is True
+
+
+def test_a_fingerprint_is_of_a_kind_and_not_of_a_machine() -> None:
+    import platform
+
+    found = fingerprint()
+    assert found == fingerprint() and json.loads(json.dumps(found)) == found
+    assert found["threads"] == available_threads() >= 1 and set(found["features"]) <= set(FEATURES)
+    text = json.dumps(found)
+    assert platform.node() not in text and str(Path.home()) not in text
+
+
+def test_threads_respect_affinity_and_quota(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _cgroup_quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _cgroup_quota(tmp_path) is None
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000")
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
+    assert _cgroup_quota(tmp_path) == 0.5
+    assert _cgroup_quota(tmp_path / "none") is None
+
+
+def test_a_cache_is_where_it_was_asked_for_or_nowhere(tmp_path: Path) -> None:
+    assert cache_folder("x", {"SIMMIM_EXPORT_CACHE": "off"}) is None
+    assert cache_folder("x", {"SIMMIM_EXPORT_CACHE": str(tmp_path / "a")}) == tmp_path / "a/x"
+    assert cache_folder("x", {"XDG_CACHE_HOME": str(tmp_path / "b")}) == tmp_path / "b/simmim-export/x"
+    assert (tmp_path / "a/x").is_dir() and (tmp_path / "b/simmim-export/x").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.warns(NoCache, match="SIMMIM_EXPORT_CACHE"):
+        assert cache_folder("x", {"SIMMIM_EXPORT_CACHE": str(tmp_path / "file")}) is None
+
+
+@pytest.fixture
+def without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without integer dot products, as base.require_host sees it."""
+    monkeypatch.setattr(base, "has_integer_dot", lambda: integer_dot(parse_cpuinfo(OLD)[1], "x86_64"))
+
+
+def test_int8_of_full_range_is_refused_without_vnni(tiny_bundle: Path, without_vnni: None) -> None:
+    artifacts = {a.graph: a for a in Bundle.open(tiny_bundle).manifest.artifacts if a.variant == "int8-u8"}
+    assert artifacts["image_encoder"].built_for == {"needs": INTEGER_DOT}
+    with load(tiny_bundle, precision="int8") as model:
+        with pytest.raises(EngineUnavailable, match="without VNNI") as caught:
+            model.session("image_encoder")
+        assert caught.value.exit_code == 3 and "--reduce-range" in str(caught.value)
+        # A head has nothing of INT8 in it.
+        assert artifacts["head.match"].built_for == {}
+        model.session("head.match")
+    with load(tiny_bundle, precision="image_encoder=fp32") as model:
+        model.session("image_encoder")
+
+
+def test_a_host_that_does_not_say_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "has_integer_dot", lambda: None)
+    with pytest.warns(UnknownHost, match="does not say"):
+        require_host({"needs": INTEGER_DOT}, "x.onnx")
+    require_host({}, "x.onnx")
+
+
+def test_a_need_of_the_future_is_refused() -> None:
+    with pytest.raises(EngineUnavailable, match="'fp8', which this version does not know"):
+        require_host({"needs": "fp8"}, "x.onnx")
+
+
+def test_doctor_says_what_the_processor_has(run_cli) -> None:
+    found = json.loads(run_cli("export", "doctor", "--json").stdout)
+    assert set(found["features"]) == set(cpu_features() or ())
+    assert any("VNNI" in problem for problem in found["problems"]) == (has_integer_dot() is False)
