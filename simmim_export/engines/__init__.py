@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 from simmim_export.engines.base import Engine
 from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.version import __version__
 
 # name -> module, class. A string, so that asking for one engine never imports another.
 ENGINES: dict[str, tuple[str, str]] = {
@@ -14,6 +16,27 @@ ENGINES: dict[str, tuple[str, str]] = {
     "openvino": ("simmim_export.engines.openvino", "OpenVinoEngine"),
     "trt": ("simmim_export.engines.trt", "TrtEngine"),
 }
+
+
+# The distributions whose versions decide what an engine computes, and how fast.
+_PACKAGES = {
+    "torch": ("torch", "torchvision", "transformers"),
+    "ort": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "trt": ("tensorrt",),
+}
+
+
+def versions(name: str | None = None) -> dict[str, str]:
+    """The versions of this project and of the installed packages of an engine, of all engines without a name."""
+    found = {"simmim-export": __version__}
+    for engine in ENGINES if name is None else (name,):
+        for package in _PACKAGES[engine]:
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                continue
+    return found
 
 
 def get_engine(name: str) -> Engine:

@@ -1,4 +1,4 @@
-"""What an engine owes: two protocols, and the number of threads it may use.
+"""What an engine owes: two protocols, and what is refused in the same words by all.
 
 Knows specs and paths. Must not import any engine. An engine compiles what the graph says and never edits it; precision
 belongs to the graph.
@@ -6,8 +6,7 @@ belongs to the graph.
 
 from __future__ import annotations
 
-import math
-import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,8 +15,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from simmim_export.errors import EngineUnavailable
+from simmim_export.errors import EngineUnavailable, UnknownHost, UsageError
+from simmim_export.host import has_integer_dot
 from simmim_export.spec import GraphSpec, Precision, TensorSpec
+
+# What an artifact may need of a host ("needs" of its built_for): products of INT8 that do not saturate.
+INTEGER_DOT = "integer_dot"
+# What a session is opened for: to answer one call as soon as it can, or many calls at once.
+LATENCY, THROUGHPUT = "latency", "throughput"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,10 @@ class PrecisionProof:
 
 @runtime_checkable
 class Session(Protocol):
-    """One graph, ready to run. Inputs are checked against ``inputs``; an output is a fresh array owned by the caller."""
+    """One graph, ready to run. Inputs are checked against ``inputs``; an output is a fresh array owned by the caller.
+
+    Several threads may run one session: calls beyond what it was opened for wait.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -50,11 +58,13 @@ class Session(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """A way to run graphs. ``install`` is what to type when it is missing; ``reads_checkpoint`` is true only for PyTorch."""
+    """A way to run graphs. ``install`` is what to type when it is missing; ``reads_checkpoint`` is true only for PyTorch;
+    ``hints`` are what a session can be opened for."""
 
     name: str
     install: str
     reads_checkpoint: bool
+    hints: tuple[str, ...]
 
     def why_unavailable(self) -> str | None:
         """None when the engine can run here, else the reason in one line."""
@@ -64,8 +74,11 @@ class Engine(Protocol):
         """The graph variant wanted for ``precision``; raise :class:`EngineUnavailable` naming the precisions it has."""
         ...
 
-    def open(self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None) -> Session:
-        """A session for ``spec`` from the file at ``path``. ``threads`` None means :func:`available_threads`."""
+    def open(
+        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+    ) -> Session:
+        """A session for ``spec`` from the file at ``path``. ``threads`` None means what this process may use
+        (:func:`simmim_export.host.available_threads`); ``hint`` is one of :attr:`hints`."""
         ...
 
 
@@ -73,6 +86,33 @@ def no_such_precision(engine: str, precision: Precision, has: tuple[Precision, .
     """The error for a precision that an engine lacks."""
     names = ", ".join(has)
     return EngineUnavailable(f"engine {engine!r} has no {precision} (it has: {names})", fix=f"use --precision {has[0]}")
+
+
+def require_hint(engine: str, hint: str, has: tuple[str, ...]) -> None:
+    """Raise :class:`UsageError` for a hint that does not exist, :class:`EngineUnavailable` for one that an engine lacks."""
+    if hint not in (LATENCY, THROUGHPUT):
+        raise UsageError(f"unknown hint {hint!r}", fix=f"choose {LATENCY} or {THROUGHPUT}")
+    if hint not in has:
+        raise EngineUnavailable(
+            f"engine {engine!r} has no {hint} hint (it has: {', '.join(has)})", fix="leave the hint out"
+        )
+
+
+def require_host(built_for: Mapping[str, str], where: object) -> None:
+    """Raise :class:`EngineUnavailable` if an artifact (``built_for`` is its own) needs what this machine lacks; warn
+    :class:`UnknownHost` where this machine does not say."""
+    needs = built_for.get("needs")
+    if needs not in (None, INTEGER_DOT):
+        fix = "pip install -U simmim-export"
+        raise EngineUnavailable(f"the graph needs {needs!r}, which this version does not know", where=where, fix=fix)
+    if needs is None or has_integer_dot():
+        return
+    what = "INT8 weights of full range saturate on a processor without VNNI, and answers change"
+    if has_integer_dot() is None:
+        warnings.warn(f"{what}; this system does not say whether it has that: {where}", UnknownHost, stacklevel=2)
+        return
+    fix = "export it for such processors with --precision int8 --reduce-range, or run it with --precision fp32"
+    raise EngineUnavailable(f"{what}; this one has none", where=where, fix=fix)
 
 
 def missing_package(package: str) -> str | None:
@@ -85,8 +125,6 @@ def check_feeds(feeds: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...])
 
     Raise :class:`UsageError` for one that is missing or does not fit, or for a dynamic axis with two sizes.
     """
-    from simmim_export.errors import UsageError
-
     sizes: dict[str, int] = {}
     found = {}
     for spec in inputs:
@@ -99,24 +137,3 @@ def check_feeds(feeds: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...])
                 raise UsageError(f"axis {axis!r} is {sizes[axis]} in one input and {size} in {spec.name!r}")
         found[spec.name] = array
     return found
-
-
-def available_threads() -> int:
-    """Threads that this process may really use: its CPU affinity, and the quota of its control group (v2 or v1)."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
-    return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
-
-
-def _cgroup_quota(root: Path) -> float | None:
-    """CPUs granted under ``root``, or None where no limit is set."""
-    try:
-        granted, period = (root / "cpu.max").read_text().split()
-        return None if granted == "max" else int(granted) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        microseconds = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        return None if microseconds <= 0 else microseconds / int((root / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return None

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from simmim_export.engines.base import (
+    LATENCY,
     PrecisionProof,
-    available_threads,
     check_feeds,
     missing_package,
     no_such_precision,
+    require_hint,
 )
 from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.host import available_threads
 from simmim_export.spec import GraphSpec, Precision
 
 PROVIDER = "CPUExecutionProvider"
@@ -60,8 +62,6 @@ class OrtSession:
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Products with weights in blocks quantise each row of activations and multiply INT8, instead of unpacking to FP32.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile / "ort")
@@ -105,6 +105,7 @@ class OrtEngine:
     name = "ort"
     install = "pip install 'simmim-export[ort]'"
     reads_checkpoint = False
+    hints = (LATENCY,)
 
     def why_unavailable(self) -> str | None:
         """None when onnxruntime is installed."""
@@ -116,7 +117,10 @@ class OrtEngine:
             raise no_such_precision(self.name, precision, tuple(_VARIANTS))
         return _VARIANTS[precision]
 
-    def open(self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None) -> OrtSession:
+    def open(
+        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+    ) -> OrtSession:
         """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it."""
         self.variant(precision)
+        require_hint(self.name, hint, self.hints)
         return OrtSession(path, spec, threads or available_threads())

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from simmim_export.engines.base import (
+    LATENCY,
     PrecisionProof,
-    available_threads,
     check_feeds,
     missing_package,
     no_such_precision,
+    require_hint,
 )
 from simmim_export.errors import CheckpointError
+from simmim_export.host import available_threads
 from simmim_export.spec import GraphSpec, Precision
 
 
@@ -66,6 +68,7 @@ class TorchEngine:
     name = "torch"
     install = "pip install 'simmim-export[export]'"
     reads_checkpoint = True
+    hints = (LATENCY,)
 
     def why_unavailable(self) -> str | None:
         """None when torch, torchvision and transformers are installed."""
@@ -78,11 +81,14 @@ class TorchEngine:
             raise no_such_precision(self.name, precision, (Precision.FP32,))
         return "fp32"
 
-    def open(self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None) -> TorchSession:
+    def open(
+        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+    ) -> TorchSession:
         """Open one graph of the checkpoint at ``path``; sets torch's threads for the whole process."""
         import torch
 
         self.variant(precision)
+        require_hint(self.name, hint, self.hints)
         torch.set_num_threads(threads or available_threads())
         if not path.exists():
             raise CheckpointError("no such checkpoint", where=path, fix="give --checkpoint ckpt.pt")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simmim_export.engines.base import Session, missing_package, no_such_precision
+from simmim_export.engines.base import LATENCY, Session, missing_package, no_such_precision
 from simmim_export.errors import EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
 
@@ -18,6 +18,7 @@ class TrtEngine:
     name = "trt"
     install = "on a machine with an NVIDIA GPU: pip install 'simmim-export[gpu]' (JetPack brings its own tensorrt)"
     reads_checkpoint = False
+    hints = (LATENCY,)
 
     def why_unavailable(self) -> str | None:
         """The package that is missing, or that this version has no TensorRT session yet."""
@@ -30,6 +31,8 @@ class TrtEngine:
             raise no_such_precision(self.name, precision, tuple(variants))
         return variants[precision]
 
-    def open(self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None) -> Session:
+    def open(
+        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+    ) -> Session:
         """Always :class:`EngineUnavailable` in this version."""
         raise EngineUnavailable(f"engine 'trt' cannot run here: {self.why_unavailable()}", fix=self.install)

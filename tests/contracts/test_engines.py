@@ -10,7 +10,7 @@ import pytest
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, require_engine
-from simmim_export.engines.base import Engine, Session, _cgroup_quota, available_threads
+from simmim_export.engines.base import Engine, Session
 from simmim_export.errors import BundleError, EngineUnavailable, SimmimError, UsageError
 from simmim_export.parity import Golden, compare
 from simmim_export.spec import TOLERANCES, Precision
@@ -151,15 +151,12 @@ def test_asking_for_one_engine_imports_no_other() -> None:
     assert not {"torch", "onnxruntime", "simmim_export.engines.ort"} & set(loaded)
 
 
-def test_threads_respect_affinity_and_quota(tmp_path: Path) -> None:
-    assert available_threads() >= 1
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _cgroup_quota(tmp_path) == 1.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _cgroup_quota(tmp_path) is None
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000")
-    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
-    assert _cgroup_quota(tmp_path) == 0.5
-    assert _cgroup_quota(tmp_path / "none") is None
+def test_every_hint_is_one_or_a_clear_refusal(engine: Engine, sessions: dict[str, Session], tiny_bundle: Path) -> None:
+    from simmim_export.engines.base import LATENCY, THROUGHPUT
+
+    assert LATENCY in engine.hints and set(engine.hints) <= {LATENCY, THROUGHPUT}
+    spec = Bundle.open(tiny_bundle).manifest.graph("image_encoder")
+    for hint in {LATENCY, THROUGHPUT, "speed"} - set(engine.hints):
+        with pytest.raises(SimmimError, match=hint) as caught:
+            engine.open(tiny_bundle / "graphs/image_encoder.fp32.onnx", spec, Precision.FP32, hint=hint)
+        assert caught.value.exit_code in (2, 3) and caught.value.fix

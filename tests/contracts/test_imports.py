@@ -74,7 +74,9 @@ FORBIDDEN = {
         "onnx", "onnxruntime", "accelerate", "simmim_export.bundle", "simmim_export.parity", "simmim_export.engines",
         "simmim_export.runtime", "simmim_export.export", "simmim_export.training", "simmim_export.cli",
     },
-    "simmim_export/export": {"simmim_export.runtime", "simmim_export.training", "simmim_export.cli", "simmim_export.benchmarks"},
+    "simmim_export/export": {
+        "simmim_export.runtime.runtime", "simmim_export.training", "simmim_export.cli", "simmim_export.benchmarks",
+    },
     "simmim_export/precision": {
         "torch", "torchvision", "transformers", "simmim_export.models", "simmim_export.runtime.runtime",
         "simmim_export.export", "simmim_export.training", "simmim_export.cli", "simmim_export.benchmarks",

@@ -1,0 +1,128 @@
+"""OpenVINO: hints, calls from several threads, and compiled models that are kept."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simmim_export.bundle import Bundle
+from simmim_export.engines import compiled, get_engine
+from simmim_export.engines.base import LATENCY, THROUGHPUT
+from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.parity import Golden, compare
+from simmim_export.runtime import load
+from simmim_export.spec import Precision
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SIMMIM_EXPORT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache/openvino"
+
+
+@pytest.mark.parametrize("hint", [LATENCY, THROUGHPUT])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_many_threads_get_what_one_gets(tiny_bundle: Path, hint: str, precision: str) -> None:
+    with load(tiny_bundle, "openvino", precision, hint=hint) as model:
+        session = model.session("image_encoder")
+        pixels = np.random.default_rng(0).integers(0, 256, (24, 1, 64, 64, 3), dtype=np.uint8)
+        alone = [session.run({"pixels": image})["image_embed"] for image in pixels]
+        with ThreadPoolExecutor(8) as pool:
+            among = list(pool.map(lambda image: session.run({"pixels": image})["image_embed"], pixels))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, among, strict=True))
+
+
+def test_hints_that_are_none_and_hints_that_an_engine_lacks(tiny_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="unknown hint 'speed'"):
+        load(tiny_bundle, "openvino", hint="speed")
+    with pytest.raises(EngineUnavailable, match=r"'ort' has no throughput hint \(it has: latency\)") as caught:
+        load(tiny_bundle, "ort", hint=THROUGHPUT)
+    assert caught.value.exit_code == 3
+
+
+def opened(bundle: Path, precision: str = "fp32") -> dict[str, np.ndarray]:
+    with load(bundle, "openvino", precision) as model:
+        found: np.ndarray = model.embed_text(["a red circle"])
+        report = compare(
+            model.session("text_encoder"),
+            model.bundle.manifest.graph("text_encoder"),
+            Golden.load(bundle / "golden.npz"),
+            Precision(precision),
+        )
+    assert report.passed
+    return {"embed": found}
+
+
+def test_a_compiled_model_is_kept_and_gives_the_same(cache: Path, tiny_bundle: Path) -> None:
+    first = opened(tiny_bundle)["embed"]
+    blobs = [path for path in cache.rglob("*") if path.is_file() and path.name != compiled.DIGESTS]
+    assert len(blobs) == 1
+    stamp = blobs[0].stat().st_mtime_ns
+    assert np.array_equal(opened(tiny_bundle)["embed"], first) and blobs[0].stat().st_mtime_ns == stamp
+    # Another precision is another compiled model of the same graph.
+    if "BF16" in __import__("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert not np.array_equal(opened(tiny_bundle, "bf16")["embed"], first)
+        assert np.array_equal(opened(tiny_bundle)["embed"], first)
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "stranger", "no digests"])
+def test_a_damaged_cache_is_made_again(cache: Path, tiny_bundle: Path, how: str) -> None:
+    first = opened(tiny_bundle)["embed"]
+    (folder,) = cache.iterdir()
+    (blob,) = [path for path in folder.iterdir() if path.name != compiled.DIGESTS]
+    content = blob.read_bytes()
+    if how == "flip":
+        middle = len(content) // 2
+        blob.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+    elif how == "cut":
+        blob.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        blob.write_bytes(b"")
+    elif how == "stranger":
+        (folder / "other.blob").write_bytes(b"x")
+    else:
+        (folder / compiled.DIGESTS).write_text("[")
+    assert np.array_equal(opened(tiny_bundle)["embed"], first)
+    assert not (folder / "other.blob").exists() and len(blob.read_bytes()) == len(content)
+    assert compiled._read(folder).keys() == {blob.name}
+
+
+def test_another_graph_under_the_same_path_is_another_model(cache: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    spec, path = Bundle.open(tiny_bundle).manifest.graph("text_encoder"), tmp_path / "x.onnx"
+    engine, feeds = (
+        get_engine("openvino"),
+        {name: np.ones((1, 5), np.int64) for name in ("input_ids", "attention_mask")},
+    )
+    found = []
+    for variant in ("fp32", "int8-u8", "fp32"):
+        shutil.copyfile(tiny_bundle / f"graphs/text_encoder.{variant}.onnx", path)
+        session = engine.open(path, spec, Precision.FP32)
+        found.append(session.run(feeds)["text_embed"])
+        session.close()
+    assert np.array_equal(found[0], found[2]) and not np.array_equal(found[0], found[1])
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_without_a_cache_nothing_is_written(
+    cache: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMMIM_EXPORT_CACHE", "off")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    opened(tiny_bundle)
+    assert not cache.exists() and not (tmp_path / "xdg").exists()
+
+
+def test_the_cache_does_not_grow_for_ever(
+    cache: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "BYTES", 1)
+    with load(tiny_bundle, "openvino") as model:
+        for spec in model.bundle.manifest.graphs:
+            model.session(spec.name)
+            assert len(list(cache.iterdir())) == 1
