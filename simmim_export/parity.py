@@ -6,9 +6,7 @@ compile, the first run on a device) is judged by :func:`compare` and by nothing 
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from simmim_export.errors import BundleError, GateFailed
+from simmim_export.files import DAMAGED, pack, unpack
 from simmim_export.spec import TOLERANCES, GraphSpec, Precision
 
 Tensors = Mapping[str, np.ndarray]
@@ -44,25 +43,17 @@ class Golden:
 
     def save(self) -> bytes:
         """The content of golden.npz; the same tensors always give the same bytes."""
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for case, tensors in self.cases.items():
-                for key, array in tensors.items():
-                    part = io.BytesIO()
-                    np.lib.format.write_array(part, np.ascontiguousarray(array), allow_pickle=False)
-                    archive.writestr(zipfile.ZipInfo(f"{case}/{key}.npy"), part.getvalue(), zipfile.ZIP_DEFLATED)
-        return buffer.getvalue()
+        return pack({f"{case}/{key}": array for case, tensors in self.cases.items() for key, array in tensors.items()})
 
     @classmethod
     def load(cls, path: Path) -> Golden:
         """Read golden.npz; raise :class:`BundleError` if it is damaged or holds anything but arrays."""
         cases: dict[str, dict[str, np.ndarray]] = {}
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                for name in archive.files:
-                    case, _, key = name.partition("/")
-                    cases.setdefault(case, {})[key] = archive[name]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            for name, array in unpack(path).items():
+                case, _, key = name.partition("/")
+                cases.setdefault(case, {})[key] = array
+        except DAMAGED as error:
             raise BundleError(
                 f"golden.npz cannot be read: {error}", where=path, fix="export the bundle again"
             ) from error
@@ -101,6 +92,8 @@ class ParityReport:
     graph: str
     precision: Precision
     rows: tuple[ParityRow, ...]
+    # The form of the graph that was run, where there are several for one precision.
+    variant: str = ""
 
     @property
     def passed(self) -> bool:
@@ -173,21 +166,44 @@ def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision
 
     for case in golden.cases:
         judge(case, session.run(golden.feeds(case, spec)), golden.expected(case, spec))
-    largest = max(golden.cases, key=lambda name: len(golden.cases[name]["pixels"]))
-    feeds, expected = golden.feeds(largest, spec), golden.expected(largest, spec)
+    largest = _largest(golden)
+    for check, index, alone, reference in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
+        judge(f"{check}, sample {index}", session.run(alone), reference)
+    return ParityReport(spec.name, precision, tuple(rows))
+
+
+def invariance(session: Runs, spec: GraphSpec, golden: Golden) -> dict[str, float]:
+    """``batch`` and ``padding``: the largest scaled error of a sample alone, and of one without its padding, against what the
+    same session gives it among others. 0 for what the graph does not have."""
+    feeds = golden.feeds(_largest(golden), spec)
+    among = session.run(feeds)
+    found = {"batch": 0.0, "padding": 0.0}
+    for check, _, alone, reference in _samples(feeds, among, spec):
+        outputs, kind = session.run(alone), "batch" if check == ALONE else "padding"
+        found[kind] = max(found[kind], *(difference(outputs[name], values)[0] for name, values in reference.items()))
+    return found
+
+
+ALONE, UNPADDED = "alone", "without padding"
+
+
+def _largest(golden: Golden) -> str:
+    return max(golden.cases, key=lambda name: len(golden.cases[name]["pixels"]))
+
+
+def _samples(
+    feeds: Tensors, expected: Tensors, spec: GraphSpec
+) -> Iterator[tuple[str, int, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """(check, number, inputs, outputs) of every sample alone, and again without its padding."""
     for index in range(len(next(iter(feeds.values())))):
         alone = {name: array[index : index + 1] for name, array in feeds.items()}
         reference = {name: array[index : index + 1] for name, array in expected.items()}
-        judge(f"alone, sample {index}", session.run(alone), reference)
+        yield ALONE, index, alone, reference
         for mask, axis in MASKS.items():
             if mask in alone:
                 length = max(int(alone[mask].sum()), spec.axis(axis).minimum)
-                judge(
-                    f"without padding, sample {index}",
-                    session.run(_cut(alone, spec.inputs, axis, length)),
-                    _cut(reference, spec.outputs, axis, length),
-                )
-    return ParityReport(spec.name, precision, tuple(rows))
+                shorter = _cut(alone, spec.inputs, axis, length)
+                yield UNPADDED, index, shorter, _cut(reference, spec.outputs, axis, length)
 
 
 def _cut(tensors: Tensors, specs: tuple, axis: str, length: int) -> dict[str, np.ndarray]:

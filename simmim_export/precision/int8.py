@@ -1,4 +1,4 @@
-"""The variant int8-u8 of a graph, for CPU engines: convolutions calibrated, matrix products by blocks, all else as it was.
+"""The variant int8-u8 of a graph, for CPU engines: convolutions calibrated, matrix products by token, all else as it was.
 
 requires: a graph of ours at FP32. ensures: the same inputs and outputs, no operator outside ONNX's own, every scale positive
 and finite, every weight symmetric; or :class:`GateFailed`.
@@ -7,6 +7,7 @@ and finite, every weight symmetric; or :class:`GateFailed`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,11 @@ import onnx
 from onnx import numpy_helper
 
 from simmim_export.errors import GateFailed
-from simmim_export.precision.calibration import Calibration
 from simmim_export.precision.convolutions import quantize_convolutions
-from simmim_export.precision.weights import quantize_weights
+from simmim_export.precision.tokens import quantize_products
+from simmim_export.precision.weights import products
 
 VARIANT = "int8-u8"
-QUANTISED_INPUT = "pixels"
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,34 @@ class Quantised:
     products: tuple[str, ...]
 
 
-def to_int8(source: Path, target: Path, calibration: Calibration) -> Quantised:
-    """Write the INT8 form of the graph ``source`` to ``target``. A graph with nothing to quantise is copied as it is."""
+def to_int8(
+    source: Path,
+    target: Path,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    keep_float: Collection[str] = (),
+    reduce_range: bool = False,
+) -> Quantised:
+    """Write the INT8 form of the graph ``source`` to ``target``. A graph with nothing to quantise is copied as it is.
+
+    ``feeds`` are real inputs of the graph at batch 1; ``keep_float`` names nodes to leave alone; ``reduce_range`` as in
+    :func:`quantize_convolutions` and :func:`quantize_products`.
+    """
     before = onnx.load(source)
     convolutions: list[str] = []
-    if any(node.op_type == "Conv" for node in before.graph.node):
-        convolutions = quantize_convolutions(source, target, calibration.pixels)
+    if any(node.op_type == "Conv" and node.name not in keep_float for node in before.graph.node):
+        convolutions = quantize_convolutions(source, target, feeds, keep_float, reduce_range)
     else:
         shutil.copyfile(source, target)
     after = onnx.load(target)
-    products = quantize_weights(after)
+    multiplied = quantize_products(after, feeds, keep_float, reduce_range)
     onnx.save(after, target)
     check(before, after)
-    return Quantised(tuple(convolutions), tuple(products))
+    return Quantised(tuple(convolutions), tuple(multiplied))
+
+
+def touched(model: onnx.ModelProto) -> list[str]:
+    """The names of the nodes that :func:`to_int8` would quantise in an FP32 graph."""
+    return [n.name for n in model.graph.node if n.op_type == "Conv"] + [n.name for n in products(model)]
 
 
 def check(before: onnx.ModelProto, after: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""INT8: what the passes promise, what calibration refuses, and that real weights survive."""
+"""INT8: what the passes promise, and that real weights survive."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
-from PIL import Image
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
-from simmim_export.errors import DataError, FewSamples, GateFailed
-from simmim_export.precision.calibration import Calibration, calibrate
+from simmim_export.errors import GateFailed
 from simmim_export.precision.int8 import check, to_int8
 from simmim_export.precision.weights import BLOCKS, block_of, products, quantize_blocks, quantize_weights
 from simmim_export.spec import Precision
@@ -25,6 +23,10 @@ from simmim_export.spec import Precision
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def feeds(pixels: np.ndarray) -> list[dict[str, np.ndarray]]:
+    return [{"pixels": image[None]} for image in pixels]
 
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -70,7 +72,7 @@ def test_every_product_of_the_text_tower_is_quantised(tiny_bundle: Path) -> None
 
 def test_a_graph_without_anything_to_quantise_stays_as_it_is(tiny_bundle: Path, tmp_path: Path) -> None:
     source, target = tiny_bundle / "graphs/head.match.fp32.onnx", tmp_path / "x.onnx"
-    found = to_int8(source, target, Calibration(noise(32), "noise"))
+    found = to_int8(source, target, [])
     assert found.convolutions == found.products == ()
     before, after = onnx.load(source), onnx.load(target)
     assert [n.op_type for n in before.graph.node] == [n.op_type for n in after.graph.node]
@@ -79,9 +81,9 @@ def test_a_graph_without_anything_to_quantise_stays_as_it_is(tiny_bundle: Path, 
 def test_the_same_images_give_the_same_graph(tiny_bundle: Path, tmp_path: Path) -> None:
     source = tiny_bundle / "graphs/image_encoder.fp32.onnx"
     for name in ("a", "b"):
-        found = to_int8(source, tmp_path / name, Calibration(noise(32), "noise"))
+        found = to_int8(source, tmp_path / name, feeds(noise(32)))
         assert len(found.convolutions) >= 6
-    to_int8(source, tmp_path / "c", Calibration(noise(32) // 4, "dark noise"))
+    to_int8(source, tmp_path / "c", feeds(noise(32) // 4))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
 
 
@@ -125,62 +127,6 @@ def test_what_a_pass_promises_is_checked(tiny_bundle: Path, how: str, said: str)
         check(before, broken(after, how))
 
 
-def test_calibration_is_real_and_distinct(tmp_path: Path) -> None:
-    few = Calibration
-    with pytest.warns(FewSamples, match="calibrated on 9 images of noise"):
-        few(noise(9), "noise")
-    for pixels, said in [
-        (noise(7), "7 images are too few"),
-        (noise(0), "0 images are too few"),
-        (noise(32).astype(np.float32), "float32"),
-        (noise(32)[..., :1], r"\[32, 64, 64, 1\]"),
-        (np.concatenate([noise(40), noise(1)]), "images 0 and 40 are the same picture"),
-    ]:
-        with pytest.raises(DataError, match=said) as caught:
-            Calibration(pixels, "noise")
-        assert caught.value.exit_code == 5 and caught.value.fix
-    assert (
-        Calibration(noise(32), "a").digest == Calibration(noise(32), "b").digest != Calibration(noise(33), "a").digest
-    )
-
-
-def folder(path: Path, count: int) -> Path:
-    path.mkdir()
-    for index, pixels in enumerate(noise(count, 1)):
-        Image.fromarray(pixels).save(path / f"{index}.png")
-    (path / "notes.txt").write_text("no picture")
-    return path
-
-
-def test_pictures_of_a_folder_are_prepared_as_the_runtime_does(tiny_bundle: Path, tmp_path: Path) -> None:
-    preprocessing = Bundle.open(tiny_bundle).manifest.preprocessing["image"]
-    found = calibrate(noise(1), folder(tmp_path / "pictures", 33), preprocessing)
-    assert np.array_equal(found.pixels, noise(33, 1)) and found.source.endswith("pictures")
-    for place in (tmp_path / "none", tiny_bundle / "graphs"):
-        with pytest.raises(DataError, match=r"no such folder|no calibration images"):
-            calibrate(noise(1), place, preprocessing)
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "said"),
-    [
-        (("--precision", "int8", "--calibration", "{pictures}"), 5, "7 images are too few to calibrate on"),
-        (("--precision", "int8", "--calibration", "{none}"), 5, "no such folder of calibration images"),
-        (("--calibration", "{pictures}"), 2, "--calibration without a precision that needs it"),
-        (("--precision", "int4"), 2, "unknown precision 'int4'"),
-        (("--precision", "bf16"), 2, "no graph is written in bf16"),
-    ],
-)
-def test_bad_calibration_ends_the_export(
-    tiny_checkpoint: Path, tmp_path: Path, run_cli, options: tuple[str, ...], code: int, said: str
-) -> None:
-    places = {"pictures": folder(tmp_path / "pictures", 7), "none": tmp_path / "none"}
-    words = [word.format(**places) for word in options]
-    done = run_cli("export", "onnx", tiny_checkpoint, "-o", tmp_path / "bundle", *words)
-    assert done.returncode == code and said in done.stderr, done.stderr
-    assert not (tmp_path / "bundle").exists()
-
-
 def test_a_bundle_without_int8_says_how_to_make_it(tiny_checkpoint: Path, tmp_path: Path, run_cli) -> None:
     done = run_cli("export", "onnx", tiny_checkpoint, "-o", tmp_path / "bundle")
     assert done.returncode == 0, done.stderr
@@ -211,7 +157,8 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
 def test_real_weights_keep_their_neighbours(minilm: Path, engine: str) -> None:
     """200 sentences here; `simmim-bench quantization` has the whole table."""
-    from simmim_export.benchmarks.quantization import agreement, sentences
+    from simmim_export.benchmarks.quantization import sentences
+    from simmim_export.proof.figures import agreement
     from simmim_export.runtime import load
 
     texts = sentences()[:200]

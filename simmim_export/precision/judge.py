@@ -1,0 +1,133 @@
+"""Candidates for a deployment, judged in a process of their own: what they still answer, and how long they take.
+
+Knows one engine, the evidence and files. Must not know plans, or how a file was made. A process of its own, because PyTorch's
+threads would distort every latency (up to twice, measured).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simmim_export.bundle import Manifest
+from simmim_export.engines import require_engine
+from simmim_export.engines.base import Session
+from simmim_export.files import digest
+from simmim_export.parity import Golden
+from simmim_export.proof.evidence import Evidence
+from simmim_export.proof.examine import Examiner
+from simmim_export.runtime.text import Tokenizer
+from simmim_export.spec import Precision
+
+ROUNDS, SECONDS = 5, 0.12
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file for one graph, and the precision to open it with."""
+
+    graph: str
+    path: Path
+    precision: Precision
+
+
+class _Bench:
+    """What the process holds. ``files`` maps evidence and golden tensors to their paths."""
+
+    def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
+        self.engine, self.manifest = require_engine(engine), manifest
+        limit = manifest.preprocessing["text"]["max_length"]
+
+        def tokens(texts: list[str]) -> dict:
+            ids, mask = Tokenizer(tokenizer, limit).encode(texts)
+            return {"input_ids": ids, "attention_mask": mask}
+
+        self.examiner = Examiner(manifest, Evidence.load(evidence), tokens)
+        self.golden = Golden.load(golden)
+
+    def open(self, candidate: Candidate) -> Session:
+        return self.engine.open(candidate.path, self.manifest.graph(candidate.graph), candidate.precision)
+
+    def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
+        mine = {candidate.graph: candidate for candidate in candidates}
+        names = {graph: f"{digest(c.path)} {c.precision}" for graph, c in mine.items()}
+        opened: dict[str, Session] = {}
+
+        def session(graph: str) -> Session:
+            if graph not in opened:
+                opened[graph] = self.open(mine[graph])
+            return opened[graph]
+
+        try:
+            return self.examiner.figures(self.examiner.outputs(session, names.__getitem__))
+        finally:
+            for one in opened.values():
+                one.close()
+
+    def clock(self, candidates: Sequence[Candidate]) -> list[float]:
+        case = max(self.golden.cases, key=lambda name: self.golden.cases[name]["input_ids"].size)
+        samples: list[list[float]] = [[] for _ in candidates]
+        for _ in range(ROUNDS):
+            for place, candidate in enumerate(candidates):
+                # One session at a time: two would compete for the same threads.
+                session = self.open(candidate)
+                feeds = self.golden.feeds(case, self.manifest.graph(candidate.graph))
+                feeds = {name: array[:1] for name, array in feeds.items()}
+                for _ in range(3):
+                    session.run(feeds)
+                until, found = time.perf_counter() + SECONDS, list[float]()
+                while time.perf_counter() < until or len(found) < 5:
+                    before = time.perf_counter()
+                    session.run(feeds)
+                    found.append(time.perf_counter() - before)
+                samples[place].append(statistics.median(found))
+                session.close()
+        return [statistics.median(rounds) for rounds in samples]
+
+
+_bench: _Bench | None = None
+
+
+def _start(*arguments: Any) -> None:
+    global _bench
+    _bench = _Bench(*arguments)
+
+
+def _examine(candidates: Sequence[Candidate]) -> Mapping[str, Any]:
+    assert _bench is not None
+    return _bench.examine(candidates)
+
+
+def _clock(candidates: Sequence[Candidate]) -> list[float]:
+    assert _bench is not None
+    return _bench.clock(candidates)
+
+
+class Judge:
+    """A process with one ``engine``. Use it in a ``with`` block; errors of the engine are raised here as they are."""
+
+    def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
+        self.engine = engine
+        spawn = multiprocessing.get_context("spawn")
+        arguments = (engine, manifest, tokenizer, evidence, golden)
+        self._pool = ProcessPoolExecutor(1, spawn, initializer=_start, initargs=arguments)
+
+    def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
+        """What the evidence says of one candidate for every graph: :meth:`Examiner.figures`."""
+        return self._pool.submit(_examine, list(candidates)).result()
+
+    def clock(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Median seconds of each at batch 1 and the longest probed text: medians of 5 alternated rounds."""
+        return self._pool.submit(_clock, list(candidates)).result()
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
