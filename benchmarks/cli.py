@@ -53,14 +53,11 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from simmim_export.benchmarks import driver
-    from simmim_export.engines import require_engine
-    from simmim_export.spec import Precision
 
-    default = Precision.parse(precision)
-    engines = list(dict.fromkeys(driver.Contestant.parse(text, default) for text in engine or ["torch", "ort"]))
+    engines = list(dict.fromkeys(driver.Contestant.parse(text, precision) for text in engine or ["torch", "ort"]))
     # First of all: an engine that is not there should say so at once, not after a bundle was built.
     for contestant in engines:
-        require_engine(contestant.engine).variant(contestant.precision)
+        contestant.require()
     from simmim_export.benchmarks import reference, report, suites
 
     bundle, checkpoint = reference.find(bundle, checkpoint)
@@ -178,54 +175,57 @@ def quantization(
     engine: Annotated[
         list[str] | None, typer.Option("--engine", help="ENGINE:PRECISION; repeatable; ort and openvino by default.")
     ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            help="static, dynamic, nncf, int8-s8 or none: other INT8 graphs on the same engines; repeatable; by default all "
+            "that are installed.",
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option("--preset", help="Preset that the encoder is put into.")] = "small",
     sentences: Annotated[int, typer.Option("--sentences", min=2, help="Held-out sentences to embed.")] = 1200,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed rounds, engines alternating.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what a lower precision costs a text tower with real weights, and what it saves."""
+    """Measure what a lower precision costs a text tower with real weights, what it saves, and what other quantisers reach."""
     import tempfile
 
-    from rich.table import Table
-
-    from simmim_export.benchmarks import driver
+    from simmim_export.benchmarks import driver, report
     from simmim_export.benchmarks import quantization as suite
-    from simmim_export.engines import require_engine
     from simmim_export.errors import UsageError
-    from simmim_export.spec import Precision
+    from simmim_export.precision import peers
 
     names = engine or ["ort:int8", "openvino", "openvino:bf16", "openvino:int8"]
-    contestants = [driver.Contestant.parse(name, Precision.FP32) for name in names]
+    contestants = [driver.Contestant.parse(name) for name in names]
     for contestant in contestants:
-        require_engine(contestant.engine).variant(contestant.precision)
+        contestant.require()
+    absent = {name: reason for name in peers.RECIPES if (reason := peers.lacking(name))}
+    recipes = recipe or [*(name for name in peers.RECIPES if name not in absent), suite.SYMMETRIC]
+    recipes = [] if recipes == ["none"] else recipes
+    for name in recipes:
+        if name != suite.SYMMETRIC:
+            peers.require(name)
     texts = suite.sentences()
-    if sentences > len(texts):
-        raise UsageError(f"there are {len(texts)} sentences", fix=f"give --sentences {len(texts)} or less")
+    most = len(texts) - suite.CALIBRATION
+    if sentences > most:
+        raise UsageError(f"there are {most} sentences to judge by", fix=f"give --sentences {most} or less")
+    judges, samples = texts[:sentences], texts[-suite.CALIBRATION :]
     with progress_bar("quantization") as watch, tempfile.TemporaryDirectory() as folder:
-        bundle = suite.make_bundle(text_encoder, preset, Path(folder))
-        found = suite.measure(bundle, contestants, texts[:sentences], rounds, watch)
+        bundle = suite.make_bundle(text_encoder, preset, samples, Path(folder))
+        for index, name in enumerate(recipes):
+            watch(f"quantise by {name}", index, len(recipes))
+            made = suite.with_recipe(bundle, name, samples, Path(folder))
+            lowered = dict.fromkeys(c.engine for c in contestants if c.precision == "int8")
+            contestants += [driver.Contestant(engine, "int8", name, made) for engine in lowered]
+        found = suite.measure(bundle, contestants, judges, rounds, watch)
     if as_json:
         print_json(found)
         return
-    title = f"text_encoder against ort fp32: {found['sentences']} sentences, {found['cut']} of them cut; batch 1"
-    table = Table(title=title)
-    for column in (
-        "engine",
-        "precision",
-        "mean cosine",
-        "1 %",
-        "least",
-        "same neighbour",
-        "latency / own fp32",
-        "95 %",
-    ):
-        table.add_column(column, justify="left" if column in ("engine", "precision") else "right")
-    for row in found["rows"]:
-        cosines = [f"{row[f'cosine_{kind}']:.5f}" for kind in ("mean", "p1", "min")]
-        share = row["share_of_own_fp32"]
-        cells = (f"{share[0]:.2f}", f"{share[1]:.2f}-{share[2]:.2f}") if share else ("", "")
-        table.add_row(row["engine"], row["precision"], *cosines, f"{row['top1']:.1%}", *cells)
-    stdout_console().print(table)
+    report.show_quantization(found)
+    for name, reason in absent.items():
+        if recipe is None:
+            stdout_console().print(f"not measured: {name}: {reason}; pip install 'simmim-export[peers]'", markup=False)
 
 
 def main() -> None:

@@ -15,29 +15,44 @@ from typing import Any
 from simmim_export import errors
 from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.bundle import Bundle, Manifest
+from simmim_export.engines import require_engine
 from simmim_export.errors import GateFailed, SimmimError
-from simmim_export.spec import Precision
+from simmim_export.runtime.runtime import PLANNED
+from simmim_export.spec import Precision, PrecisionPlan
 
 Watch = Callable[[str, int, int], None]
+FP32 = str(Precision.FP32)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """An engine at a precision."""
+    """An engine at a precision, or at one for each graph, written as for :func:`simmim_export.load`. ``recipe`` names another
+    ``bundle`` than the plan's, of which it runs the graphs."""
 
     engine: str
-    precision: Precision
+    precision: str = FP32
+    recipe: str = ""
+    bundle: Path | None = None
 
     @classmethod
-    def parse(cls, text: str, default: Precision) -> Contestant:
+    def parse(cls, text: str, default: str = FP32) -> Contestant:
         """``openvino:bf16``, or ``openvino`` at the ``default``; ``torch`` alone is the reference and stays at FP32."""
         engine, colon, precision = text.partition(":")
-        if colon:
-            return cls(engine, Precision.parse(precision))
-        return cls(engine, Precision.FP32 if engine == "torch" else default)
+        if not colon:
+            precision = FP32 if engine == "torch" else default
+        return cls(engine, precision if precision == PLANNED else str(PrecisionPlan.parse(precision)))
+
+    def require(self) -> None:
+        """Raise :class:`EngineUnavailable` if the engine, or one of its precisions, is not to be had here."""
+        engine = require_engine(self.engine)
+        if self.precision != PLANNED:
+            plan = PrecisionPlan.parse(self.precision)
+            for precision in dict.fromkeys((plan.default, *(own for _, own in plan.graphs))):
+                engine.variant(precision)
 
     def __str__(self) -> str:
-        return self.engine if self.precision is Precision.FP32 else f"{self.engine}:{self.precision}"
+        name = self.engine if self.precision == FP32 else f"{self.engine}:{self.precision}"
+        return f"{name} ({self.recipe})" if self.recipe else name
 
 
 class WorkerDied(SimmimError):
@@ -89,7 +104,8 @@ class Process:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: a bundle on several engines; targets are ``graph:NAME`` or ``pipeline:NAME``."""
+    """What to measure: a bundle on several engines; targets are ``graph:NAME`` or ``pipeline:NAME``. With ``evidence`` each
+    engine is also asked everything that travels with the bundle."""
 
     bundle: Path
     checkpoint: Path | None
@@ -100,6 +116,7 @@ class Plan:
     rounds: int
     iterations: int
     warmup: int
+    evidence: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,7 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
             checkpoint = str(plan.checkpoint) if engine.engine == "torch" else None
             opened = process.ask(
                 "open",
-                bundle=str(plan.bundle),
+                bundle=str(engine.bundle or plan.bundle),
                 engine=engine.engine,
                 precision=engine.precision,
                 checkpoint=checkpoint,
@@ -157,6 +174,9 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
         for engine, process in workers.items():
             watch(f"parity of {engine}", plan.rounds, plan.rounds)
             info[engine] |= process.ask("finish", graphs=list(plan.graphs))
+            if plan.evidence:
+                watch(f"what {engine} still knows", plan.rounds, plan.rounds)
+                info[engine]["figures"] = process.ask("examine")
     finally:
         for process in workers.values():
             process.close()

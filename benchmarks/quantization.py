@@ -6,10 +6,12 @@ Knows sentences, the commands that make a bundle, and engines by name. Must not 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,19 @@ import numpy as np
 
 from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.report import ratio_to
+from simmim_export.bundle import Bundle
 from simmim_export.errors import GateFailed, TruncatedText
+from simmim_export.files import digest
+from simmim_export.precision import peers
+from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
-from simmim_export.spec import Precision
 
-EXACT = driver.Contestant("ort", Precision.FP32)
+EXACT = driver.Contestant("ort")
+GRAPH = "text_encoder"
+# The graph for TensorRT, run on a CPU to see what its ranges cost.
+SYMMETRIC = "int8-s8"
+# Sentences that are for calibration, behind those that judge.
+CALIBRATION = 128
 Watch = Callable[[str, int, int], None]
 
 
@@ -43,29 +53,15 @@ def sentences() -> list[str]:
     return [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
 
 
-def agreement(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """How unit vectors float32 [n, E] agree, row by row: cosine (mean, 1st percentile, least), and the share of rows whose
-    nearest other row is the same (``top1``)."""
-    cosine = (exact * found).sum(axis=1)
-    nearest = []
-    for vectors in (exact, found):
-        similarity = vectors @ vectors.T
-        np.fill_diagonal(similarity, -np.inf)
-        nearest.append(similarity.argmax(axis=1))
-    return {
-        "cosine_mean": float(cosine.mean()),
-        "cosine_p1": float(np.percentile(cosine, 1)),
-        "cosine_min": float(cosine.min()),
-        "top1": float((nearest[0] == nearest[1]).mean()),
-    }
-
-
-def make_bundle(text_encoder: str, preset: str, folder: Path) -> Path:
-    """A bundle of ``preset`` with the weights of a Hugging Face encoder, in FP32 and INT8."""
-    checkpoint, bundle = folder / "ckpt.pt", folder / "bundle"
+def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Path) -> Path:
+    """A bundle of ``preset`` with the weights of a Hugging Face encoder, in FP32 and INT8, calibrated on ``texts``."""
+    checkpoint, bundle, samples = folder / "ckpt.pt", folder / "bundle", folder / "samples"
+    samples.mkdir()
+    (samples / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    lowered = ("--precision", "int8", "--calibration", str(samples))
     for module, *words in (
         ("training.cli", "init", "--preset", preset, "--text-encoder", text_encoder, "-o", str(checkpoint)),
-        ("cli", "onnx", str(checkpoint), "--precision", "int8", "-o", str(bundle)),
+        ("cli", "onnx", str(checkpoint), *lowered, "-o", str(bundle)),
     ):
         done = subprocess.run([sys.executable, "-m", f"simmim_export.{module}", *words], capture_output=True, text=True)
         if done.returncode:
@@ -73,13 +69,36 @@ def make_bundle(text_encoder: str, preset: str, folder: Path) -> Path:
     return bundle
 
 
+def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -> Path:
+    """A copy of ``bundle`` whose INT8 text encoder another quantiser made, calibrated on the same ``texts``; for the recipe
+    "int8-s8" the one that is written for TensorRT."""
+    opened = Bundle.open(bundle)
+    copy, made = folder / recipe, opened.artifact(GRAPH, "int8-u8")
+    shutil.copytree(bundle, copy)
+    target = copy / made.path
+    if recipe == SYMMETRIC:
+        shutil.copyfile(bundle / opened.artifact(GRAPH, SYMMETRIC).path, target)
+    else:
+        with load(bundle) as model:
+            feeds = [model.tokens([text]) for text in texts]
+        source = opened.file(opened.artifact(GRAPH, "fp32").path)
+        peers.RECIPES[recipe][0](source, target, feeds)
+    artifacts = tuple(
+        replace(each, sha256=digest(target), bytes=target.stat().st_size) if each == made else each
+        for each in opened.manifest.artifacts
+    )
+    (copy / "manifest.json").write_text(replace(opened.manifest, artifacts=artifacts).dumps(), encoding="utf-8")
+    return copy
+
+
 def measure(
     bundle: Path, contestants: Sequence[driver.Contestant], texts: Sequence[str], rounds: int, watch: Watch
 ) -> dict[str, Any]:
     """``rows``: for each contestant its agreement with ONNX Runtime at FP32, and its latency at batch 1 as a share of that
     of the same engine at FP32 where that takes part (with a 95 % interval). ``cut`` counts sentences over the limit.
+
+    An embedding that is not finite counts as one of zeros: ``broken`` says how many.
     """
-    targets, graphs = ["graph:text_encoder"], ["text_encoder"]
     exact: np.ndarray | None = None
     cut = 0
     rows: list[dict[str, Any]] = []
@@ -87,15 +106,18 @@ def measure(
     for index, contestant in enumerate(everyone):
         watch(f"embed {len(texts)} sentences, {contestant}", index, 2 * len(everyone))
         with (
-            load(bundle, contestant.engine, contestant.precision) as model,
+            load(contestant.bundle or bundle, contestant.engine, contestant.precision) as model,
             warnings.catch_warnings(record=True) as said,
         ):
             warnings.simplefilter("always")
             found = np.concatenate([model.embed_text([text]) for text in texts])
         cut = sum(issubclass(warning.category, TruncatedText) for warning in said)
         exact = found if exact is None else exact
-        rows.append({"engine": contestant.engine, "precision": str(contestant.precision)} | agreement(exact, found))
-    plan = driver.Plan(bundle, None, everyone, targets, graphs, 1, rounds, iterations=30, warmup=5)
+        broken = ~np.isfinite(found).all(axis=1)
+        found[broken] = 0
+        name = {"engine": contestant.engine, "precision": contestant.precision, "recipe": contestant.recipe}
+        rows.append(name | {"broken": int(broken.sum())} | agreement(exact, found))
+    plan = driver.Plan(bundle, None, everyone, [f"graph:{GRAPH}"], [GRAPH], 1, rounds, iterations=30, warmup=5)
     measured = driver.measure(plan, lambda step, done, total: watch(step, total + done, 2 * total))
     for row, result in zip(rows, measured.results, strict=True):
         assert (row["engine"], row["precision"]) == (result.engine, result.precision)

@@ -7,7 +7,6 @@ everything else: no accuracy is ever claimed from them.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -16,19 +15,23 @@ from pathlib import Path
 
 import simmim_export
 from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.host import cache_folder
 from simmim_export.version import __version__
 
 PRESET = "base"
 
 
-def cache_folder() -> Path:
-    """Where the reference bundle of this very code is kept: another model or exporter makes another one."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+def reference_folder() -> Path:
+    """Where the reference bundle of this very code is kept: another model or exporter makes another one. Raise
+    :class:`UsageError` where nothing may be cached."""
+    base = cache_folder("reference")
+    if base is None:
+        raise UsageError("there is no cache to keep the reference bundle in", fix="give --bundle")
     root = Path(simmim_export.__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*root.glob("models/*.py"), *root.glob("export/*.py"), root / "bundle.py", root / "spec.py"]):
         digest.update(path.read_bytes())
-    return Path(base) / "simmim-export" / f"reference-{PRESET}-{__version__}-{digest.hexdigest()[:12]}"
+    return base / f"{PRESET}-{__version__}-{digest.hexdigest()[:12]}"
 
 
 def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | None]:
@@ -36,7 +39,7 @@ def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | Non
     if bundle is None and (Path("bundle") / "manifest.json").is_file():
         bundle = Path("bundle")
     if bundle is None:
-        folder = cache_folder()
+        folder = reference_folder()
         if not (folder / "bundle" / "manifest.json").is_file():
             build(folder)
         return folder / "bundle", folder / "ckpt.pt"

@@ -11,14 +11,13 @@ from typing import Any
 
 from rich.table import Table
 
-from simmim_export.benchmarks.driver import Measured, Plan
+from simmim_export.benchmarks.driver import FP32, Measured, Plan
 from simmim_export.benchmarks.measure import BenchmarkResult, Ratio, paired_ratio
 from simmim_export.bundle import Bundle
 from simmim_export.console import stdout_console
 from simmim_export.doctor import examine
 from simmim_export.errors import DataError
 from simmim_export.files import digest, replacing
-from simmim_export.spec import Precision
 
 SCHEMA = 1
 REFERENCE = "torch"
@@ -66,7 +65,7 @@ def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str
 def ratio_to(result: BenchmarkResult, results: list[BenchmarkResult], engine: str) -> Ratio | None:
     """How many times faster than ``engine`` at FP32 in the same run; None where that was not measured, or is itself."""
     for other in results:
-        same = other.engine == engine and other.precision == Precision.FP32 and other.target == result.target
+        same = other.engine == engine and other.precision == FP32 and other.target == result.target
         if same and other is not result:
             return paired_ratio(other.rounds, result.rounds)
     return None
@@ -158,3 +157,23 @@ def read(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the benchmark file is damaged: {error}", where=path, fix=fix) from error
     return found
+
+
+def show_quantization(found: dict[str, Any]) -> None:
+    """Print what :func:`simmim_export.benchmarks.quantization.measure` found."""
+    title = f"text_encoder against ort fp32: {found['sentences']} sentences, {found['cut']} of them cut; batch 1"
+    table = Table(title=title)
+    left = ("engine", "precision", "recipe")
+    for column in (*left, "mean cosine", "1 %", "least", "same neighbour", "latency / own fp32", "95 %"):
+        table.add_column(column, justify="left" if column in left else "right")
+    for row in found["rows"]:
+        cosines = [f"{row[f'cosine_{kind}']:.5f}" for kind in ("mean", "p1", "min")]
+        share = row["share_of_own_fp32"]
+        cells = (f"{share[0]:.2f}", f"{share[1]:.2f}-{share[2]:.2f}") if share else ("", "")
+        names = (row["engine"], row["precision"], row["recipe"] or "ours")
+        table.add_row(*names, *cosines, f"{row['top1']:.1%}", *cells)
+    console = stdout_console()
+    console.print(table)
+    for row in found["rows"]:
+        if row["broken"]:
+            console.print(f"{row['engine']} ({row['recipe']}): {row['broken']} embeddings were not finite")

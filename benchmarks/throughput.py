@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_export.engines.base import available_threads
 from simmim_export.errors import GateFailed
+from simmim_export.host import available_threads
 
 TRAIN = "simmim_export.training.cli"
 # preset -> (images in a batch, steps): the larger, the fewer, so that a figure takes a minute at most.

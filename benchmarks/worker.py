@@ -19,9 +19,10 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from simmim_export.engines.base import available_threads  # noqa: E402
 from simmim_export.errors import SimmimError  # noqa: E402
-from simmim_export.parity import Golden, compare  # noqa: E402
+from simmim_export.host import available_threads  # noqa: E402
+from simmim_export.parity import Golden, compare, invariance  # noqa: E402
+from simmim_export.proof.examine import Examiner, evidence_of  # noqa: E402
 from simmim_export.runtime import Runtime, load  # noqa: E402
 
 
@@ -80,13 +81,22 @@ class Worker:
     def finish(self, graphs: list[str]) -> Any:
         """Peak memory of the timed runs, then parity and executed precision of ``graphs``."""
         memory = peak_memory()
-        parity, proof = {}, {}
+        parity, proof, stable = {}, {}, {}
         for name in graphs:
             session, spec = self.model.session(name), self.model.bundle.manifest.graph(name)
-            parity[name] = compare(session, spec, self.golden, self.model.precision).summary()
+            parity[name] = compare(session, spec, self.golden, self.model.plan.of(name)).summary()
+            stable[name] = invariance(session, spec, self.golden)
             found = session.precision_proof()
             proof[name] = {"executed": dict(found.executed), "source": found.source}
-        return {"peak_memory": memory, "parity": parity, "proof": proof}
+        return {"peak_memory": memory, "parity": parity, "invariance": stable, "proof": proof}
+
+    def examine(self) -> Any:
+        """What the evidence of the bundle says of this engine; None where the bundle has none."""
+        evidence = evidence_of(self.model.bundle)
+        if evidence is None:
+            return None
+        examiner = Examiner(self.model.bundle.manifest, evidence, self.model.tokens)
+        return examiner.figures(examiner.outputs(self.model.session))
 
 
 def peak_memory() -> int:

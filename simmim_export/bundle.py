@@ -24,7 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -66,6 +66,8 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    # engine -> the precision of each graph that the planner chose, as PrecisionPlan writes it.
+    plans: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def graph(self, name: str) -> GraphSpec:
@@ -168,6 +170,11 @@ class Bundle:
                     fix="copy the bundle again, whole",
                 )
         return bundle
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest's content, which holds the digest of every file: one name for these very graphs."""
+        return _digest_of(as_json(self.manifest))
 
     def _digests(self) -> dict[str, str]:
         return dict(self.manifest.files) | {artifact.path: artifact.sha256 for artifact in self.manifest.artifacts}

@@ -83,3 +83,21 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def asked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with evidence, from a short real training, in every precision and with plans. Read only."""
+
+    def run(module: str, *words: object) -> None:
+        command = [sys.executable, "-m", f"simmim_export.{module}", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def train(path: Path) -> None:
+        run("training.cli", "finetune", "--steps", 3, "--batch-size", 8, "--eval-scenes", 48, "-o", path)
+
+    checkpoint = _once(tmp_path_factory, "asked.pt", train)
+    budget = "answers=30pt,retrieval=30pt,cosine=0.9"
+    lowered = ("--precision", "int8", "--precision", "fp16", "--budget", budget)
+    return _once(tmp_path_factory, "asked-bundle", lambda path: run("cli", "onnx", checkpoint, *lowered, "-o", path))

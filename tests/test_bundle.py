@@ -43,7 +43,7 @@ def refused(bundle: Path, *expected: str) -> None:
 
 def test_opens_and_round_trips(tiny_bundle: Path) -> None:
     opened = Bundle.open(tiny_bundle)
-    assert opened.check() == len(opened.manifest.artifacts) + 2
+    assert opened.check() == len(opened.manifest.artifacts) + 3
     text = (tiny_bundle / "manifest.json").read_text()
     assert parse_manifest(text, "here").dumps() == text
 
@@ -120,9 +120,9 @@ def test_a_graph_that_is_not_described(bundle: Path) -> None:
 
 def test_unknown_variant_names_what_there_is(tiny_bundle: Path) -> None:
     with pytest.raises(
-        EngineUnavailable, match=r"no int8-s8 variant of image_encoder \(it has: fp32, int8-u8\)"
+        EngineUnavailable, match=r"no fp16 variant of image_encoder \(it has: fp32, int8-s8, int8-u8\)"
     ) as caught:
-        Bundle.open(tiny_bundle).artifact("image_encoder", "int8-s8")
+        Bundle.open(tiny_bundle).artifact("image_encoder", "fp16")
     assert caught.value.exit_code == 3
 
 

@@ -50,7 +50,12 @@ Mixed = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16,
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Batches added up for one step.")]
 SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between saves of the trainer's state.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the trainer's state beside the output, exactly.")]
-Scenes = Annotated[int, typer.Option("--eval-scenes", min=0, help="Held-out scenes to evaluate on; 0 for none.")]
+Scenes = Annotated[
+    int,
+    typer.Option(
+        "--eval-scenes", min=0, help="Held-out scenes to evaluate on, and others to take along as evidence; 0 for none."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 

@@ -51,6 +51,16 @@ def rank() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
+def leave() -> None:
+    """Part from the other processes, all at once, when there is nothing more to share.
+
+    A process that ends while it still belongs to a group may be aborted by its own communication threads.
+    """
+    if count() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def every(own: Any) -> list[Any]:
     """``own`` of every process in order of rank."""
     if count() == 1:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.files import digest
@@ -22,11 +24,14 @@ from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.evaluation.pointing import pointing_game
+from simmim_export.training.evidence import IMAGES as EVIDENCE
+from simmim_export.training.evidence import gather_evidence
 from simmim_export.training.loop import Progress, Recipe, train
 from simmim_export.training.pretrain import Pretrain
-from simmim_export.training.processes import state
+from simmim_export.training.processes import leave, state
 from simmim_export.training.source import Source
 from simmim_export.training.tasks import TASKS, Plan
+from simmim_export.training.tokenizer import read_tokenizer
 
 Watch = Callable[[str, int, int], None]
 Result = tuple[Path, dict[str, Any]]
@@ -109,7 +114,7 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
     """Train a new model, or that of ``start``, on images and captions by the objectives with a weight above 0."""
     check_output(job.output, job.overwrite)
     started, parent = _start(job, start, preset)
-    model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
+    model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
     source = _source(job, model)
     if "match" not in source.data.labels:
         raise UsageError(f"the data set {job.data.name} has no captions", fix="choose --data shapes")
@@ -132,7 +137,7 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
         fix = f"choose --task {' or '.join(sorted(name for name, t in TASKS.items() if t.head in labels))}"
         raise UsageError(f"the data set {job.data.name} has nothing for the task {task}", fix=fix)
     started = with_head(started, row.head, labels[row.head], FRAMES if row.video else 0, job.recipe.seed)
-    model, tokenizer = build(started, start or "a new model"), Tokenizer.from_str(started.tokenizer)
+    model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
     stage = row.stage(row.head, model, tokenizer, _source(job, model), plan)
     progress = _train(job, stage)
     rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
@@ -149,7 +154,7 @@ def evaluate(
     if stream.startswith("train"):
         raise UsageError("--stream train is what the model learned from", fix="choose test")
     checkpoint = load(path)
-    model, tokenizer = build(checkpoint, path), Tokenizer.from_str(checkpoint.tokenizer)
+    model, tokenizer = build(checkpoint, path), read_tokenizer(checkpoint.tokenizer)
     held_out = data.open(seed, stream, model.config.image_size)
     metrics = {}
     for name, found in checkpoint.metrics.items():
@@ -195,7 +200,10 @@ def _train(job: Job, stage: nn.Module) -> Progress:
         step = f"step {progress.step}, loss {progress.loss:.3f}, {rate:.0f} samples/s, {left:.0f} s left"
         job.watch(step, round(1000 * done), 1000)
 
-    return train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch)
+    progress = train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch)
+    # What follows, figures and the file, is the first process's alone.
+    leave()
+    return progress
 
 
 def _metrics(
@@ -231,6 +239,14 @@ def _write(
     provenance |= {"processes": state().num_processes}
     if state().is_main_process:
         found = samples(data, started.samples["texts"])
-        save(as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance), job.output)
+        written = as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance)
+        save(replace(written, evidence=_evidence(job, data, metrics)), job.output)
         job.state_path.unlink(missing_ok=True)
     return job.output, metrics
+
+
+def _evidence(job: Job, data: Data, metrics: Mapping[str, Any]) -> Tensor:
+    """Held-out examples of every trained head as bytes, uint8 [bytes]; none where nothing is to be evaluated."""
+    heads = {TASKS[name].head if name in TASKS else name for name, row in metrics.items() if "untrained" not in row}
+    found = gather_evidence(data, heads, min(job.eval_scenes, EVIDENCE))
+    return torch.from_numpy(np.frombuffer(b"" if found is None else found.save(), np.uint8).copy())

@@ -25,6 +25,20 @@ def word_tokenizer(words: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
+def read_tokenizer(text: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, as training wants it: nothing is cut, and a batch is padded to its longest text.
+
+    Files of pretrained encoders often pad every text to a fixed length, and cut at it in silence.
+    """
+    tokenizer = Tokenizer.from_str(text)
+    old = tokenizer.padding or {}
+    named = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
+    pad = old.get("pad_id", next((index for index in named if index is not None), 0))
+    tokenizer.no_truncation()
+    tokenizer.enable_padding(pad_id=pad, pad_token=old.get("pad_token", tokenizer.id_to_token(pad) or "[PAD]"))
+    return tokenizer
+
+
 def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
     """``input_ids`` and ``attention_mask``, int64 [n, s], padded to the longest text.
 

@@ -1,22 +1,20 @@
-"""Commands that make, prove and show bundles: onnx, verify, inspect, doctor."""
+"""Commands that make and show bundles: onnx, inspect, doctor."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from simmim_export.cli.options import AsJson, BundlePath, CheckpointOption, EngineName, PrecisionName, Threads
+from simmim_export.cli.options import AsJson, BudgetOption, BundlePath
+from simmim_export.cli.tables import by_graph, print_parity, print_plan
 from simmim_export.console import print_json, progress_bar, stdout_console
-
-if TYPE_CHECKING:
-    from simmim_export.parity import ParityReport
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to ``app``."""
-    for command in (onnx, verify, inspect, doctor):
+    for command in (onnx, inspect, doctor):
         app.command()(command)
 
 
@@ -30,77 +28,69 @@ def onnx(
     ] = False,
     precision: Annotated[
         list[str] | None,
-        typer.Option("--precision", help="int8: write every graph in INT8 as well; fp32 is always there."),
+        typer.Option(
+            "--precision", help="fp16 or int8: write every graph in it as well; repeatable; fp32 is always there."
+        ),
     ] = None,
+    budget: BudgetOption = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", metavar="DIR", help="Pictures to measure ranges on, instead of the checkpoint's."
+            "--calibration",
+            metavar="DIR",
+            help="Pictures, and texts.txt with a text a line, to measure ranges on, instead of the checkpoint's.",
         ),
     ] = None,
+    reduce_range: Annotated[
+        bool, typer.Option("--reduce-range", help="INT8 with 7-bit weights, for processors without VNNI.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export every graph of a checkpoint to ONNX and prove each against PyTorch."""
+    """Export every graph of a checkpoint to ONNX and prove each against PyTorch.
+
+    With --budget also find, for every engine that is installed, the fastest plan of precisions that keeps it; exit 4 if none
+    does.
+    """
     # Before the imports: a wrong path should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
     from simmim_export.errors import EngineUnavailable, UsageError
+    from simmim_export.proof.budget import Budget
     from simmim_export.spec import Precision
 
-    wanted = {Precision.parse(name) for name in precision or []}
-    if wanted - {Precision.FP32, Precision.INT8}:
-        what = f"no graph is written in {', '.join(sorted(wanted - {Precision.FP32, Precision.INT8}))}"
-        raise UsageError(
-            what, fix="bf16 and fp16 on openvino run the fp32 graph: simmim-export verify --precision bf16"
-        )
+    wanted = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
+    if Precision.BF16 in wanted:
+        fix = "it runs the fp32 graph: simmim-export verify --engine openvino --precision bf16"
+        raise UsageError("no graph is written in bf16", fix=fix)
+    limits = None if budget is None else Budget.parse(budget)
     with Staging(output, overwrite):
         pass
     try:
-        from simmim_export.export.exporter import export_bundle
+        from simmim_export.export.exporter import Lower, export_bundle
     except ModuleNotFoundError as error:
         raise EngineUnavailable(
             f"exporting needs the package {error.name}", fix="pip install 'simmim-export[export]'"
         ) from error
+    lowered = tuple(p for p in wanted if p is not Precision.FP32)
+    lower = Lower(lowered, calibration, reduce_range, limits)
     with progress_bar("export") as progress:
-        bundle, reports = export_bundle(
+        done = export_bundle(
             checkpoint,
             output,
             overwrite=overwrite,
             opset=opset,
             max_batch=max_batch,
             maps=attention,
-            int8=Precision.INT8 in wanted,
-            calibration=calibration,
+            lower=lower,
             progress=progress,
         )
     if as_json:
-        print_json({"bundle": str(bundle.root), "parity": by_graph(reports)})
+        planning = done.bundle.manifest.provenance.get("planning", [])
+        print_json({"bundle": str(done.bundle.root), "parity": by_graph(done.reports), "planning": planning})
         return
-    print_parity(reports, f"{output}: ONNX Runtime against PyTorch, at every probed shape")
-
-
-def verify(
-    bundle: BundlePath,
-    engine: EngineName = "ort",
-    precision: PrecisionName = "fp32",
-    checkpoint: CheckpointOption = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """Prove on this machine that every graph computes what PyTorch computed; exit 4 if one does not."""
-    from simmim_export.runtime import load
-
-    with load(bundle, engine, precision, checkpoint=checkpoint, threads=threads) as model:
-        files = model.bundle.check()
-        reports = model.verify()
-        proof = {report.graph: dict(model.session(report.graph).precision_proof().executed) for report in reports}
-    if as_json:
-        parity = {r.graph: r.summary() | {"executed": proof[r.graph]} for r in reports}
-        print_json({"bundle": str(bundle), "engine": engine, "precision": precision, "files": files, "parity": parity})
-    else:
-        print_parity(reports, f"{bundle}: {engine} {precision} against PyTorch; {files} files unaltered", proof)
-    for report in reports:
-        report.require(bundle, "export it again on this machine, or choose another --engine or --precision")
+    print_parity(done.reports, f"{output}: ONNX Runtime against PyTorch, at every probed shape")
+    for planned in done.planned:
+        print_plan(planned)
 
 
 def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
@@ -160,36 +150,3 @@ def doctor(as_json: AsJson = False) -> None:
         console.print(f"engine {name}: {text}", markup=False)
     for problem in found["problems"]:
         console.print(f"problem: {problem}")
-
-
-def by_graph(reports: list[ParityReport]) -> dict[str, dict[str, Any]]:
-    """Each graph's figures at FP32, with those of other precisions under their names."""
-    found: dict[str, dict[str, Any]] = {}
-    for report in reports:
-        if report.precision == "fp32":
-            found.setdefault(report.graph, {}).update(report.summary())
-        else:
-            found.setdefault(report.graph, {})[report.precision] = report.summary()
-    return found
-
-
-def print_parity(reports: list[ParityReport], title: str, proof: dict[str, dict[str, int]] | None = None) -> None:
-    """A table of parity, one row a graph."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in ("graph", "", "checks", "worst error", "worst cosine", "passed", *(["executed"] if proof else [])):
-        table.add_column(column, justify="left" if column in ("graph", "", "executed") else "right")
-    for report in reports:
-        row: list[Any] = [
-            report.graph,
-            report.precision,
-            str(len(report.rows)),
-            f"{report.scaled_error:.1e}",
-            f"{report.cosine:.7f}",
-        ]
-        row.append("yes" if report.passed else "NO")
-        if proof:
-            row.append(", ".join(f"{count} {kind}" for kind, count in proof[report.graph].items()))
-        table.add_row(*row)
-    stdout_console().print(table)

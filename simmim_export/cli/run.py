@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simmim_export.cli.options import AsJson, BundlePath, CheckpointOption, EngineName, PrecisionName, Threads
+from simmim_export.cli.options import (
+    AsJson,
+    BundlePath,
+    CheckpointOption,
+    EngineName,
+    PrecisionName,
+    Threads,
+    opened,
+)
 from simmim_export.console import print_json
 
 if TYPE_CHECKING:
@@ -35,21 +43,20 @@ def embed(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the vectors to this .npz file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     engine: EngineName = "ort",
-    precision: PrecisionName = "fp32",
+    precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Embed images or texts as unit-length float32 vectors."""
     from simmim_export.errors import UsageError
-    from simmim_export.runtime import load
     from simmim_export.runtime.vectors import save_vectors
 
     if bool(files) == bool(text):
         raise UsageError("give image files or --text, and not both", fix="simmim-export embed BUNDLE photo.jpg")
     if output is not None and output.exists() and not overwrite:
         raise UsageError("the output already exists", where=output, fix="add --overwrite, or choose another -o")
-    with load(bundle, engine, precision, checkpoint=checkpoint, threads=threads) as model:
+    with opened(bundle, engine, precision, checkpoint, threads) as model:
         sources = [str(item) for item in (files or text or [])]
         vectors = model.embed_image(files) if files else model.embed_text(text or [])
         space = str(model.bundle.manifest.embedding["digest"])
@@ -76,18 +83,17 @@ def ask(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     engine: EngineName = "ort",
-    precision: PrecisionName = "fp32",
+    precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer questions about an image or a clip, which is encoded once for all of them."""
     from simmim_export.errors import UsageError
-    from simmim_export.runtime import load
 
     if explain is not None and explain.exists() and not overwrite:
         raise UsageError("the output already exists", where=explain, fix="add --overwrite, or choose another --explain")
-    with load(bundle, engine, precision, checkpoint=checkpoint, threads=threads) as model:
+    with opened(bundle, engine, precision, checkpoint, threads) as model:
         seen = _see(model, image, "answer_video")
         if explain is None:
             answers = model.answers(seen, questions, top_k)
@@ -115,15 +121,14 @@ def classify(
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to show.")] = 3,
     engine: EngineName = "ort",
-    precision: PrecisionName = "fp32",
+    precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Say of which class an image or a clip is, or with texts, what holds of each in it."""
-    from simmim_export.runtime import load
 
-    with load(bundle, engine, precision, checkpoint=checkpoint, threads=threads) as model:
+    with opened(bundle, engine, precision, checkpoint, threads) as model:
         seen = _see(model, image, "classify_video")
         rows = model.classify_text(seen, texts, top_k) if texts else [model.classify(seen, top_k)]
     names = texts or [str(image)]
@@ -159,15 +164,14 @@ def match(
     image: ImagePath,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="One text or more.")],
     engine: EngineName = "ort",
-    precision: PrecisionName = "fp32",
+    precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Say for each text how probably it describes the image."""
-    from simmim_export.runtime import load
 
-    with load(bundle, engine, precision, checkpoint=checkpoint, threads=threads) as model:
+    with opened(bundle, engine, precision, checkpoint, threads) as model:
         scores = model.match(image, texts)
     if as_json:
         print_json([{"text": text, "score": float(score)} for text, score in zip(texts, scores, strict=True)])

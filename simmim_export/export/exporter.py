@@ -6,29 +6,44 @@ Knows the order of the steps. Must not know how any of them is done.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import platform
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging
-from simmim_export.engines import require_engine
-from simmim_export.engines.base import Engine
+from simmim_export.engines import get_engine, require_engine
+from simmim_export.engines.base import INTEGER_DOT, Engine
 from simmim_export.errors import ShortcutLearned, UsageError
-from simmim_export.export.golden import make_golden
+from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.onnx import OPSET, trace
+from simmim_export.export.reference import make_evidence
+from simmim_export.export.variants import Choice, Variants
 from simmim_export.files import digest
 from simmim_export.models.checkpoint import Checkpoint, build, load
-from simmim_export.models.graphs import graphs, pipelines
+from simmim_export.models.graphs import Graph, graphs, pipelines
+from simmim_export.models.simmim import SimMIM
 from simmim_export.parity import Golden, ParityReport, compare
+from simmim_export.precision import int8
 from simmim_export.precision.calibration import Calibration, calibrate
-from simmim_export.precision.int8 import VARIANT, to_int8
+from simmim_export.precision.judge import Judge
+from simmim_export.precision.passes import VARIANTS, Passes, provable
+from simmim_export.precision.planner import Planned, Planner
+from simmim_export.proof.budget import Budget
+from simmim_export.proof.evidence import FILE as EVIDENCE
+from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import GraphSpec, Precision
 from simmim_export.version import __version__
 
+# Engines that INT8 is planned for, where they are installed.
+PLANNED_ENGINES = ("ort", "openvino")
 PACKAGES = ("torch", "torchvision", "transformers", "onnx", "onnxruntime")
 MAX_BATCH = 8
 
@@ -39,6 +54,38 @@ def _quiet(step: str, done: int, total: int) -> None:
     """The progress of a caller who does not watch."""
 
 
+@dataclass(frozen=True)
+class Lower:
+    """What to write beside FP32. ``precisions``: FP16, INT8 or both; ``calibration``: a folder of samples, else the
+    checkpoint's own; ``reduce_range``: 7-bit weights for processors without VNNI; ``budget``: plan precisions inside it."""
+
+    precisions: tuple[Precision, ...] = ()
+    calibration: Path | None = None
+    reduce_range: bool = False
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        fix = "add --precision int8"
+        for option, given in (
+            ("--calibration", self.calibration is not None),
+            ("--reduce-range", self.reduce_range),
+            ("--budget", self.budget is not None),
+        ):
+            if given and not self.precisions:
+                raise UsageError(f"{option} without a precision that needs it", fix=fix)
+        if (self.budget or self.reduce_range) and Precision.INT8 not in self.precisions:
+            raise UsageError("--budget and --reduce-range are for INT8", fix=fix)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The bundle, a parity report for each graph and variant, and for each engine what its planner found."""
+
+    bundle: Bundle
+    reports: list[ParityReport]
+    planned: list[Planned]
+
+
 def export_bundle(
     checkpoint_path: Path,
     output: Path,
@@ -47,23 +94,18 @@ def export_bundle(
     opset: int = OPSET,
     max_batch: int = MAX_BATCH,
     maps: bool = False,
-    int8: bool = False,
-    calibration: Path | None = None,
+    lower: Lower = Lower(),
     progress: Progress = _quiet,
-) -> tuple[Bundle, list[ParityReport]]:
-    """Export every graph of a checkpoint, and return the bundle with a parity report for each graph and precision.
+) -> Exported:
+    """Export every graph of a checkpoint.
 
-    With ``maps`` the fusion also gives where each word looked. With ``int8`` every graph is written in INT8 as well,
-    calibrated on the images of the folder ``calibration`` or on the checkpoint's own samples.
-    ``progress(step, done, total)`` is called before each step.
-    Raises :class:`CheckpointError` for the input, :class:`DataError` for the calibration images, :class:`UsageError` for the
-    output, :class:`GateFailed` if a graph is not clean or differs from PyTorch; in every case nothing has been written at
-    ``output``.
+    With ``maps`` the fusion also gives where each word looked. ``progress(step, done, total)`` is called before each step.
+    Raises :class:`CheckpointError` for the input, :class:`DataError` for the calibration samples, :class:`UsageError` for the
+    output or a budget that cannot be measured, :class:`GateFailed` if a graph is not clean, differs from PyTorch, or no plan
+    keeps the budget; in every case nothing has been written at ``output``.
     """
     if max_batch < 2:
         raise UsageError(f"--max-batch {max_batch} is too small", fix="give 2 or more: a batch of 1 is always included")
-    if calibration is not None and not int8:
-        raise UsageError("--calibration without a precision that needs it", fix="add --precision int8")
     engine = require_engine("ort")
     with Staging(output, overwrite) as staging:
         progress("load the checkpoint", 0, 1)
@@ -71,61 +113,147 @@ def export_bundle(
         warn_of_shortcuts(checkpoint.metrics)
         model = build(checkpoint, checkpoint_path)
         found = graphs(model, max_batch, maps)
-        images = None
-        if int8:
-            pixels = checkpoint.samples["pixels"].numpy()
-            images = calibrate(pixels, calibration, checkpoint.preprocessing["image"])
-        total = len(found) + 2
+        source = provenance(checkpoint_path, checkpoint, opset)
+        samples = _samples(checkpoint, lower)
+        wanted = [Precision.FP32, *lower.precisions]
+        variants = {precision: VARIANTS.get(precision, (str(precision),)) for precision in wanted}
+        total = len(found) * sum(map(len, variants.values())) + 3
         progress("golden tensors", 0, total)
         golden = make_golden(checkpoint, found, max_batch)
         staging.add("golden.npz", golden.save())
         staging.add("tokenizer.json", checkpoint.tokenizer)
-        artifacts, reports = [], []
-        for index, (name, graph) in enumerate(found.items()):
-            progress(name, index + 1, total)
-            relative = f"graphs/{name}.fp32.onnx"
-            path = staging.add(relative)
-            trace(graph, path, opset)
-            wanted = {Precision.FP32: path}
-            if images is not None:
-                wanted[Precision.INT8] = staging.add(f"graphs/{name}.{VARIANT}.onnx")
-                to_int8(path, wanted[Precision.INT8], images)
-            for precision, file in wanted.items():
-                report = _prove(engine, file, graph.spec, precision, golden)
-                reports.append(report)
-                variant, relative = engine.variant(precision), str(file.relative_to(staging.root))
-                parity = report.summary() | {"engine": engine.name}
-                size = file.stat().st_size
-                artifacts.append(Artifact(name, variant, relative, digest(file), size, None, precision, {}, parity))
+        folder = staging.add("graphs/x").parent
+        steps = itertools.count(1)
+        for name, graph in found.items():
+            progress(name, next(steps), total)
+            trace(graph, folder / f"{name}.fp32.onnx", opset)
+        manifest = _manifest(checkpoint, model, found, source)
+        progress("what PyTorch answers to the evidence", next(steps), total)
+        watch = _within(progress, total)
+        staging.add(EVIDENCE, make_evidence(checkpoint, manifest, found, checkpoint_path, watch).save())
+        made = None
+        if samples is not None:
+            progress("real inputs of every graph", next(steps), total)
+            tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config.max_length)
+            feeds = make_feeds(found, samples, tokenizer.encode)
+            made = Variants(folder, list(found), Passes(feeds), lower.reduce_range)
+            for name, variant in ((n, v) for n in found for p in lower.precisions for v in variants[p]):
+                progress(f"{name}.{variant}", next(steps), total)
+                made.make(name, variant)
+            source |= {"calibration": _describe(samples), "reduce_range": lower.reduce_range}
+        planned: list[Planned] = []
+        if lower.budget is not None and made is not None:
+            planned = _plan(staging, manifest, checkpoint, made, lower.budget, watch)
+            source |= {"planning": [_as_table(plan) for plan in planned], "budget": str(lower.budget)}
+        reports, artifacts = [], []
+        for name, precision, variant in ((n, p, v) for n in found for p in wanted for v in variants[p]):
+            progress(f"prove {name}.{variant}", total - 1, total)
+            path = folder / f"{name}.{variant}.onnx"
+            report = _prove(engine, path, variant, found[name].spec, precision, golden)
+            reports.append(report)
+            needs = _needs(path) if variant == int8.VARIANT and not lower.reduce_range else {}
+            parity = report.summary() | {"engine": engine.name}
+            where = (str(path.relative_to(staging.root)), digest(path), path.stat().st_size)
+            artifacts.append(Artifact(name, variant, *where, None, precision, needs, parity))
         progress("write the bundle", total - 1, total)
-        manifest = Manifest(
-            model=asdict(checkpoint.config),
-            graphs=tuple(graph.spec for graph in found.values()),
-            pipelines=pipelines(model),
-            preprocessing=checkpoint.preprocessing,
-            labels={
-                name: tuple(classes) for name, classes in checkpoint.labels.items() if name in checkpoint.config.heads
-            },
-            embedding={"dim": checkpoint.config.embed_dim, "digest": embedding_digest(checkpoint)},
-            files={},
-            artifacts=tuple(artifacts),
-            metrics=checkpoint.metrics,
-            provenance=provenance(checkpoint_path, checkpoint, opset)
-            | ({} if images is None else {"calibration": _describe(images)}),
-        )
-        return staging.publish(manifest, ("tokenizer.json", "golden.npz")), reports
+        plans = {plan.engine: str(plan.chosen.plan) for plan in planned}
+        manifest = replace(manifest, artifacts=tuple(artifacts), provenance=source, plans=plans)
+        bundle = staging.publish(manifest, ("tokenizer.json", "golden.npz", EVIDENCE))
+    return Exported(bundle, reports, planned)
 
 
-def _describe(images: Calibration) -> dict[str, object]:
-    return {"images": len(images.pixels), "sha256": images.digest, "source": images.source}
+def _manifest(
+    checkpoint: Checkpoint, model: SimMIM, found: Mapping[str, Graph], source: Mapping[str, object]
+) -> Manifest:
+    """All of it but what the files will be."""
+    labels = {name: tuple(classes) for name, classes in checkpoint.labels.items() if name in checkpoint.config.heads}
+    return Manifest(
+        model=asdict(checkpoint.config),
+        graphs=tuple(graph.spec for graph in found.values()),
+        pipelines=pipelines(model),
+        preprocessing=checkpoint.preprocessing,
+        labels=labels,
+        embedding={"dim": checkpoint.config.embed_dim, "digest": embedding_digest(checkpoint)},
+        files={},
+        artifacts=(),
+        metrics=checkpoint.metrics,
+        provenance=source,
+    )
 
 
-def _prove(engine: Engine, path: Path, spec: GraphSpec, precision: Precision, golden: Golden) -> ParityReport:
-    session = engine.open(path, spec, precision)
-    report = compare(session, spec, golden, precision)
-    session.close()
+def _samples(checkpoint: Checkpoint, lower: Lower) -> Calibration | None:
+    if not lower.precisions:
+        return None
+    own = checkpoint.samples["pixels"].numpy(), checkpoint.samples["texts"]
+    return calibrate(*own, lower.calibration, checkpoint.preprocessing["image"])
+
+
+def _describe(samples: Calibration) -> dict[str, object]:
+    return {
+        "images": len(samples.pixels),
+        "texts": len(samples.texts),
+        "sha256": samples.digest,
+        "source": samples.source,
+    }
+
+
+def _within(progress: Progress, total: int) -> Progress:
+    """Progress inside of a step: its words alone."""
+    return lambda step, done, of: progress(f"{step} {done}/{of}", total - 2, total)
+
+
+def _plan(
+    staging: Staging, manifest: Manifest, checkpoint: Checkpoint, made: Variants, budget: Budget, watch: Progress
+) -> list[Planned]:
+    """A plan for every engine that runs INT8 here; what one of them needs float is float for all, in one file."""
+    found = []
+    root = staging.root
+    for name in PLANNED_ENGINES:
+        engine = get_engine(name)
+        if engine.why_unavailable() is not None:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            files = (root / EVIDENCE, root / "golden.npz")
+            with Judge(name, manifest, checkpoint.tokenizer, *files) as judge:
+                found.append(Planner(judge, Choice(made, engine, Path(scratch)), budget, watch).run())
+        for graph, groups in found[-1].chosen.kept.items():
+            made.kept[graph] = made.kept.get(graph, frozenset()) | set(groups)
+            made.make(graph, int8.VARIANT)
+    return found
+
+
+def _as_table(plan: Planned) -> dict[str, object]:
+    best = plan.pareto()
+    rows = [
+        {
+            "plan": str(tried.plan),
+            "float": {graph: list(groups) for graph, groups in tried.kept.items()},
+            "why": tried.why,
+            "share_of_fp32": round(tried.share, 4),
+            "costs": [str(line) for line in tried.lines],
+            "fits": tried.fits,
+            "pareto": tried in best,
+        }
+        for tried in plan.tried
+    ]
+    return {"engine": plan.engine, "chosen": str(plan.chosen.plan), "notes": plan.notes, "tried": rows}
+
+
+def _needs(path: Path) -> dict[str, str]:
+    """Convolutions with weights of full range need products that do not saturate."""
+    quantised = any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+    return {"needs": INTEGER_DOT} if quantised else {}
+
+
+def _prove(
+    engine: Engine, path: Path, variant: str, spec: GraphSpec, precision: Precision, golden: Golden
+) -> ParityReport:
+    with tempfile.TemporaryDirectory() as scratch:
+        session = engine.open(provable(variant, path, Path(scratch)), spec, Precision.FP32)
+        report = replace(compare(session, spec, golden, precision), variant=variant)
+        session.close()
     fix = "report this with the versions that simmim-export doctor prints"
-    report.require(spec.name, fix if precision is Precision.FP32 else "leave out --precision int8")
+    report.require(spec.name, fix if precision is Precision.FP32 else f"leave out --precision {precision}")
     return report
 
 

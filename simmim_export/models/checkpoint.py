@@ -28,7 +28,8 @@ from simmim_export.models.simmim import SimMIM
 
 SCHEMA = 1
 KIND = "simmim-checkpoint"
-_SAMPLE_PIXELS = "samples.pixels"
+# Tensors beside the weights in the folder form.
+_SAMPLE_PIXELS, _EVIDENCE = "samples.pixels", "evidence"
 
 # What zipfile and torch's restricted unpickler raise on damaged or hostile bytes: the unpickler is a stack machine that
 # indexes and calls before it checks, so nonsense opcodes surface as any of these.
@@ -51,7 +52,8 @@ _DAMAGE = (
 class Checkpoint:
     """``tokenizer`` is the text of a tokenizer.json; ``labels`` names each head's classes in order; ``samples`` holds
     ``pixels`` uint8 [n, H, W, 3] and ``texts``, n strings, for calibration and golden tensors; ``metrics`` holds each
-    figure beside its blind controls; ``provenance`` holds versions, seed and the digests of data and parent.
+    figure beside its blind controls; ``provenance`` holds versions, seed and the digests of data and parent; ``evidence``
+    uint8 [bytes] holds labelled examples that were kept out of training (:mod:`simmim_export.proof.evidence`), or nothing.
     """
 
     config: ModelConfig
@@ -62,6 +64,7 @@ class Checkpoint:
     samples: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    evidence: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.uint8))
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -78,8 +81,9 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     from safetensors.torch import save_file
 
     path.mkdir(exist_ok=True)
-    save_file(state | {_SAMPLE_PIXELS: checkpoint.samples["pixels"].contiguous()}, path / "model.safetensors")
-    del content["state"]
+    beside = {_SAMPLE_PIXELS: checkpoint.samples["pixels"].contiguous(), _EVIDENCE: checkpoint.evidence.contiguous()}
+    save_file(state | beside, path / "model.safetensors")
+    del content["state"], content["evidence"]
     content["samples"] = {"texts": checkpoint.samples["texts"]}
     (path / "checkpoint.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -211,6 +215,7 @@ def _read_folder(path: Path) -> Any:
         raise CheckpointError(f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole") from error
     if isinstance(content, dict) and isinstance(content.get("samples"), dict) and _SAMPLE_PIXELS in state:
         content["samples"]["pixels"] = state.pop(_SAMPLE_PIXELS)
+        content |= {"evidence": state.pop(_EVIDENCE)} if _EVIDENCE in state else {}
         content["state"] = state
     return content
 
@@ -229,7 +234,9 @@ def _parse(content: Any, path: Path) -> Checkpoint:
             f"the checkpoint has schema {schema}; this version reads up to {SCHEMA}",
             fix="pip install -U simmim-export",
         )
-    types: dict[str, type] = {f.name: dict for f in fields(Checkpoint)} | {"tokenizer": str}
+    types: dict[str, type] = {f.name: dict for f in fields(Checkpoint)} | {"tokenizer": str, "evidence": Tensor}
+    # Checkpoints from before there was evidence have none.
+    content = {"evidence": torch.zeros(0, dtype=torch.uint8)} | content
     for name, wanted in types.items():
         if not isinstance(content.get(name), wanted):
             raise refuse(f"the checkpoint's {name!r} is missing or no {wanted.__name__}")

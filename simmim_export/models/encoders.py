@@ -124,7 +124,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode; see the class for shapes."""
-        x = pixels.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift  # b 3 H W
+        # Cast first: TensorRT takes bytes as a network input only where a Cast reads them at once.
+        x = pixels.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift  # b 3 H W
         x = self.project(self.trunk(x)).flatten(2).transpose(1, 2)  # b n D
         # Content at unit variance before the place is added: trained content grows, and would drown where it is.
         tokens = self.norm(x) + self.positions + self.kind

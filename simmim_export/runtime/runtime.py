@@ -14,17 +14,22 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from simmim_export.bundle import Bundle
-from simmim_export.engines import require_engine
-from simmim_export.engines.base import Session
-from simmim_export.errors import BundleError, CheckpointError, UsageError
+from simmim_export.certificate import choose, read
+from simmim_export.engines import require_engine, versions
+from simmim_export.engines.base import LATENCY, Session, require_hint, require_host
+from simmim_export.errors import CheckpointError, EngineUnavailable, UsageError
 from simmim_export.files import digest
+from simmim_export.host import fingerprint
 from simmim_export.parity import Golden, ParityReport, compare
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.spec import TOLERANCES, Precision
+from simmim_export.spec import Precision, PrecisionPlan
 
 Tensors: TypeAlias = dict[str, np.ndarray]
+
+# The precision that means the planner's choice, and the engine that means the certificates'.
+PLANNED, AUTO = "planned", "auto"
 
 
 class Answer(NamedTuple):
@@ -52,19 +57,48 @@ class Explanation(NamedTuple):
 def load(
     bundle: str | os.PathLike[str],
     engine: str = "ort",
-    precision: str = "fp32",
+    precision: str | None = None,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    hint: str = LATENCY,
 ) -> Runtime:
     """Open a bundle for one engine and precision.
 
+    ``precision`` is one for all graphs (``int8``; FP32 by default), one for each (``image_encoder=int8,text_encoder=bf16``;
+    what is not named runs at FP32), or ``planned``: what the exporter's planner chose for this engine. ``engine="auto"`` is
+    the fastest engine and precision that ``simmim-export certify`` passed on this kind of machine; :attr:`Runtime.why` says
+    why it was chosen.
     ``checkpoint`` is for ``engine="torch"`` alone, and must be the very one that the bundle was exported from.
-    ``threads`` defaults to what this process may use. Raises :class:`BundleError`, :class:`EngineUnavailable`,
-    :class:`CheckpointError` or :class:`UsageError`; never falls back to another engine or precision.
+    ``threads`` defaults to what this process may use. ``hint="throughput"`` is for several threads of yours that call at
+    once, where the engine has it (openvino); ``latency`` answers each call as soon as it can. Raises :class:`BundleError`,
+    :class:`EngineUnavailable`, :class:`CheckpointError` or :class:`UsageError`; never falls back to another engine or precision.
     """
     path = None if checkpoint is None else Path(checkpoint)
-    return Runtime(Bundle.open(bundle), engine, Precision.parse(precision), checkpoint=path, threads=threads)
+    opened, why = Bundle.open(bundle), None
+    if engine == AUTO:
+        if precision is not None:
+            raise UsageError(f"engine auto chooses the precision itself, not {precision!r}", fix="drop the precision")
+        chosen, why = choose(read(opened), fingerprint(), versions(), where=opened.root)
+        engine, precision = chosen.engine, chosen.precision
+    plan = plan_of(opened, engine, precision or str(Precision.FP32))
+    return Runtime(opened, engine, plan, checkpoint=path, threads=threads, hint=hint, why=why)
+
+
+def plan_of(bundle: Bundle, engine: str, precision: str) -> PrecisionPlan:
+    """The plan that ``precision`` means; raise :class:`UsageError` for one that does not parse or names another graph."""
+    if precision == PLANNED:
+        if engine not in bundle.manifest.plans:
+            have = ", ".join(bundle.manifest.plans) or "no engine"
+            raise EngineUnavailable(
+                f"the bundle has a plan for {have}, not for {engine}",
+                where=bundle.root,
+                fix="simmim-export onnx ckpt.pt --precision int8 --budget cosine=0.998, where the engine is installed",
+            )
+        precision = bundle.manifest.plans[engine]
+    plan = PrecisionPlan.parse(precision)
+    plan.check(graph.name for graph in bundle.manifest.graphs)
+    return plan
 
 
 class Runtime:
@@ -74,16 +108,22 @@ class Runtime:
         self,
         bundle: Bundle,
         engine: str,
-        precision: Precision,
+        plan: PrecisionPlan,
         *,
         checkpoint: Path | None = None,
         threads: int | None = None,
+        hint: str = LATENCY,
+        why: str | None = None,
     ) -> None:
         self.bundle = bundle
-        self.precision = precision
+        # Why this engine and plan, where nobody named them.
+        self.why = why
+        self.plan = plan
         self.engine = require_engine(engine)
-        self._variant = self.engine.variant(precision)
-        self._threads = threads
+        # Asked for now and not when a graph is first needed, so that a precision which is not to be had is an error here.
+        self._variants = {g.name: self.engine.variant(plan.of(g.name)) for g in bundle.manifest.graphs}
+        require_hint(engine, hint, self.engine.hints)
+        self._threads, self._hint = threads, hint
         self._sessions: dict[str, Session] = {}
         self._tokenizer: Tokenizer | None = None
         self._images = ImagePreprocessing.from_json(bundle.manifest.preprocessing["image"])
@@ -111,9 +151,12 @@ class Runtime:
     def session(self, graph: str) -> Session:
         """The open session of ``graph``, opening it on first use."""
         if graph not in self._sessions:
-            spec = self.bundle.manifest.graph(graph)
-            path = self._checkpoint or self.bundle.file(self.bundle.artifact(graph, self._variant).path)
-            self._sessions[graph] = self.engine.open(path, spec, self.precision, self._threads)
+            spec, path = self.bundle.manifest.graph(graph), self._checkpoint
+            if path is None:
+                artifact = self.bundle.artifact(graph, self._variants[graph])
+                require_host(artifact.built_for, self.bundle.root / artifact.path)
+                path = self.bundle.file(artifact.path)
+            self._sessions[graph] = self.engine.open(path, spec, self.plan.of(graph), self._threads, self._hint)
         return self._sessions[graph]
 
     def run(self, pipeline: str, feeds: Mapping[str, np.ndarray]) -> Tensors:
@@ -285,10 +328,8 @@ class Runtime:
 
     def verify(self) -> list[ParityReport]:
         """Compare every graph, on this device, with PyTorch's outputs stored in the bundle."""
-        if self.precision not in TOLERANCES:
-            raise BundleError(f"no tolerance is known for {self.precision}", where=self.bundle.root)
         golden = Golden.load(self.bundle.file("golden.npz"))
-        return [compare(self.session(g.name), g, golden, self.precision) for g in self.bundle.manifest.graphs]
+        return [compare(self.session(g.name), g, golden, self.plan.of(g.name)) for g in self.bundle.manifest.graphs]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

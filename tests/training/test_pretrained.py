@@ -24,22 +24,34 @@ def minilm() -> Path:
 
 
 def test_real_bert_weights_give_the_originals_tokens(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer
     from transformers import AutoModel
 
-    from simmim_export.training.tokenizer import encode
+    from simmim_export.training.tokenizer import encode, read_tokenizer
 
     checkpoint = new_checkpoint(NewModel("small", text_encoder=str(minilm())), seed=0)
     model, original = build(checkpoint), AutoModel.from_pretrained(minilm()).eval()
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer)
-    tokenizer.no_truncation()
-    tokenizer.enable_padding(length=None)
+    # MiniLM's own file pads every text to 128 tokens, and cuts there.
+    tokenizer = read_tokenizer(checkpoint.tokenizer)
     texts = ["a dog runs over the grass", "the cat sleeps", "quarterly results were better than feared"]
     tokens = encode(tokenizer, texts, 32)
     with torch.inference_mode():
         found = model.encode_text(**tokens)[0]
         wanted = original(**tokens).last_hidden_state * tokens["attention_mask"][:, :, None]
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_pretrained_text_encoder_is_trained_further(tmp_path: Path, run_cli) -> None:
+    start, end = tmp_path / "start.pt", tmp_path / "end.pt"
+    done = run_cli("train", "init", "--preset", "tiny", "--text-encoder", minilm(), "-o", start)
+    assert done.returncode == 0, done.stderr
+    few = ("--steps", "1", "--batch-size", "4", "--eval-scenes", "8")
+    done = run_cli("train", "pretrain", "--from", start, *few, "-o", end)
+    assert done.returncode == 0, done.stderr
+    before, after = (torch.load(path, weights_only=True)["state"] for path in (start, end))
+    moved = [
+        key for key in before if key.startswith("text_encoder.encoder") and not torch.equal(before[key], after[key])
+    ]
+    assert len(moved) > 50
 
 
 def test_the_bundle_of_real_weights_embeds_alike(tmp_path: Path, run_cli) -> None:

@@ -1,0 +1,115 @@
+"""Certificates: every engine and precision beside each other on this machine, judged by a budget.
+
+Knows the driver's figures and the form of a certificate. Must not know how anything is measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from simmim_export.benchmarks import driver
+from simmim_export.bundle import Bundle
+from simmim_export.certificate import Certificate
+from simmim_export.engines import ENGINES, get_engine, versions
+from simmim_export.engines.base import Engine, require_host
+from simmim_export.errors import EngineUnavailable
+from simmim_export.host import fingerprint
+from simmim_export.proof.budget import Budget
+from simmim_export.runtime.runtime import PLANNED, plan_of
+from simmim_export.spec import Precision, PrecisionPlan
+
+Watch = Callable[[str, int, int], None]
+
+
+def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
+    """Every engine that runs here from the bundle's graphs, at every precision that it has and the bundle holds, and at its
+    plan; and why the others are none. Raise :class:`EngineUnavailable` if none is left."""
+    found, skipped = [], []
+    for name in ENGINES:
+        engine = get_engine(name)
+        reason = engine.why_unavailable()
+        if engine.reads_checkpoint:
+            continue
+        if reason is not None:
+            skipped.append(f"{name}: {reason}")
+            continue
+        for precision in Precision:
+            try:
+                _require(bundle, engine, PrecisionPlan(precision))
+            except EngineUnavailable as error:
+                skipped.append(f"{name}:{precision}: {error.what}")
+            else:
+                found.append(driver.Contestant(name, str(precision)))
+        # A plan of one precision for all graphs is in the list already.
+        plan = PrecisionPlan.parse(bundle.manifest.plans[name]) if name in bundle.manifest.plans else PrecisionPlan()
+        if plan.graphs:
+            found.append(driver.Contestant(name, PLANNED))
+    if not found:
+        raise EngineUnavailable("no engine can run this bundle here: " + "; ".join(skipped), where=bundle.root)
+    return found, skipped
+
+
+def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
+    for graph in bundle.manifest.graphs:
+        artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
+        require_host(artifact.built_for, artifact.path)
+
+
+def certify(
+    path: Path, contestants: Sequence[driver.Contestant], budget: Budget, strict: bool, rounds: int, watch: Watch
+) -> list[Certificate]:
+    """A certificate for each of ``contestants``, measured together: latencies are of alternated rounds.
+
+    Of a ``strict`` budget every limit must be measurable on what travels with the bundle, else :class:`UsageError`; of
+    another those that are not are left out.
+    """
+    bundle = Bundle.open(path)
+    # Clips take their frames from the host: golden inputs are not enough for those pipelines.
+    pipelines = [pipeline for pipeline in bundle.manifest.pipelines if "video_encoder" not in pipeline.graphs]
+    targets = [f"pipeline:{pipeline.name}" for pipeline in pipelines]
+    graphs = [graph.name for graph in bundle.manifest.graphs]
+    plan = driver.Plan(path, None, contestants, targets, graphs, 1, rounds, iterations=20, warmup=3, evidence=True)
+    measured = driver.measure(plan, watch)
+    found = []
+    for contestant in contestants:
+        info = measured.engines[str(contestant)]
+        precisions = plan_of(bundle, contestant.engine, contestant.precision)
+        engine = get_engine(contestant.engine)
+        rows = {
+            name: {
+                "artifact": bundle.artifact(name, engine.variant(precisions.of(name))).sha256,
+                "precision": str(precisions.of(name)),
+                "parity": info["parity"][name],
+                "invariance": info["invariance"][name],
+                "executed": info["proof"][name],
+            }
+            for name in graphs
+        }
+        latency = {
+            result.target.partition(":")[2]: statistics.median(statistics.median(part) for part in result.rounds)
+            for result in measured.results
+            if (result.engine, result.precision) == (contestant.engine, contestant.precision)
+        }
+        figures = info["figures"] or {"embeddings": {}, "tasks": {}, "source": {}}
+        mine = budget if strict else budget.measurable(figures)
+        mine.require_measurable(figures)
+        lines = mine.lines(figures)
+        found.append(
+            Certificate(
+                contestant.engine,
+                contestant.precision,
+                str(precisions),
+                fingerprint(),
+                dict(versions(contestant.engine)),
+                rows,
+                figures,
+                latency,
+                str(mine),
+                tuple(line.as_row() for line in lines),
+                all(line.kept for line in lines) and all(row["passed"] for row in info["parity"].values()),
+                f"simmim-export certify {path} --engine {contestant.engine}:{contestant.precision} --budget {mine}",
+            )
+        )
+    return found

@@ -1,0 +1,144 @@
+"""What a bundle was proven to do, on which machine: certificate.json.
+
+Knows JSON, the bundle's digest and the description of a host. Must not know engines, or how anything was measured. A
+certificate holds for the very graphs, engine version and kind of machine that it names; for any other it says nothing.
+
+``SCHEMA`` is its version: bump it when an older reader would misunderstand it, and teach :func:`read` both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+from simmim_export.bundle import Bundle
+from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.files import replacing
+from simmim_export.spec import as_json
+
+SCHEMA = 1
+FILE = "certificate.json"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """One engine at one plan of precisions on one host. ``precision`` is what was asked for, ``plan`` what that means.
+
+    ``graphs``: for each its artifact's SHA-256, precision, parity, invariance and executed precision. ``figures``: what the
+    evidence says (:meth:`Examiner.figures`). ``latency``: median seconds at batch 1 by pipeline, of ``rounds`` rounds beside
+    the others. ``budget`` as text, and each of its ``lines`` with what was
+    found (:meth:`Line.as_row`). ``passed`` is true when parity and every line of the budget hold.
+    """
+
+    engine: str
+    precision: str
+    plan: str
+    host: Mapping[str, Any]
+    versions: Mapping[str, str]
+    graphs: Mapping[str, Mapping[str, Any]]
+    figures: Mapping[str, Any]
+    latency: Mapping[str, float]
+    budget: str
+    lines: Sequence[Mapping[str, Any]]
+    passed: bool
+    command: str
+
+    @property
+    def name(self) -> str:
+        """As on the command line: ``ort:int8``."""
+        return f"{self.engine}:{self.precision}"
+
+    def host_name(self) -> str:
+        """The machine in a few words."""
+        return f"{self.host.get('cpu')}, {self.host.get('threads')} threads"
+
+    def failures(self) -> list[str]:
+        """The lines of the budget that it exceeds, in words."""
+        return [f"{line['name']} {line['found']:.4g}, {line['allowed']}" for line in self.lines if not line["kept"]]
+
+    def as_json(self) -> Any:
+        """As plain JSON values."""
+        return as_json(self)
+
+    def speed(self) -> float:
+        """Geometric mean of the latencies in seconds: one figure to order certificates by that no pipeline dominates."""
+        return exp(sum(log(value) for value in self.latency.values()) / len(self.latency))
+
+
+def write(bundle: Bundle, certificates: Sequence[Certificate]) -> Path:
+    """Put ``certificates`` into the bundle, in place of those for the same host, engine and precision."""
+    new = {(_kind(c.host), c.name) for c in certificates}
+    kept = [old for old in _known(bundle) if (_kind(old.host), old.name) not in new]
+    content = {"schema": SCHEMA, "bundle": bundle.digest, "certificates": as_json((*kept, *certificates))}
+    with replacing(bundle.root / FILE) as path:
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return bundle.root / FILE
+
+
+def read(bundle: Bundle) -> list[Certificate]:
+    """Every certificate of these very graphs; none where there is no file. Raise :class:`BundleError` for a damaged one, or
+    one of other graphs."""
+    path = bundle.root / FILE
+    if not path.is_file():
+        return []
+    again = f"make it again: simmim-export certify {bundle.root}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema, owner, rows = content["schema"], content["bundle"], content["certificates"]
+        if schema != SCHEMA:
+            raise ValueError(f"it has schema {schema!r}; this version reads {SCHEMA}")
+        found = [Certificate(**row) for row in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{FILE} cannot be read: {error}", where=path, fix=again) from error
+    if owner != bundle.digest:
+        raise BundleError(f"{FILE} is of another bundle than this", where=path, fix=again)
+    return found
+
+
+def _known(bundle: Bundle) -> list[Certificate]:
+    """As :func:`read`; certificates of other graphs than these are worth nothing, and are dropped."""
+    try:
+        return read(bundle)
+    except BundleError:
+        return []
+
+
+def _kind(host: Mapping[str, Any]) -> str:
+    return json.dumps(host, sort_keys=True)
+
+
+def choose(
+    certificates: Sequence[Certificate],
+    host: Mapping[str, Any],
+    versions: Mapping[str, str],
+    engine: str | None = None,
+    where: object = None,
+) -> tuple[Certificate, str]:
+    """The fastest that passed on this kind of ``host`` with the installed ``versions`` (of ``engine`` where one is named),
+    and why it was chosen. Raise :class:`EngineUnavailable` if there is none, saying what there is instead.
+    """
+    mine = [c for c in certificates if engine in (None, c.engine)]
+    here = [c for c in mine if _kind(c.host) == _kind(host)]
+    current = [c for c in here if all(versions.get(name) == value for name, value in c.versions.items())]
+    passed = sorted((c for c in current if c.passed and c.latency), key=lambda c: (c.speed(), c.name))
+    if not passed:
+        reasons = [
+            f"{len(certificates)} certificates in the bundle",
+            f"{len(here)} of them for this kind of machine" + ("" if engine is None else f" and {engine}"),
+            f"{len(current)} with the versions that are installed here",
+            "0 that passed",
+        ]
+        raise EngineUnavailable(
+            "nothing is certified on this machine: " + ", ".join(reasons),
+            where=where,
+            fix=f"simmim-export certify {where if where is not None else 'BUNDLE'}",
+        )
+    best = passed[0]
+    others = [f"{c.name} takes {c.speed() / best.speed():.2f}x as long" for c in passed[1:3]]
+    failed = [f"{c.name} failed its budget" for c in current if not c.passed]
+    why = f"the fastest of {len(passed)} certified here" + "".join(f"; {text}" for text in (*others, *failed))
+    return best, why

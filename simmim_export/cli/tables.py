@@ -1,0 +1,118 @@
+"""What several commands print: parity, plans, what a model still knows, certificates. Knows their forms; must not know how
+anything was found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from simmim_export.console import stdout_console
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.table import Table
+
+    from simmim_export.certificate import Certificate
+    from simmim_export.parity import ParityReport
+    from simmim_export.precision.planner import Planned
+
+
+def by_graph(reports: list[ParityReport]) -> dict[str, dict[str, Any]]:
+    """Each graph's figures at FP32, with those of other precisions under their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for report in reports:
+        if report.precision == "fp32":
+            found.setdefault(report.graph, {}).update(report.summary())
+        else:
+            found.setdefault(report.graph, {})[report.variant or report.precision] = report.summary()
+    return found
+
+
+def print_parity(reports: list[ParityReport], title: str, proof: dict[str, dict[str, int]] | None = None) -> None:
+    """A table of parity, one row a graph."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("graph", "", "checks", "worst error", "worst cosine", "passed", *(["executed"] if proof else [])):
+        table.add_column(column, justify="left" if column in ("graph", "", "executed") else "right")
+    for report in reports:
+        row: list[Any] = [
+            report.graph,
+            report.variant or report.precision,
+            str(len(report.rows)),
+            f"{report.scaled_error:.1e}",
+            f"{report.cosine:.7f}",
+        ]
+        row.append("yes" if report.passed else "NO")
+        if proof:
+            row.append(", ".join(f"{count} {kind}" for kind, count in proof[report.graph].items()))
+        table.add_row(*row)
+    stdout_console().print(table)
+
+
+def print_plan(planned: Planned) -> None:
+    """What a planner tried, the fastest first, and what it chose; a limit that is exceeded is marked."""
+    from rich.table import Table
+
+    best = planned.pareto()
+    table = Table(title=f"{planned.engine}: plans inside {planned.budget}, and what was tried on the way")
+    table.add_column("plan")
+    table.add_column("time,\nFP32 = 1", justify="right")
+    cells = _limits(table, [[line.as_row() for line in tried.lines] for tried in planned.tried])
+    table.add_column("fits")
+    table.add_column("best\nso fast")
+    for tried, found in sorted(zip(planned.tried, cells, strict=True), key=lambda row: row[0].seconds):
+        kept = "".join(f"\n  {graph} float: {', '.join(groups)}" for graph, groups in tried.kept.items())
+        fits = ("yes" if tried.fits else "NO", "yes" if tried in best else "")
+        table.add_row(str(tried.plan).replace(",", "\n") + kept, f"{tried.share:.2f}", *found, *fits)
+    console = stdout_console()
+    console.print(table)
+    for note in planned.notes:
+        console.print(note)
+    console.print(f"{planned.engine}: chosen {planned.chosen.plan}, {planned.chosen.share:.2f}x the time of FP32")
+
+
+def _limits(table: Table, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[str]]:
+    """A column of ``table`` for every limit, and for each row of lines its cells; "!" marks what is exceeded."""
+    limits = {line["name"]: line["allowed"] for row in rows for line in row}
+    for name, allowed in limits.items():
+        table.add_column(f"{name}\n{allowed}".replace(" ", "\n"), justify="right")
+    found = [{line["name"]: f"{line['found']:.4g}" + ("" if line["kept"] else " !") for line in row} for row in rows]
+    return [[row.get(name, "") for name in limits] for row in found]
+
+
+def print_figures(figures: Mapping[str, Any], title: str) -> None:
+    """A table of what the evidence says: embeddings, then tasks."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("", "what", "n", "found", "FP32", "lost\n(points)", "95 % sure\nat most", "as FP32"):
+        table.add_column(column, justify="left" if column in ("", "what") else "right")
+    for name, row in figures["embeddings"].items():
+        cosine = f"{row['cosine_mean']:.5f}, 1 % {row['cosine_p1']:.5f}, least {row['cosine_min']:.5f}"
+        table.add_row(name, f"cosine {cosine}", str(row["n"]), "", "", "", "", f"{row['top1']:.1%}")
+    for name, row in figures["tasks"].items():
+        cells = (f"{row['value']:.2%}", f"{row['reference']:.2%}", f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
+        table.add_row(name, row["metric"], str(row["n"]), *cells, f"{row['top1']:.1%}")
+    stdout_console().print(table)
+
+
+def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
+    """A table of certificates, the fastest first: latencies by pipeline beside what the budget says."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("engine", no_wrap=True)
+    names = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
+    for name in names:
+        table.add_column(f"{name.replace('_', chr(10))}\nms", justify="right")
+    cells = _limits(table, [certificate.lines for certificate in certificates])
+    table.add_column("certified")
+    for certificate, found in sorted(zip(certificates, cells, strict=True), key=lambda row: row[0].speed()):
+        table.add_row(
+            certificate.name.replace(",", "\n"),
+            *(f"{1000 * certificate.latency[name]:.2f}" for name in names),
+            *found,
+            "yes" if certificate.passed else "NO",
+        )
+    stdout_console().print(table)

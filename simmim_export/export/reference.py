@@ -1,0 +1,47 @@
+"""PyTorch's answers to the evidence, which travel with it. Knows evidence and graph wrappers; must not know ONNX or files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from simmim_export.bundle import Manifest
+from simmim_export.engines.torch import TorchSession
+from simmim_export.models.checkpoint import Checkpoint
+from simmim_export.models.graphs import Graph
+from simmim_export.precision.calibration import MOST
+from simmim_export.proof.evidence import Evidence
+from simmim_export.proof.examine import Examiner
+from simmim_export.runtime.text import Tokenizer
+
+# Larger than a device's batch: the reference is the same, sooner.
+BATCH = 64
+
+
+def make_evidence(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    graphs: Mapping[str, Graph],
+    where: object,
+    watch: Callable[[str, int, int], None],
+) -> Evidence:
+    """The checkpoint's evidence with PyTorch's FP32 outputs for it.
+
+    A checkpoint without any (untrained, or imported) gives its samples beyond those for calibration: unlabelled, they
+    show how embeddings change. Raise :class:`BundleError` for evidence that cannot be read.
+    """
+    if len(checkpoint.evidence):
+        evidence = Evidence.load(checkpoint.evidence.numpy().tobytes(), where)
+    else:
+        pixels, texts = checkpoint.samples["pixels"].numpy(), checkpoint.samples["texts"]
+        rest = dict.fromkeys(texts[MOST:] or texts)
+        evidence = Evidence(
+            {"samples": pixels[MOST:] if len(pixels) > MOST else pixels}, {}, {"name": "samples"}, tuple(rest)
+        )
+    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config.max_length)
+
+    def tokens(texts: list[str]) -> dict:
+        ids, mask = tokenizer.encode(texts)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    examiner = Examiner(manifest, evidence, tokens, watch, BATCH)
+    return evidence.with_reference(examiner.outputs(lambda name: TorchSession(graphs[name].module, graphs[name].spec)))

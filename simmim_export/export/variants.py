@@ -1,0 +1,84 @@
+"""Lower precisions of traced graphs: which files there are, and which the planner may choose from.
+
+Knows a bundle in the making. Must not know how a graph is quantised, or how a plan is searched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from simmim_export.engines.base import Engine
+from simmim_export.errors import EngineUnavailable
+from simmim_export.precision import int8
+from simmim_export.precision.groups import by_group
+from simmim_export.precision.passes import Options, Passes, nodes_of
+from simmim_export.spec import Precision
+
+
+@dataclass
+class Variants:
+    """The INT8 and FP32 files of every graph under ``root``; ``kept`` says what stays float in the INT8 ones, by graph."""
+
+    root: Path
+    graphs: Sequence[str]
+    passes: Passes
+    reduce_range: bool = False
+    kept: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def path(self, graph: str, variant: str) -> Path:
+        """Where ``variant`` of ``graph`` is, or will be."""
+        return self.root / f"{graph}.{variant}.onnx"
+
+    def make(self, graph: str, variant: str) -> Path:
+        """Write ``variant`` of ``graph`` as :attr:`kept` says."""
+        kept = nodes_of(self.groups_of(graph), self.kept.get(graph, frozenset()))
+        options = Options(kept, self.reduce_range)
+        self.passes.make(graph, variant, self.path(graph, "fp32"), self.path(graph, variant), options)
+        return self.path(graph, variant)
+
+    def groups_of(self, graph: str) -> Mapping[str, Sequence[str]]:
+        """The nodes that INT8 could touch, by PyTorch module."""
+        model = onnx.load(self.path(graph, "fp32"))
+        return by_group(model, int8.touched(model))
+
+
+class Choice:
+    """What a plan for ``engine`` may choose from; see :class:`simmim_export.precision.planner.Graphs`."""
+
+    def __init__(self, variants: Variants, engine: Engine, scratch: Path) -> None:
+        self._variants, self._scratch = variants, scratch
+        self._has: dict[Precision, str] = {}
+        for precision in Precision:
+            try:
+                self._has[precision] = engine.variant(precision)
+            except EngineUnavailable:
+                continue  # what an engine lacks is no choice
+
+    def names(self) -> Sequence[str]:
+        """Every graph."""
+        return self._variants.graphs
+
+    def candidates(self, graph: str) -> Mapping[Precision, Path]:
+        """The files that the engine can run. One that INT8 left as it was is no choice."""
+        found = {p: path for p, v in self._has.items() if (path := self._variants.path(graph, v)).exists()}
+        if Precision.INT8 in found and not self._variants.groups_of(graph):
+            del found[Precision.INT8]
+        return found
+
+    def groups(self, graph: str) -> Sequence[str]:
+        """The PyTorch modules whose nodes INT8 touches."""
+        return list(self._variants.groups_of(graph))
+
+    def quantise(self, graph: str, kept: frozenset[str]) -> Path:
+        """Its INT8 file with the nodes of the groups ``kept``, and of those kept for another engine, left float."""
+        variants = self._variants
+        every = kept | variants.kept.get(graph, frozenset())
+        nodes = nodes_of(variants.groups_of(graph), every)
+        target = self._scratch / f"{graph}.{len(list(self._scratch.iterdir()))}.onnx"
+        options = Options(nodes, variants.reduce_range)
+        variants.passes.make(graph, int8.VARIANT, variants.path(graph, "fp32"), target, options)
+        return target

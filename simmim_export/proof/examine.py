@@ -1,0 +1,213 @@
+"""Every example of the evidence through sessions, and what became of the answers.
+
+Knows the manifest's pipelines, sessions and evidence. Must not know engines, files or precisions. Outputs are kept by what
+made them, so that examining a model of which one graph was changed costs that graph and what follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from simmim_export.bundle import Bundle, Manifest
+from simmim_export.engines.base import Session
+from simmim_export.errors import BundleError
+from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
+from simmim_export.proof.figures import agreement, first_hits, paired_loss
+
+Tensors = dict[str, np.ndarray]
+Watch = Callable[[str, int, int], None]
+TEXTS = "text_embed"
+
+
+def _still(step: str, done: int, total: int) -> None:
+    """The progress of a caller who does not watch."""
+
+
+def evidence_of(bundle: Bundle) -> Evidence | None:
+    """What travels with ``bundle``; None where it was exported before there was any."""
+    return Evidence.load(bundle.file(FILE)) if FILE in bundle.manifest.files else None
+
+
+def require_evidence(bundle: Bundle) -> Evidence:
+    """As :func:`evidence_of`; raise :class:`BundleError` where there is none."""
+    found = evidence_of(bundle)
+    if found is None:
+        raise BundleError("the bundle holds no evidence", where=bundle.root, fix="export it again with this version")
+    return found
+
+
+class Examiner:
+    """``tokens`` turns texts to ``input_ids`` and ``attention_mask``, int64 [n, s], as the runtime does; ``batch`` rows are
+    asked at once, by default as many as a graph takes."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        evidence: Evidence,
+        tokens: Callable[[list[str]], Tensors],
+        watch: Watch = _still,
+        batch: int | None = None,
+    ) -> None:
+        self.manifest, self.evidence, self._watch, self._batch = manifest, evidence, watch, batch
+        self._texts = evidence.texts()
+        self._number = {text: index for index, text in enumerate(self._texts)}
+        self._tokens = tokens(self._texts) if self._texts else {}
+        self._kept: dict[tuple[str, ...], Any] = {}
+        heads = {p.graphs[-1]: p.graphs for p in manifest.pipelines}
+        # A task of a head that this model lacks cannot be asked.
+        self._graphs = {name: heads[f"head.{name}"] for name in evidence.tasks if f"head.{name}" in heads}
+
+    def outputs(self, session: Callable[[str], Session], made_by: Callable[[str], str] = str) -> Tensors:
+        """``images/SET`` float32 [n, E], ``text_embed`` [distinct texts, E] and ``logits/TASK`` [n, k, classes].
+
+        ``session(graph)`` gives the session to ask; ``made_by(graph)`` names what is in it: outputs of the same names are
+        taken from an earlier call.
+        """
+        found: Tensors = {}
+        for name, images in self.evidence.images.items():
+            if images.ndim == 4:
+                found[f"images/{name}"] = self._images(name, session, made_by)["image_embed"]
+        if self._texts:
+            found[TEXTS] = self._encoded_texts(session, made_by)[TEXTS]
+        for name, graphs in self._graphs.items():
+            found[f"logits/{name}"] = self._logits(name, graphs, session, made_by)
+        return found
+
+    def figures(self, outputs: Tensors) -> dict[str, Any]:
+        """``embeddings``: of each, its agreement with the reference; ``tasks``: of each, the paired loss and ``top1``, the
+        share of answers that are the reference's. Raise :class:`BundleError` for evidence without a reference."""
+        reference = self.evidence.reference
+        if set(outputs) - set(reference):
+            lacks = ", ".join(sorted(set(outputs) - set(reference)))
+            raise BundleError(f"the evidence has no reference for {lacks}", fix="export the bundle again")
+        found: dict[str, Any] = {"embeddings": {}, "tasks": {}, "source": dict(self.evidence.source)}
+        for name, values in outputs.items():
+            if not name.startswith("logits/"):
+                label = "image_embed" if name.startswith("images/") else TEXTS
+                row = agreement(reference[name], values) | {"n": len(values)}
+                # Of several sets of images the worst stands for the tower.
+                if row["cosine_mean"] < found["embeddings"].get(label, {"cosine_mean": 2})["cosine_mean"]:
+                    found["embeddings"][label] = row
+        for name, task in self.evidence.tasks.items():
+            if name == RETRIEVAL:
+                row = self._retrieval(task, reference, outputs)
+            elif name in self._graphs:
+                row = _answers(task, reference[f"logits/{name}"], outputs[f"logits/{name}"])
+            else:
+                continue
+            found["tasks"][name] = row
+        return found
+
+    def _retrieval(self, task: Task, reference: Mapping[str, np.ndarray], outputs: Tensors) -> dict[str, Any]:
+        rows = np.array([[self._number[text] for text in texts] for texts in task.texts])
+        hits = [first_hits(o[f"images/{task.images}"], o[TEXTS][rows]) for o in (reference, outputs)]
+        return paired_loss(*hits) | {
+            "metric": "recall at 1 among 64 images",
+            "top1": float((hits[0] == hits[1]).mean()),
+        }
+
+    def _keep(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            # One version of each stage at a time would forget the reference's; two lets a planner go back and forth.
+            same = [other for other in self._kept if other[:2] == key[:2]]
+            for old in same[:-3]:
+                del self._kept[old]
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def _images(self, name: str, session: Callable[[str], Session], made_by: Callable[[str], str]) -> Tensors:
+        """``image_tokens`` and, of images, ``image_embed`` of a set; clips go through the video encoder."""
+        images = self.evidence.images[name]
+        if images.ndim == 4:
+            key = ("images", name, made_by("image_encoder"))
+            return self._keep(key, lambda: self._run("image_encoder", {"pixels": images}, session))
+
+        def clips() -> Tensors:
+            frames = self._run("image_encoder", {"pixels": images.reshape(-1, *images.shape[2:])}, session)
+            tokens = frames["image_tokens"].reshape(*images.shape[:2], *frames["image_tokens"].shape[1:])
+            feeds = {"frame_tokens": tokens, "frame_mask": np.ones(images.shape[:2], np.int64)}
+            return self._run("video_encoder", feeds, session)
+
+        return self._keep(("images", name, made_by("image_encoder"), made_by("video_encoder")), clips)
+
+    def _encoded_texts(self, session: Callable[[str], Session], made_by: Callable[[str], str]) -> Tensors:
+        key = ("texts", "", made_by("text_encoder"))
+        return self._keep(key, lambda: self._run("text_encoder", self._tokens, session))
+
+    def _logits(
+        self, name: str, graphs: tuple[str, ...], session: Callable[[str], Session], made_by: Callable[[str], str]
+    ) -> np.ndarray:
+        task, head = self.evidence.tasks[name], graphs[-1]
+        shape = task.labels.shape
+
+        def ask() -> np.ndarray:
+            images = self._images(task.images, session, made_by)["image_tokens"]
+            if "fusion" not in graphs:
+                return self._run(head, {"image_tokens": images}, session)["logits"].reshape(*shape, -1)
+            texts = self._encoded_texts(session, made_by)
+            rows = np.array([self._number[text] for row in task.texts for text in row])
+            feeds = {
+                "image_tokens": _Rows(images, np.repeat(np.arange(shape[0]), shape[1])),
+                "text_tokens": _Rows(texts["text_tokens"], rows),
+                "attention_mask": self._tokens["attention_mask"][rows],
+            }
+            fused = self._run("fusion", feeds, session)["fused"]
+            logits: np.ndarray = self._run(head, {"fused": fused}, session)["logits"]
+            return logits.reshape(*shape, -1)
+
+        return self._keep(("logits", name, *(made_by(graph) for graph in graphs)), ask)
+
+    def _run(self, graph: str, feeds: Mapping[str, Any], session: Callable[[str], Session]) -> Tensors:
+        """All rows of ``feeds`` through a graph, in its largest batches; texts of like length together, without the padding
+        that none of them needs, as a caller would send them."""
+        spec, opened = self.manifest.graph(graph), session(graph)
+        count, step = len(next(iter(feeds.values()))), self._batch or spec.axis("batch").maximum
+        mask = feeds.get("attention_mask")
+        lengths = np.zeros(count, int) if mask is None else mask.sum(axis=1)
+        order = np.argsort(lengths, kind="stable")
+        found: Tensors = {}
+        for start in range(0, count, step):
+            self._watch(f"ask {graph}", start, count)
+            rows = order[start : start + step]
+            part = {name: array[rows] for name, array in feeds.items()}
+            if mask is not None:
+                limit = max(int(lengths[rows].max()), spec.axis("sequence").minimum)
+                for tensor in spec.inputs:
+                    if "sequence" in tensor.shape:
+                        part[tensor.name] = part[tensor.name][:, :limit]
+            outputs = opened.run(part)
+            for tensor in spec.outputs:
+                values = outputs[tensor.name]
+                if tensor.name not in found:
+                    full = list(values.shape)
+                    if "sequence" in tensor.shape and mask is not None:
+                        full[tensor.shape.index("sequence")] = mask.shape[1]
+                    found[tensor.name] = np.zeros((count, *full[1:]), values.dtype)
+                if "sequence" in tensor.shape:
+                    found[tensor.name][rows, : values.shape[1]] = values
+                else:
+                    found[tensor.name][rows] = values
+        return found
+
+
+class _Rows:
+    """Rows of an array by number, taken when they are needed: a question's image tokens are not copied for all of them."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self._array, self._rows = array, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, which: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self._array[self._rows[which]]
+        return found
+
+
+def _answers(task: Task, reference: np.ndarray, found: np.ndarray) -> dict[str, Any]:
+    chosen = [values.argmax(axis=2) for values in (reference, found)]
+    right = [task.right(classes) for classes in chosen]
+    return paired_loss(*right) | {"metric": "accuracy", "top1": float((chosen[0] == chosen[1]).mean())}
