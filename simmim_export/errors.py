@@ -99,6 +99,10 @@ class NoCache(UserWarning):
     """A cache folder cannot be written, so that work is done again each time; the message names it and why."""
 
 
+class ReducedRange(UserWarning):
+    """INT8 was written in 7 bits, because this processor could not prove the whole range; the message says where it could."""
+
+
 class UnknownHost(UserWarning):
     """This system does not say what a graph needs to know of it; the message says what, and what may go wrong."""
 

@@ -42,8 +42,12 @@ def onnx(
         ),
     ] = None,
     reduce_range: Annotated[
-        bool, typer.Option("--reduce-range", help="INT8 with 7-bit weights, for processors without VNNI.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--reduce-range/--full-range",
+            help="INT8 in 7 bits, for processors without VNNI, or in 8; by default what this one can prove.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,6 +59,7 @@ def onnx(
     # Before the imports: a wrong path should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
     from simmim_export.errors import EngineUnavailable, UsageError
+    from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget
     from simmim_export.spec import Precision
 
@@ -63,16 +68,16 @@ def onnx(
         fix = "it runs the fp32 graph: simmim-export verify --engine openvino --precision bf16"
         raise UsageError("no graph is written in bf16", fix=fix)
     limits = None if budget is None else Budget.parse(budget)
+    lowered = tuple(p for p in wanted if p is not Precision.FP32)
+    lower = Lower(lowered, calibration, reduce_range, limits)
     with Staging(output, overwrite):
         pass
     try:
-        from simmim_export.export.exporter import Lower, export_bundle
+        from simmim_export.export.exporter import export_bundle
     except ModuleNotFoundError as error:
         raise EngineUnavailable(
             f"exporting needs the package {error.name}", fix="pip install 'simmim-export[export]'"
         ) from error
-    lowered = tuple(p for p in wanted if p is not Precision.FP32)
-    lower = Lower(lowered, calibration, reduce_range, limits)
     with progress_bar("export") as progress:
         done = export_bundle(
             checkpoint,

@@ -23,6 +23,7 @@ from simmim_export.engines import get_engine, require_engine
 from simmim_export.engines.base import INTEGER_DOT, Engine
 from simmim_export.errors import ShortcutLearned, UsageError
 from simmim_export.export.golden import make_feeds, make_golden
+from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import OPSET, trace
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.variants import Choice, Variants
@@ -52,29 +53,6 @@ Progress = Callable[[str, int, int], None]
 
 def _quiet(step: str, done: int, total: int) -> None:
     """The progress of a caller who does not watch."""
-
-
-@dataclass(frozen=True)
-class Lower:
-    """What to write beside FP32. ``precisions``: FP16, INT8 or both; ``calibration``: a folder of samples, else the
-    checkpoint's own; ``reduce_range``: 7-bit weights for processors without VNNI; ``budget``: plan precisions inside it."""
-
-    precisions: tuple[Precision, ...] = ()
-    calibration: Path | None = None
-    reduce_range: bool = False
-    budget: Budget | None = None
-
-    def __post_init__(self) -> None:
-        fix = "add --precision int8"
-        for option, given in (
-            ("--calibration", self.calibration is not None),
-            ("--reduce-range", self.reduce_range),
-            ("--budget", self.budget is not None),
-        ):
-            if given and not self.precisions:
-                raise UsageError(f"{option} without a precision that needs it", fix=fix)
-        if (self.budget or self.reduce_range) and Precision.INT8 not in self.precisions:
-            raise UsageError("--budget and --reduce-range are for INT8", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -114,7 +92,7 @@ def export_bundle(
         model = build(checkpoint, checkpoint_path)
         found = graphs(model, max_batch, maps)
         source = provenance(checkpoint_path, checkpoint, opset)
-        samples = _samples(checkpoint, lower)
+        samples, reduced = _samples(checkpoint, lower), lower.reduced
         wanted = [Precision.FP32, *lower.precisions]
         variants = {precision: VARIANTS.get(precision, (str(precision),)) for precision in wanted}
         total = len(found) * sum(map(len, variants.values())) + 3
@@ -136,11 +114,11 @@ def export_bundle(
             progress("real inputs of every graph", next(steps), total)
             tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config.max_length)
             feeds = make_feeds(found, samples, tokenizer.encode)
-            made = Variants(folder, list(found), Passes(feeds), lower.reduce_range)
+            made = Variants(folder, list(found), Passes(feeds), reduced)
             for name, variant in ((n, v) for n in found for p in lower.precisions for v in variants[p]):
                 progress(f"{name}.{variant}", next(steps), total)
                 made.make(name, variant)
-            source |= {"calibration": _describe(samples), "reduce_range": lower.reduce_range}
+            source |= {"calibration": _describe(samples), "reduce_range": reduced}
         planned: list[Planned] = []
         if lower.budget is not None and made is not None:
             planned = _plan(staging, manifest, checkpoint, made, lower.budget, watch)
@@ -151,7 +129,7 @@ def export_bundle(
             path = folder / f"{name}.{variant}.onnx"
             report = _prove(engine, path, variant, found[name].spec, precision, golden)
             reports.append(report)
-            needs = _needs(path) if variant == int8.VARIANT and not lower.reduce_range else {}
+            needs = _needs(path) if variant == int8.VARIANT and not reduced else {}
             parity = report.summary() | {"engine": engine.name}
             where = (str(path.relative_to(staging.root)), digest(path), path.stat().st_size)
             artifacts.append(Artifact(name, variant, *where, None, precision, needs, parity))

@@ -111,7 +111,7 @@ def test_a_folder_that_is_none_is_refused(tiny_bundle: Path, tmp_path: Path) -> 
         (("--precision", "int8", "--calibration", "{pictures}"), 5, "7 images are too few to calibrate on"),
         (("--precision", "int8", "--calibration", "{none}"), 5, "no such folder of calibration samples"),
         (("--calibration", "{pictures}"), 2, "--calibration without a precision that needs it"),
-        (("--reduce-range", "--precision", "fp16"), 2, "--budget and --reduce-range are for INT8"),
+        (("--reduce-range", "--precision", "fp16"), 2, "--budget, --reduce-range and --full-range are for INT8"),
         (("--budget", "cosine=0.9"), 2, "--budget without a precision that needs it"),
         (("--precision", "int8", "--budget", "cosine=high"), 2, "'cosine=high' is no part of a budget"),
         (("--precision", "int4"), 2, "unknown precision 'int4'"),

@@ -12,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
-from simmim_export.errors import GateFailed
+from simmim_export.errors import DataError, GateFailed
+from simmim_export.host import has_integer_dot
+from simmim_export.parity import Golden
 from simmim_export.precision.int8 import check, to_int8
-from simmim_export.precision.weights import BLOCKS, block_of, products, quantize_blocks, quantize_weights
+from simmim_export.precision.tokens import quantize_products
+from simmim_export.precision.weights import products, quantize_columns
 from simmim_export.spec import Precision
 
 
@@ -29,45 +33,103 @@ def feeds(pixels: np.ndarray) -> list[dict[str, np.ndarray]]:
     return [{"pixels": image[None]} for image in pixels]
 
 
+def tokens(bundle: Path) -> list[dict[str, np.ndarray]]:
+    """Real texts, one a feed."""
+    golden, spec = Golden.load(bundle / "golden.npz"), Bundle.open(bundle).manifest.graph("text_encoder")
+    found = golden.feeds(max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size), spec)
+    return [{name: rows[[index]] for name, rows in found.items()} for index in range(len(found["input_ids"]))]
+
+
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
 
 @settings(deadline=None)
 @given(weight=hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6), elements=FLOATS))
 def test_a_level_is_within_half_a_step_of_its_weight(weight: np.ndarray) -> None:
-    weight = np.repeat(weight, 16, axis=0)
-    levels, scales = quantize_blocks(weight, 16)
+    levels, scales = quantize_columns(weight)
     assert levels.dtype == np.int8 and np.abs(levels.astype(int)).max() <= 127
-    assert scales.shape == (len(weight) // 16, weight.shape[1]) and (scales > 0).all()
-    back = levels.astype(np.float64) * np.repeat(scales.astype(np.float64), 16, axis=0)
-    assert (np.abs(back - weight) <= np.repeat(scales, 16, axis=0) * 0.5001).all()
+    assert scales.shape == (weight.shape[1],) and (scales > 0).all()
+    back = levels.astype(np.float64) * scales.astype(np.float64)
+    assert (np.abs(back - weight) <= scales * 0.5001).all()
 
 
-def test_blocks_divide_the_rows() -> None:
-    assert [block_of(rows) for rows in (384, 1536, 96, 48, 20)] == [128, 128, 32, 16, None]
-    assert all(rows % block_of(rows) == 0 for rows in range(16, 4096, 16))
-    assert sorted(BLOCKS, reverse=True) == list(BLOCKS)
-
-
-def test_an_outlier_spoils_its_own_block_alone() -> None:
+def test_an_outlier_spoils_its_own_column_alone() -> None:
     weight = np.random.default_rng(0).normal(size=(256, 32)).astype(np.float32)
     spoiled = weight.copy()
-    spoiled[0] *= 1000
-    for name, rows in (("its block", slice(1, 128)), ("another", slice(128, 256))):
-        levels, scales = quantize_blocks(spoiled, 128)
-        back = (levels * np.repeat(scales, 128, axis=0))[rows]
-        lost = np.abs(back - weight[rows]).max()
-        assert (lost > 0.5) == (name == "its block")
+    spoiled[0, 3] = 1000
+    levels, scales = quantize_columns(spoiled)
+    lost = np.abs(levels * scales - weight)[1:].max(axis=0)
+    assert lost[3] > 0.5 > 0.05 > np.delete(lost, 3).max()
 
 
 def test_every_product_of_the_text_tower_is_quantised(tiny_bundle: Path) -> None:
+    feeds = tokens(tiny_bundle)
     model = onnx.load(tiny_bundle / "graphs/text_encoder.fp32.onnx")
     wanted = [node.name for node in products(model)]
     size = model.ByteSize()
-    assert len(wanted) >= 6 and quantize_weights(model) == wanted
-    assert products(model) == [] and quantize_weights(model) == []
+    assert len(wanted) >= 6 and quantize_products(model, feeds) == wanted
+    assert products(model) == [] and quantize_products(model, feeds) == []
     assert model.ByteSize() < 0.7 * size
     onnx.checker.check_model(model, full_check=True)
+
+
+def test_what_is_kept_float_stays_as_it_is(tiny_bundle: Path) -> None:
+    model = onnx.load(tiny_bundle / "graphs/text_encoder.fp32.onnx")
+    kept, *others = [node.name for node in products(model)]
+    assert quantize_products(model, tokens(tiny_bundle), [kept]) == others
+    assert [node.name for node in products(model)] == [kept]
+
+
+def test_channels_are_not_measured_on_nothing(tiny_bundle: Path) -> None:
+    with pytest.raises(DataError, match="no samples"):
+        quantize_products(onnx.load(tiny_bundle / "graphs/text_encoder.fp32.onnx"), [])
+
+
+def product(kind: str | None, weight: np.ndarray) -> onnx.ModelProto:
+    """x [batch, tokens, 64], through ``kind`` where there is one, times ``weight`` [64, 48]."""
+    float32, nodes = onnx.TensorProto.FLOAT, []
+    if kind is not None:
+        nodes.append(onnx.helper.make_node(kind, ["x"], ["act"], name="act"))
+    nodes.append(onnx.helper.make_node("MatMul", [nodes[-1].output[0] if nodes else "x", "w"], ["y"], name="product"))
+    x = onnx.helper.make_tensor_value_info("x", float32, ["b", "s", 64])
+    y = onnx.helper.make_tensor_value_info("y", float32, ["b", "s", 48])
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+
+
+def in_float(model: onnx.ModelProto, x: np.ndarray, name: str = "y") -> np.ndarray:
+    """What the graph says, by ONNX's own reference: no kernel of any processor takes part."""
+    model.graph.output.extend([] if name == "y" else [onnx.ValueInfoProto(name=name)])
+    return ReferenceEvaluator(model).run([name], {"x": x})[0]
+
+
+@pytest.mark.parametrize("kind", [None, "Gelu", "Relu"])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_product_by_token_is_close_and_no_token_asks_about_another(kind: str | None, reduced: bool) -> None:
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(64, 48)).astype(np.float32)
+    x = random.normal(size=(2, 5, 64)).astype(np.float32)
+    x[0, 1] *= 1e4
+    x[1, 2] = 0
+    before, after = product(kind, weight), product(kind, weight)
+    assert quantize_products(after, [], reduce_range=reduced) == ["product"]
+    exact, found = in_float(before, x), in_float(after, x)
+    error = np.linalg.norm(found - exact, axis=-1) / np.maximum(np.linalg.norm(exact, axis=-1), 1)
+    assert error.max() < (0.04 if reduced else 0.02)
+    assert np.isfinite(found).all() and np.abs(found[1, 2]).max() < 0.1
+    alone = np.stack([in_float(after, x[:, [token]])[:, 0] for token in range(5)], axis=1)
+    np.testing.assert_allclose(alone, found, rtol=1e-5, atol=1e-5 * np.abs(found).max())
+
+
+@pytest.mark.parametrize("kind", [None, "Gelu"])
+def test_in_seven_bits_no_pair_of_products_leaves_sixteen(kind: str | None) -> None:
+    """AVX2 adds pairs of U8 x S8 in 16 bits that saturate at 32,767."""
+    random = np.random.default_rng(0)
+    model = product(kind, random.normal(size=(64, 48)).astype(np.float32))
+    quantize_products(model, [], reduce_range=True)
+    levels = next(node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
+    found = in_float(model, 1e3 * random.normal(size=(2, 50, 64)).astype(np.float32), levels)
+    assert found.dtype == np.uint8 and 2 * int(found.max()) * 127 <= 32_767 and found.max() >= 126
 
 
 def test_a_graph_without_anything_to_quantise_stays_as_it_is(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -96,10 +158,9 @@ def broken(model: onnx.ModelProto, how: str) -> onnx.ModelProto:
         scale = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
         scale.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(scale), scale.name))
     elif how == "zero point":
-        levels, scale = (next(t for t in model.graph.initializer if t.name == name) for name in node.input[:2])
-        zero = np.full(scale.dims, 3, np.int8)
-        model.graph.initializer.append(numpy_helper.from_array(zero, f"{levels.name}.zero"))
-        node.input.append(f"{levels.name}.zero")
+        node = next(node for node in model.graph.node if node.name.endswith(".weight"))
+        zero = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
+        zero.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(zero) + np.int8(3), zero.name))
     else:
         output = model.graph.output[0]
         producer = next(node for node in model.graph.node if output.name in node.output)
@@ -127,10 +188,8 @@ def test_what_a_pass_promises_is_checked(tiny_bundle: Path, how: str, said: str)
         check(before, broken(after, how))
 
 
-def test_a_bundle_without_int8_says_how_to_make_it(tiny_checkpoint: Path, tmp_path: Path, run_cli) -> None:
-    done = run_cli("export", "onnx", tiny_checkpoint, "-o", tmp_path / "bundle")
-    assert done.returncode == 0, done.stderr
-    done = run_cli("export", "verify", tmp_path / "bundle", "--precision", "int8")
+def test_a_bundle_without_int8_says_how_to_make_it(every_bundle: Path, run_cli) -> None:
+    done = run_cli("export", "verify", every_bundle, "--precision", "int8")
     assert done.returncode == 3 and "has no int8-u8 variant" in done.stderr and "--precision" in done.stderr
 
 
@@ -164,7 +223,9 @@ def test_real_weights_keep_their_neighbours(minilm: Path, engine: str) -> None:
     texts = sentences()[:200]
     with load(minilm, "ort") as exact, load(minilm, engine, "int8") as model:
         found = agreement(exact.embed_text(texts), model.embed_text(texts))
-    assert found["cosine_mean"] >= 0.998 and found["cosine_min"] >= 0.99 and found["top1"] >= 0.9
+    # Seven bits of a token, on a processor without VNNI, are half as many levels.
+    least = 0.85 if has_integer_dot() is False else 0.9
+    assert found["cosine_mean"] >= 0.998 and found["cosine_min"] >= 0.99 and found["top1"] >= least
 
 
 def test_a_session_does_not_edit_the_file(tiny_bundle: Path, tmp_path: Path) -> None:
