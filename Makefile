@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Minutes of training in `make demo`, by stage.
 ALIGN_MINUTES ?= 0.4
 PRETRAIN_MINUTES ?= 1.2
-FINETUNE_MINUTES ?= 3
+FINETUNE_MINUTES ?= 3.7
 
 .PHONY: demo demo-long test check bench results docs clean
 
