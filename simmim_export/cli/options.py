@@ -15,6 +15,12 @@ BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that 
 EngineName = Annotated[
     str, typer.Option("--engine", help="torch, ort, openvino, trt, or auto: the fastest that is certified here.")
 ]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="cuda: the engine on an NVIDIA GPU, where it runs there (ort, ort-graph, torch, trt)."
+    ),
+]
 PrecisionName = Annotated[
     str | None,
     typer.Option(
@@ -38,11 +44,18 @@ BudgetOption = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def opened(bundle: Path, engine: str, precision: str | None, checkpoint: Path | None, threads: int | None) -> Runtime:
+def opened(
+    bundle: Path,
+    engine: str,
+    device: str | None,
+    precision: str | None,
+    checkpoint: Path | None,
+    threads: int | None,
+) -> Runtime:
     """The model that these options ask for; what ``auto`` chose is said on stderr."""
     from simmim_export.runtime import load
 
-    model = load(bundle, engine, precision, checkpoint=checkpoint, threads=threads)
+    model = load(bundle, engine, precision, device=device, checkpoint=checkpoint, threads=threads)
     if model.why is not None:
         print(f"engine auto: {model.engine.name} at {model.plan}: {model.why}", file=sys.stderr)
     return model

@@ -57,6 +57,15 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class DeviceTimed(Protocol):
+    """What a session may offer beside: the device's own clock. One that lacks it is timed from outside, copies included."""
+
+    def device_seconds(self) -> float | None:
+        """Seconds that the device took for the last run, by its own events and without copies; None if it has no clock."""
+        ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """A way to run graphs. ``install`` is what to type when it is missing; ``reads_checkpoint`` is true only for PyTorch;
     ``hints`` are what a session can be opened for."""
