@@ -8,7 +8,7 @@ ALIGN_MINUTES ?= 0.4
 PRETRAIN_MINUTES ?= 1.2
 FINETUNE_MINUTES ?= 3
 
-.PHONY: demo demo-long test check bench results docs clean
+.PHONY: demo demo-long test check lint-graphs bench gpu-check results docs clean
 
 .venv/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,6 +39,9 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 	$(INSTALL) --no-deps --target build/installed .
 	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p simmim_export
 	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
+	$(BIN)/python -m simmim_export.export.lint_presets
 
 bench: .venv/.demo  ## the benchmark on demo/bundle, ./bundle or the reference bundle
 	$(BIN)/simmim-bench

@@ -124,7 +124,9 @@ def test_without_a_gpu_the_command_says_what_to_install(run_cli, tiny_bundle: Pa
 
 
 def test_int8_is_refused_with_the_reason(tiny_bundle: Path) -> None:
-    with pytest.raises(EngineUnavailable, match=r"has no int8 \(it has: fp32, fp16\): it has no INT8 kernels") as caught:
+    with pytest.raises(
+        EngineUnavailable, match=r"has no int8 \(it has: fp32, fp16\): it has no INT8 kernels"
+    ) as caught:
         get_engine("ort@cuda").variant(Precision.INT8)
     assert "--engine trt" in str(caught.value)
 
