@@ -144,7 +144,7 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
     workers: dict[Contestant, Process] = {}
     info: dict[Contestant, dict[str, Any]] = {}
     samples: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
-    on_the_device: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
+    on_the_gpu: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
     inputs: dict[str, set[str]] = {}
     try:
         for engine in plan.engines:
@@ -179,8 +179,8 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
                     watch(f"round {number + 1}, {target.partition(':')[2]}, {engine}", number, plan.rounds)
                     found = workers[engine].ask("round", target=target, iterations=plan.iterations, warmup=plan.warmup)
                     samples.setdefault((target, engine), []).append(tuple(found["samples"]))
-                    if found["device"]:
-                        on_the_device.setdefault((target, engine), []).append(tuple(found["device"]))
+                    if found["gpu"]:
+                        on_the_gpu.setdefault((target, engine), []).append(tuple(found["gpu"]))
                     inputs.setdefault(target, set()).add(found["inputs"])
         for engine, process in workers.items():
             watch(f"parity of {engine}", plan.rounds, plan.rounds)
@@ -204,7 +204,7 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
             next(iter(inputs[target])),
             tuple(rounds),
             _worst(info[engine]["parity"], target, manifest),
-            tuple(on_the_device.get((target, engine), ())),
+            tuple(on_the_gpu.get((target, engine), ())),
         )
         for (target, engine), rounds in samples.items()
     ]

@@ -63,7 +63,7 @@ def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequenc
 @dataclass(frozen=True)
 class BenchmarkResult:
     """One engine on one target (a graph or a pipeline). ``rounds`` holds every latency in seconds, round by round, from host
-    arrays to host arrays; ``device_rounds`` the same by the device's own events, empty where it has none."""
+    arrays to host arrays; ``gpu_rounds`` the same by the GPU's own events, empty where it has none."""
 
     target: str
     engine: str
@@ -72,7 +72,7 @@ class BenchmarkResult:
     inputs: str
     rounds: tuple[tuple[float, ...], ...]
     parity: Mapping[str, Any] = field(default_factory=dict)
-    device_rounds: tuple[tuple[float, ...], ...] = ()
+    gpu_rounds: tuple[tuple[float, ...], ...] = ()
 
     @property
     def samples(self) -> list[float]:
@@ -85,9 +85,9 @@ class BenchmarkResult:
         return percentile(self.samples, 0.5)
 
     @property
-    def device_p50(self) -> float | None:
-        """Median by the device's own events in seconds; None without them, or where there are too few."""
-        return percentile([sample for row in self.device_rounds for sample in row], 0.5)
+    def gpu_p50(self) -> float | None:
+        """Median by the GPU's own events in seconds; None without them, or where there are too few."""
+        return percentile([sample for row in self.gpu_rounds for sample in row], 0.5)
 
     @property
     def p90(self) -> float | None:

@@ -55,7 +55,7 @@ def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str
         "engine": result.engine,
         "precision": result.precision,
         "p50_ms": ms(result.p50),
-        "device_p50_ms": ms(result.device_p50),
+        "gpu_p50_ms": ms(result.gpu_p50),
         "p90_ms": ms(result.p90),
         "p99_ms": ms(result.p99),
         "times_torch": None if ratio is None else asdict(ratio),
@@ -86,7 +86,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
     host = examine()
     n = plan.rounds * plan.iterations
     against = reference(measured.results)
-    timed = any(result.device_rounds for result in measured.results)
+    timed = any(result.gpu_rounds for result in measured.results)
     console.print(f"{host['cpu']}, {host['threads_used']} threads; load average {load:.2f} at the start")
     if load > 0.5:
         console.print("warning: the machine was busy before the benchmark began; read the ratios, not the milliseconds")
@@ -100,7 +100,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
         "p50",
         "p90",
         "p99",
-        *(["p50 on\ndevice"] if timed else []),
+        *(["p50 by\nevents"] if timed else []),
         f"x {against}",
         "95 %",
         "x own fp32",
@@ -116,7 +116,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
             result.engine,
             result.precision,
             *(_ms(value) for value in (result.p50, result.p90, result.p99)),
-            *([_ms(result.device_p50)] if timed else []),
+            *([_ms(result.gpu_p50)] if timed else []),
             f"{ratio.value:.2f}" if ratio else "",
             f"{ratio.low:.2f}-{ratio.high:.2f}" if ratio else "",
             f"{own.value:.2f}" if own else "",
@@ -126,7 +126,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
     console.print(table)
     if timed:
         console.print(
-            "on device: by the GPU's own events, without copies; - is an engine without them, timed from outside"
+            "p50 by events: by the GPU's own events, without copies; - is an engine without them, timed from outside"
         )
     table = Table(title=f"to the first result of {plan.targets[0].partition(':')[2]}, in a process of its own")
     for column in ("engine", "cold start s", "import", "open", "first result", "peak memory MB", "executed"):
@@ -166,7 +166,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found["results"] = [
             BenchmarkResult(
-                **row | {"rounds": _floats(row["rounds"]), "device_rounds": _floats(row.get("device_rounds", []))}
+                **row | {"rounds": _floats(row["rounds"]), "gpu_rounds": _floats(row.get("gpu_rounds", []))}
             )
             for row in found["results"]
         ]

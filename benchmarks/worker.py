@@ -19,7 +19,7 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from simmim_export.engines.base import DeviceTimed  # noqa: E402
+from simmim_export.engines.base import GpuTimed  # noqa: E402
 from simmim_export.errors import SimmimError  # noqa: E402
 from simmim_export.host import available_threads  # noqa: E402
 from simmim_export.parity import Golden, compare, invariance  # noqa: E402
@@ -69,7 +69,7 @@ class Worker:
     def round(self, target: str, iterations: int, warmup: int) -> Any:
         """Time ``iterations`` runs after ``warmup`` untimed ones; reply with every latency in seconds.
 
-        From host arrays to host arrays, so that a GPU has done its work by then. ``device`` is the same by the device's own
+        From host arrays to host arrays, so that a GPU has done its work by then. ``gpu`` is as many runs by the GPU's own
         events, for a single graph whose session has them, and else empty.
         """
         kind, _, name = target.partition(":")
@@ -78,15 +78,13 @@ class Worker:
         digest = hashlib.sha256(b"".join(key.encode() + feeds[key].tobytes() for key in sorted(feeds))).hexdigest()
         for _ in range(warmup):
             self.call(target, feeds)
-        samples, device = [], []
+        samples = []
         for _ in range(iterations):
             before = time.perf_counter()
             self.call(target, feeds)
             samples.append(time.perf_counter() - before)
-            seconds = session.device_seconds() if isinstance(session, DeviceTimed) else None
-            if seconds is not None:
-                device.append(seconds)
-        return {"samples": samples, "device": device, "inputs": digest}
+        gpu = [session.gpu_seconds(feeds) for _ in range(iterations)] if isinstance(session, GpuTimed) else []
+        return {"samples": samples, "gpu": gpu, "inputs": digest}
 
     def finish(self, graphs: list[str]) -> Any:
         """Peak memory of the timed runs, then parity and executed precision of ``graphs``."""

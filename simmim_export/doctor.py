@@ -24,7 +24,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "openvino",
     "tensorrt",
-    "cuda-python",
+    "cuda-bindings",
     "nvidia-cuda-runtime",
     "nvidia-cudnn-cu13",
     "torch",

@@ -57,11 +57,11 @@ class Session(Protocol):
 
 
 @runtime_checkable
-class DeviceTimed(Protocol):
-    """What a session may offer beside: the device's own clock. One that lacks it is timed from outside, copies included."""
+class GpuTimed(Protocol):
+    """What a session on a GPU may offer beside: its own clock. One that lacks it is timed from outside, copies included."""
 
-    def device_seconds(self) -> float | None:
-        """Seconds that the device took for the last run, by its own events and without copies; None if it has no clock."""
+    def gpu_seconds(self, feeds: Mapping[str, np.ndarray]) -> float:
+        """Run once; the seconds between two events on the GPU around the graph alone, copies left out."""
         ...
 
 

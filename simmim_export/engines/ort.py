@@ -17,6 +17,7 @@ import numpy as np
 from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
+    Session,
     check_feeds,
     missing_package,
     no_such_precision,
@@ -135,7 +136,7 @@ class OrtEngine:
 
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
-    ) -> OrtSession:
+    ) -> Session:
         """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it."""
         self.variant(precision)
         require_hint(self.name, hint, self.hints)

@@ -26,12 +26,13 @@ from simmim_export.conflicts import INSTALL_GPU, missing_libraries, ort_files
 from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
+    Session,
     check_feeds,
     missing_package,
     no_such_precision,
     require_hint,
 )
-from simmim_export.engines.ort import open_session, proof_of, require_provider
+from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.host import available_threads
 from simmim_export.spec import GraphSpec, Precision
@@ -164,13 +165,11 @@ def _how_to_load() -> str:
     return f"{INSTALL_GPU}; not to be loaded here: {', '.join(missing)}" if missing else "simmim-export doctor"
 
 
-class OrtCudaEngine:
+class OrtCudaEngine(OrtEngine):
     """ONNX Runtime's CUDA provider."""
 
     name = "ort@cuda"
     install = f"on a machine with an NVIDIA GPU: pip uninstall -y onnxruntime && {INSTALL_GPU}"
-    reads_checkpoint = False
-    hints = (LATENCY,)
     graphs: ClassVar[bool] = False
 
     def why_unavailable(self) -> str | None:
@@ -195,7 +194,7 @@ class OrtCudaEngine:
 
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
-    ) -> OrtCudaSession:
+    ) -> Session:
         """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it, :class:`EngineUnavailable` if the GPU is
         not what it would run on."""
         self.variant(precision)

@@ -30,8 +30,7 @@ from simmim_export.spec import GraphSpec, Precision
 
 
 class TorchSession:
-    """A graph wrapper on a device; see :class:`~simmim_export.engines.base.Session`. On a GPU it also is a
-    :class:`~simmim_export.engines.base.DeviceTimed`."""
+    """A graph wrapper on a device; see :class:`~simmim_export.engines.base.Session`."""
 
     def __init__(
         self, module: Any, spec: GraphSpec, device: str = "cpu", half: bool = False, compiled: bool = False
@@ -40,41 +39,31 @@ class TorchSession:
         self._parameters = module.parameters
         self._device, self._half = device, half
         self._call: Any = module
-        self._seconds: float | None = None
         if compiled:
             import torch
 
             # With CUDA graphs, as one compiles for latency. fullgraph: past its limit of shapes it would go on in eager mode.
             self._call = torch.compile(module, mode="reduce-overhead", fullgraph=True)
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute every output; feeds may hold more tensors than the graph takes."""
+    def _tensors(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         import torch
 
         arrays = check_feeds(feeds, self.inputs)
         tensors = [torch.from_numpy(np.ascontiguousarray(arrays[t.name])).to(self._device) for t in self.inputs]
-        if self._half:
-            tensors = [tensor.half() if tensor.is_floating_point() else tensor for tensor in tensors]
-        # The weights are halves; autocast is for what meets them as float32 (a mask) or must not be half (a softmax).
-        with torch.inference_mode(), torch.autocast(self._device, torch.float16, enabled=self._half):
-            found = self._timed(tensors) if self._device == "cuda" else self._call(*tensors)
-        values = found if isinstance(found, tuple) else (found,)
-        return {t.name: value.float().cpu().numpy() for t, value in zip(self.outputs, values, strict=True)}
+        return [tensor.half() if self._half and tensor.is_floating_point() else tensor for tensor in tensors]
 
-    def _timed(self, tensors: list[Any]) -> Any:
+    def _forward(self, tensors: list[Any]) -> tuple[Any, ...]:
         import torch
 
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        found = self._call(*tensors)
-        after.record()
-        after.synchronize()
-        self._seconds = before.elapsed_time(after) / 1000
-        return found
+        # The weights are halves; autocast is for what meets them as float32 (a mask) or must not be half (a softmax).
+        with torch.inference_mode(), torch.autocast(self._device, torch.float16, enabled=self._half):
+            found = self._call(*tensors)
+        return found if isinstance(found, tuple) else (found,)
 
-    def device_seconds(self) -> float | None:
-        """Between two events around the last call, copies left out; None on the CPU."""
-        return self._seconds
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute every output; feeds may hold more tensors than the graph takes."""
+        values = self._forward(self._tensors(feeds))
+        return {t.name: value.float().cpu().numpy() for t, value in zip(self.outputs, values, strict=True)}
 
     def close(self) -> None:
         """Drop the module."""
@@ -84,6 +73,23 @@ class TorchSession:
         """Parameters by dtype; PyTorch computes in the type of its tensors."""
         counts = Counter(str(p.dtype).removeprefix("torch.") for p in self._parameters())
         return PrecisionProof(dict(counts), "parameters by dtype")
+
+
+class TorchCudaSession(TorchSession):
+    """The same on a GPU, which has a clock; see :class:`~simmim_export.engines.base.GpuTimed`."""
+
+    def gpu_seconds(self, feeds: Mapping[str, np.ndarray]) -> float:
+        """Run once; the seconds between two events around the module, copies left out."""
+        import torch
+
+        tensors = self._tensors(feeds)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        before.record()
+        self._forward(tensors)
+        after.record()
+        after.synchronize()
+        return float(before.elapsed_time(after)) / 1000
 
 
 @lru_cache(maxsize=2)
@@ -134,7 +140,8 @@ class TorchEngine:
         found = _graphs(path.resolve(), path.stat().st_mtime_ns, maps, self.device, half)
         if spec.name not in found:
             raise CheckpointError(f"the checkpoint has no graph {spec.name!r}", where=path, fix="give the bundle's own")
-        return TorchSession(found[spec.name].module, spec, self.device, half, self.compiled)
+        session = TorchSession if self.device == "cpu" else TorchCudaSession
+        return session(found[spec.name].module, spec, self.device, half, self.compiled)
 
 
 class TorchCudaEngine(TorchEngine):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import tempfile
 import time
 import warnings
@@ -20,8 +19,8 @@ import numpy as np
 import onnx
 import torch
 
-from simmim_export.console import progress_bar
-from simmim_export.errors import FewSamples, GateFailed, SimmimError
+from simmim_export.console import progress_bar, run_app
+from simmim_export.errors import FewSamples, GateFailed
 from simmim_export.export.golden import make_feeds
 from simmim_export.export.onnx import trace
 from simmim_export.models.fusion import FUSIONS
@@ -138,8 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SimmimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_app(main)
