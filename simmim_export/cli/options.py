@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that simmim-export onnx wrote.")]
 EngineName = Annotated[
-    str, typer.Option("--engine", help="torch, ort, openvino, trt, or auto: the fastest that is certified here.")
+    str,
+    typer.Option(
+        "--engine",
+        help="torch, ort, openvino, trt, one with its device as ort@cuda, or auto: the fastest that is certified here.",
+    ),
 ]
 DeviceName = Annotated[
     str | None,
