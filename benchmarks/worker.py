@@ -83,7 +83,9 @@ class Worker:
             before = time.perf_counter()
             self.call(target, feeds)
             samples.append(time.perf_counter() - before)
-        gpu = [session.gpu_seconds(feeds) for _ in range(iterations)] if isinstance(session, GpuTimed) else []
+        gpu: list[float] = []
+        if isinstance(session, GpuTimed):
+            gpu = [session.gpu_seconds(feeds) for _ in range(iterations)]
         return {"samples": samples, "gpu": gpu, "inputs": digest}
 
     def finish(self, graphs: list[str]) -> Any:

@@ -166,7 +166,8 @@ class TorchCudaEngine(TorchEngine):
             what = f"PyTorch {torch.__version__} (built for CUDA {torch.version.cuda}) cannot use the GPU here"
             raise EngineUnavailable(what, fix="simmim-export doctor, and pip install a torch for the driver's CUDA")
         # cuDNN's convolutions take TF32 unless they are told not to, and that is no FP32.
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         return super().open(path, spec, precision, threads, hint)
 
 
