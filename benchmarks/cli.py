@@ -29,10 +29,13 @@ def bench(
         typer.Option("--bundle", help="Bundle to measure; else ./bundle, else a cached reference of random weights."),
     ] = None,
     engine: Annotated[
-        list[str] | None, typer.Option("--engine", help="ENGINE or ENGINE:PRECISION; repeatable.")
+        list[str] | None, typer.Option("--engine", help="ENGINE[@DEVICE][:PRECISION], as ort@cuda:fp16; repeatable.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="For engines that name none: cuda, or where they are at home.")
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", help="For engines that say none; torch stays fp32.")
+        str, typer.Option("--precision", help="For engines that say none; PyTorch stays fp32.")
     ] = "fp32",
     pipeline: Annotated[
         list[str] | None,
@@ -43,7 +46,7 @@ def bench(
     iterations: Annotated[int, typer.Option("--iterations", min=1, help="Timed runs in a round.")] = 20,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed runs before each round.")] = 3,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="For engine torch; else ckpt.pt beside the bundle.")
+        Path | None, typer.Option("--checkpoint", help="For PyTorch; else ckpt.pt beside the bundle.")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write everything, raw samples included, here.")
@@ -54,14 +57,16 @@ def bench(
         return
     from simmim_export.benchmarks import driver
 
-    engines = list(dict.fromkeys(driver.Contestant.parse(text, precision) for text in engine or ["torch", "ort"]))
+    engines = list(
+        dict.fromkeys(driver.Contestant.parse(text, precision, device) for text in engine or ["torch", "ort"])
+    )
     # First of all: an engine that is not there should say so at once, not after a bundle was built.
     for contestant in engines:
         contestant.require()
     from simmim_export.benchmarks import reference, report, suites
 
     bundle, checkpoint = reference.find(bundle, checkpoint)
-    if any(contestant.engine == "torch" for contestant in engines):
+    if any(contestant.reads_checkpoint for contestant in engines):
         checkpoint = reference.require_checkpoint(checkpoint, bundle)
     targets, graphs = suites.targets(bundle, pipeline, batch)
     plan = driver.Plan(bundle, checkpoint, engines, targets, graphs, batch, rounds, iterations, warmup)

@@ -15,7 +15,7 @@ from typing import Any
 from simmim_export import errors
 from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.bundle import Bundle, Manifest
-from simmim_export.engines import require_engine
+from simmim_export.engines import get_engine, on_device, require_engine
 from simmim_export.errors import GateFailed, SimmimError
 from simmim_export.runtime.runtime import PLANNED
 from simmim_export.spec import Precision, PrecisionPlan
@@ -26,8 +26,8 @@ FP32 = str(Precision.FP32)
 
 @dataclass(frozen=True)
 class Contestant:
-    """An engine at a precision, or at one for each graph, written as for :func:`simmim_export.load`. ``recipe`` names another
-    ``bundle`` than the plan's, of which it runs the graphs."""
+    """An engine (with its device, as in ``ort@cuda``) at a precision, or at one for each graph, written as for
+    :func:`simmim_export.load`. ``recipe`` names another ``bundle`` than the plan's, of which it runs the graphs."""
 
     engine: str
     precision: str = FP32
@@ -35,12 +35,20 @@ class Contestant:
     bundle: Path | None = None
 
     @classmethod
-    def parse(cls, text: str, default: str = FP32) -> Contestant:
-        """``openvino:bf16``, or ``openvino`` at the ``default``; ``torch`` alone is the reference and stays at FP32."""
+    def parse(cls, text: str, default: str = FP32, device: str | None = None) -> Contestant:
+        """``openvino:bf16``, or ``openvino`` at the ``default``; PyTorch alone is the reference and stays at FP32. One that
+        names no device runs on ``device``."""
         engine, colon, precision = text.partition(":")
+        if "@" not in engine:
+            engine = on_device(engine, device)
         if not colon:
-            precision = FP32 if engine == "torch" else default
+            precision = FP32 if engine.startswith("torch") else default
         return cls(engine, precision if precision == PLANNED else str(PrecisionPlan.parse(precision)))
+
+    @property
+    def reads_checkpoint(self) -> bool:
+        """Whether it runs from the checkpoint; :class:`UsageError` for an unknown engine."""
+        return get_engine(self.engine).reads_checkpoint
 
     def require(self) -> None:
         """Raise :class:`EngineUnavailable` if the engine, or one of its precisions, is not to be had here."""
@@ -136,12 +144,13 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
     workers: dict[Contestant, Process] = {}
     info: dict[Contestant, dict[str, Any]] = {}
     samples: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
+    on_the_gpu: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
     inputs: dict[str, set[str]] = {}
     try:
         for engine in plan.engines:
             watch(f"open {engine}", 0, plan.rounds)
             process = workers[engine] = Process(engine)
-            checkpoint = str(plan.checkpoint) if engine.engine == "torch" else None
+            checkpoint = str(plan.checkpoint) if engine.reads_checkpoint else None
             opened = process.ask(
                 "open",
                 bundle=str(engine.bundle or plan.bundle),
@@ -170,6 +179,8 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
                     watch(f"round {number + 1}, {target.partition(':')[2]}, {engine}", number, plan.rounds)
                     found = workers[engine].ask("round", target=target, iterations=plan.iterations, warmup=plan.warmup)
                     samples.setdefault((target, engine), []).append(tuple(found["samples"]))
+                    if found["gpu"]:
+                        on_the_gpu.setdefault((target, engine), []).append(tuple(found["gpu"]))
                     inputs.setdefault(target, set()).add(found["inputs"])
         for engine, process in workers.items():
             watch(f"parity of {engine}", plan.rounds, plan.rounds)
@@ -193,6 +204,7 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
             next(iter(inputs[target])),
             tuple(rounds),
             _worst(info[engine]["parity"], target, manifest),
+            tuple(on_the_gpu.get((target, engine), ())),
         )
         for (target, engine), rounds in samples.items()
     ]

@@ -62,7 +62,8 @@ def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequenc
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """One engine on one target (a graph or a pipeline). ``rounds`` holds every latency in seconds, round by round."""
+    """One engine on one target (a graph or a pipeline). ``rounds`` holds every latency in seconds, round by round, from host
+    arrays to host arrays; ``gpu_rounds`` the same by the GPU's own events, empty where it has none."""
 
     target: str
     engine: str
@@ -71,6 +72,7 @@ class BenchmarkResult:
     inputs: str
     rounds: tuple[tuple[float, ...], ...]
     parity: Mapping[str, Any] = field(default_factory=dict)
+    gpu_rounds: tuple[tuple[float, ...], ...] = ()
 
     @property
     def samples(self) -> list[float]:
@@ -81,6 +83,11 @@ class BenchmarkResult:
     def p50(self) -> float | None:
         """Median latency in seconds; None where there are too few samples."""
         return percentile(self.samples, 0.5)
+
+    @property
+    def gpu_p50(self) -> float | None:
+        """Median by the GPU's own events in seconds; None without them, or where there are too few."""
+        return percentile([sample for row in self.gpu_rounds for sample in row], 0.5)
 
     @property
     def p90(self) -> float | None:

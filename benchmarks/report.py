@@ -20,7 +20,8 @@ from simmim_export.errors import DataError
 from simmim_export.files import digest, replacing
 
 SCHEMA = 1
-REFERENCE = "torch"
+# The first of these that was measured is what the others are compared with.
+REFERENCES = ("torch", "torch@cuda")
 
 
 def as_document(plan: Plan, measured: Measured, load: float) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def as_document(plan: Plan, measured: Measured, load: float) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": ["simmim-bench", *sys.argv[1:]],
-        "host": {key: host[key] for key in ("cpu", "cpus", "threads_used", "system", "python", "packages")},
+        "host": {key: host[key] for key in ("cpu", "gpu", "cpus", "threads_used", "system", "python", "packages")},
         "load_average": load,
         "bundle": {
             "manifest_sha256": digest(plan.bundle / "manifest.json"),
@@ -44,7 +45,7 @@ def as_document(plan: Plan, measured: Measured, load: float) -> dict[str, Any]:
 
 def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str, Any]:
     """The figures of one row, in milliseconds."""
-    ratio, own = ratio_to(result, results, REFERENCE), ratio_to(result, results, result.engine)
+    ratio, own = ratio_to(result, results, reference(results)), ratio_to(result, results, result.engine)
 
     def ms(value: float | None) -> float | None:
         return None if value is None else round(1000 * value, 4)
@@ -54,12 +55,19 @@ def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str
         "engine": result.engine,
         "precision": result.precision,
         "p50_ms": ms(result.p50),
+        "gpu_p50_ms": ms(result.gpu_p50),
         "p90_ms": ms(result.p90),
         "p99_ms": ms(result.p99),
         "times_torch": None if ratio is None else asdict(ratio),
         "times_own_fp32": None if own is None else asdict(own),
         "parity": dict(result.parity),
     }
+
+
+def reference(results: list[BenchmarkResult]) -> str:
+    """The engine that the others are compared with: PyTorch, on the CPU if it ran there."""
+    measured = {result.engine for result in results}
+    return next((name for name in REFERENCES if name in measured), REFERENCES[0])
 
 
 def ratio_to(result: BenchmarkResult, results: list[BenchmarkResult], engine: str) -> Ratio | None:
@@ -77,6 +85,8 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
     manifest = Bundle.open(plan.bundle).manifest
     host = examine()
     n = plan.rounds * plan.iterations
+    against = reference(measured.results)
+    timed = any(result.gpu_rounds for result in measured.results)
     console.print(f"{host['cpu']}, {host['threads_used']} threads; load average {load:.2f} at the start")
     if load > 0.5:
         console.print("warning: the machine was busy before the benchmark began; read the ratios, not the milliseconds")
@@ -90,7 +100,8 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
         "p50",
         "p90",
         "p99",
-        "x torch",
+        *(["p50 by\nevents"] if timed else []),
+        f"x {against}",
         "95 %",
         "x own fp32",
         "error",
@@ -98,13 +109,14 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
     ):
         table.add_column(column, justify="left" if column in ("target", "engine", "precision") else "right")
     for result in sorted(measured.results, key=lambda r: plan.targets.index(r.target)):
-        ratio = ratio_to(result, measured.results, REFERENCE)
+        ratio = ratio_to(result, measured.results, against)
         own = ratio_to(result, measured.results, result.engine)
         table.add_row(
             result.target.partition(":")[2],
             result.engine,
             result.precision,
             *(_ms(value) for value in (result.p50, result.p90, result.p99)),
+            *([_ms(result.gpu_p50)] if timed else []),
             f"{ratio.value:.2f}" if ratio else "",
             f"{ratio.low:.2f}-{ratio.high:.2f}" if ratio else "",
             f"{own.value:.2f}" if own else "",
@@ -112,6 +124,10 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
             f"{result.parity['cosine']:.6f}",
         )
     console.print(table)
+    if timed:
+        console.print(
+            "p50 by events: by the GPU's own events, without copies; - is an engine without them, timed from outside"
+        )
     table = Table(title=f"to the first result of {plan.targets[0].partition(':')[2]}, in a process of its own")
     for column in ("engine", "cold start s", "import", "open", "first result", "peak memory MB", "executed"):
         table.add_column(column, justify="left" if column in ("engine", "executed") else "right")
@@ -149,7 +165,9 @@ def read(path: Path) -> dict[str, Any]:
         raise DataError("not a benchmark file of this version", where=path, fix=fix)
     try:
         found["results"] = [
-            BenchmarkResult(**row | {"rounds": tuple(tuple(map(float, r)) for r in row["rounds"])})
+            BenchmarkResult(
+                **row | {"rounds": _floats(row["rounds"]), "gpu_rounds": _floats(row.get("gpu_rounds", []))}
+            )
             for row in found["results"]
         ]
         if not all(row.rounds and all(row.rounds) for row in found["results"]):
@@ -157,6 +175,10 @@ def read(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"the benchmark file is damaged: {error}", where=path, fix=fix) from error
     return found
+
+
+def _floats(rounds: Any) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, row)) for row in rounds)
 
 
 def show_quantization(found: dict[str, Any]) -> None:

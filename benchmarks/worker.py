@@ -19,6 +19,7 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
+from simmim_export.engines.base import GpuTimed  # noqa: E402
 from simmim_export.errors import SimmimError  # noqa: E402
 from simmim_export.host import available_threads  # noqa: E402
 from simmim_export.parity import Golden, compare, invariance  # noqa: E402
@@ -66,7 +67,13 @@ class Worker:
             self.model.run(name, feeds)
 
     def round(self, target: str, iterations: int, warmup: int) -> Any:
-        """Time ``iterations`` runs after ``warmup`` untimed ones; reply with every latency in seconds."""
+        """Time ``iterations`` runs after ``warmup`` untimed ones; reply with every latency in seconds.
+
+        From host arrays to host arrays, so that a GPU has done its work by then. ``gpu`` is as many runs by the GPU's own
+        events, for a single graph whose session has them, and else empty.
+        """
+        kind, _, name = target.partition(":")
+        session = self.model.session(name) if kind == "graph" else None
         feeds = self.feeds(target)
         digest = hashlib.sha256(b"".join(key.encode() + feeds[key].tobytes() for key in sorted(feeds))).hexdigest()
         for _ in range(warmup):
@@ -76,7 +83,10 @@ class Worker:
             before = time.perf_counter()
             self.call(target, feeds)
             samples.append(time.perf_counter() - before)
-        return {"samples": samples, "inputs": digest}
+        gpu: list[float] = []
+        if isinstance(session, GpuTimed):
+            gpu = [session.gpu_seconds(feeds) for _ in range(iterations)]
+        return {"samples": samples, "gpu": gpu, "inputs": digest}
 
     def finish(self, graphs: list[str]) -> Any:
         """Peak memory of the timed runs, then parity and executed precision of ``graphs``."""

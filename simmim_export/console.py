@@ -9,7 +9,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -44,8 +44,8 @@ def _show_warning(
     print(f"warning: {message}", file=sys.stderr)
 
 
-def run_app(app: typer.Typer) -> None:
-    """Run ``app`` on the process's arguments and exit.
+def run_app(app: Callable[[], object]) -> None:
+    """Run ``app``, a Typer app or a main function, on the process's arguments and exit.
 
     A :class:`SimmimError` becomes its message on stderr and its exit code; a bug keeps its traceback and exits with 1;
     Ctrl-C exits with 130.

@@ -1,15 +1,17 @@
 """What this machine has, and what each engine would say if it were asked to run here.
 
-Knows engines and package versions. Must not open a bundle or import torch.
+Knows engines, package versions, and what of both does not go together. Must not open a bundle or import torch.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from typing import Any
 
+from simmim_export import nvidia
+from simmim_export.conflicts import conflicts, installed
 from simmim_export.engines import ENGINES, get_engine
 from simmim_export.host import available_threads, cpu_features, cpu_model, has_integer_dot
 from simmim_export.version import __version__
@@ -22,6 +24,9 @@ PACKAGES = (
     "onnxruntime-gpu",
     "openvino",
     "tensorrt",
+    "cuda-bindings",
+    "nvidia-cuda-runtime",
+    "nvidia-cudnn-cu13",
     "torch",
     "torchvision",
     "transformers",
@@ -29,15 +34,8 @@ PACKAGES = (
 )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def examine() -> dict[str, Any]:
-    """Host, package versions (None where missing), each engine's state with what to install, and known conflicts."""
+    """Host, GPU, package versions (None where missing), each engine's state with what to install, and known conflicts."""
     engines = {}
     for name in ENGINES:
         engine = get_engine(name)
@@ -47,13 +45,8 @@ def examine() -> dict[str, Any]:
             "reason": reason,
             "install": None if reason is None else engine.install,
         }
-    packages = {name: _version(name) for name in PACKAGES}
-    problems = []
-    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
-        problems.append(
-            "onnxruntime and onnxruntime-gpu overwrite each other's files: pip uninstall -y onnxruntime onnxruntime-gpu, "
-            "then install one of them"
-        )
+    packages = {name: installed(name) for name in PACKAGES}
+    problems = conflicts()
     if has_integer_dot() is False:
         problems.append(
             "this processor has no VNNI: INT8 convolutions with weights of full range are refused; export them with "
@@ -67,7 +60,17 @@ def examine() -> dict[str, Any]:
         "features": sorted(cpu_features() or ()),
         "cpus": os.cpu_count(),
         "threads_used": available_threads(),
+        "gpu": _gpu(),
         "packages": packages,
         "engines": engines,
         "problems": problems,
     }
+
+
+def _gpu() -> dict[str, Any]:
+    """Driver and GPUs, or ``reason``: why there are none."""
+    driver = nvidia.driver()
+    if driver is None:
+        return {"reason": nvidia.why_no_gpu(), "driver": None, "cuda": None, "gpus": []}
+    cuda = ".".join(map(str, driver.cuda))
+    return {"reason": None, "driver": driver.release, "cuda": cuda, "gpus": [asdict(gpu) for gpu in driver.gpus]}

@@ -1,7 +1,7 @@
 """What kind of machine this is: processor, instructions that matter to engines, usable threads, and a folder for caches.
 
-Knows the operating system. Must not know engines, graphs or bundles. Says nothing that identifies one machine among others
-of its kind: no name, no address, no path.
+Knows the operating system, and the driver of GPUs. Must not know engines, graphs or bundles. Says nothing that identifies one
+machine among others of its kind: no name, no address, no path.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from simmim_export import nvidia
 from simmim_export.errors import NoCache
 
 # What decides which kernels an engine has: as Linux spells it, on x86 and on Arm.
@@ -111,14 +112,19 @@ def has_integer_dot() -> bool | None:
 
 
 def fingerprint() -> dict[str, Any]:
-    """The kind of machine as JSON: two of one kind give the same, and what was measured on one holds on the other."""
+    """The kind of machine as JSON: two of one kind give the same, and what was measured on one holds on the other.
+
+    GPUs are named where there are any, so that certificates of machines without one stay what they were.
+    """
+    driver = nvidia.driver()
+    gpus = {} if driver is None else {"gpus": [gpu.name for gpu in driver.gpus]}
     return {
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu": cpu_model(),
         "features": sorted(cpu_features() or ()),
         "threads": available_threads(),
-    }
+    } | gpus
 
 
 def available_threads() -> int:

@@ -149,9 +149,15 @@ def doctor(as_json: AsJson = False) -> None:
     console = stdout_console()
     console.print(f"simmim-export {found['simmim_export']}, Python {found['python']}, {found['system']}")
     console.print(f"{found['cpu']}: {found['cpus']} CPUs, {found['threads_used']} usable by this process")
+    gpu = found["gpu"]
+    names = ", ".join(
+        f"{one['name']} (compute {one['compute']}, {one['memory'] / 2**30:.0f} GiB)" for one in gpu["gpus"]
+    )
+    about = f"{names}; driver {gpu['driver'] or '-'}, CUDA {gpu['cuda']} at most"
+    console.print(f"GPU: {about if gpu['gpus'] else gpu['reason']}", markup=False)
     console.print("packages: " + ", ".join(f"{k} {v or '-'}" for k, v in found["packages"].items()))
     for name, state in found["engines"].items():
         text = "available" if state["available"] else f"not available: {state['reason']}; {state['install']}"
         console.print(f"engine {name}: {text}", markup=False)
     for problem in found["problems"]:
-        console.print(f"problem: {problem}")
+        console.print(f"problem: {problem}", markup=False)

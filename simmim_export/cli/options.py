@@ -13,7 +13,17 @@ if TYPE_CHECKING:
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that simmim-export onnx wrote.")]
 EngineName = Annotated[
-    str, typer.Option("--engine", help="torch, ort, openvino, trt, or auto: the fastest that is certified here.")
+    str,
+    typer.Option(
+        "--engine",
+        help="torch, ort, openvino, trt, one with its device as ort@cuda, or auto: the fastest that is certified here.",
+    ),
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="cuda: the engine on an NVIDIA GPU, where it runs there (ort, ort-graph, torch, trt)."
+    ),
 ]
 PrecisionName = Annotated[
     str | None,
@@ -38,11 +48,18 @@ BudgetOption = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def opened(bundle: Path, engine: str, precision: str | None, checkpoint: Path | None, threads: int | None) -> Runtime:
+def opened(
+    bundle: Path,
+    engine: str,
+    device: str | None,
+    precision: str | None,
+    checkpoint: Path | None,
+    threads: int | None,
+) -> Runtime:
     """The model that these options ask for; what ``auto`` chose is said on stderr."""
     from simmim_export.runtime import load
 
-    model = load(bundle, engine, precision, checkpoint=checkpoint, threads=threads)
+    model = load(bundle, engine, precision, device=device, checkpoint=checkpoint, threads=threads)
     if model.why is not None:
         print(f"engine auto: {model.engine.name} at {model.plan}: {model.why}", file=sys.stderr)
     return model

@@ -11,6 +11,7 @@ from simmim_export.cli.options import (
     BudgetOption,
     BundlePath,
     CheckpointOption,
+    DeviceName,
     EngineName,
     PrecisionName,
     Threads,
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
 def verify(
     bundle: BundlePath,
     engine: EngineName = "ort",
+    device: DeviceName = None,
     precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
@@ -55,7 +57,7 @@ def verify(
     if budget is not None and not evidence:
         raise UsageError("--budget is for what --evidence asks", fix="add --evidence")
     given = None if budget is None else Budget.parse(budget)
-    with opened(bundle, engine, precision, checkpoint, threads) as model, progress_bar("verify") as watch:
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model, progress_bar("verify") as watch:
         files = model.bundle.check()
         reports = model.verify()
         proof = {report.graph: dict(model.session(report.graph).precision_proof().executed) for report in reports}

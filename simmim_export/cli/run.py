@@ -11,6 +11,7 @@ from simmim_export.cli.options import (
     AsJson,
     BundlePath,
     CheckpointOption,
+    DeviceName,
     EngineName,
     PrecisionName,
     Threads,
@@ -43,6 +44,7 @@ def embed(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the vectors to this .npz file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     engine: EngineName = "ort",
+    device: DeviceName = None,
     precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
@@ -56,7 +58,7 @@ def embed(
         raise UsageError("give image files or --text, and not both", fix="simmim-export embed BUNDLE photo.jpg")
     if output is not None and output.exists() and not overwrite:
         raise UsageError("the output already exists", where=output, fix="add --overwrite, or choose another -o")
-    with opened(bundle, engine, precision, checkpoint, threads) as model:
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model:
         sources = [str(item) for item in (files or text or [])]
         vectors = model.embed_image(files) if files else model.embed_text(text or [])
         space = str(model.bundle.manifest.embedding["digest"])
@@ -83,6 +85,7 @@ def ask(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     engine: EngineName = "ort",
+    device: DeviceName = None,
     precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
@@ -93,7 +96,7 @@ def ask(
 
     if explain is not None and explain.exists() and not overwrite:
         raise UsageError("the output already exists", where=explain, fix="add --overwrite, or choose another --explain")
-    with opened(bundle, engine, precision, checkpoint, threads) as model:
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model:
         seen = _see(model, image, "answer_video")
         if explain is None:
             answers = model.answers(seen, questions, top_k)
@@ -121,6 +124,7 @@ def classify(
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to show.")] = 3,
     engine: EngineName = "ort",
+    device: DeviceName = None,
     precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
@@ -128,7 +132,7 @@ def classify(
 ) -> None:
     """Say of which class an image or a clip is, or with texts, what holds of each in it."""
 
-    with opened(bundle, engine, precision, checkpoint, threads) as model:
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model:
         seen = _see(model, image, "classify_video")
         rows = model.classify_text(seen, texts, top_k) if texts else [model.classify(seen, top_k)]
     names = texts or [str(image)]
@@ -164,6 +168,7 @@ def match(
     image: ImagePath,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="One text or more.")],
     engine: EngineName = "ort",
+    device: DeviceName = None,
     precision: PrecisionName = None,
     checkpoint: CheckpointOption = None,
     threads: Threads = None,
@@ -171,7 +176,7 @@ def match(
 ) -> None:
     """Say for each text how probably it describes the image."""
 
-    with opened(bundle, engine, precision, checkpoint, threads) as model:
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model:
         scores = model.match(image, texts)
     if as_json:
         print_json([{"text": text, "score": float(score)} for text, score in zip(texts, scores, strict=True)])

@@ -15,7 +15,16 @@ ENGINES: dict[str, tuple[str, str]] = {
     "ort": ("simmim_export.engines.ort", "OrtEngine"),
     "openvino": ("simmim_export.engines.openvino", "OpenVinoEngine"),
     "trt": ("simmim_export.engines.trt", "TrtEngine"),
+    # On another device an engine has other precisions, needs other packages and is proven anew: an engine of its own, not an
+    # option of one. So certificates, plans and doctor name it like any other, and a benchmark has the reference on both.
+    "torch@cuda": ("simmim_export.engines.torch", "TorchCudaEngine"),
+    "torch-compile@cuda": ("simmim_export.engines.torch", "TorchCompiledEngine"),
+    "ort@cuda": ("simmim_export.engines.ort_cuda", "OrtCudaEngine"),
+    "ort-graph@cuda": ("simmim_export.engines.ort_cuda", "OrtCudaGraphEngine"),
 }
+CPU, CUDA = "cpu", "cuda"
+# Where an engine without a device in its name runs, if not on the CPU.
+_HOME = {"trt": CUDA}
 
 
 # The distributions whose versions decide what an engine computes, and how fast.
@@ -24,6 +33,8 @@ _PACKAGES = {
     "ort": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
     "trt": ("tensorrt",),
+    "torch-compile": ("torch", "torchvision", "transformers"),
+    "ort-graph": ("onnxruntime", "onnxruntime-gpu"),
 }
 
 
@@ -31,11 +42,26 @@ def versions(name: str | None = None) -> dict[str, str]:
     """The versions of this project and of the installed packages of an engine, of all engines without a name."""
     found = {"simmim-export": __version__}
     for engine in ENGINES if name is None else (name,):
-        for package in _PACKAGES[engine]:
+        for package in _PACKAGES[engine.partition("@")[0]]:
             try:
                 found[package] = version(package)
             except PackageNotFoundError:
                 continue
+    return found
+
+
+def on_device(name: str, device: str | None) -> str:
+    """The engine called ``name`` on ``device``, by its name (``ort`` on ``cuda`` is ``ort@cuda``); None is where it is at home.
+
+    Raise :class:`UsageError` for an engine that does not run there.
+    """
+    if device is None or device == _HOME.get(name, name.partition("@")[2] or CPU):
+        return name
+    found = f"{name}@{device}"
+    if found not in ENGINES:
+        there = [engine.partition("@")[0] for engine in ENGINES if engine.endswith(f"@{device}")]
+        fix = f"on {device} there are {', '.join(there)}" if there else f"choose {CPU} or {CUDA}"
+        raise UsageError(f"engine {name!r} does not run on device {device!r}", fix=fix)
     return found
 
 

@@ -57,6 +57,15 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class GpuTimed(Protocol):
+    """What a session on a GPU may offer beside: its own clock. One that lacks it is timed from outside, copies included."""
+
+    def gpu_seconds(self, feeds: Mapping[str, np.ndarray]) -> float:
+        """Run once; the seconds between two events on the GPU around the graph alone, copies left out."""
+        ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """A way to run graphs. ``install`` is what to type when it is missing; ``reads_checkpoint`` is true only for PyTorch;
     ``hints`` are what a session can be opened for."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime on the CPU, and what its other providers share with that.
 
 Knows onnxruntime. Must not know bundles, PyTorch or what a graph means.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
+    Session,
     check_feeds,
     missing_package,
     no_such_precision,
@@ -32,6 +33,62 @@ _VARIANTS = {Precision.FP32: "fp32", Precision.INT8: "int8-u8"}
 _INTEGER_KERNELS = ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 
 
+def open_session(
+    path: Path, spec: GraphSpec, threads: int, providers: Sequence[Any], profile: Path | None = None
+) -> Any:
+    """An ``onnxruntime.InferenceSession`` of the file at ``path``; raise :class:`BundleError` if it is no graph to
+    ONNX Runtime. With ``profile`` it writes what it runs into that folder."""
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import (
+        Fail,
+        InvalidArgument,
+        InvalidGraph,
+        InvalidProtobuf,
+        NotImplemented,
+    )
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile / "ort")
+    try:
+        # With its fallback a provider that fails is a line on stdout and a session on the CPU.
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
+        raise BundleError(
+            f"ONNX Runtime cannot open {spec.name}: {error}", where=path, fix="export the bundle again"
+        ) from error
+
+
+def require_provider(session: Any, provider: str, fix: str) -> None:
+    """Raise :class:`EngineUnavailable` unless ``provider`` is the first that ``session`` really has."""
+    active = session.get_providers()
+    if active[:1] != [provider]:
+        raise EngineUnavailable(f"asked for {provider}, ONNX Runtime activated {active}", fix=fix)
+
+
+def proof_of(open_profiled: Callable[[Path], Any], spec: GraphSpec, provider: str) -> PrecisionProof:
+    """Executed nodes by type, from ONNX Runtime's own profile of one run: the type of their first output, or int8 for
+    kernels that multiply INT8 and give float. Nodes that another provider than ``provider`` ran are counted as its."""
+    sizes = {axis.name: axis.minimum for axis in spec.axes}
+    feeds = {t.name: np.ones(t.resolve(sizes), t.dtype) for t in spec.inputs}
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_profiled(Path(folder))
+        session.run([tensor.name for tensor in spec.outputs], feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    counts: Counter[str] = Counter()
+    for event in events:
+        outputs = event.get("args", {}).get("output_type_shape")
+        if event.get("cat") == "Node" and outputs:
+            kind = "int8" if event["args"].get("op_name") in _INTEGER_KERNELS else next(iter(outputs[0]))
+            ran = event["args"].get("provider", provider)
+            counts[kind if ran == provider else f"{kind} on {ran.removesuffix('ExecutionProvider')}"] += 1
+    return PrecisionProof(dict(counts), "profile of one run: nodes by kernel, or by the type of their first output")
+
+
 class OrtSession:
     """A graph in ONNX Runtime; see :class:`~simmim_export.engines.base.Session`."""
 
@@ -40,37 +97,10 @@ class OrtSession:
         self._path, self._spec, self._threads = path, spec, threads
         self._names = [tensor.name for tensor in spec.outputs]
         self._session: Any = self._open()
-        active = self._session.get_providers()
-        if active != [PROVIDER]:
-            self._session = None
-            raise EngineUnavailable(
-                f"asked for {PROVIDER}, ONNX Runtime activated {active}",
-                fix="reinstall onnxruntime in a fresh environment",
-            )
+        require_provider(self._session, PROVIDER, "reinstall onnxruntime in a fresh environment")
 
     def _open(self, profile: Path | None = None) -> Any:
-        import onnxruntime
-        from onnxruntime.capi.onnxruntime_pybind11_state import (
-            Fail,
-            InvalidArgument,
-            InvalidGraph,
-            InvalidProtobuf,
-            NotImplemented,
-        )
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile / "ort")
-        try:
-            return onnxruntime.InferenceSession(str(self._path), options, providers=[PROVIDER])
-        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
-            raise BundleError(
-                f"ONNX Runtime cannot open {self._spec.name}: {error}", where=self._path, fix="export the bundle again"
-            ) from error
+        return open_session(self._path, self._spec, self._threads, [PROVIDER], profile)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute every output; feeds may hold more tensors than the graph takes."""
@@ -82,21 +112,8 @@ class OrtSession:
         self._session = None
 
     def precision_proof(self) -> PrecisionProof:
-        """Executed nodes by type, from ONNX Runtime's own profile of one run: the type of their first output, or int8 for
-        kernels that multiply INT8 and give float."""
-        sizes = {axis.name: axis.minimum for axis in self._spec.axes}
-        feeds = {t.name: np.ones(t.resolve(sizes), t.dtype) for t in self.inputs}
-        with tempfile.TemporaryDirectory() as folder:
-            session = self._open(Path(folder))
-            session.run(self._names, feeds)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        counts: Counter[str] = Counter()
-        for event in events:
-            outputs = event.get("args", {}).get("output_type_shape")
-            if event.get("cat") == "Node" and outputs:
-                integer = event["args"].get("op_name") in _INTEGER_KERNELS
-                counts["int8" if integer else next(iter(outputs[0]))] += 1
-        return PrecisionProof(dict(counts), "profile of one run: nodes by kernel, or by the type of their first output")
+        """Executed nodes by type; see :func:`proof_of`."""
+        return proof_of(self._open, self._spec, PROVIDER)
 
 
 class OrtEngine:
@@ -119,7 +136,7 @@ class OrtEngine:
 
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
-    ) -> OrtSession:
+    ) -> Session:
         """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it."""
         self.variant(precision)
         require_hint(self.name, hint, self.hints)

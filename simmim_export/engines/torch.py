@@ -1,4 +1,5 @@
-"""PyTorch in eager mode, from the checkpoint: the reference that every other engine is measured against.
+"""PyTorch from the checkpoint: in eager mode the reference that every other engine is measured against, on the CPU or a GPU,
+and compiled on a GPU.
 
 Knows checkpoints and the graph wrappers. The only engine that may import torch. It runs exactly the modules that the
 exporter traces.
@@ -10,10 +11,11 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from simmim_export import nvidia
 from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
@@ -22,44 +24,81 @@ from simmim_export.engines.base import (
     no_such_precision,
     require_hint,
 )
-from simmim_export.errors import CheckpointError
+from simmim_export.errors import CheckpointError, EngineUnavailable
 from simmim_export.host import available_threads
 from simmim_export.spec import GraphSpec, Precision
 
 
 class TorchSession:
-    """A graph wrapper in eager mode; see :class:`~simmim_export.engines.base.Session`."""
+    """A graph wrapper on a device; see :class:`~simmim_export.engines.base.Session`."""
 
-    def __init__(self, module: Any, spec: GraphSpec) -> None:
+    def __init__(
+        self, module: Any, spec: GraphSpec, device: str = "cpu", half: bool = False, compiled: bool = False
+    ) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
-        self._module = module
+        self._parameters = module.parameters
+        self._device, self._half = device, half
+        self._call: Any = module
+        if compiled:
+            import torch
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute every output; feeds may hold more tensors than the graph takes."""
+            # With CUDA graphs, as one compiles for latency. fullgraph: past its limit of shapes it would go on in eager mode.
+            self._call = torch.compile(module, mode="reduce-overhead", fullgraph=True)
+
+    def _tensors(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         import torch
 
         arrays = check_feeds(feeds, self.inputs)
-        with torch.inference_mode():
-            found = self._module(*(torch.from_numpy(np.ascontiguousarray(arrays[t.name])) for t in self.inputs))
-        values = found if isinstance(found, tuple) else (found,)
-        return {t.name: value.numpy() for t, value in zip(self.outputs, values, strict=True)}
+        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[t.name])).to(self._device) for t in self.inputs]
+        return [tensor.half() if self._half and tensor.is_floating_point() else tensor for tensor in tensors]
+
+    def _forward(self, tensors: list[Any]) -> tuple[Any, ...]:
+        import torch
+
+        # The weights are halves; autocast is for what meets them as float32 (a mask) or must not be half (a softmax).
+        with torch.inference_mode(), torch.autocast(self._device, torch.float16, enabled=self._half):
+            found = self._call(*tensors)
+        return found if isinstance(found, tuple) else (found,)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute every output; feeds may hold more tensors than the graph takes."""
+        values = self._forward(self._tensors(feeds))
+        return {t.name: value.float().cpu().numpy() for t, value in zip(self.outputs, values, strict=True)}
 
     def close(self) -> None:
         """Drop the module."""
-        self._module = None
+        self._call, self._parameters = None, tuple
 
     def precision_proof(self) -> PrecisionProof:
-        """Parameters by dtype; eager mode computes in the type of its tensors."""
-        counts = Counter(str(p.dtype).removeprefix("torch.") for p in self._module.parameters())
+        """Parameters by dtype; PyTorch computes in the type of its tensors."""
+        counts = Counter(str(p.dtype).removeprefix("torch.") for p in self._parameters())
         return PrecisionProof(dict(counts), "parameters by dtype")
 
 
+class TorchCudaSession(TorchSession):
+    """The same on a GPU, which has a clock; see :class:`~simmim_export.engines.base.GpuTimed`."""
+
+    def gpu_seconds(self, feeds: Mapping[str, np.ndarray]) -> float:
+        """Run once; the seconds between two events around the module, copies left out."""
+        import torch
+
+        tensors = self._tensors(feeds)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        before.record()
+        self._forward(tensors)
+        after.record()
+        after.synchronize()
+        return float(before.elapsed_time(after)) / 1000
+
+
 @lru_cache(maxsize=2)
-def _graphs(path: Path, modified_ns: int, maps: bool) -> Any:
+def _graphs(path: Path, modified_ns: int, maps: bool, device: str, half: bool) -> Any:
     from simmim_export.models.checkpoint import build, load
     from simmim_export.models.graphs import graphs
 
-    return graphs(build(load(path), path), max_batch=1, maps=maps)
+    model = build(load(path), path).to(device)
+    return graphs(model.half() if half else model, max_batch=1, maps=maps)
 
 
 class TorchEngine:
@@ -69,6 +108,9 @@ class TorchEngine:
     install = "pip install 'simmim-export[export]'"
     reads_checkpoint = True
     hints = (LATENCY,)
+    device: ClassVar[str] = "cpu"
+    compiled: ClassVar[bool] = False
+    precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32,)
 
     def why_unavailable(self) -> str | None:
         """None when torch, torchvision and transformers are installed."""
@@ -76,10 +118,10 @@ class TorchEngine:
         return next((reason for reason in reasons if reason), None)
 
     def variant(self, precision: Precision) -> str:
-        """fp32: this engine is the reference."""
-        if precision is not Precision.FP32:
-            raise no_such_precision(self.name, precision, (Precision.FP32,))
-        return "fp32"
+        """The precision's own name: this engine reads no graph."""
+        if precision not in self.precisions:
+            raise no_such_precision(self.name, precision, self.precisions)
+        return str(precision)
 
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
@@ -94,7 +136,43 @@ class TorchEngine:
             raise CheckpointError("no such checkpoint", where=path, fix="give --checkpoint ckpt.pt")
         # Only a fusion that was exported with attention maps has that output.
         maps = any(tensor.name == "attention" for tensor in spec.outputs)
-        found = _graphs(path.resolve(), path.stat().st_mtime_ns, maps)
+        half = precision is Precision.FP16
+        found = _graphs(path.resolve(), path.stat().st_mtime_ns, maps, self.device, half)
         if spec.name not in found:
             raise CheckpointError(f"the checkpoint has no graph {spec.name!r}", where=path, fix="give the bundle's own")
-        return TorchSession(found[spec.name].module, spec)
+        session = TorchSession if self.device == "cpu" else TorchCudaSession
+        return session(found[spec.name].module, spec, self.device, half, self.compiled)
+
+
+class TorchCudaEngine(TorchEngine):
+    """PyTorch on an NVIDIA GPU: eager, FP32 without TF32, or FP16."""
+
+    name = "torch@cuda"
+    install = "on a machine with an NVIDIA GPU: pip install 'simmim-export[export]'"
+    device = "cuda"
+    precisions = (Precision.FP32, Precision.FP16)
+
+    def why_unavailable(self) -> str | None:
+        """The package or the GPU that is missing."""
+        return super().why_unavailable() or nvidia.why_no_gpu()
+
+    def open(
+        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+    ) -> TorchSession:
+        """As on the CPU; raise :class:`EngineUnavailable` for a PyTorch that was built without CUDA, or for another."""
+        import torch
+
+        if not torch.cuda.is_available():
+            what = f"PyTorch {torch.__version__} (built for CUDA {torch.version.cuda}) cannot use the GPU here"
+            raise EngineUnavailable(what, fix="simmim-export doctor, and pip install a torch for the driver's CUDA")
+        # cuDNN's convolutions take TF32 unless they are told not to, and that is no FP32.
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        return super().open(path, spec, precision, threads, hint)
+
+
+class TorchCompiledEngine(TorchCudaEngine):
+    """The same through torch.compile: what a GPU engine has to be compared with."""
+
+    name = "torch-compile@cuda"
+    compiled = True

@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging
-from simmim_export.engines import get_engine, require_engine
+from simmim_export.engines import get_engine, require_engine, versions
 from simmim_export.engines.base import INTEGER_DOT, Engine
 from simmim_export.errors import ShortcutLearned, UsageError
 from simmim_export.export.golden import make_feeds, make_golden
@@ -45,7 +45,6 @@ from simmim_export.version import __version__
 
 # Engines that INT8 is planned for, where they are installed.
 PLANNED_ENGINES = ("ort", "openvino")
-PACKAGES = ("torch", "torchvision", "transformers", "onnx", "onnxruntime")
 MAX_BATCH = 8
 
 Progress = Callable[[str, int, int], None]
@@ -272,5 +271,9 @@ def provenance(path: Path, checkpoint: Checkpoint, opset: int) -> dict[str, obje
         "opset": opset,
         "simmim_export": __version__,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {"onnx": version("onnx"), **_versions("torch"), **_versions("ort")},
     }
+
+
+def _versions(engine: str) -> dict[str, str]:
+    return {name: found for name, found in versions(engine).items() if name != "simmim-export"}

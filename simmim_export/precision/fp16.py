@@ -99,9 +99,11 @@ def halve(model: onnx.ModelProto, islands: Collection[str] = ()) -> onnx.ModelPr
 
 
 def _converter() -> Callable[..., onnx.ModelProto]:
-    # Importing that package puts its own folder, with modules as common as "models" and "optimizer", on the path.
+    # Importing that package puts its own folder, with modules as common as "models" and "optimizer", on the path. The quantiser
+    # needs it there when it is imported, which is too late once the path is as it was.
     path = list(sys.path)
     try:
+        import onnxruntime.quantization  # noqa: F401
         from onnxruntime.transformers.float16 import convert_float_to_float16
     finally:
         sys.path[:] = path

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from simmim_export.engines import versions
 from simmim_export.files import digest, replacing
 from simmim_export.host import cache_folder
 from simmim_export.precision import fp16, int8, int8_s8
 from simmim_export.spec import Precision
-from simmim_export.version import __version__
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 # precision -> its variants: that of CPU engines first, which plans are made of.
@@ -81,8 +81,9 @@ class Passes:
         if folder is None:
             apply(variant, source, target, self._feeds[graph], options)
             return
-        versions = [__version__, *(version(name) for name in ("onnx", "onnxruntime"))]
-        parts = [self._samples(graph), variant, digest(source), repr(options), _code(), *versions]
+        # By name, because ONNX Runtime comes in two packages.
+        made_by = repr(sorted((versions("ort") | {"onnx": version("onnx")}).items()))
+        parts = [self._samples(graph), variant, digest(source), repr(options), _code(), made_by]
         kept = folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.onnx"
         if not kept.is_file():
             with replacing(kept) as temporary:

@@ -15,7 +15,7 @@ import numpy as np
 
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import choose, read
-from simmim_export.engines import require_engine, versions
+from simmim_export.engines import on_device, require_engine, versions
 from simmim_export.engines.base import LATENCY, Session, require_hint, require_host
 from simmim_export.errors import CheckpointError, EngineUnavailable, UsageError
 from simmim_export.files import digest
@@ -59,6 +59,7 @@ def load(
     engine: str = "ort",
     precision: str | None = None,
     *,
+    device: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     hint: str = LATENCY,
@@ -69,6 +70,7 @@ def load(
     what is not named runs at FP32), or ``planned``: what the exporter's planner chose for this engine. ``engine="auto"`` is
     the fastest engine and precision that ``simmim-export certify`` passed on this kind of machine; :attr:`Runtime.why` says
     why it was chosen.
+    ``device="cuda"`` is the engine on an NVIDIA GPU, short for a name like ``ort@cuda``.
     ``checkpoint`` is for ``engine="torch"`` alone, and must be the very one that the bundle was exported from.
     ``threads`` defaults to what this process may use. ``hint="throughput"`` is for several threads of yours that call at
     once, where the engine has it (openvino); ``latency`` answers each call as soon as it can. Raises :class:`BundleError`,
@@ -77,10 +79,13 @@ def load(
     path = None if checkpoint is None else Path(checkpoint)
     opened, why = Bundle.open(bundle), None
     if engine == AUTO:
+        if device is not None:
+            raise UsageError(f"engine auto chooses the device itself, not {device!r}", fix="drop the device")
         if precision is not None:
             raise UsageError(f"engine auto chooses the precision itself, not {precision!r}", fix="drop the precision")
         chosen, why = choose(read(opened), fingerprint(), versions(), where=opened.root)
         engine, precision = chosen.engine, chosen.precision
+    engine = on_device(engine, device)
     plan = plan_of(opened, engine, precision or str(Precision.FP32))
     return Runtime(opened, engine, plan, checkpoint=path, threads=threads, hint=hint, why=why)
 

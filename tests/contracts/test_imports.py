@@ -39,7 +39,20 @@ assert all(report.passed for report in model.verify())
     assert done.returncode == 0, done.stderr
 
 
-TORCH_FREE = ["errors", "spec", "bundle", "parity", "console", "doctor", "engines", "engines.base", "engines.ort"]
+TORCH_FREE = [
+    "errors",
+    "spec",
+    "bundle",
+    "parity",
+    "console",
+    "doctor",
+    "conflicts",
+    "nvidia",
+    "engines",
+    "engines.base",
+    "engines.ort",
+    "engines.ort_cuda",
+]
 TORCH_FREE += ["engines.torch", "engines.trt", "runtime", "cli", "training.cli", "benchmarks.cli", "benchmarks.worker"]
 
 

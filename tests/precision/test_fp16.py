@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -309,3 +310,14 @@ def test_real_weights_survive(minilm_bundle: Path, tmp_path: Path) -> None:
     report = figures(rounded(after), spec, golden, tmp_path / "rounded.onnx")
     assert report.scaled_error <= TOLERANCE.scaled_error and report.cosine >= TOLERANCE.cosine
     assert (tmp_path / "x.onnx").stat().st_size < 0.52 * source.stat().st_size
+
+
+def test_int8_can_be_made_after_fp16_in_one_process() -> None:
+    """``--precision fp16 --precision int8``, in that order: the quantiser imports modules from a folder on the path."""
+    code = (
+        "import sys; before = list(sys.path)\n"
+        "from simmim_export.precision.fp16 import _converter; _converter()\n"
+        "assert sys.path == before; import onnxruntime.quantization"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

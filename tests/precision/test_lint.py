@@ -13,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from simmim_export.errors import GateFailed
+from simmim_export.export.lint_presets import VARIANTS, full, fusions, lint_graph, noise, pairs
+from simmim_export.models.presets import preset
 from simmim_export.precision.lint import RULES, UNSUPPORTED, UNSUPPORTED_FAMILIES, Finding, lint, require
 
 FLOAT, HALF, DOUBLE, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8
@@ -603,6 +605,30 @@ def test_exported_graphs_break_none(tiny_bundle: Path, every_bundle: Path, name:
 def test_no_exported_graph_is_left_out(tiny_bundle: Path, every_bundle: Path) -> None:
     files = {path.name for bundle in (tiny_bundle, every_bundle) for path in bundle.glob("graphs/*.fp32.onnx")}
     assert files == {f"{name}.fp32.onnx" for name in [*GRAPHS, "image_encoder"]}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_a_trained_model_breaks_none(asked_bundle: Path, variant: str) -> None:
+    files = sorted(asked_bundle.glob(f"graphs/*.{variant}.onnx"))
+    assert len(files) == 5
+    for path in files:
+        assert lint(onnx.load(path)) == [], path
+
+
+def test_the_presets_that_are_linted_have_every_graph() -> None:
+    """What ``make lint-graphs`` traces: every tower, head and pair."""
+    found = full("tiny")
+    assert set(found) == {*GRAPHS}
+    labels = dict(fusions("tiny"))
+    assert len(labels) == len(pairs()) + 1 and {graph.spec.name for graph in labels.values()} == {"fusion"}
+    # A smaller text encoder stands in for the preset's: the fusion reads the same tensors all the same.
+    assert all(graph.spec.inputs == found["fusion"].spec.inputs for graph in labels.values())
+
+
+def test_a_graph_is_linted_in_every_variant(tmp_path: Path) -> None:
+    found = full("tiny")
+    feeds = noise(found, preset("tiny"))
+    assert lint_graph(found["head.vqa"], feeds["head.vqa"], tmp_path) == dict.fromkeys(VARIANTS, ())
 
 
 def test_the_variant_for_cpu_engines_is_not_for_tensorrt(tiny_bundle: Path) -> None:

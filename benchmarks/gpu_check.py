@@ -1,0 +1,208 @@
+"""The proof on a machine with an NVIDIA GPU, by the commands that a user types: ``make gpu-check``.
+
+Knows commands and the JSON that they print; must hold no logic of theirs. Every step is written down with its exit code, into one
+file. One that fails is written down as failed and leaves out what needs it; the others go on, and the whole ends with 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simmim_export import nvidia
+from simmim_export.benchmarks import report
+from simmim_export.benchmarks.demo import MODULES
+from simmim_export.benchmarks.driver import Contestant
+from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio
+from simmim_export.console import progress_bar, run_app
+from simmim_export.engines import versions
+from simmim_export.errors import GateFailed
+from simmim_export.host import fingerprint, has_integer_dot
+
+SCHEMA = 1
+FILE = Path("gpu-certificate.json")
+BUILT = ("fp32", "fp16", "int8")
+CONTESTANTS = (
+    *("torch@cuda", "torch@cuda:fp16", "torch-compile@cuda", "torch-compile@cuda:fp16"),
+    *("ort@cuda", "ort@cuda:fp16", "ort-graph@cuda", "ort-graph@cuda:fp16"),
+    *(f"trt:{precision}" for precision in BUILT),
+)
+BASELINE = "torch-compile@cuda"
+# Of a step that failed, so many of the last lines that it wrote.
+LINES = 12
+EVENTS, WALL = "events of the GPU, without copies", "wall time from host arrays to host arrays, GPU idle again"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a command gave: ``found`` is its JSON, ``error`` the end of what it wrote where it failed. ``exit_code`` is None for
+    one that was not run, and ``error`` then says why."""
+
+    name: str
+    command: str
+    exit_code: int | None
+    seconds: float
+    found: Any = None
+    error: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran and ended with 0."""
+        return self.exit_code == 0
+
+
+@dataclass
+class Record:
+    """Steps in order, run as they are added."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    def passed(self, name: str) -> bool:
+        """Whether the step called ``name`` was run and passed."""
+        return any(step.passed for step in self.steps if step.name == name)
+
+    def run(self, name: str, program: str, *arguments: object, needs: Sequence[str] = ()) -> Step:
+        """Run a command of ours (or a module of Python's), unless a step that it ``needs`` has not passed."""
+        words = [program, *map(str, arguments)]
+        lacking = [step for step in needs if not self.passed(step)]
+        if lacking:
+            step = Step(name, shlex.join(words), None, 0.0, error=f"not run: {', '.join(lacking)} did not pass")
+        else:
+            started = time.monotonic()
+            command = [sys.executable, "-m", MODULES.get(program, program), *words[1:]]
+            done = subprocess.run(command, capture_output=True, text=True)
+            seconds = round(time.monotonic() - started, 2)
+            found = None
+            with contextlib.suppress(ValueError):
+                found = json.loads(done.stdout)
+            said = "\n".join((done.stdout if found is None else "", done.stderr)).strip().splitlines()[-LINES:]
+            error = "\n".join(said) if done.returncode else None
+            step = Step(name, shlex.join(words), done.returncode, seconds, found, error)
+        self.steps.append(step)
+        return step
+
+
+def check(folder: Path, preset: str, watch: Any = lambda *_: None) -> Record:
+    """Every step, with what it makes in ``folder``; bench.json there is the measurement, if it came to that."""
+    record, checkpoint, bundle = Record(), folder / "ckpt.pt", folder / "bundle"
+    total = len(CONTESTANTS) + len(BUILT) + 5
+
+    def step(name: str, program: str, *arguments: object, needs: Sequence[str] = ()) -> None:
+        watch(name, len(record.steps), total)
+        record.run(name, program, *arguments, needs=needs)
+
+    step("doctor", "simmim-export", "doctor", "--json")
+    step("model", "simmim-train", "init", "--preset", preset, "-o", checkpoint, "--overwrite", "--json")
+    lowered = [
+        "--precision",
+        "int8",
+        "--precision",
+        "fp16",
+        *(["--reduce-range"] if has_integer_dot() is False else []),
+    ]
+    made = ("-o", bundle, *lowered, "--overwrite", "--json")
+    step("export", "simmim-export", "onnx", checkpoint, *made, needs=["model"])
+    for precision in BUILT:
+        wanted = ("--engine", "trt", "--precision", precision, "--json")
+        step(f"build trt:{precision}", "simmim-export", "build", bundle, *wanted, needs=["export"])
+    for name in CONTESTANTS:
+        one = Contestant.parse(name)
+        wanted = ("--engine", one.engine, "--precision", one.precision, "--json")
+        source = ("--checkpoint", checkpoint) if one.reads_checkpoint else ()
+        needs = [f"build {name}" if one.engine == "trt" else "export"]
+        step(f"verify {name}", "simmim-export", "verify", bundle, *wanted, *source, needs=needs)
+    proven = [name for name in CONTESTANTS if record.passed(f"verify {name}")]
+    engines = [word for name in proven for word in ("--engine", name)]
+    # With nothing to measure the benchmark is not run, and that is no pass.
+    needs = [f"verify {name}" for name in proven or CONTESTANTS]
+    bench = ("--bundle", bundle, "--checkpoint", checkpoint, *engines, "--json", folder / "bench.json")
+    step("bench", "simmim-bench", *bench, needs=needs)
+    step("tests", "pytest", "-q", "tests/engines", "tests/contracts/test_engines.py")
+    return record
+
+
+def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
+    """For every target and contestant its median in milliseconds, by which clock, and how many times faster than torch.compile
+    at the same precision (at FP16 for INT8, which PyTorch has not), both by one clock; None where that was not measured."""
+    rows = []
+    for result in results:
+        precision = "fp16" if result.precision == "int8" else result.precision
+        same = [r for r in results if (r.engine, r.precision, r.target) == (BASELINE, precision, result.target)]
+        ratio, clock = None, None
+        if same and result.engine != BASELINE:
+            both = bool(same[0].gpu_rounds and result.gpu_rounds)
+            clock = EVENTS if both else WALL
+            pair = (same[0].gpu_rounds, result.gpu_rounds) if both else (same[0].rounds, result.rounds)
+            ratio = asdict(paired_ratio(*pair))
+        p50 = result.gpu_p50 if result.gpu_rounds else result.p50
+        rows.append(
+            {
+                "target": result.target,
+                "engine": result.engine,
+                "precision": result.precision,
+                "p50_ms": None if p50 is None else round(1000 * p50, 4),
+                "clock": EVENTS if result.gpu_rounds else WALL,
+                "times_torch_compile": ratio,
+                "ratio_clock": clock,
+                "parity": dict(result.parity),
+            }
+        )
+    return rows
+
+
+def certificate(record: Record, measured: Sequence[BenchmarkResult]) -> dict[str, Any]:
+    """The content of the file. ``passed`` is true only if every step was run and passed."""
+    driver = nvidia.driver()
+    return {
+        "schema": SCHEMA,
+        "host": fingerprint(),
+        "driver": None if driver is None else asdict(driver),
+        "versions": versions(),
+        "passed": bool(record.steps) and all(step.passed for step in record.steps),
+        "steps": [asdict(step) | {"passed": step.passed} for step in record.steps],
+        "figures": figures(measured),
+    }
+
+
+def require_passed(document: Mapping[str, Any], path: Path) -> None:
+    """Raise :class:`GateFailed` naming the steps that failed and those that were not run."""
+    failed = [step["name"] for step in document["steps"] if not step["passed"]]
+    if not document["passed"]:
+        what = f"{len(failed)} of {len(document['steps'])} steps did not pass: {', '.join(failed)}"
+        raise GateFailed(what, where=path, fix="read there what each of them said, and run its command again")
+
+
+def main() -> None:
+    """Prove everything that needs a GPU, and write it down; exit with 3 where there is none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="base", help="the model that is built, with random weights")
+    parser.add_argument("--folder", type=Path, default=Path("gpu-check"), help="where model, bundle and samples go")
+    parser.add_argument("--output", type=Path, default=FILE)
+    options = parser.parse_args()
+    # First of all: everything else takes minutes.
+    nvidia.require_gpu()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    bench = options.folder / "bench.json"
+    bench.unlink(missing_ok=True)  # that of an earlier run is none of this one
+    with progress_bar("gpu-check") as watch:
+        record = check(options.folder, options.preset, watch)
+    document = certificate(record, report.read(bench)["results"] if record.passed("bench") else [])
+    report.write(document, options.output)
+    for step in record.steps:
+        state = "passed" if step.passed else "NOT RUN" if step.exit_code is None else f"FAILED with {step.exit_code}"
+        print(f"{step.name}: {state}, {step.seconds:.0f} s")
+    print(f"wrote {options.output}")
+    require_passed(document, options.output)
+
+
+if __name__ == "__main__":
+    run_app(main)

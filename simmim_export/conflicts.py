@@ -1,0 +1,153 @@
+"""Packages of one environment that do not go together on a GPU, each with what to type.
+
+Knows package metadata, shared libraries by name, and which CUDA is needed by what. Must not import any of those packages, or
+know engines.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from simmim_export import nvidia
+
+ORT, ORT_GPU = "onnxruntime", "onnxruntime-gpu"
+INSTALL_GPU = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+CUDNN = 9
+# The parts of CUDA that both ONNX Runtime and TensorRT load: the name of the wheel, and that of the library.
+_PARTS = {"cuda-runtime": "cudart", "cublas": "cublasLt"}
+# The first driver of each major version of CUDA.
+_DRIVERS = {12: 525, 13: 580}
+# TensorRT of this major version and later is for CUDA 13 alone.
+_TENSORRT, _TENSORRT_CUDA = 11, 13
+
+
+@dataclass(frozen=True)
+class OrtFiles:
+    """Whose files the folder onnxruntime holds: the ``package`` they came with, and the ``cuda`` they were built for, as
+    "13.0" or None. ``provider``: whether its CUDA provider is among them."""
+
+    package: str
+    cuda: str | None
+    provider: bool
+
+
+def installed(package: str) -> str | None:
+    """The version of ``package`` by its metadata, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def ort_files() -> OrtFiles | None:
+    """What is in the folder of onnxruntime, whatever the metadata say; None where there is no such folder. Imports nothing."""
+    spec = find_spec(ORT)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations))) / "capi"
+    found: dict[str, str] = {}
+    with suppress(OSError, SyntaxError, ValueError):
+        for line in ast.parse((folder / "build_and_package_info.py").read_text(encoding="utf-8")).body:
+            if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                found[line.targets[0].id] = str(ast.literal_eval(line.value))
+    return OrtFiles(
+        found.get("package_name", ORT), found.get("cuda_version"), any(folder.glob("*onnxruntime_providers_cuda.*"))
+    )
+
+
+def conflicts() -> list[str]:
+    """One line a conflict: what does not fit, and what to type."""
+    return [*_overwritten(), *_libraries(), *_drivers()]
+
+
+def missing_libraries(cuda: int) -> list[str]:
+    """Those of CUDA's and cuDNN's libraries that ONNX Runtime needs and that this process cannot load."""
+    names = [f"lib{name}.so.{cuda}" for name in ("cudart", "cublasLt", "cublas")]
+    return [name for name in (nvidia.LIBRARY, *names, f"libcudnn.so.{CUDNN}") if not _loads(name)]
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def _overwritten() -> Iterator[str]:
+    cpu, gpu, files = installed(ORT), installed(ORT_GPU), ort_files()
+    wanted = ORT if nvidia.driver() is None else "'onnxruntime-gpu[cuda,cudnn]'"
+    fix = f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {wanted}"
+    there = files.package if files else "neither"
+    if cpu and gpu:
+        what = (
+            f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other's files; there now are those of {there}"
+        )
+        yield f"{what}: {fix}"
+    elif (cpu or gpu) and there != (ORT if cpu else ORT_GPU):
+        yield f"{ORT if cpu else ORT_GPU} is installed and its files are not: those of {there} are there: {fix}"
+
+
+def _needing_cuda() -> Iterator[tuple[str, int]]:
+    """What is installed and built for one major version of CUDA alone."""
+    gpu, files, tensorrt = installed(ORT_GPU), ort_files(), installed("tensorrt")
+    if gpu and files and files.cuda:
+        yield f"onnxruntime-gpu {gpu}", _major(files.cuda)
+    if tensorrt and _major(tensorrt) >= _TENSORRT:
+        yield f"tensorrt {tensorrt}", _TENSORRT_CUDA
+
+
+def _libraries() -> Iterator[str]:
+    for name, cuda in _needing_cuda():
+        # A wheel's libraries are found by whom they are for, and by nobody else: its metadata count as much as the loader.
+        missing = {
+            part: _wheels(part)
+            for part, library in _PARTS.items()
+            if not any(_major(v) == cuda for v in _wheels(part).values()) and not _loads(f"lib{library}.so.{cuda}")
+        }
+        if missing:
+            here = _shown({wheel: v for wheels in missing.values() for wheel, v in wheels.items()}) or "none of it"
+            yield f"{name} needs {' and '.join(missing)} of CUDA {cuda}, and here is {here}: {_fix(name, cuda)}"
+        if name.startswith(ORT_GPU) and not _loads(f"libcudnn.so.{CUDNN}"):
+            cudnn = _wheels("cudnn")
+            if _major(cudnn.get(f"nvidia-cudnn-cu{cuda}", "0")) != CUDNN:
+                here = _shown(cudnn) or "none"
+                yield f"{name} needs cuDNN {CUDNN} for CUDA {cuda}, and here is {here}: {_fix(name, cuda)}"
+
+
+def _wheels(part: str) -> dict[str, str]:
+    """The installed wheels of a part of CUDA; up to CUDA 12, and for cuDNN still, its major version ends their name."""
+    names = (f"nvidia-{part}", *(f"nvidia-{part}-cu{major}" for major in (13, 12, 11)))
+    return {name: found for name in names if (found := installed(name))}
+
+
+def _shown(wheels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {found}" for name, found in wheels.items())
+
+
+def _drivers() -> Iterator[str]:
+    driver = nvidia.driver()
+    for name, cuda in _needing_cuda() if driver else ():
+        if driver and driver.cuda[0] < cuda:
+            older = f", or pip install 'tensorrt<{_TENSORRT}'" if name.startswith("tensorrt") else ""
+            needed = f"install NVIDIA's driver {_DRIVERS[cuda]} or newer" if cuda in _DRIVERS else nvidia.INSTALL
+            yield f"{name} needs CUDA {cuda}, and the driver cannot run it ({driver}): {needed}{older}"
+
+
+def _fix(name: str, cuda: int) -> str:
+    return (
+        INSTALL_GPU
+        if name.startswith(ORT_GPU)
+        else f"pip install 'nvidia-cuda-runtime=={cuda}.*' 'nvidia-cublas=={cuda}.*'"
+    )
+
+
+def _major(text: str) -> int:
+    return int(text.partition(".")[0])

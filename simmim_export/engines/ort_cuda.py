@@ -1,0 +1,209 @@
+"""ONNX Runtime on an NVIDIA GPU: its CUDA provider, with every tensor bound to memory on the device.
+
+Knows onnxruntime-gpu. Must not know bundles, PyTorch or what a graph means. Nothing here runs on the CPU in place of the GPU:
+ONNX Runtime falls back in three ways (a provider that cannot be loaded is left out, one that fails is replaced, and so is one
+that fails later), and each is an error here.
+
+``ort-graph@cuda`` records each shape as a CUDA graph and replays it, which saves a launch for every node. It is asked for and
+no default: addresses and shapes are frozen, memory of a recorded shape is never given back, a thread that calls for the first
+time records anew, and ONNX Runtime refuses a graph whose nodes move tensors to the CPU in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from simmim_export import nvidia
+from simmim_export.conflicts import INSTALL_GPU, missing_libraries, ort_files
+from simmim_export.engines.base import (
+    LATENCY,
+    PrecisionProof,
+    Session,
+    check_feeds,
+    missing_package,
+    no_such_precision,
+    require_hint,
+)
+from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
+from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.host import available_threads
+from simmim_export.spec import GraphSpec, Precision
+
+PROVIDER = "CUDAExecutionProvider"
+# TF32 keeps 10 bits of a factor: FP32 with it is no FP32.
+OPTIONS: Mapping[str, str] = {"use_tf32": "0"}
+CUDA_GRAPH: Mapping[str, str] = {"enable_cuda_graph": "1"}
+# What a run is told: the number of its recorded graph, and the one that records nothing.
+GRAPH_ID, NO_GRAPH = "gpu_graph_id", -1
+# So many shapes keep their memory (and their CUDA graph); any other gets memory for a call.
+SHAPES = 16
+_VARIANTS = {Precision.FP32: "fp32", Precision.FP16: "fp16"}
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Memory on the device for one shape of every tensor."""
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    binding: Any
+    options: Any
+
+
+class OrtCudaSession:
+    """A graph on the GPU; see :class:`~simmim_export.engines.base.Session`. One call at a time: others wait."""
+
+    provider: ClassVar[str] = PROVIDER
+    device: ClassVar[str] = "cuda"
+    provider_options: ClassVar[Mapping[str, str]] = OPTIONS
+
+    def __init__(self, path: Path, spec: GraphSpec, threads: int, graphs: bool) -> None:
+        self.inputs, self.outputs = spec.inputs, spec.outputs
+        self._path, self._spec, self._threads, self._graphs = path, spec, threads, graphs
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[tuple[int, ...], ...], _Bound] = {}
+        _preload()
+        self._session: Any = self._open(CUDA_GRAPH if graphs else {})
+        require_provider(self._session, self.provider, _how_to_load())
+        self._session.disable_fallback()
+
+    def _open(self, more: Mapping[str, str], profile: Path | None = None) -> Any:
+        # The CPU's is always there as well: sizes of symbolic axes are computed on it.
+        providers = [(self.provider, {**self.provider_options, **more})]
+        try:
+            return open_session(self._path, self._spec, self._threads, providers, profile)
+        except BundleError as error:
+            if "graph capture" in error.what:
+                fix = "run it without: --engine ort --device cuda"
+                raise EngineUnavailable(f"no CUDA graph of {self._spec.name}: {error.what}", fix=fix) from error
+            raise
+        except RuntimeError as error:
+            what = str(error).strip().splitlines()[-1].strip()
+            raise EngineUnavailable(f"{self.provider} does not start: {what}", fix=_how_to_load()) from error
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute every output; feeds may hold more tensors than the graph takes."""
+        arrays = check_feeds(feeds, self.inputs)
+        with self._lock:
+            bound = self._bound(arrays)
+            for name, array in arrays.items():
+                bound.inputs[name].update_inplace(np.ascontiguousarray(array))
+            self._session.run_with_iobinding(bound.binding, bound.options)
+            found = {name: value.numpy() for name, value in bound.outputs.items()}
+            # From the GPU it is a copy already; memory of the host is shown as it is, and the next call writes to it.
+            return {name: array if array.flags.owndata else array.copy() for name, array in found.items()}
+
+    def _bound(self, arrays: Mapping[str, np.ndarray]) -> _Bound:
+        shapes = tuple(array.shape for array in arrays.values())
+        if shapes in self._kept:
+            return self._kept[shapes]
+        keep = len(self._kept) < SHAPES
+        bound = self._bind(arrays, len(self._kept) + 1 if keep else NO_GRAPH)
+        if keep:
+            self._kept[shapes] = bound
+        return bound
+
+    def _bind(self, arrays: Mapping[str, np.ndarray], graph: int) -> _Bound:
+        import onnxruntime
+
+        sizes = {
+            axis: size
+            for tensor in self.inputs
+            for axis, size in zip(tensor.shape, arrays[tensor.name].shape, strict=True)
+            if isinstance(axis, str)
+        }
+        inputs, outputs = (
+            {
+                t.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                    list(t.resolve(sizes)), np.dtype(t.dtype).type, self.device, 0
+                )
+                for t in tensors
+            }
+            for tensors in (self.inputs, self.outputs)
+        )
+        binding, options = self._session.io_binding(), onnxruntime.RunOptions()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        if self._graphs:
+            options.add_run_config_entry(GRAPH_ID, str(graph))
+        return _Bound(inputs, outputs, binding, options)
+
+    def close(self) -> None:
+        """Drop the session and its memory."""
+        self._kept.clear()
+        self._session = None
+
+    def precision_proof(self) -> PrecisionProof:
+        """Executed nodes by type, those that ran on the CPU apart; see :func:`~simmim_export.engines.ort.proof_of`. A
+        recorded CUDA graph runs the same nodes."""
+        return proof_of(lambda folder: self._open({}, folder), self._spec, self.provider)
+
+
+def _preload() -> None:
+    """Load CUDA's and cuDNN's libraries from their wheels, which no loader finds by itself; what it says goes to stderr."""
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
+
+
+def _how_to_load() -> str:
+    """What to do where CUDA's provider is installed and does not come up."""
+    files = ort_files()
+    missing = missing_libraries(int(files.cuda.partition(".")[0])) if files and files.cuda else []
+    return f"{INSTALL_GPU}; not to be loaded here: {', '.join(missing)}" if missing else "simmim-export doctor"
+
+
+class OrtCudaEngine(OrtEngine):
+    """ONNX Runtime's CUDA provider."""
+
+    name = "ort@cuda"
+    install = f"on a machine with an NVIDIA GPU: pip uninstall -y onnxruntime && {INSTALL_GPU}"
+    graphs: ClassVar[bool] = False
+
+    def why_unavailable(self) -> str | None:
+        """The package, the provider or the GPU that is missing."""
+        files = ort_files()
+        if files is None:
+            return missing_package("onnxruntime")
+        if not files.provider:
+            return f"{files.package} has no {PROVIDER}"
+        return nvidia.why_no_gpu()
+
+    def variant(self, precision: Precision) -> str:
+        """FP32 and FP16. INT8 is refused: ONNX Runtime fuses Q and DQ to operators that have no CUDA kernel, which run on the
+        CPU then (microsoft/onnxruntime issues 12229, 24807), and what it leaves multiplies in float."""
+        if precision is Precision.INT8:
+            has = ", ".join(_VARIANTS)
+            what = f"engine {self.name!r} has no {precision} (it has: {has}): it has no INT8 kernels for the GPU"
+            raise EngineUnavailable(what, fix="use --precision fp16, or --engine trt")
+        if precision not in _VARIANTS:
+            raise no_such_precision(self.name, precision, tuple(_VARIANTS))
+        return _VARIANTS[precision]
+
+    def open(
+        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+    ) -> Session:
+        """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it, :class:`EngineUnavailable` if the GPU is
+        not what it would run on."""
+        self.variant(precision)
+        require_hint(self.name, hint, self.hints)
+        return OrtCudaSession(path, spec, threads or available_threads(), self.graphs)
+
+
+class OrtCudaGraphEngine(OrtCudaEngine):
+    """The same with CUDA graphs."""
+
+    name = "ort-graph@cuda"
+    graphs = True

@@ -1,0 +1,116 @@
+"""The NVIDIA driver and its GPUs, asked through the driver's own library.
+
+Knows libcuda and nothing of CUDA's other libraries. Must not know engines, or import any package: ``make gpu-check`` runs it
+before anything is installed (``python -m simmim_export.nvidia``), and it ends with exit code 3 where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from simmim_export.errors import EngineUnavailable, SimmimError
+
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+INSTALL = "install NVIDIA's driver, 580 or newer for CUDA 13 (a container: start it with its GPUs, --gpus all)"
+# CUdevice_attribute: the two halves of the compute capability.
+_MAJOR, _MINOR = 75, 76
+# cuInit where the driver is there and no GPU is, and where only the library's stub is.
+_NO_DEVICE, _STUB = 100, 34
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """``compute`` is its compute capability ("8.6"), ``memory`` in bytes."""
+
+    name: str
+    compute: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class Driver:
+    """``cuda``: the newest CUDA that it runs. ``release``: its own number, None where the system does not say (Jetson)."""
+
+    cuda: tuple[int, int]
+    release: str | None
+    gpus: tuple[Gpu, ...]
+
+    def __str__(self) -> str:
+        return f"driver {self.release or '(unnumbered)'}, CUDA {self.cuda[0]}.{self.cuda[1]} at most"
+
+
+@cache
+def _ask() -> Driver | str:
+    """The driver, or in one line why there is no GPU to be had."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+        status = library.cuInit(0)
+    except (OSError, AttributeError):
+        return f"there is no NVIDIA driver: {LIBRARY} cannot be loaded"
+    if status in (_NO_DEVICE, _STUB):
+        return f"the NVIDIA driver finds no GPU (cuInit gives {status})"
+    if status:
+        return f"the NVIDIA driver does not start (cuInit gives {status})"
+    version, count = ctypes.c_int(), ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    library.cuDeviceGetCount(ctypes.byref(count))
+    if not count.value:
+        return "the NVIDIA driver finds no GPU"
+    gpus = tuple(_gpu(library, index) for index in range(count.value))
+    return Driver((version.value // 1000, version.value % 1000 // 10), _release(), gpus)
+
+
+def _gpu(library: ctypes.CDLL, index: int) -> Gpu:
+    device, part, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    library.cuDeviceGet(ctypes.byref(device), index)
+    name = ctypes.create_string_buffer(256)
+    library.cuDeviceGetName(name, len(name), device)
+    library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    parts = []
+    for attribute in (_MAJOR, _MINOR):
+        library.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
+        parts.append(str(part.value))
+    return Gpu(name.value.decode(errors="replace"), ".".join(parts), memory.value)
+
+
+def _release() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return found.group() if found else None
+
+
+def driver() -> Driver | None:
+    """The driver with its GPUs, or None where there is no GPU to be had."""
+    found = _ask()
+    return None if isinstance(found, str) else found
+
+
+def why_no_gpu() -> str | None:
+    """None where there is a GPU with its driver, else the reason in one line."""
+    found = _ask()
+    return found if isinstance(found, str) else None
+
+
+def require_gpu() -> Driver:
+    """The driver; raise :class:`EngineUnavailable` where there is no GPU to be had."""
+    found = _ask()
+    if isinstance(found, str):
+        raise EngineUnavailable(f"this needs an NVIDIA GPU: {found}", fix=INSTALL)
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        here = require_gpu()
+    except SimmimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(f"{', '.join(gpu.name for gpu in here.gpus)}; {here}")

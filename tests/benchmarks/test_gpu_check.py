@@ -1,0 +1,123 @@
+"""make gpu-check: without a GPU it ends at once; what it records is what its commands did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simmim_export import nvidia
+from simmim_export.benchmarks import gpu_check, report
+from simmim_export.benchmarks.driver import Contestant
+from simmim_export.benchmarks.gpu_check import EVENTS, WALL, Record, Step, certificate, figures, require_passed
+from simmim_export.benchmarks.measure import BenchmarkResult
+from simmim_export.errors import GateFailed
+
+
+@pytest.mark.parametrize("module", ["simmim_export.nvidia", "simmim_export.benchmarks.gpu_check"])
+def test_without_a_gpu_it_ends_at_once(module: str, tmp_path: Path) -> None:
+    if nvidia.driver() is not None:
+        pytest.skip("there is a GPU here")
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, cwd=tmp_path, timeout=20)
+    assert done.returncode == 3 and "this needs an NVIDIA GPU: there is no NVIDIA driver" in done.stderr
+    assert "next:" in done.stderr and "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_the_first_check_needs_no_package() -> None:
+    """It runs before anything is installed, so without site-packages."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "simmim_export.nvidia"], capture_output=True, text=True, cwd=root, timeout=20
+    )
+    assert done.returncode == (3 if nvidia.driver() is None else 0), done.stderr
+
+
+def test_steps_are_what_the_commands_did(tiny_bundle: Path) -> None:
+    record = Record()
+    record.run("doctor", "simmim-export", "doctor", "--json")
+    record.run("verify", "simmim-export", "verify", tiny_bundle, "--engine", "ort", "--precision", "bf16", "--json")
+    record.run("bench", "simmim-bench", needs=["doctor", "verify"])
+    record.run("bug", "no_such_module_at_all")
+    doctor, verify, bench, bug = record.steps
+    assert doctor.passed and doctor.found["python"] and doctor.error is None
+    assert verify.exit_code == 3 and not verify.passed and "has no bf16" in verify.error and verify.found is None
+    assert bench.exit_code is None and not bench.passed and bench.error == "not run: verify did not pass"
+    assert bug.exit_code == 1 and "no_such_module_at_all" in bug.error
+    document = certificate(record, [])
+    assert not document["passed"] and [step["passed"] for step in document["steps"]] == [True, False, False, False]
+    assert document["versions"]["simmim-export"] and json.loads(json.dumps(document)) == document
+    with pytest.raises(GateFailed, match="3 of 4 steps did not pass: verify, bench, bug") as caught:
+        require_passed(document, Path("gpu-certificate.json"))
+    assert caught.value.exit_code == 4
+
+
+def test_nothing_run_is_not_passed() -> None:
+    assert not certificate(Record(), [])["passed"]
+    done = certificate(Record([Step("doctor", "simmim-export doctor", 0, 1.0)]), [])
+    assert done["passed"]
+    require_passed(done, Path("x"))
+
+
+def test_every_contestant_parses_and_every_build_is_verified() -> None:
+    parsed = [Contestant.parse(name) for name in gpu_check.CONTESTANTS]
+    assert {(c.engine, c.precision) for c in parsed if c.engine == "trt"} == {("trt", p) for p in gpu_check.BUILT}
+    assert [c.engine for c in parsed if c.reads_checkpoint] == ["torch@cuda"] * 2 + ["torch-compile@cuda"] * 2
+
+
+def result(engine: str, precision: str, seconds: float, gpu: float | None = None) -> BenchmarkResult:
+    def rounds(value: float | None) -> tuple[tuple[float, ...], ...]:
+        return () if value is None else ((value,) * 20, (value,) * 20)
+
+    return BenchmarkResult("graph:fusion", engine, precision, 1, "x", rounds(seconds), {"passed": True}, rounds(gpu))
+
+
+def test_ratios_compare_one_clock_and_one_precision(tmp_path: Path) -> None:
+    measured = [
+        result("torch-compile@cuda", "fp32", 0.008, 0.004),
+        result("torch-compile@cuda", "fp16", 0.006, 0.002),
+        result("trt", "fp16", 0.003, 0.001),
+        result("trt", "int8", 0.003, 0.0005),
+        result("ort@cuda", "fp32", 0.004),
+        result("trt", "bf16", 0.004),
+    ]
+    rows = figures(measured)
+    assert [row["p50_ms"] for row in rows] == [4, 2, 1, 0.5, 4, 4]
+    assert [row["clock"] for row in rows] == [EVENTS] * 4 + [WALL] * 2
+    ratios = [row["times_torch_compile"] and row["times_torch_compile"]["value"] for row in rows]
+    assert ratios == [None, None, pytest.approx(2), pytest.approx(4), pytest.approx(2), None]
+    assert [row["ratio_clock"] for row in rows] == [None, None, EVENTS, EVENTS, WALL, None]
+    # The benchmark's own summary keeps both clocks, and compares with the PyTorch that was measured.
+    own = report.summary(measured[2], [*measured, result("torch@cuda", "fp32", 0.009, 0.005)])
+    assert (own["p50_ms"], own["gpu_p50_ms"], own["times_torch"]["value"]) == (3, 1, pytest.approx(3))
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "engine", "precision"),
+    [
+        ("ort", None, "ort", "int8"),
+        ("ort", "cuda", "ort@cuda", "int8"),
+        ("ort@cuda:fp16", None, "ort@cuda", "fp16"),
+        ("torch", "cuda", "torch@cuda", "fp32"),
+        ("torch-compile@cuda", None, "torch-compile@cuda", "fp32"),
+        ("torch-compile:fp16", "cuda", "torch-compile@cuda", "fp16"),
+    ],
+)
+def test_a_contestant_may_name_its_device(text: str, device: str | None, engine: str, precision: str) -> None:
+    assert Contestant.parse(text, "int8", device) == Contestant(engine, precision)
+
+
+def test_the_benchmark_refuses_a_device_that_is_not_here(run_cli) -> None:
+    if nvidia.driver() is not None:
+        pytest.skip("there is a GPU here")
+    for arguments in (
+        ("--engine", "ort@cuda"),
+        ("--engine", "ort", "--device", "cuda"),
+        ("--engine", "torch-compile@cuda"),
+    ):
+        done = run_cli("bench", *arguments)
+        assert done.returncode == 3 and "@cuda' cannot run here" in done.stderr and "next:" in done.stderr
+    done = run_cli("bench", "--engine", "openvino", "--device", "cuda")
+    assert done.returncode == 2 and "'openvino' does not run on device 'cuda'" in done.stderr
