@@ -195,13 +195,10 @@ def test_a_plan_travels_with_the_bundle(asked_bundle: Path, run_cli) -> None:
 
 
 def test_a_budget_that_nothing_keeps_ends_the_export(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
-    """One engine must win by INT8 for that: with `small` and larger it does; tiny's may be slower, which is said instead."""
+    """FP32 itself is off by a rounding; whether INT8 is named depends on its being faster, which tiny's may not be."""
     checkpoint = asked_bundle.parent / "asked.pt"
     words = ("--precision", "int8", "--budget", "cosine=1", "-o", tmp_path / "b")
     done = run_cli("export", "onnx", checkpoint, *words)
-    if done.returncode == 4:
-        assert "no INT8 plan of" in done.stderr and "the time of FP32: cosine" in done.stderr
-        assert not (tmp_path / "b").exists()
-    else:
-        assert done.returncode == 0 and "INT8 is not faster here on" in done.stdout
-        assert not any("int8" in plan for plan in Bundle.open(tmp_path / "b").manifest.plans.values())
+    assert done.returncode == 4 and "keeps the budget cosine=1" in done.stderr, done.stderr
+    assert "plan of ort" in done.stderr and "the time of FP32: cosine" in done.stderr
+    assert not (tmp_path / "b").exists()
