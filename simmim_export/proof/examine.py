@@ -111,7 +111,7 @@ class Examiner:
 
     def _keep(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         if key not in self._kept:
-            # One version of each stage at a time would forget the reference's; two lets a planner go back and forth.
+            # Four versions of each stage: with fewer a planner that goes back and forth would ask again.
             same = [other for other in self._kept if other[:2] == key[:2]]
             for old in same[:-3]:
                 del self._kept[old]
@@ -158,7 +158,9 @@ class Examiner:
             logits: np.ndarray = self._run(head, {"fused": fused}, session)["logits"]
             return logits.reshape(*shape, -1)
 
-        return self._keep(("logits", name, *(made_by(graph) for graph in graphs)), ask)
+        # Of clips the image encoder is in no pipeline: the host takes their frames through it.
+        made = dict.fromkeys(("image_encoder", *graphs))
+        return self._keep(("logits", name, *map(made_by, made)), ask)
 
     def _run(self, graph: str, feeds: Mapping[str, Any], session: Callable[[str], Session]) -> Tensors:
         """All rows of ``feeds`` through a graph, in its largest batches; texts of like length together, without the padding

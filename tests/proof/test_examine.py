@@ -90,6 +90,15 @@ def test_the_same_graphs_lose_nothing() -> None:
     assert found["embeddings"]["image_embed"]["cosine_min"] == 1.0
 
 
+def test_another_image_tower_is_another_answer_to_clips_as_well() -> None:
+    """What is remembered of a graph must go with every graph before it, those that the host runs between two included."""
+    examined = examiner()
+    assert figures(examined)["tasks"]["video_class"]["value"] == 1.0
+    found = figures(examined, image_encoder=turned)["tasks"]
+    assert found["image_class"]["value"] == found["video_class"]["value"] == 0.0
+    assert figures(examined)["tasks"]["video_class"]["value"] == 1.0
+
+
 def test_a_tower_that_gives_nothing_finite_exceeds_every_budget() -> None:
     found = figures(examiner(), image_encoder=broken)
     assert found["embeddings"]["image_embed"]["cosine_mean"] == -1.0
