@@ -115,15 +115,24 @@ def test_a_damaged_file_is_an_error_and_not_a_certificate(bundle: Bundle, conten
     assert caught.value.exit_code == 5 and "simmim-export certify" in str(caught.value.fix)
 
 
+def test_a_certificate_that_was_made_anothers_is_none(bundle: Bundle) -> None:
+    path = write(bundle, [certificate()])
+    path.write_text(path.read_text().replace('"threads": 4', '"threads": 8'))
+    with pytest.raises(BundleError, match="altered") as caught:
+        read(bundle)
+    assert "simmim-export certify" in str(caught.value.fix)
+
+
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans())
 def test_any_damage_is_found_or_harmless(bundle: Bundle, place: float, byte: int, cut: bool) -> None:
     (bundle.root / FILE).unlink(missing_ok=True)
-    content = write(bundle, [certificate()]).read_bytes()
+    made = certificate()
+    content = write(bundle, [made]).read_bytes()
     index = int(place * len(content))
     (bundle.root / FILE).write_bytes(content[:index] + (b"" if cut else bytes([byte]) + content[index + 1 :]))
     try:
-        assert all(isinstance(one, Certificate) for one in read(bundle))
+        assert [one.as_json() for one in read(bundle)] == [made.as_json()]
     except BundleError as error:
         assert error.fix
 
