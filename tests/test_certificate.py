@@ -17,6 +17,7 @@ from simmim_export.certificate import FILE, Certificate, choose, read, write
 from simmim_export.engines import versions
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.host import fingerprint
+from simmim_export.proof.evidence import FILE as EVIDENCE
 
 HOST = {"system": "Linux", "machine": "x86_64", "cpu": "Some CPU", "features": ["avx2"], "threads": 4}
 
@@ -135,6 +136,18 @@ def test_any_damage_is_found_or_harmless(bundle: Bundle, place: float, byte: int
         assert [one.as_json() for one in read(bundle)] == [made.as_json()]
     except BundleError as error:
         assert error.fix
+
+
+def test_what_cannot_be_proven_is_not_certified(bundle: Bundle, run_cli) -> None:
+    done = run_cli("export", "certify", bundle.root, "--engine", "torch", "--rounds", 1)
+    assert done.returncode == 2 and "what the others are proven by" in done.stderr, done.stderr
+    done = run_cli("export", "certify", bundle.root, "--engine", "ort", "--budget", "")
+    assert done.returncode == 2 and "the budget has no ''" in done.stderr, done.stderr
+    files = {name: found for name, found in bundle.manifest.files.items() if name != EVIDENCE}
+    (bundle.root / "manifest.json").write_text(replace(bundle.manifest, files=files).dumps())
+    done = run_cli("export", "certify", bundle.root, "--engine", "ort", "--rounds", 1)
+    assert done.returncode == 5 and "holds no evidence" in done.stderr, done.stderr
+    assert not (bundle.root / FILE).exists()
 
 
 def test_from_a_budget_to_engine_auto(asked_bundle: Path, tmp_path: Path, run_cli) -> None:

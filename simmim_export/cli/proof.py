@@ -111,7 +111,7 @@ def certify(
     from simmim_export.certificate import write
     from simmim_export.proof.budget import DEFAULT, Budget
 
-    limits = Budget.parse(budget or DEFAULT)
+    limits = Budget.parse(DEFAULT if budget is None else budget)
     opened_bundle = Bundle.open(bundle)
     contestants = list(dict.fromkeys(Contestant.parse(name) for name in engine or []))
     for contestant in contestants:

@@ -26,17 +26,11 @@ def _still(step: str, done: int, total: int) -> None:
     """The progress of a caller who does not watch."""
 
 
-def evidence_of(bundle: Bundle) -> Evidence | None:
-    """What travels with ``bundle``; None where it was exported before there was any."""
-    return Evidence.load(bundle.file(FILE)) if FILE in bundle.manifest.files else None
-
-
 def require_evidence(bundle: Bundle) -> Evidence:
-    """As :func:`evidence_of`; raise :class:`BundleError` where there is none."""
-    found = evidence_of(bundle)
-    if found is None:
+    """What travels with ``bundle``; raise :class:`BundleError` where it was exported before there was any."""
+    if FILE not in bundle.manifest.files:
         raise BundleError("the bundle holds no evidence", where=bundle.root, fix="export it again with this version")
-    return found
+    return Evidence.load(bundle.file(FILE))
 
 
 class Examiner:
