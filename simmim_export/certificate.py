@@ -20,7 +20,7 @@ from typing import Any
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.files import replacing
-from simmim_export.spec import as_json
+from simmim_export.spec import as_json, shown
 
 SCHEMA = 1
 FILE = "certificate.json"
@@ -60,7 +60,7 @@ class Certificate:
 
     def failures(self) -> list[str]:
         """The lines of the budget that it exceeds, in words."""
-        return [f"{line['name']} {line['found']:.4g}, {line['allowed']}" for line in self.lines if not line["kept"]]
+        return [f"{line['name']} {shown(line['found'])}, {line['allowed']}" for line in self.lines if not line["kept"]]
 
     def as_json(self) -> Any:
         """As plain JSON values."""

@@ -160,6 +160,11 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 }
 
 
+def shown(value: float) -> str:
+    """A figure in words: a share just below one, as a cosine is, with the digits that tell it from its limit."""
+    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.4g}"
+
+
 def as_json(value: Any) -> Any:
     """A frozen dataclass of this module (or a tuple, dict or scalar of them) as plain JSON values.
 
