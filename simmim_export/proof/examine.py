@@ -15,7 +15,7 @@ from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError
 from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
-from simmim_export.proof.figures import agreement, first_hits, paired_loss
+from simmim_export.proof.figures import agreement, first_choices, paired_loss
 
 Tensors = dict[str, np.ndarray]
 Watch = Callable[[str, int, int], None]
@@ -97,10 +97,11 @@ class Examiner:
 
     def _retrieval(self, task: Task, reference: Mapping[str, np.ndarray], outputs: Tensors) -> dict[str, Any]:
         rows = np.array([[self._number[text] for text in texts] for texts in task.texts])
-        hits = [first_hits(o[f"images/{task.images}"], o[TEXTS][rows]) for o in (reference, outputs)]
-        return paired_loss(*hits) | {
+        chosen = [first_choices(o[f"images/{task.images}"], o[TEXTS][rows]) for o in (reference, outputs)]
+        own = np.arange(len(rows))[:, None]
+        return paired_loss(*((choice == own).astype(np.float64) for choice in chosen)) | {
             "metric": "recall at 1 among 64 images",
-            "top1": float((hits[0] == hits[1]).mean()),
+            "top1": float((chosen[0] == chosen[1]).mean()),
         }
 
     def _keep(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:

@@ -60,14 +60,14 @@ def paired_loss(exact: np.ndarray, found: np.ndarray) -> dict[str, Any]:
     }
 
 
-def first_hits(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """float64 [n, k]: whether each of k texts [n, k, E] of an image is nearest to it among its :data:`GALLERY` images [n, E].
+def first_choices(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """int64 [n, k]: for each of k texts [n, k, E] of an image the number of the nearest image, among the :data:`GALLERY`
+    images [n, E] that it is shown with.
 
     Galleries are images in order, 64 each; the last may be smaller.
     """
-    found = np.zeros(texts.shape[:2])
+    found = np.zeros(texts.shape[:2], np.int64)
     for start in range(0, len(images), GALLERY):
         part = slice(start, start + GALLERY)
-        best = (texts[part] @ images[part].T).argmax(axis=2)
-        found[part] = best == np.arange(len(best))[:, None]
+        found[part] = start + (texts[part] @ images[part].T).argmax(axis=2)
     return found

@@ -103,3 +103,14 @@ def test_a_tower_that_gives_nothing_finite_exceeds_every_budget() -> None:
     found = figures(examiner(), image_encoder=broken)
     assert found["embeddings"]["image_embed"]["cosine_mean"] == -1.0
     assert [line.kept for line in Budget.parse("cosine=0.01").lines(found)] == [False]
+
+
+def test_two_wrong_images_are_two_answers() -> None:
+    """A caption that led to one wrong image and now leads to another is not answered as before."""
+    corners = np.eye(3, dtype=np.float32)
+    task = Task("still", (("a",), ("b",), ("c",)), np.zeros((3, 1), np.int64))
+    evidence = Evidence({"still": np.zeros((3, 4, 4, 3), np.uint8)}, {"retrieval": task}, {})
+    evidence = evidence.with_reference({"images/still": corners, "text_embed": corners[[1, 1, 2]]})
+    examined = Examiner(MANIFEST, evidence, lambda texts: {})
+    row = examined.figures({"images/still": corners, "text_embed": corners[[2, 1, 2]]})["tasks"]["retrieval"]
+    assert row["loss"] == 0 and row["value"] == 2 / 3 and row["top1"] == 2 / 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simmim_export.proof.figures import agreement, cosines, first_hits, paired_loss
+from simmim_export.proof.figures import agreement, cosines, first_choices, paired_loss
 
 
 def unit(count: int, seed: int = 0) -> np.ndarray:
@@ -58,10 +58,11 @@ def test_what_both_get_wrong_is_no_loss() -> None:
 
 
 def test_a_caption_looks_for_its_image_among_64() -> None:
-    images = unit(100)
-    assert first_hits(images, images[:, None]).all()
-    turned = np.roll(images, 1, axis=0)[:, None]
-    assert not first_hits(images, turned).any()
+    images, own = unit(100), np.arange(100)[:, None]
+    assert np.array_equal(first_choices(images, images[:, None]), own)
+    found = first_choices(images, np.roll(images, 1, axis=0)[:, None])
+    # In each gallery but the caption of the image before the first one, which is elsewhere.
+    assert np.array_equal(np.delete(found, (0, 64), axis=0), np.delete(own - 1, (0, 64), axis=0))
     # What is nearest in another gallery is no rival.
     twins = np.concatenate([images[:64], images[:36]])
-    assert first_hits(twins, twins[:, None]).all()
+    assert np.array_equal(first_choices(twins, twins[:, None]), own)
