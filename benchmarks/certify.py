@@ -14,9 +14,10 @@ from simmim_export.bundle import Bundle
 from simmim_export.certificate import Certificate
 from simmim_export.engines import ENGINES, get_engine, versions
 from simmim_export.engines.base import Engine, require_host
-from simmim_export.errors import EngineUnavailable
+from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.host import fingerprint
 from simmim_export.proof.budget import Budget
+from simmim_export.proof.examine import require_evidence
 from simmim_export.runtime.runtime import PLANNED, plan_of
 from simmim_export.spec import Precision, PrecisionPlan
 
@@ -63,9 +64,15 @@ def certify(
     """A certificate for each of ``contestants``, measured together: latencies are of alternated rounds.
 
     Of a ``strict`` budget every limit must be measurable on what travels with the bundle, else :class:`UsageError`; of
-    another those that are not are left out.
+    another those that are not are left out. Raise :class:`BundleError` for a bundle without evidence, which proves nothing,
+    and :class:`UsageError` for an engine that is itself what the others are compared with.
     """
     bundle = Bundle.open(path)
+    require_evidence(bundle)
+    for contestant in contestants:
+        if get_engine(contestant.engine).reads_checkpoint:
+            what = f"engine {contestant.engine!r} is what the others are proven by"
+            raise UsageError(what, fix="name another --engine, or none for all that there are")
     # Clips take their frames from the host: golden inputs are not enough for those pipelines.
     pipelines = [pipeline for pipeline in bundle.manifest.pipelines if "video_encoder" not in pipeline.graphs]
     targets = [f"pipeline:{pipeline.name}" for pipeline in pipelines]
@@ -92,7 +99,7 @@ def certify(
             for result in measured.results
             if (result.engine, result.precision) == (contestant.engine, contestant.precision)
         }
-        figures = info["figures"] or {"embeddings": {}, "tasks": {}, "source": {}}
+        figures = info["figures"]
         mine = budget if strict else budget.measurable(figures)
         mine.require_measurable(figures)
         lines = mine.lines(figures)

@@ -38,7 +38,8 @@ Watch = Callable[[str, int, int], None]
 def sentences() -> list[str]:
     """English sentences of Python's own language reference, which every Python carries: shuffled with a fixed seed.
 
-    About 1,600 of 30 to 200 characters, mostly words. No model here was trained or calibrated on them.
+    About 1,600 of 30 to 200 characters, mostly words. No model here was trained on them; the last :data:`CALIBRATION` calibrate,
+    and none of those judges.
     """
     from pydoc_data.topics import topics
 

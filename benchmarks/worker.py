@@ -23,7 +23,7 @@ from simmim_export.engines.base import GpuTimed  # noqa: E402
 from simmim_export.errors import SimmimError  # noqa: E402
 from simmim_export.host import available_threads  # noqa: E402
 from simmim_export.parity import Golden, compare, invariance  # noqa: E402
-from simmim_export.proof.examine import Examiner, evidence_of  # noqa: E402
+from simmim_export.proof.examine import Examiner, require_evidence  # noqa: E402
 from simmim_export.runtime import Runtime, load  # noqa: E402
 
 
@@ -101,10 +101,8 @@ class Worker:
         return {"peak_memory": memory, "parity": parity, "invariance": stable, "proof": proof}
 
     def examine(self) -> Any:
-        """What the evidence of the bundle says of this engine; None where the bundle has none."""
-        evidence = evidence_of(self.model.bundle)
-        if evidence is None:
-            return None
+        """What the evidence of the bundle says of this engine."""
+        evidence = require_evidence(self.model.bundle)
         examiner = Examiner(self.model.bundle.manifest, evidence, self.model.tokens)
         return examiner.figures(examiner.outputs(self.model.session))
 

@@ -1,13 +1,15 @@
 """What a bundle was proven to do, on which machine: certificate.json.
 
 Knows JSON, the bundle's digest and the description of a host. Must not know engines, or how anything was measured. A
-certificate holds for the very graphs, engine version and kind of machine that it names; for any other it says nothing.
+certificate holds for the very graphs, engine version and kind of machine that it names; for any other it says nothing. The file
+has a digest of its own: a flipped bit could make it another machine's, or faster.
 
 ``SCHEMA`` is its version: bump it when an older reader would misunderstand it, and teach :func:`read` both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.files import replacing
-from simmim_export.spec import as_json
+from simmim_export.spec import as_json, shown
 
 SCHEMA = 1
 FILE = "certificate.json"
@@ -29,9 +31,9 @@ class Certificate:
     """One engine at one plan of precisions on one host. ``precision`` is what was asked for, ``plan`` what that means.
 
     ``graphs``: for each its artifact's SHA-256, precision, parity, invariance and executed precision. ``figures``: what the
-    evidence says (:meth:`Examiner.figures`). ``latency``: median seconds at batch 1 by pipeline, of ``rounds`` rounds beside
-    the others. ``budget`` as text, and each of its ``lines`` with what was
-    found (:meth:`Line.as_row`). ``passed`` is true when parity and every line of the budget hold.
+    evidence says (:meth:`Examiner.figures`). ``latency``: median seconds at batch 1 by pipeline, in rounds beside the others.
+    ``budget`` as text, and each of its ``lines`` with what was found (:meth:`Line.as_row`). ``passed`` is true when parity and
+    every line of the budget hold.
     """
 
     engine: str
@@ -58,7 +60,7 @@ class Certificate:
 
     def failures(self) -> list[str]:
         """The lines of the budget that it exceeds, in words."""
-        return [f"{line['name']} {line['found']:.4g}, {line['allowed']}" for line in self.lines if not line["kept"]]
+        return [f"{line['name']} {shown(line['found'])}, {line['allowed']}" for line in self.lines if not line["kept"]]
 
     def as_json(self) -> Any:
         """As plain JSON values."""
@@ -74,6 +76,7 @@ def write(bundle: Bundle, certificates: Sequence[Certificate]) -> Path:
     new = {(_kind(c.host), c.name) for c in certificates}
     kept = [old for old in _known(bundle) if (_kind(old.host), old.name) not in new]
     content = {"schema": SCHEMA, "bundle": bundle.digest, "certificates": as_json((*kept, *certificates))}
+    content["digest"] = _digest_of(content)
     with replacing(bundle.root / FILE) as path:
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return bundle.root / FILE
@@ -91,6 +94,8 @@ def read(bundle: Bundle) -> list[Certificate]:
         schema, owner, rows = content["schema"], content["bundle"], content["certificates"]
         if schema != SCHEMA:
             raise ValueError(f"it has schema {schema!r}; this version reads {SCHEMA}")
+        if content.pop("digest") != _digest_of(content):
+            raise ValueError("it was altered, its digest does not match")
         found = [Certificate(**row) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{FILE} cannot be read: {error}", where=path, fix=again) from error
@@ -105,6 +110,10 @@ def _known(bundle: Bundle) -> list[Certificate]:
         return read(bundle)
     except BundleError:
         return []
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _kind(host: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -159,15 +160,23 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 }
 
 
+def shown(value: float) -> str:
+    """A figure in words: a share just below one, as a cosine is, with the digits that tell it from its limit."""
+    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.4g}"
+
+
 def as_json(value: Any) -> Any:
-    """A frozen dataclass of this module (or a tuple, dict or scalar of them) as plain JSON values."""
+    """A frozen dataclass of this module (or a tuple, dict or scalar of them) as plain JSON values.
+
+    Infinity and NaN, which JSON lacks, become None: an error that could not be measured is no number.
+    """
     if hasattr(value, "__dataclass_fields__"):
         return {name: as_json(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [as_json(item) for item in value]
-    return value
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def graph_from_json(data: Mapping[str, Any]) -> GraphSpec:

@@ -57,13 +57,8 @@ def test_engines_agree_from_the_command_line(run_cli, tiny_bundle: Path, tiny_ch
     np.testing.assert_allclose(*rows, atol=1e-5)
 
 
-def test_verify_passes_and_fails(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
-    done = run_cli("export", "verify", tiny_bundle, "--json")
-    assert done.returncode == 0, done.stderr
-    parity = json.loads(done.stdout)["parity"]
-    assert set(parity) == {"image_encoder", "text_encoder", "fusion", "head.match", "head.vqa"}
-    assert all(row["passed"] and row["executed"] for row in parity.values())
-    # A bundle whose text graph has one weight changed, with digests that fit: only parity can see it.
+def spoil(bundle: Path, copy: Path, factor: float) -> Path:
+    """A copy whose text graph has half of one weight times ``factor``, with digests that fit: only parity can see it."""
     from dataclasses import replace
 
     import onnx
@@ -71,13 +66,13 @@ def test_verify_passes_and_fails(run_cli, tiny_bundle: Path, tmp_path: Path) -> 
     from simmim_export.bundle import Bundle
     from simmim_export.files import digest
 
-    spoiled = Path(shutil.copytree(tiny_bundle, tmp_path / "spoiled"))
+    spoiled = Path(shutil.copytree(bundle, copy))
     manifest = Bundle.open(spoiled).manifest
     path = spoiled / "graphs/text_encoder.fp32.onnx"
     model = onnx.load(path)
     weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     values = np.frombuffer(weight.raw_data, np.float32).copy()
-    values[: len(values) // 2] *= 1.01
+    values[: len(values) // 2] *= np.float32(factor)
     weight.raw_data = values.tobytes()
     onnx.save(model, path)
     artifacts = tuple(
@@ -85,8 +80,24 @@ def test_verify_passes_and_fails(run_cli, tiny_bundle: Path, tmp_path: Path) -> 
         for a in manifest.artifacts
     )
     (spoiled / "manifest.json").write_text(replace(manifest, artifacts=artifacts).dumps())
-    done = run_cli("export", "verify", spoiled)
+    return spoiled
+
+
+def test_verify_passes_and_fails(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run_cli("export", "verify", tiny_bundle, "--json")
+    assert done.returncode == 0, done.stderr
+    parity = json.loads(done.stdout)["parity"]
+    assert set(parity) == {"image_encoder", "text_encoder", "fusion", "head.match", "head.vqa"}
+    assert all(row["passed"] and row["executed"] for row in parity.values())
+    done = run_cli("export", "verify", spoil(tiny_bundle, tmp_path / "spoiled", 1.01))
     assert done.returncode == 4 and "text_encoder at fp32 differs from PyTorch" in done.stderr and "NO" in done.stdout
+
+
+def test_verify_of_what_gives_nan_is_a_failure_in_json_as_well(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run_cli("export", "verify", spoil(tiny_bundle, tmp_path / "spoiled", float("nan")), "--json")
+    assert done.returncode == 4 and "error inf" in done.stderr, done.stderr
+    row = json.loads(done.stdout)["parity"]["text_encoder"]
+    assert row["passed"] is False and row["scaled_error"] is None and row["cosine"] == -1.0
 
 
 def test_inspect_and_doctor(run_cli, tiny_bundle: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.parity import Golden, compare, difference
+from simmim_export.parity import Golden, compare, difference, invariance
 from simmim_export.spec import TOLERANCES, Precision, Tolerance
 
 FP32 = TOLERANCES[Precision.FP32]
@@ -94,6 +94,22 @@ def test_an_ignored_mask_fails_padding_invariance(opened) -> None:
     assert all(
         row.passed for row in report.rows if row.check.startswith("without padding") and row.output == "text_tokens"
     )
+
+
+def test_padding_invariance_is_measured_on_texts_with_padding(opened) -> None:
+    """What a session does to padded texts alone, and what all of it is compared with, must show."""
+    bundle, golden = opened
+    session, spec = text_session(bundle)
+
+    def lose(feeds, found):
+        padded = feeds["attention_mask"].min(axis=1) == 0
+        return found | {"text_embed": np.where(padded[:, None], -found["text_embed"], found["text_embed"])}
+
+    report = compare(Spoiled(session, lose), spec, golden, Precision.FP32)
+    assert "alone" in failing(report) and "without padding" not in failing(report)
+    found = invariance(Spoiled(session, lose), spec, golden)
+    assert found["padding"] > 0.1 and found["batch"] < FP32.scaled_error
+    assert invariance(session, spec, golden)["padding"] < FP32.scaled_error
 
 
 def test_nan_and_a_wrong_shape_fail() -> None:

@@ -53,6 +53,7 @@ def verify(
     from simmim_export.certificate import read
     from simmim_export.proof.budget import DEFAULT, Budget
     from simmim_export.proof.examine import Examiner, require_evidence
+    from simmim_export.spec import as_json as plain
 
     if budget is not None and not evidence:
         raise UsageError("--budget is for what --evidence asks", fix="add --evidence")
@@ -77,7 +78,7 @@ def verify(
         parity = {r.graph: r.summary() | {"executed": proof[r.graph]} for r in reports}
         found = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
         more = {} if figures is None else {"evidence": figures, "budget": [str(line) for line in lines]}
-        print_json(found | more | {"certificates": [{"host": c.host, "figures": c.figures} for c in before]})
+        print_json(plain(found | more | {"certificates": [{"host": c.host, "figures": c.figures} for c in before]}))
     else:
         print_parity(reports, f"{bundle}: {name} {plan} against PyTorch; {files} files unaltered", proof)
         if figures is not None:
@@ -112,7 +113,7 @@ def certify(
     from simmim_export.certificate import write
     from simmim_export.proof.budget import DEFAULT, Budget
 
-    limits = Budget.parse(budget or DEFAULT)
+    limits = Budget.parse(DEFAULT if budget is None else budget)
     opened_bundle = Bundle.open(bundle)
     contestants = list(dict.fromkeys(Contestant.parse(name) for name in engine or []))
     for contestant in contestants:

@@ -74,10 +74,12 @@ def print_plan(planned: Planned) -> None:
 
 def _limits(table: Table, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[str]]:
     """A column of ``table`` for every limit, and for each row of lines its cells; "!" marks what is exceeded."""
+    from simmim_export.spec import shown
+
     limits = {line["name"]: line["allowed"] for row in rows for line in row}
     for name, allowed in limits.items():
         table.add_column(f"{name}\n{allowed}".replace(" ", "\n"), justify="right")
-    found = [{line["name"]: f"{line['found']:.4g}" + ("" if line["kept"] else " !") for line in row} for row in rows]
+    found = [{line["name"]: shown(line["found"]) + ("" if line["kept"] else " !") for line in row} for row in rows]
     return [[row.get(name, "") for name in limits] for row in found]
 
 

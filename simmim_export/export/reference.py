@@ -8,7 +8,7 @@ from simmim_export.bundle import Manifest
 from simmim_export.engines.torch import TorchSession
 from simmim_export.models.checkpoint import Checkpoint
 from simmim_export.models.graphs import Graph
-from simmim_export.precision.calibration import MOST
+from simmim_export.precision.calibration import MOST, distinct_images, distinct_texts
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner
 from simmim_export.runtime.text import Tokenizer
@@ -26,17 +26,17 @@ def make_evidence(
 ) -> Evidence:
     """The checkpoint's evidence with PyTorch's FP32 outputs for it.
 
-    A checkpoint without any (untrained, or imported) gives its samples beyond those for calibration: unlabelled, they
-    show how embeddings change. Raise :class:`BundleError` for evidence that cannot be read.
+    A checkpoint without any (untrained, or imported) gives its samples beyond those for calibration, or all where there are
+    no more: unlabelled, they show how embeddings change. Raise :class:`BundleError` for evidence that cannot be read.
     """
     if len(checkpoint.evidence):
         evidence = Evidence.load(checkpoint.evidence.numpy().tobytes(), where)
     else:
         pixels, texts = checkpoint.samples["pixels"].numpy(), checkpoint.samples["texts"]
-        rest = dict.fromkeys(texts[MOST:] or texts)
-        evidence = Evidence(
-            {"samples": pixels[MOST:] if len(pixels) > MOST else pixels}, {}, {"name": "samples"}, tuple(rest)
-        )
+        # In the order in which calibration takes them.
+        pixels, texts = distinct_images(pixels), distinct_texts(texts)
+        images = pixels[MOST:] if len(pixels) > MOST else pixels
+        evidence = Evidence({"samples": images}, {}, {"name": "samples"}, texts[MOST:] or texts)
     tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config.max_length)
 
     def tokens(texts: list[str]) -> dict:

@@ -79,11 +79,23 @@ def calibrate(
     A folder without texts.txt takes the checkpoint's texts, one without pictures the checkpoint's pictures, with a
     :class:`FewSamples` warning.
     """
-    # A data set of few texts repeats them beside its images.
-    own = tuple(dict.fromkeys(texts))[:MOST]
+    pixels, own = distinct_images(pixels)[:MOST], distinct_texts(texts)[:MOST]
     if folder is None:
-        return Calibration(pixels[:MOST], own, "the checkpoint's samples")
-    return from_folder(folder, ImagePreprocessing.from_json(preprocessing), pixels[:MOST], own)
+        return Calibration(pixels, own, "the checkpoint's samples")
+    return from_folder(folder, ImagePreprocessing.from_json(preprocessing), pixels, own)
+
+
+def distinct_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Each of ``texts`` once: a data set of few texts repeats them beside its images."""
+    return tuple(dict.fromkeys(texts))
+
+
+def distinct_images(pixels: np.ndarray) -> np.ndarray:
+    """Each image of ``pixels`` [n, H, W, 3] once: the frames of a clip in which nothing moves are one picture."""
+    first: dict[bytes, int] = {}
+    for index, image in enumerate(pixels):
+        first.setdefault(hashlib.sha256(image.tobytes()).digest(), index)
+    return pixels[list(first.values())]
 
 
 def from_folder(

@@ -173,7 +173,8 @@ def check(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     opsets = [{entry.domain: entry.version for entry in model.opset_import} for model in (before, after)]
     if opsets[0].get("") != opsets[1].get(""):
         raise GateFailed(f"quantising changed the opset from {opsets[0]} to {opsets[1]}", fix="report this")
-    new = [str(finding) for finding in lint(after) if finding not in set(lint(before))]
+    known = set(lint(before))
+    new = [str(finding) for finding in lint(after) if finding not in known]
     if new:
         raise GateFailed("TensorRT would not take the quantised graph:\n  " + "\n  ".join(new[:20]), fix="report this")
 

@@ -32,7 +32,8 @@ VARIANTS: Mapping[Precision, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """``keep_float``: nodes that stay as they are. ``reduce_range``: 7-bit weights, for processors without VNNI."""
+    """``keep_float``: nodes that stay as they are. ``reduce_range``: 7 bits for the weights of convolutions and the tokens of
+    products, for processors without VNNI."""
 
     keep_float: tuple[str, ...] = ()
     reduce_range: bool = False

@@ -5,7 +5,8 @@ and every step of it is measured on the model's own task with a paired interval:
 
 1. every graph at its fastest precision, INT8 only where it is faster here;
 2. while the budget is exceeded, the graph that costs most is relaxed: more and more of its groups, the most sensitive first,
-   stay float, and when that helps no longer it gives INT8 up.
+   stay float, and when that helps no longer it gives INT8 up;
+3. of all that was tried and keeps the budget the fastest is chosen.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Planner:
         self._kept: dict[str, frozenset[str]] = {name: frozenset() for name in graphs.names()}
 
     def run(self) -> Planned:
-        """Search. Raise :class:`GateFailed` if INT8 is faster, but no plan that has any of it fits the budget."""
+        """Search. Raise :class:`GateFailed` if no plan fits the budget, or INT8 is faster and no plan with any of it fits."""
         names = self.graphs.names()
         exact = dict.fromkeys(names, Precision.FP32)
         self._clock_all()
@@ -143,14 +144,18 @@ class Planner:
         current = dict(faster)
         while not chosen.fits and any(current[name] is not Precision.FP32 for name in names):
             chosen = self._relax(current)
-        if wanted and not any(current[name] is Precision.INT8 for name in names):
-            best = min((t for t in self.tried if "int8" in str(t.plan)), key=lambda t: _excess(t.lines))
-            if not best.fits:
-                raise GateFailed(
-                    f"no INT8 plan of {self.judge.engine} keeps the budget {self.budget}; the best, {best.plan}, at "
-                    f"{best.share:.2f}x the time of FP32: {best.costs()}",
-                    fix="widen --budget, calibrate on more samples with --calibration, or leave --precision int8 out",
-                )
+        lowered = [tried for tried in self.tried if "int8" in str(tried.plan)] if wanted else self.tried
+        if not any(tried.fits for tried in lowered):
+            best = min(lowered, key=lambda tried: _excess(tried.lines))
+            raise GateFailed(
+                f"no {'INT8 ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; the best, "
+                f"{best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
+                fix="widen --budget, calibrate on more samples with --calibration, or leave --precision int8 out",
+            )
+        fitting = [tried for tried in self.tried if tried.fits]
+        # One graph alone at what is hardly faster was tried to learn what it costs, and is no gain.
+        gains = [tried for tried in fitting if tried.share <= WORTH or tried is chosen or tried is self.tried[0]]
+        chosen = min(gains or fitting, key=lambda tried: tried.seconds)
         return Planned(self.judge.engine, self.budget, chosen, self.tried, self.notes)
 
     def _clock_all(self) -> None:

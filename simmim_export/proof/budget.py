@@ -9,6 +9,7 @@ from typing import Any
 
 from simmim_export.errors import UsageError
 from simmim_export.proof.evidence import RETRIEVAL
+from simmim_export.spec import shown
 
 # What a key bounds, for messages and help.
 KEYS: Mapping[str, str] = {
@@ -41,14 +42,14 @@ class Line:
         """The limit in words: ``at most 0.5 pt``."""
         gap = " " if _UNITS[self.key] == "pt" else ""
         word = "at most" if self.key in ("answers", "retrieval") else "at least"
-        return f"{word} {self.limit:.4g}{gap}{_UNITS[self.key]}"
+        return f"{word} {shown(self.limit)}{gap}{_UNITS[self.key]}"
 
     def as_row(self) -> dict[str, Any]:
         """As JSON: what is bounded, what was found, the limit in words, and whether it is kept."""
         return {"name": self.name, "found": self.found, "allowed": self.allowed, "kept": self.kept}
 
     def __str__(self) -> str:
-        return f"{self.name} {self.found:.4g}, {self.allowed}"
+        return f"{self.name} {shown(self.found)}, {self.allowed}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError
 from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
-from simmim_export.proof.figures import agreement, first_hits, paired_loss
+from simmim_export.proof.figures import agreement, first_choices, paired_loss
 
 Tensors = dict[str, np.ndarray]
 Watch = Callable[[str, int, int], None]
@@ -26,17 +26,11 @@ def _still(step: str, done: int, total: int) -> None:
     """The progress of a caller who does not watch."""
 
 
-def evidence_of(bundle: Bundle) -> Evidence | None:
-    """What travels with ``bundle``; None where it was exported before there was any."""
-    return Evidence.load(bundle.file(FILE)) if FILE in bundle.manifest.files else None
-
-
 def require_evidence(bundle: Bundle) -> Evidence:
-    """As :func:`evidence_of`; raise :class:`BundleError` where there is none."""
-    found = evidence_of(bundle)
-    if found is None:
+    """What travels with ``bundle``; raise :class:`BundleError` where it was exported before there was any."""
+    if FILE not in bundle.manifest.files:
         raise BundleError("the bundle holds no evidence", where=bundle.root, fix="export it again with this version")
-    return found
+    return Evidence.load(bundle.file(FILE))
 
 
 class Examiner:
@@ -103,15 +97,16 @@ class Examiner:
 
     def _retrieval(self, task: Task, reference: Mapping[str, np.ndarray], outputs: Tensors) -> dict[str, Any]:
         rows = np.array([[self._number[text] for text in texts] for texts in task.texts])
-        hits = [first_hits(o[f"images/{task.images}"], o[TEXTS][rows]) for o in (reference, outputs)]
-        return paired_loss(*hits) | {
+        chosen = [first_choices(o[f"images/{task.images}"], o[TEXTS][rows]) for o in (reference, outputs)]
+        own = np.arange(len(rows))[:, None]
+        return paired_loss(*((choice == own).astype(np.float64) for choice in chosen)) | {
             "metric": "recall at 1 among 64 images",
-            "top1": float((hits[0] == hits[1]).mean()),
+            "top1": float((chosen[0] == chosen[1]).mean()),
         }
 
     def _keep(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         if key not in self._kept:
-            # One version of each stage at a time would forget the reference's; two lets a planner go back and forth.
+            # Four versions of each stage: with fewer a planner that goes back and forth would ask again.
             same = [other for other in self._kept if other[:2] == key[:2]]
             for old in same[:-3]:
                 del self._kept[old]
@@ -158,7 +153,9 @@ class Examiner:
             logits: np.ndarray = self._run(head, {"fused": fused}, session)["logits"]
             return logits.reshape(*shape, -1)
 
-        return self._keep(("logits", name, *(made_by(graph) for graph in graphs)), ask)
+        # Of clips the image encoder is in no pipeline: the host takes their frames through it.
+        made = dict.fromkeys(("image_encoder", *graphs))
+        return self._keep(("logits", name, *map(made_by, made)), ask)
 
     def _run(self, graph: str, feeds: Mapping[str, Any], session: Callable[[str], Session]) -> Tensors:
         """All rows of ``feeds`` through a graph, in its largest batches; texts of like length together, without the padding

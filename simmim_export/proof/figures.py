@@ -12,19 +12,22 @@ GALLERY = 64
 
 
 def cosines(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """float64 [n]: the cosine of each row of ``found`` [n, d] with that of ``exact``; two rows of zeros agree."""
-    a, b = exact.astype(np.float64), found.astype(np.float64)
+    """float64 [n] in [-1, 1]: the cosine of each row of ``found`` [n, d] with that of ``exact``; two rows of zeros agree, and
+    one that is not finite is as far off as can be: -1."""
+    finite = np.isfinite(found).all(axis=1)
+    a, b = exact.astype(np.float64), np.where(finite[:, None], found, 0).astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same: np.ndarray = (a == b).all(axis=1)
-    return np.where(same, 1.0, (a * b).sum(axis=1) / np.maximum(norms, 1e-30))
+    same = (a == b).all(axis=1)
+    return np.where(finite, np.where(same, 1.0, (a * b).sum(axis=1) / np.maximum(norms, 1e-30)), -1.0)
 
 
 def agreement(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """How unit vectors float32 [n, E] agree, row by row: cosine (mean, 1st percentile, least), and the share of rows whose
-    nearest other row is the same (``top1``)."""
+    nearest other row is the same (``top1``). A row that is not finite has the cosine -1, and no neighbour."""
     cosine = cosines(exact, found)
+    finite = np.isfinite(found).all(axis=1)
     nearest = []
-    for vectors in (exact, found):
+    for vectors in (exact, np.where(finite[:, None], found, 0)):
         similarity = vectors @ vectors.T
         np.fill_diagonal(similarity, -np.inf)
         nearest.append(similarity.argmax(axis=1))
@@ -32,7 +35,7 @@ def agreement(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
         "cosine_mean": float(cosine.mean()),
         "cosine_p1": float(np.percentile(cosine, 1)),
         "cosine_min": float(cosine.min()),
-        "top1": float((nearest[0] == nearest[1]).mean()),
+        "top1": float(((nearest[0] == nearest[1]) & finite).mean()),
     }
 
 
@@ -57,14 +60,14 @@ def paired_loss(exact: np.ndarray, found: np.ndarray) -> dict[str, Any]:
     }
 
 
-def first_hits(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """float64 [n, k]: whether each of k texts [n, k, E] of an image is nearest to it among its :data:`GALLERY` images [n, E].
+def first_choices(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """int64 [n, k]: for each of k texts [n, k, E] of an image the number of the nearest image, among the :data:`GALLERY`
+    images [n, E] that it is shown with.
 
     Galleries are images in order, 64 each; the last may be smaller.
     """
-    found = np.zeros(texts.shape[:2])
+    found = np.zeros(texts.shape[:2], np.int64)
     for start in range(0, len(images), GALLERY):
         part = slice(start, start + GALLERY)
-        best = (texts[part] @ images[part].T).argmax(axis=2)
-        found[part] = best == np.arange(len(best))[:, None]
+        found[part] = start + (texts[part] @ images[part].T).argmax(axis=2)
     return found

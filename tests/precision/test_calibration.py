@@ -71,6 +71,13 @@ def test_the_digest_is_of_the_samples_alone() -> None:
     assert first not in (Calibration(noise(33), WORDS, "a").digest, Calibration(noise(32), WORDS[:39], "a").digest)
 
 
+def test_a_checkpoint_that_repeats_itself_gives_each_sample_once() -> None:
+    """A clip of a still scene has the same frame again and again, and nobody could remove it from a checkpoint."""
+    pixels = noise(40)
+    found = calibrate(np.concatenate([pixels[:30], pixels[:5], pixels]), (*WORDS, *WORDS), None, {})
+    assert np.array_equal(found.pixels, pixels) and found.texts == WORDS
+
+
 def test_a_folder_is_prepared_as_the_runtime_prepares_it(tiny_bundle: Path, tmp_path: Path) -> None:
     image = Bundle.open(tiny_bundle).manifest.preprocessing["image"]
     own = noise(40, 2), WORDS

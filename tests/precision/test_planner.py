@@ -112,6 +112,22 @@ def test_no_plan_that_fits_names_the_best_and_what_it_costs() -> None:
     assert "0.67x the time of FP32" in said
 
 
+def test_int8_with_most_of_it_float_does_not_stand_before_a_faster_bf16() -> None:
+    found = World({"text": {"a": 0.0, "b": 4.0}}, {"text": {FP32: 1.0, BF16: 0.4, INT8: 0.3}}, {"text": 0.2}).plan()
+    assert any(one.fits and one.kept == {"text": ("b",)} for one in found.tried)
+    assert str(found.chosen.plan) == "text=bf16" and not found.chosen.kept
+
+
+def test_a_budget_that_fp32_exceeds_is_kept_by_no_plan() -> None:
+    class Off(World):
+        def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
+            found = super().examine(candidates)
+            return found | {"embeddings": {"text_embed": found["embeddings"]["text_embed"] | {"cosine_mean": 0.9}}}
+
+    with pytest.raises(GateFailed, match=r"no plan of imagined keeps the budget .* fp32, at 1\.00x the time of FP32"):
+        Off({"image": {"a": 0.0}}, {"image": {FP32: 1.0, INT8: 2.0}}).plan()
+
+
 GRAPHS = st.dictionaries(
     st.sampled_from(["image_encoder", "text_encoder", "fusion", "head.vqa"]),
     st.tuples(
@@ -144,6 +160,7 @@ def test_whatever_the_costs_the_plan_fits_or_the_reason_is_said(graphs: dict[str
     finally:
         assert world.asked <= (most + 4) * (len(graphs) + 1) ** 2
     assert found.chosen.fits and found.chosen.share <= 1 + 1e-9 and found.chosen in found.tried
+    assert not any(one.fits and one.share <= WORTH and one.seconds < found.chosen.seconds for one in found.tried)
     front = found.pareto()
     assert front and all(a.seconds <= b.seconds for a, b in pairwise(front))
     for tried in found.tried:
