@@ -183,20 +183,21 @@ def _plan(
     staging: Staging, manifest: Manifest, checkpoint: Checkpoint, made: Variants, budget: Budget, watch: Progress
 ) -> list[Planned]:
     """A plan for every engine that runs INT8 here; what one of them needs float is float for all, in one file."""
-    found = []
+    found: dict[str, Planned] = {}
     root = staging.root
-    for name in PLANNED_ENGINES:
-        engine = get_engine(name)
-        if engine.why_unavailable() is not None:
-            continue
+    waiting = [name for name in PLANNED_ENGINES if get_engine(name).why_unavailable() is None]
+    while waiting:
+        name = waiting.pop(0)
         with tempfile.TemporaryDirectory() as scratch:
             files = (root / EVIDENCE, root / "golden.npz")
             with Judge(name, manifest, checkpoint.tokenizer, *files) as judge:
-                found.append(Planner(judge, Choice(made, engine, Path(scratch)), budget, watch).run())
-        for graph, groups in found[-1].chosen.kept.items():
-            made.kept[graph] = made.kept.get(graph, frozenset()) | set(groups)
-            made.make(graph, int8.VARIANT)
-    return found
+                found[name] = Planner(judge, Choice(made, get_engine(name), Path(scratch)), budget, watch).run()
+        for graph, groups in found[name].chosen.kept.items():
+            if made.keep(graph, groups):
+                # What was measured of this graph at INT8 for another engine was another file.
+                again = [e for e, plan in found.items() if e != name and plan.chosen.plan.of(graph) is Precision.INT8]
+                waiting += [engine for engine in again if engine not in waiting]
+    return list(found.values())
 
 
 def _as_table(plan: Planned) -> dict[str, object]:

@@ -5,7 +5,7 @@ Knows a bundle in the making. Must not know how a graph is quantised, or how a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,15 @@ class Variants:
         options = Options(kept, self.reduce_range)
         self.passes.make(graph, variant, self.path(graph, "fp32"), self.path(graph, variant), options)
         return self.path(graph, variant)
+
+    def keep(self, graph: str, groups: Collection[str]) -> bool:
+        """Let ``groups`` stay float as well, and write the INT8 file of ``graph`` again; False if they did already."""
+        before = self.kept.get(graph, frozenset())
+        if before.issuperset(groups):
+            return False
+        self.kept[graph] = before | set(groups)
+        self.make(graph, int8.VARIANT)
+        return True
 
     def groups_of(self, graph: str) -> Mapping[str, Sequence[str]]:
         """The nodes that INT8 could touch, by PyTorch module."""

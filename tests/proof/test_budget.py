@@ -12,8 +12,8 @@ from simmim_export.proof.budget import DEFAULT, Budget
 FIGURES: dict[str, Any] = {
     "embeddings": {"image_embed": {"cosine_mean": 0.9995}, "text_embed": {"cosine_mean": 0.99796}},
     "tasks": {
-        "vqa": {"interval": [-0.1, 0.5], "top1": 0.985},
-        "retrieval": {"interval": [0.2, 0.6], "top1": 0.5},
+        "vqa": {"interval": [-0.1, 0.5], "top1": 0.985, "images": 1024},
+        "retrieval": {"interval": [0.2, 0.6], "top1": 0.5, "images": 64},
     },
 }
 
@@ -53,3 +53,16 @@ def test_what_is_exceeded_does_not_read_as_kept() -> None:
     said = [str(line) for line in Budget.parse("cosine=0.998,retrieval=0.5pt").lines(FIGURES) if not line.kept]
     assert said == ["cosine text_embed 0.99796, at least 0.998", "retrieval 0.6, at most 0.5 pt"]
     assert Budget.parse("cosine=0.99999").lines(FIGURES)[0].allowed == "at least 0.99999"
+
+
+def test_a_loss_that_so_few_images_cannot_show_is_not_measurable() -> None:
+    """Of 64 images none changed: the loss may still be 3 / 64 = 4.7 points."""
+    budget = Budget.parse("answers=0.5pt,retrieval=0.5pt,cosine=0.998")
+    assert str(budget.measurable(FIGURES)) == "answers=0.5pt,cosine=0.998"
+    with pytest.raises(UsageError, match="64 images of retrieval are too few .* it takes 600") as caught:
+        budget.require_measurable(FIGURES)
+    assert "--eval-scenes 600" in str(caught.value.fix)
+    Budget.parse("retrieval=4.7pt").require_measurable(FIGURES)
+    with pytest.raises(UsageError, match="cannot be proven on any number") as caught:
+        Budget.parse("answers=0pt").require_measurable(FIGURES)
+    assert "agreement=100%" in str(caught.value.fix)
