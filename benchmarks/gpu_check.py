@@ -26,7 +26,7 @@ from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio
 from simmim_export.console import progress_bar, run_app
 from simmim_export.engines import versions
 from simmim_export.errors import GateFailed
-from simmim_export.host import fingerprint, has_integer_dot
+from simmim_export.host import fingerprint
 
 SCHEMA = 1
 FILE = Path("gpu-certificate.json")
@@ -102,13 +102,7 @@ def check(folder: Path, preset: str, watch: Any = lambda *_: None) -> Record:
 
     step("doctor", "simmim-export", "doctor", "--json")
     step("model", "simmim-train", "init", "--preset", preset, "-o", checkpoint, "--overwrite", "--json")
-    lowered = [
-        "--precision",
-        "int8",
-        "--precision",
-        "fp16",
-        *(["--reduce-range"] if has_integer_dot() is False else []),
-    ]
+    lowered = ("--precision", "int8", "--precision", "fp16")
     made = ("-o", bundle, *lowered, "--overwrite", "--json")
     step("export", "simmim-export", "onnx", checkpoint, *made, needs=["model"])
     for precision in BUILT:

@@ -13,12 +13,8 @@ FullyConnected. It costs six small operators a product. Two things make the leve
   decide that alone; one that is unlike them loses some levels and is never clipped.
 - What a GELU or Relu gives is bounded below: it is shifted to begin at zero, and all levels are above.
 
-MiniLM with real weights (`small`, 1,200 held-out sentences; share: latency of its own FP32, batch 1, 32 tokens, 2 cores):
-| form                                              | mean cosine | least   | top-1  | ONNX Runtime | OpenVINO |
-| this one                                          | @MEAN |
-| without the shift                                 | @NOSHIFT |
-| without equalising                                | @NOSMOOTH |
-| weights in blocks of 128 (MatMulNBits)            | @BLOCKS |
+MiniLM with real weights (preset `small`, 1,200 held-out sentences) keeps a mean cosine of 0.99939, 0.99774 at least, and 97.0 %
+of nearest neighbours; in 7 bits 0.99827, 0.99359 and 92.7 %. `simmim-bench quantization` measures what this processor can prove.
 """
 
 from __future__ import annotations
