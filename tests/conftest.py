@@ -46,6 +46,18 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
 
 
 @pytest.fixture(scope="session")
+def lowered_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """The bundle of ``tiny_checkpoint`` in every precision. Read only: copy it before changing it."""
+
+    def export(path: Path) -> None:
+        command = [sys.executable, "-m", "simmim_export.cli", "onnx", str(tiny_checkpoint), "-o", str(path)]
+        command += ["--precision", "int8", "--precision", "fp16"]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return _once(tmp_path_factory, "lowered-bundle", export)
+
+
+@pytest.fixture(scope="session")
 def every_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with every head, a video encoder and attention maps; its checkpoint beside it is every.pt. Read only."""
     from simmim_export.models.heads import HEADS

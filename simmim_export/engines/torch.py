@@ -81,6 +81,9 @@ class TorchEngine:
             raise no_such_precision(self.name, precision, (Precision.FP32,))
         return "fp32"
 
+    def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> None:
+        """None: it runs from a checkpoint."""
+
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TorchSession:
