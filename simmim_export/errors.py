@@ -107,5 +107,9 @@ class UnknownHost(UserWarning):
     """This system does not say what a graph needs to know of it; the message says what, and what may go wrong."""
 
 
+class NotCaptured(UserWarning):
+    """A graph runs without a CUDA graph, which costs the time to launch its kernels one by one; the message names it."""
+
+
 class ShortcutLearned(UserWarning):
     """A head is hardly better than one that does not look; the message gives both figures."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from simmim_export.errors import BundleError, GateFailed
+from simmim_export.errors import BundleError, GateFailed, UsageError
 from simmim_export.files import DAMAGED, pack, unpack
 from simmim_export.spec import TOLERANCES, GraphSpec, Precision
 
@@ -28,6 +28,15 @@ class Runs(Protocol):
 
     def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
         """Compute every output from every input."""
+        ...
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A session that was compiled for some shapes only: the others are no part of what it promises."""
+
+    def fits(self, feeds: Tensors) -> bool:
+        """Whether it takes ``feeds``."""
         ...
 
 
@@ -153,10 +162,12 @@ def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision
 
     Batch invariance: each sample alone gives what it gives among others. Padding invariance: a text without its padding
     gives what it gives with it. Both are compared with PyTorch's outputs for the padded batch. ``precision`` says how close is
-    close enough. KeyError for one without a tolerance.
+    close enough. KeyError for one without a tolerance. What a :class:`Limited` session does not take is left out, and shows in
+    the number of rows; :class:`UsageError` if nothing is left.
     """
     tolerance = TOLERANCES[precision]
     rows: list[ParityRow] = []
+    golden = _taken(session, spec, golden)
 
     def judge(check: str, found: Tensors, expected: Tensors) -> None:
         for name, reference in expected.items():
@@ -168,20 +179,36 @@ def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision
         judge(case, session.run(golden.feeds(case, spec)), golden.expected(case, spec))
     largest = _largest(golden)
     for check, index, alone, reference in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
-        judge(f"{check}, sample {index}", session.run(alone), reference)
+        if _takes(session, alone):
+            judge(f"{check}, sample {index}", session.run(alone), reference)
     return ParityReport(spec.name, precision, tuple(rows))
 
 
 def invariance(session: Runs, spec: GraphSpec, golden: Golden) -> dict[str, float]:
     """``batch`` and ``padding``: the largest scaled error of a sample alone, and of one without its padding, against what the
     same session gives it among others. 0 for what the graph does not have."""
-    feeds = golden.feeds(_largest(golden), spec)
+    feeds = golden.feeds(_largest(_taken(session, spec, golden)), spec)
     among = session.run(feeds)
     found = {"batch": 0.0, "padding": 0.0}
     for check, _, alone, reference in _samples(feeds, among, spec):
+        if not _takes(session, alone):
+            continue
         outputs, kind = session.run(alone), "batch" if check == ALONE else "padding"
         found[kind] = max(found[kind], *(difference(outputs[name], values)[0] for name, values in reference.items()))
     return found
+
+
+def _takes(session: Runs, feeds: Tensors) -> bool:
+    return not isinstance(session, Limited) or session.fits(feeds)
+
+
+def _taken(session: Runs, spec: GraphSpec, golden: Golden) -> Golden:
+    """The cases that ``session`` takes; raise :class:`UsageError` if there are none."""
+    cases = {name: case for name, case in golden.cases.items() if _takes(session, golden.feeds(name, spec))}
+    if not cases:
+        what = f"{spec.name} was compiled for shapes that no golden case has: nothing can prove it"
+        raise UsageError(what, fix="compile it for a wider range, that of the bundle if nothing is asked for")
+    return Golden(cases)
 
 
 ALONE, UNPADDED = "alone", "without padding"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -66,6 +66,16 @@ class GpuTimed(Protocol):
 
 
 @runtime_checkable
+class KeepsOnDevice(Protocol):
+    """A session whose outputs can stay where they were computed, for the next graph of a pipeline."""
+
+    def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As :meth:`Session.run`. A tensor has ``shape``, ``dtype`` and ``ndim``, may be fed to any session, and becomes an
+        array by ``numpy.asarray``."""
+        ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """A way to run graphs. ``install`` is what to type when it is missing; ``reads_checkpoint`` is true only for PyTorch;
     ``hints`` are what a session can be opened for."""
@@ -83,11 +93,17 @@ class Engine(Protocol):
         """The graph variant wanted for ``precision``; raise :class:`EngineUnavailable` naming the precisions it has."""
         ...
 
+    def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> Path | None:
+        """What to open in place of the graph ``spec`` whose file in the bundle at ``root`` has that SHA-256, for an engine that
+        compiles ahead of time; None for one that opens graphs themselves. Raise :class:`EngineUnavailable` or
+        :class:`BundleError`, with the command that compiles it, where it is not there or is of another graph."""
+        ...
+
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> Session:
-        """A session for ``spec`` from the file at ``path``. ``threads`` None means what this process may use
-        (:func:`simmim_export.host.available_threads`); ``hint`` is one of :attr:`hints`."""
+        """A session for ``spec`` from the file at ``path``, a graph or what :meth:`compiled` gave. ``threads`` None means what
+        this process may use (:func:`simmim_export.host.available_threads`); ``hint`` is one of :attr:`hints`."""
         ...
 
 
@@ -134,15 +150,21 @@ def check_feeds(feeds: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...])
 
     Raise :class:`UsageError` for one that is missing or does not fit, or for a dynamic axis with two sizes.
     """
-    sizes: dict[str, int] = {}
     found = {}
     for spec in inputs:
         if spec.name not in feeds:
             raise UsageError(f"input {spec.name!r} is missing", fix=f"feed {', '.join(s.name for s in inputs)}")
-        array = feeds[spec.name]
-        spec.check(array)
-        for axis, size in zip(spec.shape, array.shape, strict=True):
+        spec.check(feeds[spec.name])
+        found[spec.name] = feeds[spec.name]
+    axis_sizes(found, inputs)
+    return found
+
+
+def axis_sizes(arrays: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...]) -> dict[str, int]:
+    """The size of every dynamic axis of ``inputs``; raise :class:`UsageError` for an axis with two sizes."""
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        for axis, size in zip(spec.shape, arrays[spec.name].shape, strict=True):
             if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
                 raise UsageError(f"axis {axis!r} is {sizes[axis]} in one input and {size} in {spec.name!r}")
-        found[spec.name] = array
-    return found
+    return sizes

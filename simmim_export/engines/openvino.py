@@ -135,6 +135,9 @@ class OpenVinoEngine:
             raise no_such_precision(self.name, precision, has)
         return _PRECISIONS[precision][2]
 
+    def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> None:
+        """None: it opens graphs themselves, and keeps what it compiles in a cache of its own."""
+
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> OpenVinoSession:

@@ -134,6 +134,9 @@ class OrtEngine:
             raise no_such_precision(self.name, precision, tuple(_VARIANTS))
         return _VARIANTS[precision]
 
+    def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> None:
+        """None: it opens graphs themselves."""
+
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> Session:

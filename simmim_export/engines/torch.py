@@ -109,7 +109,7 @@ class TorchEngine:
     reads_checkpoint = True
     hints = (LATENCY,)
     device: ClassVar[str] = "cpu"
-    compiled: ClassVar[bool] = False
+    inductor: ClassVar[bool] = False
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32,)
 
     def why_unavailable(self) -> str | None:
@@ -122,6 +122,9 @@ class TorchEngine:
         if precision not in self.precisions:
             raise no_such_precision(self.name, precision, self.precisions)
         return str(precision)
+
+    def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> None:
+        """None: it runs from a checkpoint."""
 
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
@@ -141,7 +144,7 @@ class TorchEngine:
         if spec.name not in found:
             raise CheckpointError(f"the checkpoint has no graph {spec.name!r}", where=path, fix="give the bundle's own")
         session = TorchSession if self.device == "cpu" else TorchCudaSession
-        return session(found[spec.name].module, spec, self.device, half, self.compiled)
+        return session(found[spec.name].module, spec, self.device, half, self.inductor)
 
 
 class TorchCudaEngine(TorchEngine):
@@ -175,4 +178,4 @@ class TorchCompiledEngine(TorchCudaEngine):
     """The same through torch.compile: what a GPU engine has to be compared with."""
 
     name = "torch-compile@cuda"
-    compiled = True
+    inductor = True

@@ -16,7 +16,7 @@ import numpy as np
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import choose, read
 from simmim_export.engines import on_device, require_engine, versions
-from simmim_export.engines.base import LATENCY, Session, require_hint, require_host
+from simmim_export.engines.base import LATENCY, KeepsOnDevice, Session, require_hint, require_host
 from simmim_export.errors import CheckpointError, EngineUnavailable, UsageError
 from simmim_export.files import digest
 from simmim_export.host import fingerprint
@@ -160,7 +160,8 @@ class Runtime:
             if path is None:
                 artifact = self.bundle.artifact(graph, self._variants[graph])
                 require_host(artifact.built_for, self.bundle.root / artifact.path)
-                path = self.bundle.file(artifact.path)
+                own = self.engine.compiled(self.bundle.root, spec, self.plan.of(graph), artifact.sha256)
+                path = self.bundle.file(artifact.path) if own is None else own
             self._sessions[graph] = self.engine.open(path, spec, self.plan.of(graph), self._threads, self._hint)
         return self._sessions[graph]
 
@@ -168,14 +169,19 @@ class Runtime:
         """Run the graphs of ``pipeline`` in order over one dict of tensors, and return that dict.
 
         A graph whose outputs are all in ``feeds`` is skipped: leaving ``image_tokens`` and ``image_embed`` there is how
-        an image is encoded once. Only the promised outputs count for ``logits``-like names given twice.
+        an image is encoded once. Only the promised outputs count for ``logits``-like names given twice, and only they are
+        arrays for sure: the rest may have stayed on a GPU, and becomes one by ``numpy.asarray``.
         """
-        tensors = dict(feeds)
-        for name in self.bundle.manifest.pipeline(pipeline).graphs:
+        tensors, wanted = dict(feeds), self.bundle.manifest.pipeline(pipeline)
+        for name in wanted.graphs:
             outputs = self.bundle.manifest.graph(name).outputs
             if not all(tensor.name in feeds for tensor in outputs):
-                tensors |= self.session(name).run(tensors)
-        return tensors
+                session = self.session(name)
+                if isinstance(session, KeepsOnDevice) and name != wanted.graphs[-1]:
+                    tensors |= session.run_on_device(tensors)
+                else:
+                    tensors |= session.run(tensors)
+        return tensors | {name: np.asarray(tensors[name]) for name in wanted.outputs}
 
     def close(self) -> None:
         """Close every session."""
@@ -288,7 +294,7 @@ class Runtime:
         encoded = self._encoded(image)
         answers = self._best("answer", encoded, [question], top_k)[0]
         tensors = self.run("answer_video" if encoded.clip else "answer", encoded.tensors | self.tokens([question]))
-        tokens = tensors["attention"][0].mean(axis=0)
+        tokens = np.asarray(tensors["attention"])[0].mean(axis=0)
         side = round(len(tokens) ** 0.5)
         return Explanation(answers, (tokens / tokens.sum()).reshape(side, side))
 

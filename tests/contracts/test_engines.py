@@ -11,6 +11,9 @@ import pytest
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, require_engine
 from simmim_export.engines.base import Engine, Session
+from simmim_export.engines.trt import TrtEngine
+from simmim_export.engines.trt.plan import plan_path
+from simmim_export.engines.trt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable, SimmimError, UsageError
 from simmim_export.parity import Golden, compare
 from simmim_export.spec import TOLERANCES, Precision
@@ -21,8 +24,21 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return get_engine(request.param)
 
 
+def opened(engine: Engine, bundle: Bundle, graph: str, precision: Precision, scratch: Path) -> Session:
+    """A session from the bundle's graph, or from what an engine that compiles ahead of time makes of it under ``scratch``."""
+    spec, artifact = bundle.manifest.graph(graph), bundle.artifact(graph, engine.variant(precision))
+    if not isinstance(engine, TrtEngine):
+        assert engine.compiled(bundle.root, spec, precision, artifact.sha256) is None
+        return engine.open(bundle.file(artifact.path), spec, precision)
+    with pytest.raises(EngineUnavailable, match="not built"):
+        engine.compiled(scratch, spec, precision, artifact.sha256)
+    more = (Request(), lambda session: {}, lambda node: "", lambda step, done, total: None)
+    engine.compile(bundle.file(artifact.path), spec, precision, plan_path(scratch, graph, precision), *more)
+    return engine.open(engine.compiled(scratch, spec, precision, artifact.sha256), spec, precision)
+
+
 @pytest.fixture
-def sessions(engine: Engine, tiny_bundle: Path, tiny_checkpoint: Path) -> dict[str, Session]:
+def sessions(engine: Engine, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, Session]:
     """A session for every graph of the tiny bundle; skipped, with the reason, where the engine cannot run."""
     reason = engine.why_unavailable()
     if reason is not None:
@@ -30,9 +46,10 @@ def sessions(engine: Engine, tiny_bundle: Path, tiny_checkpoint: Path) -> dict[s
     bundle = Bundle.open(tiny_bundle)
     found = {}
     for spec in bundle.manifest.graphs:
-        artifact = bundle.artifact(spec.name, engine.variant(Precision.FP32))
-        path = tiny_checkpoint if engine.reads_checkpoint else bundle.file(artifact.path)
-        found[spec.name] = engine.open(path, spec, Precision.FP32)
+        if engine.reads_checkpoint:
+            found[spec.name] = engine.open(tiny_checkpoint, spec, Precision.FP32)
+        else:
+            found[spec.name] = opened(engine, bundle, spec.name, Precision.FP32, tmp_path)
     return found
 
 
@@ -68,18 +85,18 @@ def test_parity_of_every_graph(sessions: dict[str, Session], tiny_bundle: Path) 
 
 @pytest.mark.parametrize(("precision", "kinds"), [("bf16", {"bfloat16"}), ("int8", {"int8", "uint8"})])
 def test_a_lower_precision_agrees_and_is_really_run(
-    engine: Engine, tiny_bundle: Path, precision: str, kinds: set[str]
+    engine: Engine, tiny_bundle: Path, precision: str, kinds: set[str], tmp_path: Path
 ) -> None:
     asked, bundle = Precision(precision), Bundle.open(tiny_bundle)
     try:
-        variant = engine.variant(asked)
+        engine.variant(asked)
     except EngineUnavailable as error:
         pytest.skip(str(error).splitlines()[0])
     if engine.why_unavailable() is not None:
         pytest.skip(f"engine {engine.name} cannot run here")
     golden = Golden.load(tiny_bundle / "golden.npz")
     for spec in bundle.manifest.graphs:
-        session = engine.open(bundle.file(bundle.artifact(spec.name, variant).path), spec, asked)
+        session = opened(engine, bundle, spec.name, asked, tmp_path)
         report = compare(session, spec, golden, asked)
         assert report.passed, report
         # A head is small: INT8 leaves it in FP32.

@@ -59,7 +59,7 @@ def test_a_loss_that_so_few_images_cannot_show_is_not_measurable() -> None:
     """Of 64 images none changed: the loss may still be 3 / 64 = 4.7 points."""
     budget = Budget.parse("answers=0.5pt,retrieval=0.5pt,cosine=0.998")
     assert str(budget.measurable(FIGURES)) == "answers=0.5pt,cosine=0.998"
-    with pytest.raises(UsageError, match="64 images of retrieval are too few .* it takes 600") as caught:
+    with pytest.raises(UsageError, match=r"64 images of retrieval are too few .* it takes 600") as caught:
         budget.require_measurable(FIGURES)
     assert "--eval-scenes 600" in str(caught.value.fix)
     Budget.parse("retrieval=4.7pt").require_measurable(FIGURES)

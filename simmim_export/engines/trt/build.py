@@ -1,0 +1,138 @@
+"""A graph to a plan: one strongly typed recipe for TensorRT 10.12+ and 11.
+
+Knows TensorRT's builder. Must not know bundles, or what a graph means. Imports TensorRT, so import it inside functions.
+
+Precision is in the graph: 11 has no flag for it any more, and 10 is told by STRONGLY_TYPED to leave the graph's types alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorrt as trt
+
+from simmim_export.engines.trt.callbacks import Log, Monitor
+from simmim_export.engines.trt.plan import Target
+from simmim_export.engines.trt.request import Profile, Request, format_size
+from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.files import replacing
+from simmim_export.host import cache_folder
+from simmim_export.spec import GraphSpec
+
+Watch = Callable[[str, int, int], None]
+# The PyTorch module of a node, by the node's name; "" where nobody knows.
+Where = Callable[[str], str]
+
+
+def build_plan(
+    graph: Path, spec: GraphSpec, request: Request, target: Target, free: int, where: Where, watch: Watch
+) -> bytes:
+    """The plan of the ONNX file ``graph`` for the current GPU, which has ``free`` bytes.
+
+    Raise :class:`BundleError` naming nodes and modules that TensorRT's parser refuses, :class:`EngineUnavailable` where there
+    is not enough memory or TensorRT finds no way to run the graph.
+    """
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        raise _refused(parser, graph, spec, where, log)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _workspace(request, free))
+    # On by default. What a graph has in FP32 is there to be exact: all of an FP32 graph, an island of another.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.builder_optimization_level = request.level
+    config.hardware_compatibility_level = _compatibility(request)
+    # Without details the plan could not say what it computes in.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    monitor = Monitor(spec.name, watch)
+    config.progress_monitor = monitor
+    _add_profile(builder, config, spec, request.profile(spec))
+    cache_file = _timing_cache_file(target)
+    # Kept here until the build is over: the configuration does not keep it alive.
+    timings = _set_timing_cache(config, cache_file)
+    plan = builder.build_serialized_network(network, config)
+    monitor.reraise()
+    if plan is None:
+        raise _nothing_built(spec, graph, log)
+    if cache_file is not None:
+        with replacing(cache_file) as path:
+            path.write_bytes(bytes(timings.serialize()))
+    return bytes(plan)
+
+
+def _refused(parser: trt.OnnxParser, graph: Path, spec: GraphSpec, where: Where, log: Log) -> BundleError:
+    lines = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        name = error.node_name()
+        module = where(name)
+        place = f"{error.node_operator()} {name}" + (f" of {module}" if module else "")
+        lines.append(f"{place}: {error.desc().strip()}")
+    listed = "".join(f"\n  {line}" for line in lines) or log.quoted()
+    fix = f"change what is named and export again; to see it all: {_dry_run(graph)}"
+    return BundleError(f"TensorRT's parser refuses {spec.name}:{listed}", where=graph, fix=fix)
+
+
+def _dry_run(graph: Path) -> str:
+    return f"simmim-export build {graph.parents[1]} --engine trt --dry-run"
+
+
+def _workspace(request: Request, free: int) -> int:
+    if request.workspace is None:
+        return free
+    if request.workspace > free:
+        raise EngineUnavailable(
+            f"a workspace of {format_size(request.workspace)} was asked for and the GPU has {format_size(free)} free",
+            fix="give a smaller --workspace, or close what else uses the GPU",
+        )
+    return request.workspace
+
+
+def _compatibility(request: Request) -> trt.HardwareCompatibilityLevel:
+    return {
+        "none": trt.HardwareCompatibilityLevel.NONE,
+        "same_compute_capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
+        "ampere_plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+    }[request.compatibility]
+
+
+def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, spec: GraphSpec, ranges: Profile) -> None:
+    profile = builder.create_optimization_profile()
+    for tensor in spec.inputs:
+        least, best, largest = (trt.Dims(list(shape)) for shape in ranges.shapes(tensor))
+        profile.set_shape(tensor.name, least, best, largest)
+    if config.add_optimization_profile(profile) < 0:
+        raise BundleError(f"TensorRT refuses the profile of {spec.name}: {ranges}", fix="report this as a bug")
+
+
+def _timing_cache_file(target: Target) -> Path | None:
+    folder = cache_folder("trt")
+    gpu = "".join(letter if letter.isalnum() else "-" for letter in target.gpu)
+    return None if folder is None else folder / f"{target.tensorrt}.{gpu}.sm{target.sm}.timings"
+
+
+def _set_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITimingCache:
+    """How long kernels took in earlier builds, so that they are not timed again. A damaged file is as good as none."""
+    known = path.read_bytes() if path is not None and path.is_file() else b""
+    timings = config.create_timing_cache(known)
+    if timings is None or not config.set_timing_cache(timings, False):
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, False)
+    return timings
+
+
+def _nothing_built(spec: GraphSpec, graph: Path, log: Log) -> EngineUnavailable:
+    if log.out_of_memory():
+        return EngineUnavailable(
+            f"the GPU ran out of memory while {spec.name} was built; graphs built before it are kept:{log.quoted()}",
+            where=graph,
+            fix="close what else uses the GPU, or give a smaller --workspace or --max, and run the same command again",
+        )
+    return EngineUnavailable(
+        f"TensorRT found no way to run {spec.name} on this GPU:{log.quoted()}",
+        where=graph,
+        fix=f"more --workspace may help; to see what it cannot take: {_dry_run(graph)}",
+    )

@@ -1,0 +1,204 @@
+"""What a build is asked for: the shapes to be fast at, memory, effort. All of it is known without TensorRT and without a GPU.
+
+Knows specs and numbers. Must not import TensorRT or CUDA: a dry run needs neither.
+
+Shapes are asked for by axis. A log of real traffic is a text file with one JSON object a line, the sizes of one call::
+
+    {"batch": 1, "sequence": 12}
+    {"batch": 4, "sequence": 30}
+
+The best shape is then the most frequent size of each axis (of equally frequent ones the largest), and the range what was seen.
+An axis that no line names keeps the range that its graph was proven for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simmim_export.errors import DataError, UsageError
+from simmim_export.spec import Axis, GraphSpec, TensorSpec
+
+# TensorRT's own names, in lower case. A plan for "none" runs on the kind of GPU that it was built on.
+COMPATIBILITY = ("none", "same_compute_capability", "ampere_plus")
+LEVELS = range(6)
+_UNITS = {"B": 1} | {f"{p}iB": 1 << 10 * n for n, p in enumerate("KMGT", 1)}
+_UNITS |= {f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``2GiB``, ``1.5 GB`` or ``4096B``. Raise :class:`UsageError` without a unit, or for nothing at all."""
+    found = _SIZE.fullmatch(text)
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    if found is None or found[2].lower() not in units:
+        raise UsageError(f"{text!r} is no size", fix=f"write a number and one of {', '.join(_UNITS)}: 2GiB")
+    size = (
+        int(float(found[1]) * units[found[2].lower()]) if "." in found[1] else int(found[1]) * units[found[2].lower()]
+    )
+    if size < 1:
+        raise UsageError(f"{text!r} is no memory at all", fix="write a number and a unit: 2GiB")
+    return size
+
+
+def format_size(size: int) -> str:
+    """``size`` bytes in the largest binary unit that it fills, with two digits after the point: 1.50 GiB."""
+    unit, factor = max(
+        ((u, f) for u, f in _UNITS.items() if f & (f - 1) == 0 and f <= max(size, 1)), key=lambda x: x[1]
+    )
+    return f"{size} B" if unit == "B" else f"{size / factor:.2f} {unit}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """The sizes of one axis that a plan takes, both ends included, and the one it is fastest at."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    def __str__(self) -> str:
+        return f"{self.minimum} to {self.maximum}, best at {self.optimum}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A :class:`Range` for every dynamic axis of a graph."""
+
+    axes: Mapping[str, Range]
+
+    def fits(self, sizes: Mapping[str, int]) -> bool:
+        """Whether every axis in ``sizes`` is within its range."""
+        return all(self.axes[name].minimum <= size <= self.axes[name].maximum for name, size in sizes.items())
+
+    def require(self, sizes: Mapping[str, int]) -> None:
+        """Raise :class:`UsageError` showing the profile unless ``sizes`` fit."""
+        if not self.fits(sizes):
+            asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            flags = " ".join(f"--max {name}={size}" for name, size in sizes.items() if size > self.axes[name].maximum)
+            flags = flags or " ".join(f"--min {name}={size}" for name, size in sizes.items())
+            raise UsageError(
+                f"the plan was not built for {asked}; its profile: {self}", fix=f"build it again with {flags}"
+            )
+
+    def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The least, best and largest shape of ``tensor``."""
+        least = {name: axis.minimum for name, axis in self.axes.items()}
+        best = {name: axis.optimum for name, axis in self.axes.items()}
+        largest = {name: axis.maximum for name, axis in self.axes.items()}
+        return tensor.resolve(least), tensor.resolve(best), tensor.resolve(largest)
+
+    def as_json(self) -> dict[str, list[int]]:
+        """``{"batch": [1, 1, 8]}``."""
+        return {name: [axis.minimum, axis.optimum, axis.maximum] for name, axis in self.axes.items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Profile:
+        """The inverse of :meth:`as_json`. TypeError or ValueError for anything else."""
+        return cls({str(name): Range(*(int(size) for size in sizes)) for name, sizes in content.items()})
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name} {axis}" for name, axis in self.axes.items()) or "fixed shapes"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. ``workspace`` in bytes, None for all that is free; ``least``, ``best`` and ``largest`` are sizes by
+    axis and win over ``traffic``, which wins over the ranges that graphs were proven for."""
+
+    workspace: int | None = None
+    level: int = 3
+    compatibility: str = COMPATIBILITY[0]
+    least: Mapping[str, int] = field(default_factory=dict)
+    best: Mapping[str, int] = field(default_factory=dict)
+    largest: Mapping[str, int] = field(default_factory=dict)
+    traffic: Mapping[str, Range] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise UsageError(f"there is no level {self.level}", fix=f"choose {LEVELS[0]} to {LEVELS[-1]}")
+        if self.compatibility not in COMPATIBILITY:
+            raise UsageError(
+                f"unknown hardware compatibility {self.compatibility!r}",
+                fix=f"choose one of {', '.join(COMPATIBILITY)}",
+            )
+
+    def check(self, graphs: Iterable[GraphSpec]) -> None:
+        """Raise :class:`UsageError` for an axis that none of ``graphs`` has."""
+        known = sorted({axis.name for graph in graphs for axis in graph.axes})
+        for name in (*self.least, *self.best, *self.largest, *self.traffic):
+            if name not in known:
+                raise UsageError(f"no graph has an axis {name!r}", fix=f"choose among {', '.join(known)}")
+
+    def profile(self, spec: GraphSpec) -> Profile:
+        """The ranges for ``spec``; raise :class:`UsageError` for one that is empty or beyond what the graph was proven for."""
+        return Profile({axis.name: self._range(axis, spec) for axis in spec.axes})
+
+    def _range(self, axis: Axis, spec: GraphSpec) -> Range:
+        # Without being told: a device is asked one thing at a time, and a text may be as long as the model reads.
+        usual = axis.minimum if axis.name == "batch" else axis.maximum
+        seen = self.traffic.get(axis.name, Range(axis.minimum, usual, axis.maximum))
+        least, largest = self.least.get(axis.name, seen.minimum), self.largest.get(axis.name, seen.maximum)
+        best = self.best.get(axis.name, min(max(seen.optimum, least), largest))
+        if not axis.minimum <= least <= best <= largest <= axis.maximum:
+            raise UsageError(
+                f"{spec.name} cannot be built for {axis.name} {least} to {largest}, best at {best}",
+                fix=f"stay within {axis.minimum} to {axis.maximum}, which the export has proven, and best between the ends",
+            )
+        return Range(least, best, largest)
+
+    def recipe(self, spec: GraphSpec) -> dict[str, Any]:
+        """All that decides the plan of ``spec``, as JSON: a plan of an equal recipe need not be built again."""
+        return {
+            "workspace": self.workspace,
+            "level": self.level,
+            "compatibility": self.compatibility,
+            "profile": self.profile(spec).as_json(),
+        }
+
+
+def parse_sizes(words: Iterable[str]) -> dict[str, int]:
+    """Sizes by axis from ``batch=4`` or ``batch=1,sequence=12``. Raise :class:`UsageError` saying which word does not parse."""
+    found: dict[str, int] = {}
+    for part in (part.strip() for word in words for part in word.split(",")):
+        name, _, size = part.partition("=")
+        if not name or not re.fullmatch("[0-9]{1,9}", size) or int(size) < 1:
+            raise UsageError(f"{part!r} is no AXIS=SIZE", fix="write batch=4, or batch=4,sequence=32")
+        if found.setdefault(name, int(size)) != int(size):
+            raise UsageError(f"{name} is given twice: {found[name]} and {size}", fix="give every axis once")
+    return found
+
+
+def read_traffic(path: Path) -> dict[str, Range]:
+    """The range of every axis in a log; its form is in this module's docstring. Raise :class:`DataError` naming the line."""
+    fix = 'write one object a line: {"batch": 1, "sequence": 12}'
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the log of shapes cannot be read: {error}", where=path, fix=fix) from error
+    seen: dict[str, Counter[int]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            sizes = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"not JSON: {error}", where=where, fix=fix) from error
+        if not isinstance(sizes, dict) or not sizes:
+            raise DataError("not an object of sizes by axis", where=where, fix=fix)
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:  # True is an int to isinstance
+                raise DataError(f"{name} is {json.dumps(size)}, not a whole number above 0", where=where, fix=fix)
+            seen.setdefault(name, Counter())[size] += 1
+    if not seen:
+        raise DataError("the log of shapes is empty", where=path, fix=fix)
+    return {
+        name: Range(min(sizes), max(sizes, key=lambda size: (sizes[size], size)), max(sizes))
+        for name, sizes in seen.items()
+    }

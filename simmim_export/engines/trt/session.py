@@ -1,0 +1,190 @@
+"""A plan, run: no PyTorch, one context and one CUDA graph for each shape, tensors that may stay on the GPU.
+
+Knows TensorRT's runtime. Must not know bundles, files, or what a graph means. Imports TensorRT, so import it inside functions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+import tensorrt as trt
+
+from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds
+from simmim_export.engines.trt.callbacks import Log
+from simmim_export.engines.trt.device import DeviceTensor, Graph, Memory, Pinned, queue
+from simmim_export.engines.trt.proof import read_layers
+from simmim_export.engines.trt.request import Profile
+from simmim_export.errors import BundleError, EngineUnavailable, NotCaptured
+from simmim_export.spec import GraphSpec, TensorSpec
+
+# So many shapes are kept ready, the least recently used going first: each has its buffers and its CUDA graph.
+SHAPES = 8
+
+
+class _Shape:
+    """A context at one shape, with buffers of its own: a CUDA graph holds on to shapes and addresses."""
+
+    def __init__(self, engine: trt.ICudaEngine, scratch: Memory, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+        # One scratch memory for all contexts: they never run at the same time.
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.context = engine.create_execution_context(strategy=strategy)
+        if self.context is None:
+            raise EngineUnavailable(f"TensorRT has no memory for {spec.name}", fix="close what else uses the GPU")
+        self.context.set_device_memory(scratch.address, engine.device_memory_size_v2)
+        self.memory: dict[str, Memory] = {}
+        self.pinned: dict[str, Pinned] = {}
+        for tensor in (*spec.inputs, *spec.outputs):
+            shape = tensor.resolve(sizes)
+            self.pinned[tensor.name] = pinned = Pinned(shape, tensor.dtype)
+            self.memory[tensor.name] = memory = Memory(pinned.array.nbytes)
+            self._set(tensor, shape, memory, tensor in spec.inputs)
+        unknown = self.context.infer_shapes()
+        for tensor in spec.outputs:
+            found = self.context.get_tensor_shape(tensor.name)
+            shape = tuple(found[index] for index in range(len(found)))
+            if unknown or shape != tensor.resolve(sizes):
+                what = (
+                    f"the plan of {spec.name} gives {tensor.name} as {list(shape)}, not {list(tensor.resolve(sizes))}"
+                )
+                raise BundleError(what, fix="build it again")
+        self._graph: Graph | None = None
+        self._runs = 0
+
+    def _set(self, tensor: TensorSpec, shape: tuple[int, ...], memory: Memory, is_input: bool) -> None:
+        good = self.context.set_tensor_address(tensor.name, memory.address)
+        if not good or (is_input and not self.context.set_input_shape(tensor.name, shape)):
+            raise BundleError(f"the plan does not take {tensor.name} as {list(shape)}", fix="build it again")
+
+    def _execute(self) -> bool:
+        return self.context.execute_async_v3(queue().handle)
+
+    def enqueue(self, name: str) -> None:
+        """Put the network on the stream: the first time as it is, which a capture needs, from the second on as a CUDA graph."""
+        self._runs += 1
+        if self._runs == 2:
+            self._graph = queue().capture(self._execute)
+            if self._graph is None:
+                warnings.warn(f"{name} runs without a CUDA graph: it cannot be captured", NotCaptured, stacklevel=2)
+        if self._graph is not None:
+            self._graph.launch()
+        elif not self._execute():
+            raise EngineUnavailable(f"TensorRT could not run {name}", fix="simmim-export doctor")
+
+
+class TrtSession:
+    """A graph in TensorRT; see :class:`~simmim_export.engines.base.Session` and
+    :class:`~simmim_export.engines.base.KeepsOnDevice`."""
+
+    def __init__(self, plan: bytes, spec: GraphSpec, profile: Profile) -> None:
+        """Raise :class:`EngineUnavailable` if TensorRT cannot open ``plan``, :class:`BundleError` if it is not of ``spec``."""
+        self.inputs, self.outputs = spec.inputs, spec.outputs
+        self._spec, self._profile, self._log = spec, profile, Log()
+        self._runtime = trt.Runtime(self._log)
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            what = f"TensorRT cannot open the plan of {spec.name}:{self._log.quoted()}"
+            raise EngineUnavailable(what, fix="build it again, with enough free memory on the GPU")
+        self._engine: trt.ICudaEngine | None = engine
+        self._check(engine)
+        self._scratch: Memory | None = Memory(engine.device_memory_size_v2)
+        self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
+
+    def _check(self, engine: trt.ICudaEngine) -> None:
+        kinds = {
+            trt.DataType.FLOAT: "float32",
+            trt.DataType.INT64: "int64",
+            trt.DataType.UINT8: "uint8",
+        }
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            side = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
+            found[name] = (side, kinds.get(engine.get_tensor_dtype(name)))
+        sides = (("input", self.inputs), ("output", self.outputs))
+        wanted = {tensor.name: (side, tensor.dtype) for side, tensors in sides for tensor in tensors}
+        if found != wanted:
+            raise BundleError(f"the plan has {found}, the graph {self._spec.name} {wanted}", fix="build it again")
+
+    def fits(self, feeds: Mapping[str, np.ndarray]) -> bool:
+        """Whether the plan was built for the shapes of ``feeds``."""
+        return self._profile.fits(axis_sizes(check_feeds(feeds, self.inputs), self.inputs))
+
+    def _prepare(self, feeds: Mapping[str, np.ndarray]) -> _Shape:
+        """The shape that ``feeds`` have, its inputs on the way to the GPU and the network behind them."""
+        if self._engine is None or self._scratch is None:
+            raise RuntimeError("the session is closed")
+        arrays = check_feeds(feeds, self.inputs)
+        sizes = axis_sizes(arrays, self.inputs)
+        self._profile.require(sizes)
+        key = tuple(sorted(sizes.items()))
+        if key not in self._shapes:
+            if len(self._shapes) >= SHAPES:
+                queue().wait()
+                self._shapes.popitem(last=False)
+            self._shapes[key] = _Shape(self._engine, self._scratch, self._spec, sizes)
+        self._shapes.move_to_end(key)
+        shape = self._shapes[key]
+        for name, array in arrays.items():
+            to = shape.memory[name].address
+            if isinstance(array, DeviceTensor):
+                queue().copy(to, array.memory.address, array.nbytes)
+            else:
+                np.copyto(shape.pinned[name].array, array)
+                queue().copy(to, shape.pinned[name].address, array.nbytes)
+        return shape
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute every output; feeds may hold more tensors than the graph takes, and tensors that are on the GPU already."""
+        with queue().lock:
+            shape = self._prepare(feeds)
+            shape.enqueue(self._spec.name)
+            for tensor in self.outputs:
+                pinned = shape.pinned[tensor.name]
+                queue().copy(pinned.address, shape.memory[tensor.name].address, pinned.array.nbytes)
+            queue().wait()
+            return {tensor.name: shape.pinned[tensor.name].array.copy() for tensor in self.outputs}
+
+    def run_on_device(self, feeds: Mapping[str, np.ndarray]) -> dict[str, DeviceTensor]:
+        """As :meth:`run`, and every output stays on the GPU."""
+        with queue().lock:
+            shape = self._prepare(feeds)
+            shape.enqueue(self._spec.name)
+            found = {}
+            for tensor in self.outputs:
+                array = shape.pinned[tensor.name].array
+                # Out of the buffer that the next run writes to.
+                memory = Memory(array.nbytes)
+                queue().copy(memory.address, shape.memory[tensor.name].address, array.nbytes)
+                found[tensor.name] = DeviceTensor(memory, array.shape, tensor.dtype)
+            # The pinned inputs are filled again by the next call.
+            queue().wait()
+            return found
+
+    def gpu_seconds(self, feeds: Mapping[str, np.ndarray]) -> float:
+        """How long the GPU takes for the network alone, by events, without copies."""
+        with queue().lock:
+            shape = self._prepare(feeds)
+            # Warm, captured, and nothing left to do.
+            for _ in range(2):
+                shape.enqueue(self._spec.name)
+            queue().wait()
+            return queue().seconds(lambda: shape.enqueue(self._spec.name))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        with queue().lock:
+            queue().wait()
+            self._shapes.clear()
+            self._scratch = self._engine = None
+            queue().trim()
+
+    def precision_proof(self) -> PrecisionProof:
+        """Layers by the type they compute in, from TensorRT's engine inspector."""
+        if self._engine is None:
+            raise RuntimeError("the session is closed")
+        # Without a context its types are short (Half) and the same on every GPU.
+        inspector = self._engine.create_engine_inspector()
+        return read_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

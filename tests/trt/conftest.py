@@ -1,0 +1,96 @@
+"""A machine with TensorRT and a GPU that are not there, at either version of the real bindings' names and signatures."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import bindings
+import pytest
+from fake_cuda import Gpu, fake_cuda
+from fake_tensorrt import World, fake_tensorrt
+
+import simmim_export.engines.trt as package
+from simmim_export.bundle import Bundle
+from simmim_export.engines.trt.request import Request
+from simmim_export.runtime.build import Built, build
+from simmim_export.runtime.runtime import plan_of
+
+# TensorRT of the first needs CUDA of the second.
+PAIRS = {"10": ("tensorrt-10", "cuda-12"), "11": ("tensorrt-11", "cuda-13")}
+# What imports the bindings when it is imported itself.
+OVER = ("build", "callbacks", "device", "session")
+
+
+def surface(name: str) -> dict[str, Any]:
+    """The surface of bindings, or a skip that says why there are none."""
+    try:
+        return bindings.surface(name)
+    except bindings.NotInstalled as reason:
+        pytest.skip(str(reason))
+
+
+def _forget() -> None:
+    for name in OVER:
+        sys.modules.pop(f"{package.__name__}.{name}", None)
+        vars(package).pop(name, None)
+
+
+class Rig:
+    """The machine: its GPU, what goes wrong, and a bundle to build."""
+
+    def __init__(self, bundle: Path, gpu: Gpu, world: World, major: str) -> None:
+        self.bundle, self.gpu, self.world, self.major = bundle, gpu, world, major
+
+    def build(self, precision: str = "fp32", request: Request | None = None, watch: Any = None) -> list[Built]:
+        """Build the bundle as the command does."""
+        from simmim_export.engines.trt import TrtEngine
+        from simmim_export.precision.dry_run import modules
+
+        opened = Bundle.open(self.bundle)
+        watch = watch or (lambda step, done, total: None)
+        plan = plan_of(opened, "trt", precision)
+        return build(opened, TrtEngine(), plan, request or Request(), modules, watch)
+
+    def plan(self, graph: str = "image_encoder", precision: str = "fp32") -> Path:
+        """Where a plan is, or will be."""
+        return self.bundle / f"engines/trt/{graph}.{precision}.plan"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], tuple[Gpu, World]]]:
+    """Gives this process the bindings of a version, with nothing behind them but a fake GPU."""
+    monkeypatch.setenv("SIMMIM_EXPORT_CACHE", str(tmp_path / "cache"))
+
+    def enter(major: str) -> tuple[Gpu, World]:
+        gpu, world = Gpu(), World()
+        tensorrt, cuda = PAIRS[major]
+        runtime = fake_cuda(surface(cuda), gpu)
+        parents = {"cuda": ModuleType("cuda"), "cuda.bindings": ModuleType("cuda.bindings")}
+        parents["cuda.bindings"].runtime = runtime  # type: ignore[attr-defined]
+        parents["cuda"].bindings = parents["cuda.bindings"]  # type: ignore[attr-defined]
+        modules = parents | {"cuda.bindings.runtime": runtime, "tensorrt": fake_tensorrt(surface(tensorrt), gpu, world)}
+        for name, module in modules.items():
+            module.__spec__ = ModuleSpec(name, None)
+            monkeypatch.setitem(sys.modules, name, module)
+        return gpu, world
+
+    _forget()
+    yield enter
+    _forget()
+    gc.collect()
+
+
+@pytest.fixture(params=sorted(PAIRS))
+def rig(request: pytest.FixtureRequest, machine: Any, tiny_bundle: Path, tmp_path: Path) -> Rig:
+    """A machine of either version with a bundle of its own."""
+    gpu, world = machine(request.param)
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    return Rig(bundle, gpu, world, request.param)

@@ -1,0 +1,296 @@
+"""TensorRT that is not there: the names and signatures of the real bindings, ONNX Runtime behind them.
+
+A plan is the graph itself with what it was built for, so that parity is really measured, profiles really limit shapes, and a
+plan of another version is found out if it ever gets as far as being deserialised. It computes on addresses of the fake GPU.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+from fake_cuda import Gpu
+from onnx import TensorProto, shape_inference
+from strict import pybind_module
+
+MAGIC = b"PLAN"
+_NUMPY = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.UINT8: "uint8"}
+_SHORT = {
+    TensorProto.FLOAT: "Float", TensorProto.FLOAT16: "Half", TensorProto.INT8: "Int8", TensorProto.INT64: "Int64",
+    TensorProto.UINT8: "UInt8", TensorProto.BOOL: "Bool", TensorProto.INT32: "Int32",
+}  # fmt: skip
+
+
+@dataclass
+class World:
+    """What goes wrong. A graph is named as its file begins: ``image_encoder``."""
+
+    refuse_parse: str = ""
+    refuse_build: str = ""
+    out_of_memory: str = ""
+    refuse_open: bool = False
+    refuse_cache: bool = False
+    built: list[str] = field(default_factory=list)
+    # Of the last build: flags that were cleared, pool limits, properties, the profile.
+    asked: dict[str, Any] = field(default_factory=dict)
+    tamper: Callable[[onnx.ModelProto], None] | None = None
+
+
+def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType:
+    """A module in place of tensorrt."""
+    import onnxruntime
+
+    def member(name: str) -> Any:
+        found: Any = module
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+
+    def error(log: Any, text: str) -> None:
+        log.log(member("ILogger.Severity.ERROR"), text)
+
+    def new(kind: str, **state: Any) -> Any:
+        made = module.new(kind)
+        for key, value in state.items():
+            object.__setattr__(made, f"_fake_{key}", value)
+        return made
+
+    # -- build ---------------------------------------------------------------------------------------------------------
+
+    def create_network(builder: Any, flags: int = 0) -> Any:
+        bit = 1 << int(member("NetworkDefinitionCreationFlag.STRONGLY_TYPED"))
+        assert flags == bit, "not strongly typed: TensorRT 10 would choose precisions itself"
+        return new("INetworkDefinition", model=None)
+
+    def init_builder(builder: Any, logger: Any) -> None:
+        object.__setattr__(builder, "_fake_log", logger)
+
+    def init_parser(parser: Any, network: Any, logger: Any) -> None:
+        object.__setattr__(parser, "_fake_network", network)
+        object.__setattr__(parser, "_fake_errors", [])
+
+    def parse_from_file(parser: Any, model: str) -> bool:
+        path = Path(model)
+        found = onnx.load(path)
+        if world.refuse_parse and path.name.startswith(world.refuse_parse):
+            node = next(node for node in found.graph.node if node.op_type in ("Conv", "MatMul", "Gemm"))
+            words = {"desc": "no importer for this\n", "name": node.name, "operator": node.op_type}
+            parser._fake_errors.append(new("ParserError", **words))
+            return False
+        object.__setattr__(parser._fake_network, "_fake_model", found)
+        object.__setattr__(parser._fake_network, "_fake_file", path.name)
+        return True
+
+    def set_shape(profile: Any, input: str, min: Any, opt: Any, max: Any) -> None:
+        if not hasattr(profile, "_fake_shapes"):
+            object.__setattr__(profile, "_fake_shapes", {})
+        profile._fake_shapes[input] = [[d[i] for i in range(len(d))] for d in (min, opt, max)]
+
+    def add_profile(config: Any, profile: Any) -> int:
+        shapes = profile._fake_shapes
+        assert all(a <= b <= c for rows in shapes.values() for a, b, c in zip(*rows, strict=True))
+        object.__setattr__(config, "_fake_profile", shapes)
+        return 0
+
+    def create_cache(config: Any, serialized_timing_cache: bytes) -> Any:
+        return new("ITimingCache", content=bytes(serialized_timing_cache))
+
+    def set_cache(config: Any, cache: Any, ignore_mismatch: bool) -> bool:
+        if world.refuse_cache and cache._fake_content:
+            return False
+        object.__setattr__(config, "_fake_cache", cache)
+        return True
+
+    def build(builder: Any, network: Any, config: Any) -> Any:
+        log, file, model = builder._fake_log, network._fake_file, network._fake_model
+        assert config._fake_cache is not None
+        monitor = config._fake_progress_monitor
+        monitor.phase_start("Building Engine", None, 2)
+        for step in range(2):
+            if not monitor.step_complete("Building Engine", step):
+                error(log, "build was cancelled")
+                return None
+        monitor.phase_finish("Building Engine")
+        if world.out_of_memory and file.startswith(world.out_of_memory):
+            error(log, "[resizingAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)")
+            return None
+        if world.refuse_build and file.startswith(world.refuse_build):
+            error(log, "Error Code 10: Could not find any implementation for node {ForeignNode[x]}.")
+            return None
+        properties = ("builder_optimization_level", "hardware_compatibility_level", "profiling_verbosity")
+        world.asked = {key: getattr(config, key) for key in properties}
+        world.asked |= {"cleared": config._fake_cleared, "pools": config._fake_pools, "profile": config._fake_profile}
+        world.asked["known"] = config._fake_cache._fake_content
+        object.__setattr__(config._fake_cache, "_fake_content", b"timings of " + file.encode())
+        world.built.append(file)
+        if world.tamper is not None:
+            world.tamper(model)
+        content = {"tensorrt": surface["version"], "gpu": gpu.name.decode(), "profile": config._fake_profile}
+        content["model"] = base64.b64encode(model.SerializeToString()).decode()
+        return new("IHostMemory", content=MAGIC + json.dumps(content).encode())
+
+    def clear_flag(config: Any, flag: Any) -> None:
+        object.__setattr__(config, "_fake_cleared", [*getattr(config, "_fake_cleared", []), flag])
+
+    def set_pool(config: Any, pool: Any, pool_size: int) -> None:
+        assert pool_size <= gpu.free
+        object.__setattr__(config, "_fake_pools", getattr(config, "_fake_pools", {}) | {pool.name: pool_size})
+
+    # -- run -----------------------------------------------------------------------------------------------------------
+
+    def deserialize(runtime: Any, serialized_engine: bytes) -> Any:
+        if world.refuse_open:
+            error(runtime._fake_log, "Error Code 1: Serialization (magic tag does not match)")
+            return None
+        assert serialized_engine.startswith(MAGIC), "TensorRT was given what is no plan"
+        content = json.loads(serialized_engine[len(MAGIC) :])
+        here = (surface["version"], gpu.name.decode())
+        assert (content["tensorrt"], content["gpu"]) == here, "TensorRT was given a foreign plan"
+        model = onnx.load_from_string(base64.b64decode(content["model"]))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+        inputs = [value.name for value in model.graph.input]
+        state = {"session": session, "values": values, "inputs": inputs, "profile": content["profile"], "model": model}
+        return new("ICudaEngine", log=runtime._fake_log, **state)
+
+    def dtype_of(engine: Any, name: str) -> Any:
+        kinds = {"float32": "FLOAT", "int64": "INT64", "uint8": "UINT8"}
+        return member(f"DataType.{kinds[_NUMPY[engine._fake_values[name].type.tensor_type.elem_type]]}")
+
+    def mode_of(engine: Any, name: str) -> Any:
+        return member("TensorIOMode.INPUT" if name in engine._fake_inputs else "TensorIOMode.OUTPUT")
+
+    def create_context(engine: Any, strategy: Any = None, runtime_config: Any = None) -> Any:
+        assert strategy is member("ExecutionContextAllocationStrategy.USER_MANAGED")
+        return new("IExecutionContext", engine=engine, shapes={}, addresses={}, scratch=None)
+
+    def set_scratch(context: Any, memory: int, size: int) -> None:
+        assert memory % 256 == 0 and size >= SCRATCH
+        object.__setattr__(context, "_fake_scratch", gpu.range(memory, size))
+
+    def set_input_shape(context: Any, name: str, shape: tuple) -> bool:
+        least, _, largest = context._fake_engine._fake_profile[name]
+        good = all(a <= b <= c for a, b, c in zip(least, shape, largest, strict=True))
+        if good:
+            context._fake_shapes[name] = tuple(shape)
+        return good
+
+    def infer_shapes(context: Any) -> list[str]:
+        engine = context._fake_engine
+        missing = [name for name in engine._fake_inputs if name not in context._fake_shapes]
+        sizes = {}
+        for name in engine._fake_inputs:
+            dims = engine._fake_values[name].type.tensor_type.shape.dim
+            for dim, size in zip(dims, context._fake_shapes.get(name, ()), strict=False):
+                sizes |= {dim.dim_param: size} if dim.dim_param else {}
+        for name, value in engine._fake_values.items():
+            if name not in engine._fake_inputs and not missing:
+                dims = value.type.tensor_type.shape.dim
+                context._fake_shapes[name] = tuple(sizes.get(d.dim_param, d.dim_value) for d in dims)
+        return missing
+
+    def tensor_shape(context: Any, name: str) -> Any:
+        return module.Dims(list(context._fake_shapes[name]))  # type: ignore[attr-defined]
+
+    def set_address(context: Any, name: str, memory: int) -> bool:
+        context._fake_addresses[name] = gpu.range(memory, 1)
+        return True
+
+    def execute(context: Any, stream_handle: int) -> bool:
+        assert stream_handle, "the default stream"
+        assert context._fake_scratch is not None
+        engine, shapes, addresses = context._fake_engine, context._fake_shapes, context._fake_addresses
+
+        def array(name: str) -> np.ndarray:
+            kind = np.dtype(_NUMPY[engine._fake_values[name].type.tensor_type.elem_type])
+            size = int(np.prod(shapes[name])) * kind.itemsize
+            raw = (ctypes.c_uint8 * size).from_address(gpu.range(addresses[name], size))
+            return np.ctypeslib.as_array(raw).view(kind).reshape(shapes[name])
+
+        def work() -> None:
+            outputs = [name for name in engine._fake_values if name not in engine._fake_inputs]
+            feeds = {name: array(name) for name in engine._fake_inputs}
+            for name, value in zip(outputs, engine._fake_session.run(outputs, feeds), strict=True):
+                array(name)[...] = value
+
+        gpu.calls.append("execute")
+        gpu.put(work)
+        return True
+
+    def inspect(inspector: Any, format: Any) -> str:
+        assert format is member("LayerInformationFormat.JSON")
+        model = shape_inference.infer_shapes(inspector._fake_model)
+        graph = model.graph
+        kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+        kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        layers = []
+        for node in graph.node:
+            inputs, outputs = (
+                [{"Name": n, "Format/Datatype": _SHORT[kinds[n]]} for n in names if kinds.get(n) in _SHORT]
+                for names in (node.input, node.output)
+            )
+            layers.append({"Name": node.name, "LayerType": node.op_type, "Inputs": inputs, "Outputs": outputs})
+        return json.dumps({"Layers": layers, "Bindings": []})
+
+    def init_dims(dims: Any, shape: Any = ()) -> None:
+        object.__setattr__(dims, "_fake_sizes", list(shape))
+
+    def kept(key: str) -> Callable[[Any], Any]:
+        return lambda owner: getattr(owner, f"_fake_{key}")
+
+    behaviours: dict[str, Callable[..., Any]] = {
+        "Builder.__init__": init_builder,
+        "Builder.create_network": create_network,
+        "Builder.create_builder_config": lambda builder: new("IBuilderConfig"),
+        "Builder.create_optimization_profile": lambda builder: new("IOptimizationProfile"),
+        "Builder.build_serialized_network": build,
+        "OnnxParser.__init__": init_parser,
+        "OnnxParser.parse_from_file": parse_from_file,
+        "OnnxParser.num_errors": lambda parser: len(parser._fake_errors),
+        "OnnxParser.get_error": lambda parser, index: parser._fake_errors[index],
+        "ParserError.desc": kept("desc"),
+        "ParserError.node_name": kept("name"),
+        "ParserError.node_operator": kept("operator"),
+        "IBuilderConfig.set_memory_pool_limit": set_pool,
+        "IBuilderConfig.clear_flag": clear_flag,
+        "IBuilderConfig.add_optimization_profile": add_profile,
+        "IBuilderConfig.create_timing_cache": create_cache,
+        "IBuilderConfig.set_timing_cache": set_cache,
+        "IOptimizationProfile.set_shape": set_shape,
+        "ITimingCache.serialize": lambda cache: new("IHostMemory", content=cache._fake_content),
+        "IHostMemory.__buffer__": kept("content"),
+        "Dims.__init__": init_dims,
+        "Dims.__len__": lambda dims: len(dims._fake_sizes),
+        "Dims.__getitem__": lambda dims, arg0: dims._fake_sizes[arg0],
+        "Runtime.__init__": init_builder,
+        "Runtime.deserialize_cuda_engine": deserialize,
+        "ICudaEngine.num_io_tensors": lambda engine: len(engine._fake_values),
+        "ICudaEngine.get_tensor_name": lambda engine, index: list(engine._fake_values)[index],
+        "ICudaEngine.get_tensor_mode": mode_of,
+        "ICudaEngine.get_tensor_dtype": dtype_of,
+        "ICudaEngine.device_memory_size_v2": lambda engine: SCRATCH,
+        "ICudaEngine.create_execution_context": create_context,
+        "ICudaEngine.create_engine_inspector": lambda engine: new("EngineInspector", model=engine._fake_model),
+        "EngineInspector.get_engine_information": inspect,
+        "IExecutionContext.set_device_memory": set_scratch,
+        "IExecutionContext.set_input_shape": set_input_shape,
+        "IExecutionContext.infer_shapes": infer_shapes,
+        "IExecutionContext.get_tensor_shape": tensor_shape,
+        "IExecutionContext.set_tensor_address": set_address,
+        "IExecutionContext.execute_async_v3": execute,
+    }
+    module = pybind_module("tensorrt", surface, behaviours)
+    return module
+
+
+SCRATCH = 4096

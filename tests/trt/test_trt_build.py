@@ -1,0 +1,363 @@
+"""Building plans, and refusing those that are not for this device: the whole path, on a GPU that is not there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Rig
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from simmim_export.bundle import Bundle
+from simmim_export.cli import app
+from simmim_export.engines.trt import plan as plans
+from simmim_export.engines.trt.request import Profile, Range, Request
+from simmim_export.errors import (
+    BundleError,
+    EngineUnavailable,
+    GateFailed,
+    SimmimError,
+    UsageError,
+)
+from simmim_export.runtime import load
+
+GRAPHS = ["image_encoder", "text_encoder", "fusion", "head.match", "head.vqa"]
+KINDS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+
+
+@pytest.mark.parametrize("precision", list(KINDS))
+def test_a_built_bundle_agrees_with_pytorch_and_runs_at_what_was_asked(rig: Rig, precision: str) -> None:
+    before = Bundle.open(rig.bundle).digest
+    built = rig.build(precision)
+    assert [one.sidecar.graph for one in built] == GRAPHS and all(one.new for one in built)
+    assert all(one.sidecar.parity["passed"] and one.sidecar.parity["checks"] > 10 for one in built)
+    assert KINDS[precision] in built[0].sidecar.executed
+    # A plan belongs to a device: the bundle is the same bundle.
+    assert Bundle.open(rig.bundle).digest == before
+    with load(rig.bundle, "trt", precision) as model, load(rig.bundle, "ort") as other:
+        assert all(report.passed for report in model.verify())
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        assert (model.embed_image([pixels]) * other.embed_image([pixels])).sum() > 0.97
+        assert len(model.answer(pixels, "what colour is the circle ?")) == 3
+        assert model.session("text_encoder").precision_proof().executed
+
+
+def test_what_tensorrt_is_asked_for(rig: Rig) -> None:
+    request = Request(
+        workspace=1 << 30, level=5, compatibility="ampere_plus", best={"batch": 4}, largest={"sequence": 9}
+    )
+    rig.build("fp32", request)
+    import tensorrt as trt
+
+    asked = rig.world.asked
+    assert asked["cleared"] == [trt.BuilderFlag.TF32] and asked["pools"] == {"WORKSPACE": 1 << 30}
+    assert asked["builder_optimization_level"] == 5
+    assert asked["profiling_verbosity"] is trt.ProfilingVerbosity.DETAILED
+    assert asked["hardware_compatibility_level"] is trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert asked["profile"]["fused"][1][0] == 4
+    card = plans.read(rig.plan("text_encoder"))
+    assert card.recipe["profile"] == {"batch": [1, 4, 8], "sequence": [3, 9, 9]}
+    # Cases with longer texts are left out, and the number of checks says so.
+    assert card.parity["checks"] < plans.read(rig.plan("image_encoder")).parity["checks"] * 4
+    assert card.target.tensorrt == trt.__version__ and (card.target.gpu, card.target.sm) == ("Fake GPU", "8.7")
+
+
+def test_a_second_build_does_what_is_left(rig: Rig) -> None:
+    rig.build("fp16")
+    assert len(rig.world.built) == 5
+    assert not any(one.new for one in rig.build("fp16")) and len(rig.world.built) == 5
+    rig.plan("fusion", "fp16").unlink()
+    plans.sidecar_path(rig.plan("head.vqa", "fp16")).unlink()
+    assert [one.sidecar.graph for one in rig.build("fp16") if one.new] == ["fusion", "head.vqa"]
+    assert all(one.new for one in rig.build("fp16", Request(level=4)))
+    assert all(one.new for one in rig.build("fp32"))
+
+
+def test_every_graph_at_its_own_precision(rig: Rig) -> None:
+    rig.build("image_encoder=int8,text_encoder=fp16")
+    names = sorted(path.name for path in rig.plan().parent.glob("*.plan"))
+    assert "image_encoder.int8.plan" in names and "text_encoder.fp16.plan" in names and len(names) == 5
+    with load(rig.bundle, "trt", "image_encoder=int8,text_encoder=fp16") as model:
+        assert all(report.passed for report in model.verify())
+
+
+def test_parser_errors_name_node_and_module(rig: Rig) -> None:
+    rig.world.refuse_parse = "image_encoder"
+    with pytest.raises(
+        BundleError, match=r"refuses image_encoder:\n  Conv \S+ of encoder\.trunk\.0\.0: no importer"
+    ) as caught:
+        rig.build()
+    assert caught.value.exit_code == 5 and f"build {rig.bundle} --engine trt --dry-run" in caught.value.fix
+    assert not rig.plan().exists()
+
+
+def test_no_way_to_run_a_graph(rig: Rig) -> None:
+    rig.world.refuse_build = "fusion"
+    with pytest.raises(EngineUnavailable, match="no way to run fusion on this GPU:\n  Error Code 10") as caught:
+        rig.build()
+    assert caught.value.exit_code == 3 and "--workspace" in caught.value.fix
+
+
+def test_out_of_memory_leaves_what_is_finished(rig: Rig) -> None:
+    rig.world.out_of_memory = "fusion"
+    with pytest.raises(EngineUnavailable, match=r"out of memory while fusion was built; graphs .* kept") as caught:
+        rig.build()
+    assert caught.value.exit_code == 3
+    assert rig.plan("text_encoder").exists() and not rig.plan("fusion").exists()
+    rig.world.out_of_memory = ""
+    assert [one.new for one in rig.build()] == [False, False, True, True, True]
+
+
+def test_a_plan_that_differs_is_not_kept(rig: Rig) -> None:
+    def spoil(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.5, tensor.name))
+
+    rig.build()
+    rig.world.tamper = spoil
+    before = rig.plan("text_encoder").read_bytes()
+    with pytest.raises(GateFailed, match="differs from PyTorch") as caught:
+        rig.build("fp32", Request(level=1))
+    assert caught.value.exit_code == 4
+    assert rig.plan("text_encoder").read_bytes() == before
+
+
+def test_fp32_where_fp16_was_asked_fails(rig: Rig) -> None:
+    full = onnx.load(rig.bundle / "graphs/image_encoder.fp32.onnx")
+    rig.world.tamper = lambda model: model.CopyFrom(full)
+    with pytest.raises(GateFailed, match="asked for at fp16, and TensorRT built 0 of") as caught:
+        rig.build("fp16")
+    assert caught.value.exit_code == 4 and not rig.plan(precision="fp16").exists()
+
+
+def test_workspace_is_bounded_by_what_is_free(rig: Rig) -> None:
+    with pytest.raises(EngineUnavailable, match=r"workspace of 9.00 GiB was asked for and the GPU has 8.00 GiB free"):
+        rig.build("fp32", Request(workspace=9 << 30))
+    rig.build()
+    # Nothing asked: all that was free, and not the whole GPU.
+    assert rig.world.asked["pools"]["WORKSPACE"] <= 8 << 30
+
+
+def test_timings_are_kept_by_version_and_gpu(rig: Rig, tmp_path: Path) -> None:
+    rig.build()
+    (file,) = (tmp_path / "cache/trt").iterdir()
+    version = plans.read(rig.plan()).target.tensorrt
+    assert file.name == f"{version}.Fake-GPU.sm8.7.timings"
+    assert rig.world.asked["known"] == b"timings of head.match.fp32.onnx"
+    rig.world.refuse_cache = True
+    rig.build("fp32", Request(level=1))
+    assert rig.world.asked["known"] == b""
+
+
+def test_ctrl_c_ends_the_build_and_leaves_nothing_half_done(rig: Rig) -> None:
+    def watch(step: str, done: int, total: int) -> None:
+        seen.append((step, done, total))
+        if step.startswith("text_encoder") and done == 1:
+            raise KeyboardInterrupt
+
+    seen: list[tuple[str, int, int]] = []
+    with pytest.raises(KeyboardInterrupt):
+        rig.build(watch=watch)
+    assert ("image_encoder: Building Engine", 2, 2) in seen
+    assert sorted(path.name for path in rig.plan().parent.iterdir()) == [
+        ".lock", "image_encoder.fp32.plan", "image_encoder.fp32.plan.json",
+    ]  # fmt: skip
+    assert [one.new for one in rig.build()] == [False, True, True, True, True]
+
+
+def test_two_builds_at_once(rig: Rig) -> None:
+    rig.build()
+    with (rig.plan().parent / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match=r"another build of this bundle is running \(process \d+\)") as caught:
+            rig.build()
+    assert caught.value.exit_code == 2 and "wait" in caught.value.fix
+    assert not any(one.new for one in rig.build())
+
+
+def changed(rig: Rig, how: str) -> None:
+    """Spoil the plan of the image encoder, or move it to another machine."""
+    plan = rig.plan()
+    sidecar = plans.sidecar_path(plan)
+    content = json.loads(sidecar.read_text())
+    if how == "another GPU":
+        rig.gpu.name = b"Other GPU"
+    elif how == "another version":
+        content["target"]["tensorrt"] = "10.99.0"
+    elif how == "older driver":
+        rig.gpu.driver = 12000
+    elif how == "no sidecar":
+        sidecar.unlink()
+        return
+    elif how == "no JSON":
+        sidecar.write_text("[")
+        return
+    elif how == "strange schema":
+        content["schema"] = 99
+    elif how == "truncated":
+        plan.write_bytes(plan.read_bytes()[:1000])
+    elif how == "altered":
+        middle = bytearray(plan.read_bytes())
+        middle[len(middle) // 2] ^= 1
+        plan.write_bytes(middle)
+    elif how == "another graph":
+        content["graph_sha256"] = "0" * 64
+    elif how == "another precision":
+        for path in (plan, sidecar):
+            shutil.copyfile(rig.plan(precision="fp16").with_name(path.name.replace("fp32", "fp16")), path)
+        content = json.loads(sidecar.read_text())
+        content["graph_sha256"] = Bundle.open(rig.bundle).artifact("image_encoder", "fp32").sha256
+    else:
+        plan.unlink()
+    sidecar.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("rig", ["11"], indirect=True)
+@pytest.mark.parametrize(
+    ("how", "code", "what"),
+    [
+        ("another GPU", 3, "built for another device: Fake GPU .SM 8.7.*this one is Other GPU"),
+        ("another version", 3, "built for another device: .*TensorRT 10.99.0"),
+        ("older driver", 3, "built for another device: .*CUDA driver 12060"),
+        ("no sidecar", 5, "the plan has lost its sidecar"),
+        ("no JSON", 5, "sidecar of the plan cannot be read"),
+        ("strange schema", 5, "sidecar of the plan cannot be read"),
+        ("truncated", 5, "the plan has 1000 bytes, its sidecar says"),
+        ("altered", 5, "the plan was altered"),
+        ("another graph", 5, "built from another graph"),
+        ("another precision", 5, "of image_encoder at fp16, not of image_encoder at fp32"),
+        ("no plan", 3, "not built for this device yet"),
+    ],
+)
+def test_a_plan_that_is_not_for_this_device_is_refused_before_tensorrt_sees_it(
+    rig: Rig, how: str, code: int, what: str
+) -> None:
+    rig.build()
+    if how == "another precision":
+        rig.build("fp16")
+    changed(rig, how)
+    with load(rig.bundle, "trt") as model, pytest.raises(SimmimError, match=what) as caught:
+        model.session("image_encoder")
+    assert caught.value.exit_code == code
+    assert caught.value.fix == f"simmim-export build {rig.bundle} --engine trt --precision fp32"
+    # And the command that it names makes it good.
+    rebuilt = {one.sidecar.graph: one.new for one in rig.build()}
+    assert rebuilt["image_encoder"]
+    with load(rig.bundle, "trt") as model:
+        assert model.verify()[0].passed
+
+
+@pytest.mark.parametrize(
+    ("compatibility", "sm", "good"),
+    [
+        ("none", (8, 7), False),
+        ("same_compute_capability", (8, 7), True),
+        ("same_compute_capability", (8, 9), False),
+        ("ampere_plus", (9, 0), True),
+        ("ampere_plus", (7, 5), False),
+    ],
+)
+def test_hardware_compatibility(tmp_path: Path, compatibility: str, sm: tuple[int, int], good: bool) -> None:
+    built, here = (plans.Target(gpu, f"{m}.{n}", 12060, "11.4.0") for gpu, (m, n) in (("A", (8, 7)), ("B", sm)))
+    card = plans.Sidecar("x", "", "fp32", "", 0, built, {"compatibility": compatibility}, {}, {})
+    if good:
+        plans.require_target(tmp_path / "a/b/c/x.fp32.plan", card, here)
+    else:
+        with pytest.raises(EngineUnavailable, match="built for another device"):
+            plans.require_target(tmp_path / "a/b/c/x.fp32.plan", card, here)
+
+
+def test_a_plan_that_tensorrt_cannot_open(rig: Rig) -> None:
+    rig.build()
+    rig.world.refuse_open = True
+    with (
+        load(rig.bundle, "trt") as model,
+        pytest.raises(EngineUnavailable, match="cannot open the plan of image_encoder"),
+    ):
+        model.session("image_encoder")
+
+
+def test_shapes_that_nothing_can_prove_are_refused(rig: Rig) -> None:
+    request = Request(least={"batch": 7}, best={"batch": 7}, largest={"batch": 7})
+    with pytest.raises(UsageError, match="shapes that no golden case has"):
+        rig.build("fp32", request)
+    with pytest.raises(UsageError, match="no graph has an axis 'width'"):
+        rig.build("fp32", Request(largest={"width": 7}))
+
+
+def test_the_command_in_one_process(rig: Rig) -> None:
+    log = rig.bundle.parent / "shapes.jsonl"
+    log.write_text('{"batch": 1, "sequence": 5}\n{"batch": 1, "sequence": 5}\n{"batch": 4, "sequence": 9}\n')
+    words = ["build", str(rig.bundle), "--precision", "fp16", "--shapes", str(log), "--workspace", "512MiB", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exception is None, done.exception
+    found = json.loads(done.stdout)["graphs"]
+    assert list(found) == GRAPHS and found["text_encoder"]["recipe"] == {
+        "workspace": 512 << 20,
+        "level": 3,
+        "compatibility": "none",
+        "profile": {"batch": [1, 1, 4], "sequence": [5, 5, 9]},
+    }
+    done = CliRunner().invoke(app, [word for word in words if word != "--json"])
+    assert done.exception is None and done.stdout.count("was there") == 5 and "Fake GPU (SM 8.7)" in done.stdout
+
+
+def test_profile_is_read_back() -> None:
+    profile = Profile({"batch": Range(1, 2, 3)})
+    assert Profile.from_json(json.loads(json.dumps(profile.as_json()))) == profile
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_without_tensorrt_the_command_says_what_is_missing(tiny_bundle: Path, run_cli: Run) -> None:
+    from simmim_export.engines import get_engine
+
+    if get_engine("trt").why_unavailable() is None:
+        pytest.skip("TensorRT is here")
+    done = run_cli("export", "build", tiny_bundle, "--engine", "trt", "--precision", "fp16")
+    assert done.returncode == 3, done.stderr
+    assert "not installed: tensorrt" in done.stderr and "pip install 'simmim-export[gpu]'" in done.stderr
+
+
+def test_without_tensorrt_nothing_heavy_is_loaded(tiny_bundle: Path) -> None:
+    import sys
+
+    code = (
+        f"import sys, atexit; sys.argv = ['x', 'build', {str(tiny_bundle)!r}]\n"
+        "atexit.register(lambda: print('LOADED', *sys.modules))\n"
+        "from simmim_export.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = set(done.stdout.partition("LOADED")[2].split())
+    assert done.returncode == 3 and loaded
+    assert not {"torch", "transformers", "onnx", "onnxruntime", "openvino", "tokenizers", "PIL"} & loaded
+
+
+def test_other_engines_have_nothing_to_build(tiny_bundle: Path, run_cli: Run) -> None:
+    done = run_cli("export", "build", tiny_bundle, "--engine", "ort")
+    assert done.returncode == 2 and "nothing to build" in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", list(KINDS))
+def test_on_a_real_gpu(tiny_bundle: Path, tmp_path: Path, precision: str) -> None:
+    from simmim_export.engines import get_engine
+
+    reason = get_engine("trt").why_unavailable()
+    if reason is not None:
+        pytest.skip(f"engine trt cannot run here: {reason}")
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    done = CliRunner().invoke(app, ["build", str(tmp_path / "bundle"), "--precision", precision, "--json"])
+    assert done.exception is None, done.exception
+    with load(tmp_path / "bundle", "trt", precision) as model:
+        assert all(report.passed for report in model.verify())

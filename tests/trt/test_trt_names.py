@@ -1,0 +1,80 @@
+"""Every name, argument and type of TensorRT and CUDA that we use, against the real bindings, oldest and newest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typed
+from conftest import PAIRS, surface
+from stub_library import write_library
+
+PACKAGE = Path(__file__).parents[2] / "simmim_export/engines/trt"
+SOURCES = {f"simmim_export.engines.trt.{path.stem}": path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+# What the recipe rests on. That each is used shows that the list of names is read from the source and is not empty.
+EXPECTED = {
+    "tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+    "tensorrt.BuilderFlag.TF32",
+    "tensorrt.OnnxParser.parse_from_file",
+    "tensorrt.Builder.build_serialized_network",
+    "tensorrt.IProgressMonitor",
+    "tensorrt.Runtime.deserialize_cuda_engine",
+    "tensorrt.IExecutionContext.execute_async_v3",
+    "tensorrt.EngineInspector.get_engine_information",
+    "cuda.bindings.runtime.cudaMallocHost",
+    "cuda.bindings.runtime.cudaGraphLaunch",
+    "cuda.bindings.runtime.cudaEventElapsedTime",
+}
+# Source that a careless change would write -> the version whose check it must not pass.
+REMOVED = {
+    "trt.BuilderFlag.FP16": "11",
+    "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH": "11",
+    "trt.IInt8EntropyCalibrator2": "11",
+    "trt.Builder(trt.Logger()).platform_has_fast_fp16": "11",
+    "trt.Builder(trt.Logger()).create_network(flag=1)": "10",
+    "trt.Builder()": "10",
+    "trt.BuilderFlag.FLOAT128": "10",
+    "trt.OnnxParser(trt.Builder(trt.Logger()).create_network(1), trt.Logger()).parse_from_file(1)": "10",
+    "cuda.cudaGraphInstantiate(1, 2, 3, 4)": "10",
+    "cuda.cudaMallocPinned(1)": "11",
+}
+
+
+@pytest.fixture(params=sorted(PAIRS))
+def stubs(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    tensorrt, cuda = (surface(name) for name in PAIRS[request.param])
+    typed.write_stubs(tmp_path / "stubs", tensorrt, cuda)
+    return request.param, tmp_path / "stubs"
+
+
+def test_everything_we_use_is_there_and_taken_as_we_give_it(stubs: tuple[str, Path]) -> None:
+    found = typed.check(stubs[1], SOURCES)
+    assert not found.errors, "\n".join(found.errors)
+    # Nothing escapes the check for want of a type.
+    assert not found.untyped, "\n".join(found.untyped)
+    assert found.names >= EXPECTED and len(found.names) > 100
+
+
+def test_what_was_removed_is_found_out(stubs: tuple[str, Path], tmp_path: Path) -> None:
+    wanted = [code for code, version in REMOVED.items() if version == stubs[0]]
+    path = tmp_path / "careless.py"
+    path.write_text("import tensorrt as trt\nfrom cuda.bindings import runtime as cuda\n" + "\n".join(wanted) + "\n")
+    errors = typed.check(stubs[1], {"careless": path}).errors
+    for line, code in enumerate(wanted, 3):
+        assert any(f"careless.py:{line}: error" in error for error in errors), f"{code} went unseen: {errors}"
+
+
+def test_the_versions_are_the_ones_that_are_meant() -> None:
+    assert surface("tensorrt-10")["version"].startswith("10.13") and surface("tensorrt-11")["version"].startswith("11.")
+    assert surface("cuda-12")["version"].startswith("12.") and surface("cuda-13")["version"].startswith("13.")
+
+
+def test_a_library_without_a_compiler_loads_and_answers(tmp_path: Path) -> None:
+    write_library(tmp_path / "libx.so.1", "libx.so.1", ("one", "two"))
+    code = (
+        f"import ctypes; x = ctypes.CDLL({str(tmp_path / 'libx.so.1')!r}); print(x.one(), x.two(), hasattr(x, 'three'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "0", "False"], done.stderr

@@ -1,0 +1,228 @@
+"""What a build is asked for: sizes, shapes, logs of traffic; what a plan says it computes in; the dry run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simmim_export.bundle import Bundle
+from simmim_export.engines.trt.proof import read_layers, require_precision
+from simmim_export.engines.trt.request import (
+    Profile,
+    Range,
+    Request,
+    format_size,
+    parse_size,
+    parse_sizes,
+    read_traffic,
+)
+from simmim_export.errors import BundleError, DataError, GateFailed, UsageError
+from simmim_export.files import digest
+from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
+
+SPEC = GraphSpec(
+    "text_encoder",
+    (TensorSpec("input_ids", "int64", ("batch", "sequence")),),
+    (TensorSpec("text_embed", "float32", ("batch", 64)),),
+    (Axis("batch", 1, 8), Axis("sequence", 3, 32)),
+)
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "kB": 1000, "MB": 10**6, "GB": 10**9}
+
+
+@given(st.integers(1, 10**6), st.sampled_from(sorted(UNITS)), st.sampled_from(["", " "]), st.booleans())
+def test_a_size_is_its_number_times_its_unit(number: int, unit: str, space: str, upper: bool) -> None:
+    text = f"{number}{space}{unit.upper() if upper else unit}"
+    assert parse_size(text) == number * UNITS[unit]
+
+
+@given(st.integers(1, 1 << 45))
+def test_a_size_that_is_shown_can_be_typed(size: int) -> None:
+    assert abs(parse_size(format_size(size)) - size) <= 0.005 * size + 1
+
+
+@given(st.text(max_size=12))
+def test_every_other_text_is_a_usage_error(text: str) -> None:
+    try:
+        assert parse_size(text) >= 1
+    except UsageError as error:
+        assert error.fix is not None
+
+
+@pytest.mark.parametrize("text", ["2", "GiB", "-2GiB", "2 G", "0MiB", "0.1B", "1e3MB", "2GiB!", ""])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_size(text)
+    assert parse_size("1.5GiB") == 3 << 29
+
+
+def test_profiles_come_from_the_graph_a_log_and_flags_in_that_order() -> None:
+    assert str(Request().profile(SPEC)) == "batch 1 to 8, best at 1; sequence 3 to 32, best at 32"
+    traffic = {"sequence": Range(4, 12, 20)}
+    assert Request(traffic=traffic).profile(SPEC).axes["sequence"] == Range(4, 12, 20)
+    request = Request(traffic=traffic, largest={"sequence": 10}, best={"batch": 2})
+    assert request.profile(SPEC) == Profile({"batch": Range(1, 2, 8), "sequence": Range(4, 10, 10)})
+    assert request.profile(SPEC).shapes(SPEC.inputs[0]) == ((1, 4), (2, 10), (8, 10))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(largest={"batch": 9}),
+        Request(least={"sequence": 2}),
+        Request(least={"batch": 4}, largest={"batch": 2}),
+        Request(best={"batch": 5}, largest={"batch": 4}),
+        Request(traffic={"batch": Range(1, 1, 16)}),
+    ],
+)
+def test_ranges_beyond_what_was_proven_or_empty(request_: Request) -> None:
+    with pytest.raises(UsageError, match="text_encoder cannot be built for") as caught:
+        request_.profile(SPEC)
+    assert "which the export has proven" in (caught.value.fix or "")
+
+
+def test_bad_flags() -> None:
+    assert parse_sizes(["batch=2,sequence=5", "frames=3"]) == {"batch": 2, "sequence": 5, "frames": 3}
+    for words in (["batch"], ["batch=x"], ["batch=0"], ["=3"], ["batch=1,batch=2"], ["batch=-1"], [""]):
+        with pytest.raises(UsageError):
+            parse_sizes(words)
+    for changes in ({"level": 6}, {"compatibility": "all"}):
+        with pytest.raises(UsageError):
+            Request(**changes)  # type: ignore[arg-type]
+
+
+def test_a_log_of_traffic(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"batch": 1, "sequence": 12}\n\n{"batch": 1, "sequence": 30}\n{"batch": 4}\n{"batch": 4}\n')
+    # Of equally frequent sizes the largest.
+    assert read_traffic(path) == {"batch": Range(1, 4, 4), "sequence": Range(12, 30, 30)}
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('{"batch": 1', "not JSON"),
+        ("[1]", "not an object"),
+        ("{}", "not an object"),
+        ('{"batch": "1"}', 'batch is "1", not a whole number'),
+        ('{"batch": 0}', "batch is 0"),
+        ('{"batch": true}', "batch is true"),
+        ('{"batch": 1.5}', "batch is 1.5"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: str, what: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"batch": 1}\n' + line + "\n")
+    with pytest.raises(DataError, match=what) as caught:
+        read_traffic(path)
+    assert caught.value.exit_code == 5 and caught.value.where.endswith("log.jsonl, line 2")
+
+
+def test_a_log_that_is_not_there_or_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for name, what in (("none", "cannot be read"), ("empty", "is empty"), ("binary", "cannot be read")):
+        with pytest.raises(DataError, match=what):
+            read_traffic(tmp_path / name)
+
+
+def layer(inputs: str, outputs: str, **more: object) -> dict[str, object]:
+    rows = ([{"Name": "x", "Format/Datatype": text}] for text in (inputs, outputs))
+    return dict(zip(("Inputs", "Outputs"), rows, strict=True)) | more
+
+
+def test_the_type_of_a_layer_is_its_narrowest_in_short_and_in_long() -> None:
+    layers = [
+        layer("Half", "Float"),
+        layer("Row major linear FP16 format", "Channel major FP32 format where channel % 8 == 0"),
+        layer("Float", "Float", Weights={"Type": "Half", "Count": 3}),
+        layer("Float", "Float", TacticName="sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n"),
+        layer("Float", "Float", TacticName="sm80_xmma_gemm_f16f16_f16f32_f32_tn_n"),
+        layer("Int8", "Half"),
+        layer("BF16", "BF16"),
+        layer("UInt8", "Float"),
+        layer("Int64", "Int32"),
+        layer("Bool", "Bool"),
+    ]
+    found = dict(read_layers(json.dumps({"Layers": layers})).executed)
+    assert found == {"float16": 4, "float32": 2, "int8": 1, "bfloat16": 1, "other": 2}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["only a name"]}', '{"Layers": [{"Inputs": [{}]}]}'])
+def test_an_inspector_that_is_not_understood(text: str) -> None:
+    with pytest.raises(BundleError, match="not understood"):
+        read_layers(text)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kinds", "quantised", "good"),
+    [
+        ("fp16", {"float16": 3, "float32": 9}, False, True),
+        ("fp16", {"float16": 2, "float32": 9}, False, False),
+        ("fp16", {"float32": 3, "other": 50}, False, True),
+        ("fp16", {"float32": 4}, False, False),
+        ("fp32", {"float32": 4, "other": 2}, False, True),
+        ("fp32", {"float32": 4, "float16": 1}, False, False),
+        ("int8", {"int8": 1, "float32": 90}, True, True),
+        ("int8", {"float32": 90}, True, False),
+        ("int8", {"float32": 2}, False, True),
+    ],
+)
+def test_the_share_that_has_to_run_at_what_was_asked(
+    precision: str, kinds: dict[str, int], quantised: bool, good: bool
+) -> None:
+    layers = {"float16": "Half", "float32": "Float", "int8": "Int8", "other": "Int64"}
+    proof = read_layers(
+        json.dumps({"Layers": [layer(layers[k], layers[k]) for k, n in kinds.items() for _ in range(n)]})
+    )
+    if good:
+        require_precision(proof, Precision(precision), quantised, "x", "here")
+    else:
+        with pytest.raises(GateFailed, match=f"x was asked for at {precision}"):
+            require_precision(proof, Precision(precision), quantised, "x", "here")
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_a_dry_run_needs_neither_tensorrt_nor_a_gpu(tiny_bundle: Path, run_cli: Run) -> None:
+    words = ["build", tiny_bundle, "--precision", "int8", "--dry-run", "--max", "batch=4", "--json"]
+    done = run_cli("export", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["graphs"]
+    assert found["text_encoder"] == {
+        "variant": "int8-s8",
+        "profile": {"batch": [1, 1, 4], "sequence": found["text_encoder"]["profile"]["sequence"]},
+        "findings": [],
+    }
+    assert not (tiny_bundle / "engines").exists()
+
+
+def test_a_dry_run_fails_naming_node_module_and_rule(tiny_bundle: Path, tmp_path: Path, run_cli: Run) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    path = bundle / "graphs/image_encoder.fp16.onnx"
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    node.op_type = "ConvInteger"
+    onnx.save(model, path)
+    manifest = Bundle.open(tiny_bundle).manifest
+    changed = [
+        dataclasses.replace(a, sha256=digest(path), bytes=path.stat().st_size)
+        if (a.graph, a.variant) == ("image_encoder", "fp16")
+        else a
+        for a in manifest.artifacts
+    ]
+    (bundle / "manifest.json").write_text(dataclasses.replace(manifest, artifacts=tuple(changed)).dumps())
+    done = run_cli("export", "build", bundle, "--precision", "fp16", "--dry-run")
+    assert done.returncode == 4
+    assert f"image_encoder.fp16: operator: {node.name} (encoder.trunk.0.0): is ConvInteger" in done.stderr
+    assert "best at" in done.stdout
