@@ -103,6 +103,10 @@ class ReducedRange(UserWarning):
     """INT8 was written in 7 bits, because this processor could not prove the whole range; the message says where it could."""
 
 
+class FewerThreads(UserWarning):
+    """An engine is wrong on several threads here and runs on one; the message says which graph."""
+
+
 class UnknownHost(UserWarning):
     """This system does not say what a graph needs to know of it; the message says what, and what may go wrong."""
 

@@ -56,7 +56,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """The bundle of ``tiny_checkpoint`` in every precision, exported by the real command. Read only: copy it before changing it."""
+    """The bundle of ``tiny_checkpoint`` in every precision, by the real command. Read only: copy it before changing it."""
 
     def export(path: Path) -> None:
         _must("export", "onnx", tiny_checkpoint, "-o", path, "--precision", "int8", "--precision", "fp16")

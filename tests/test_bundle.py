@@ -120,9 +120,9 @@ def test_a_graph_that_is_not_described(bundle: Path) -> None:
 
 def test_unknown_variant_names_what_there_is(tiny_bundle: Path) -> None:
     with pytest.raises(
-        EngineUnavailable, match=r"no fp16 variant of image_encoder \(it has: fp32, int8-s8, int8-u8\)"
+        EngineUnavailable, match=r"no fp8 variant of image_encoder \(it has: fp16, fp32, int8-s8, int8-u8\)"
     ) as caught:
-        Bundle.open(tiny_bundle).artifact("image_encoder", "fp16")
+        Bundle.open(tiny_bundle).artifact("image_encoder", "fp8")
     assert caught.value.exit_code == 3
 
 

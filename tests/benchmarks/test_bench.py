@@ -103,7 +103,7 @@ def test_an_engine_that_is_missing_ends_at_once(run_cli) -> None:
     ("arguments", "code", "expected"),
     [
         (("--engine", "tpu"), 2, "unknown engine 'tpu'"),
-        (("--engine", "ort", "--precision", "int8"), 3, "has no int8"),
+        (("--engine", "ort", "--precision", "int8", "--bundle", "{every}"), 3, "has no int8-u8 variant"),
         (("--engine", "ort", "--bundle", "{tmp}/none"), 5, "no such bundle"),
         (("--engine", "ort", "--bundle", "{bundle}", "--pipeline", "dance"), 2, "no pipeline 'dance'"),
         (("--engine", "ort", "--bundle", "{bundle}", "--batch", "64"), 2, "over the bundle's limit of 8"),
@@ -112,12 +112,15 @@ def test_an_engine_that_is_missing_ends_at_once(run_cli) -> None:
         (("footprint", "--bundle", "{bundle}", "--source", "{tmp}"), 2, "no source to install"),
     ],
 )
-def test_bad_requests(run_cli, tiny_bundle: Path, tmp_path: Path, arguments, code: int, expected: str) -> None:
+def test_bad_requests(
+    run_cli, tiny_bundle: Path, every_bundle: Path, tmp_path: Path, arguments, code: int, expected: str
+) -> None:
     import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(tiny_bundle, copy)
-    done = run_cli("bench", *(a.format(tmp=tmp_path, bundle=tiny_bundle, copy=copy) for a in arguments))
+    places = {"tmp": tmp_path, "bundle": tiny_bundle, "every": every_bundle, "copy": copy}
+    done = run_cli("bench", *(a.format(**places) for a in arguments))
     assert done.returncode == code, done.stderr
     assert expected in done.stderr and "next:" in done.stderr
 

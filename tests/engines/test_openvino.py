@@ -88,8 +88,12 @@ def test_a_damaged_cache_is_made_again(cache: Path, tiny_bundle: Path, how: str)
         (folder / "other.blob").write_bytes(b"x")
     else:
         (folder / compiled.DIGESTS).write_text("[")
+    damaged = blob.read_bytes()
     assert np.array_equal(opened(tiny_bundle)["embed"], first)
-    assert not (folder / "other.blob").exists() and len(blob.read_bytes()) == len(content)
+    assert not (folder / "other.blob").exists()
+    # OpenVINO writes a date and paddings of its own: a new file is near the length of the old one, and not always at it.
+    assert abs(len(blob.read_bytes()) - len(content)) < 0.01 * len(content)
+    assert how in ("stranger", "no digests") or blob.read_bytes() != damaged
     assert compiled._read(folder).keys() == {blob.name}
 
 
@@ -126,3 +130,17 @@ def test_the_cache_does_not_grow_for_ever(
         for spec in model.bundle.manifest.graphs:
             model.session(spec.name)
             assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.filterwarnings("ignore::simmim_export.errors.FewerThreads")
+@pytest.mark.parametrize("graph", ["image_encoder", "text_encoder", "fusion"])
+def test_int8_gives_the_same_every_time(tiny_bundle: Path, graph: str) -> None:
+    """On AVX2 without VNNI convolutions on two threads did not, from a batch of 2 on."""
+    with load(tiny_bundle, "openvino", "int8", threads=2) as model:
+        golden, session = Golden.load(tiny_bundle / "golden.npz"), model.session(graph)
+        case = max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size)
+        feeds = golden.feeds(case, model.bundle.manifest.graph(graph))
+        first = session.run(feeds)
+        for _ in range(30):
+            again = session.run(feeds)
+            assert all(np.array_equal(values, again[name]) for name, values in first.items())
