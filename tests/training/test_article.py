@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, tokenizer: Path, article: Ar
     assert caught.value.exit_code == 5 and caught.value.fix
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_key_is_ever_lost_in_silence(tmp_path: Path, tokenizer: Path, article: Article, data: st.DataObject) -> None:
     state = {

@@ -26,7 +26,7 @@ from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.source import Source
 from simmim_export.training.tasks import Answers, Plan
 
-target, what, rank, world = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+target, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 # They meet in a file: a port chosen in advance may be taken on a shared machine.
 dist.init_process_group("gloo", init_method=f"file://{target}.meet", rank=rank, world_size=world)
@@ -48,32 +48,36 @@ class Joined:
         pad = lambda key, v: torch.nn.functional.pad(v, (0, longest[key] - v.shape[1])) if v.ndim == 2 else v
         return {key: torch.cat([pad(key, part[key]) for part in parts]) for key in parts[0]}
 
-source = Source(Shapes(0), 4, rank, world)
-torch.manual_seed(0)
-if what == "vqa":
-    stage = Answers("vqa", model, tokenizer, source, Plan(rehearse=0, curriculum=False))
-else:
-    stage = Pretrain(model, tokenizer, source, {what: 1.0})
-stage.eval()
-batch = stage.batch(0, 0.5) if world == 2 else Joined(stage).batch()
-wrapped = DistributedDataParallel(stage, find_unused_parameters=True)
-loss = wrapped(batch)
-loss.backward()
-mean = loss.detach().clone()
-dist.all_reduce(mean)
+found = {}
+for what in ("itc", "mlm", "tags", "vqa"):
+    source = Source(Shapes(0), 4, rank, world)
+    torch.manual_seed(0)
+    model.zero_grad()
+    if what == "vqa":
+        stage = Answers("vqa", model, tokenizer, source, Plan(rehearse=0, curriculum=False))
+    else:
+        stage = Pretrain(model, tokenizer, source, {what: 1.0})
+    stage.eval()
+    batch = stage.batch(0, 0.5) if world == 2 else Joined(stage).batch()
+    wrapped = DistributedDataParallel(stage, find_unused_parameters=True)
+    loss = wrapped(batch)
+    loss.backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    grads = {name: p.grad.clone() for name, p in stage.named_parameters() if p.grad is not None}
+    found[what] = {"loss": mean / world, "grads": grads}
 if rank == 0:
-    grads = {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
-    torch.save({"loss": mean / world, "grads": grads}, target)
+    torch.save(found, target)
 dist.barrier()  # a process that leaves while another still listens aborts it
 dist.destroy_process_group()
 """
 
 
-def run(processes: int, target: Path, what: str) -> dict:
-    """Start the processes and return what the first one left."""
+def run(processes: int, target: Path) -> dict:
+    """Start the processes and return what the first one left, by objective."""
     started = []
     for rank in range(processes):
-        command = [sys.executable, "-c", PROGRAM, str(target), what, str(rank), str(processes)]
+        command = [sys.executable, "-c", PROGRAM, str(target), str(rank), str(processes)]
         # RANK and WORLD_SIZE for what asks the environment, as under a launcher.
         environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(processes)}
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
@@ -83,9 +87,17 @@ def run(processes: int, target: Path, what: str) -> dict:
     return torch.load(target, weights_only=True)
 
 
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    """Of two processes and of one."""
+    folder = tmp_path_factory.mktemp("processes")
+    return run(2, folder / "two.pt"), run(1, folder / "one.pt")
+
+
+@pytest.mark.xdist_group("gradients")
 @pytest.mark.parametrize("what", ["itc", "mlm", "tags", "vqa"])
-def test_two_processes_train_as_one_does_on_the_same_images(tmp_path: Path, what: str) -> None:
-    two, one = run(2, tmp_path / "two.pt", what), run(1, tmp_path / "one.pt", what)
+def test_two_processes_train_as_one_does_on_the_same_images(gradients: tuple[dict, dict], what: str) -> None:
+    two, one = (found[what] for found in gradients)
     assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-5)
     assert set(two["grads"]) == set(one["grads"]) and len(one["grads"]) > 20
     worst = max((two["grads"][name] - grad).abs().max().item() for name, grad in one["grads"].items())
