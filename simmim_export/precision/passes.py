@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from simmim_export.cache import kept
 from simmim_export.engines import versions
 from simmim_export.files import digest, replacing
-from simmim_export.host import cache_folder
 from simmim_export.precision import fp16, int8, int8_s8
 from simmim_export.spec import Precision
 
@@ -78,18 +78,16 @@ class Passes:
 
     def make(self, graph: str, variant: str, source: Path, target: Path, options: Options) -> None:
         """Write ``variant`` of ``graph``, whose FP32 form is ``source``, to ``target``."""
-        folder = cache_folder("passes")
-        if folder is None:
-            apply(variant, source, target, self._feeds[graph], options)
-            return
         # By name, because ONNX Runtime comes in two packages.
         made_by = repr(sorted((versions("ort") | {"onnx": version("onnx")}).items()))
         parts = [self._samples(graph), variant, digest(source), repr(options), _code(), made_by]
-        kept = folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.onnx"
-        if not kept.is_file():
-            with replacing(kept) as temporary:
-                apply(variant, source, temporary, self._feeds[graph], options)
-        shutil.copyfile(kept, target)
+        with kept("passes", hashlib.sha256(chr(0).join(parts).encode()).hexdigest()) as folder:
+            made = target if folder is None else folder / "graph.onnx"
+            if folder is None or not made.is_file():
+                with replacing(made) as temporary:
+                    apply(variant, source, temporary, self._feeds[graph], options)
+            if made != target:
+                shutil.copyfile(made, target)
 
 
 def _code() -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simmim_export import cache as store
 from simmim_export.bundle import Bundle
-from simmim_export.engines import compiled, get_engine
+from simmim_export.engines import get_engine
 from simmim_export.engines.base import LATENCY, THROUGHPUT
 from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.parity import Golden, compare
@@ -61,7 +62,7 @@ def opened(bundle: Path, precision: str = "fp32") -> dict[str, np.ndarray]:
 
 def test_a_compiled_model_is_kept_and_gives_the_same(cache: Path, tiny_bundle: Path) -> None:
     first = opened(tiny_bundle)["embed"]
-    blobs = [path for path in cache.rglob("*") if path.is_file() and path.name != compiled.DIGESTS]
+    blobs = [path for path in cache.rglob("*") if path.is_file() and path.name not in (store.DIGESTS, store.LOCK)]
     assert len(blobs) == 1
     stamp = blobs[0].stat().st_mtime_ns
     assert np.array_equal(opened(tiny_bundle)["embed"], first) and blobs[0].stat().st_mtime_ns == stamp
@@ -75,7 +76,7 @@ def test_a_compiled_model_is_kept_and_gives_the_same(cache: Path, tiny_bundle: P
 def test_a_damaged_cache_is_made_again(cache: Path, tiny_bundle: Path, how: str) -> None:
     first = opened(tiny_bundle)["embed"]
     (folder,) = cache.iterdir()
-    (blob,) = [path for path in folder.iterdir() if path.name != compiled.DIGESTS]
+    (blob,) = [path for path in folder.iterdir() if path.name not in (store.DIGESTS, store.LOCK)]
     content = blob.read_bytes()
     if how == "flip":
         middle = len(content) // 2
@@ -87,14 +88,14 @@ def test_a_damaged_cache_is_made_again(cache: Path, tiny_bundle: Path, how: str)
     elif how == "stranger":
         (folder / "other.blob").write_bytes(b"x")
     else:
-        (folder / compiled.DIGESTS).write_text("[")
+        (folder / store.DIGESTS).write_text("[")
     damaged = blob.read_bytes()
     assert np.array_equal(opened(tiny_bundle)["embed"], first)
     assert not (folder / "other.blob").exists()
     # OpenVINO writes a date and paddings of its own: a new file is near the length of the old one, and not always at it.
     assert abs(len(blob.read_bytes()) - len(content)) < 0.01 * len(content)
     assert how in ("stranger", "no digests") or blob.read_bytes() != damaged
-    assert compiled._read(folder).keys() == {blob.name}
+    assert store._read(folder).keys() == {blob.name}
 
 
 def test_another_graph_under_the_same_path_is_another_model(cache: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_without_a_cache_nothing_is_written(
 def test_the_cache_does_not_grow_for_ever(
     cache: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "BYTES", 1)
+    monkeypatch.setattr(store, "BYTES", 1)
     with load(tiny_bundle, "openvino") as model:
         for spec in model.bundle.manifest.graphs:
             model.session(spec.name)

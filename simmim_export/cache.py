@@ -1,0 +1,87 @@
+"""What took long to make and can be made again: compiled models, quantised graphs. Knows files and digests; must not know what
+is in them.
+
+What made a file reads it back without looking closely, so a flipped byte could change answers: every file is digested when it
+is new, and one that does not match any more is removed before it is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from simmim_export.files import digest, replacing
+from simmim_export.host import cache_folder
+
+DIGESTS, LOCK = "digests.json", "lock"
+# So much under one name is kept, the least recently used going first.
+BYTES = 4 << 30
+
+
+@contextmanager
+def kept(name: str, key: str) -> Iterator[Path | None]:
+    """The folder under ``name`` for ``key`` (hexadecimal), without anything damaged in it; None where nothing is cached.
+
+    Of several processes one at a time has it, so that none reads what another has half written.
+    """
+    home = cache_folder(name)
+    if home is None:
+        yield None
+        return
+    folder = home / key[:32]
+    with contextlib.suppress(OSError):  # a cache that vanishes meanwhile is no reason to fail
+        folder.mkdir(exist_ok=True)
+    with _alone(folder):
+        with contextlib.suppress(OSError):
+            (folder / DIGESTS).touch()
+            known = _read(folder)
+            for path in _files(folder):
+                if known.get(path.name) != digest(path):
+                    path.unlink()
+        before = {path.name for path in _files(folder)}
+        yield folder
+        with contextlib.suppress(OSError):
+            found = {path.name: digest(path) for path in _files(folder) if path.name not in before}
+            if found:
+                with replacing(folder / DIGESTS) as target:
+                    target.write_text(json.dumps(_read(folder) | found), encoding="utf-8")
+                _shrink(home, folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``; without one where the system (Windows) or a folder that has vanished gives none."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            fcntl.flock(stack.enter_context((folder / LOCK).open("w")), fcntl.LOCK_EX)
+        yield
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_file() and path.name not in (DIGESTS, LOCK))
+
+
+def _read(folder: Path) -> dict[str, str]:
+    try:
+        found = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _shrink(home: Path, current: Path) -> None:
+    def used(folder: Path) -> float:
+        path = folder / DIGESTS
+        return path.stat().st_mtime if path.exists() else 0.0
+
+    total = 0
+    for folder in sorted(home.iterdir(), key=used, reverse=True):
+        total += sum(path.stat().st_size for path in _files(folder))
+        if total > BYTES and folder != current:
+            shutil.rmtree(folder, ignore_errors=True)
