@@ -49,8 +49,8 @@ def examine() -> dict[str, Any]:
     problems = conflicts()
     if has_integer_dot() is False:
         problems.append(
-            "this processor has no VNNI: INT8 convolutions with weights of full range are refused; export them with "
-            "--precision int8 --reduce-range"
+            "this processor has no VNNI: INT8 of full range is refused here; what is exported here is in 7 bits, elsewhere it "
+            "takes --reduce-range"
         )
     return {
         "simmim_export": __version__,
