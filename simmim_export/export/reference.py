@@ -38,10 +38,5 @@ def make_evidence(
         images = pixels[MOST:] if len(pixels) > MOST else pixels
         evidence = Evidence({"samples": images}, {}, {"name": "samples"}, texts[MOST:] or texts)
     tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config.max_length)
-
-    def tokens(texts: list[str]) -> dict:
-        ids, mask = tokenizer.encode(texts)
-        return {"input_ids": ids, "attention_mask": mask}
-
-    examiner = Examiner(manifest, evidence, tokens, watch, BATCH)
+    examiner = Examiner(manifest, evidence, tokenizer.feeds, watch, BATCH)
     return evidence.with_reference(examiner.outputs(lambda name: TorchSession(graphs[name].module, graphs[name].spec)))

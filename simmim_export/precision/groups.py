@@ -8,16 +8,19 @@ from collections.abc import Iterable
 import onnx
 
 SCOPES = "pkg.torch.onnx.name_scopes"
+# What the exporter writes for a node of no module: sizes of symbolic axes, mostly.
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def module_of(node: onnx.NodeProto) -> str:
     """The path of the module that ``node`` was exported from, as ``model.named_modules()`` has it; "" if nothing says so."""
-    text = next((prop.value for prop in node.metadata_props if prop.key == SCOPES), "")
-    if not text:
+    text = next((prop.value for prop in node.metadata_props if prop.key == SCOPES), "[]")
+    try:
+        scopes = [str(name) for name in ast.literal_eval(text)]
+    except (ValueError, SyntaxError, TypeError):
         return ""
-    scopes = ast.literal_eval(text)
     # The last is the operator's own name.
-    return str(scopes[-2]) if len(scopes) > 1 else ""
+    return scopes[-2] if len(scopes) > 1 and scopes[-2] != NO_MODULE else ""
 
 
 def group_of(node: onnx.NodeProto) -> str:

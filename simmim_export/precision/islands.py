@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from simmim_export.host import available_threads
 from simmim_export.precision.lint_graph import Graph, attribute
+from simmim_export.precision.quantizer import Feeds
 
 LARGEST = float(np.finfo(np.float16).max)
 # Below this nothing is left of a number.
@@ -34,8 +35,6 @@ NORMALISATIONS = ("LayerNormalization", "RMSNormalization")
 # then it passes through these.
 GUARDED = ("Add", "Sub", "Max", "Min", "Clip", "Sqrt", "Pow", "Reciprocal", "Log", "Expand", "Identity")
 GUARD_ENDS = ("Div", "Mul")
-
-Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,8 @@ class _Bench:
 
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine, self.manifest = require_engine(engine), manifest
-        limit = manifest.preprocessing["text"]["max_length"]
-
-        def tokens(texts: list[str]) -> dict:
-            ids, mask = Tokenizer(tokenizer, limit).encode(texts)
-            return {"input_ids": ids, "attention_mask": mask}
-
-        self.examiner = Examiner(manifest, Evidence.load(evidence), tokens)
+        read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"])
+        self.examiner = Examiner(manifest, Evidence.load(evidence), read.feeds)
         self.golden = Golden.load(golden)
 
     def open(self, candidate: Candidate) -> Session:

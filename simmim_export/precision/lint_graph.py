@@ -5,7 +5,6 @@ Knows ONNX graphs and how a table of rules is written. Must not know what any ru
 
 from __future__ import annotations
 
-import ast
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,10 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
+from simmim_export.precision.groups import module_of
+
 ONNX_DOMAINS = ("", "ai.onnx")
-SCOPES = "pkg.torch.onnx.name_scopes"
-# What the exporter writes for a node of no module: sizes of symbolic axes, mostly.
-NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 
 
 class Graph:
@@ -73,13 +71,12 @@ class Graph:
 
         A Q or DQ that a pass inserted has none of its own: it belongs to what reads it.
         """
-        while not (scopes := _scopes(node)) and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        while not (found := module_of(node)) and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             readers = self.readers.get(node.output[0])
             if not readers:
                 break
             node = readers[0][0]
-        # The last scope is the operation itself.
-        return scopes[-2] if len(scopes) > 1 and scopes[-2] != NO_MODULE else ""
+        return found
 
 
 # What a rule says of a node (or of a tensor, by its name, that no node makes).
@@ -147,11 +144,3 @@ def _types(model: onnx.ModelProto) -> dict[str, Any]:
     graphs = list(_graphs(model.graph))
     values = [value for g in graphs for part in (g.value_info, g.input, g.output) for value in part]
     return {value.name: value.type.tensor_type for value in values if value.type.HasField("tensor_type")}
-
-
-def _scopes(node: onnx.NodeProto) -> list[str]:
-    text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
-    try:
-        return [str(name) for name in ast.literal_eval(text)]
-    except (ValueError, SyntaxError, TypeError):
-        return []

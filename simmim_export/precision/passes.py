@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from simmim_export.cache import kept
 from simmim_export.engines import versions
 from simmim_export.files import digest, replacing
 from simmim_export.precision import fp16, int8, int8_s8
+from simmim_export.precision.quantizer import Feeds
 from simmim_export.spec import Precision
 
-Feeds = Sequence[Mapping[str, np.ndarray]]
 # precision -> its variants: that of CPU engines first, which plans are made of.
 VARIANTS: Mapping[Precision, tuple[str, ...]] = {
     Precision.FP16: (fp16.VARIANT,),

@@ -20,12 +20,11 @@ from onnx import helper, numpy_helper
 from simmim_export.errors import GateFailed
 from simmim_export.host import available_threads
 from simmim_export.parity import difference
+from simmim_export.precision.quantizer import Feeds
 
 EQUAL = 1e-4
 # How many of the feeds show that a graph still computes the same. One would do: an error in the algebra is in every value.
 SHOWN = 4
-
-Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)

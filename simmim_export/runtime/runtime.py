@@ -206,8 +206,7 @@ class Runtime:
         if self._tokenizer is None:
             source = self.bundle.file("tokenizer.json").read_text(encoding="utf-8")
             self._tokenizer = Tokenizer(source, self.bundle.manifest.preprocessing["text"]["max_length"])
-        ids, mask = self._tokenizer.encode(texts)
-        return {"input_ids": ids, "attention_mask": mask}
+        return self._tokenizer.feeds(texts)
 
     def _max_batch(self, pipeline: str) -> int:
         graphs = self.bundle.manifest.pipeline(pipeline).graphs

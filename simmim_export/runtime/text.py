@@ -40,6 +40,11 @@ class Tokenizer:
             )
         self.max_length = max_length
 
+    def feeds(self, texts: Sequence[str | bytes]) -> dict[str, np.ndarray]:
+        """:meth:`encode` by the names under which graphs take it."""
+        ids, mask = self.encode(texts)
+        return {"input_ids": ids, "attention_mask": mask}
+
     def encode(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask, int64 [n, s] each, padded to the longest text of this call: s <= max_length.
 
