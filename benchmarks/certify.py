@@ -55,7 +55,7 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
 def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
     for graph in bundle.manifest.graphs:
         artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
-        require_host(artifact.built_for, artifact.path)
+        require_host(engine, artifact.built_for, artifact.path)
 
 
 def certify(

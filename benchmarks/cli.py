@@ -217,7 +217,8 @@ def quantization(
         raise UsageError(f"there are {most} sentences to judge by", fix=f"give --sentences {most} or less")
     judges, samples = texts[:sentences], texts[-suite.CALIBRATION :]
     with progress_bar("quantization") as watch, tempfile.TemporaryDirectory() as folder:
-        bundle = suite.make_bundle(text_encoder, preset, samples, Path(folder))
+        watch("make the bundle", 0, 1)
+        bundle, contestants = suite.make_bundles(text_encoder, preset, samples, contestants, Path(folder))
         for index, name in enumerate(recipes):
             watch(f"quantise by {name}", index, len(recipes))
             made = suite.with_recipe(bundle, name, samples, Path(folder))

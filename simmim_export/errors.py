@@ -100,7 +100,7 @@ class NoCache(UserWarning):
 
 
 class ReducedRange(UserWarning):
-    """INT8 was written in 7 bits, because this processor could not prove the whole range; the message says where it could."""
+    """INT8 convolutions were written in 7 bits, because this processor has no VNNI; the message says what to do for others."""
 
 
 class FewerThreads(UserWarning):

@@ -33,6 +33,25 @@ class Precision(StrEnum):
             raise UsageError(f"unknown precision {text!r}", fix=f"choose one of {', '.join(cls)}") from None
 
 
+class Range(StrEnum):
+    """How many levels INT8 uses. Processors without VNNI multiply fastest where pairs of products fit into 16 bits, which takes
+    7 bits on one side; of two sides with 8 bits, engines saturate there or take slower kernels."""
+
+    FULL = "full"
+    CONVOLUTIONS = "convolutions"  # 7 bits for the weights of convolutions, 8 for all else
+    REDUCED = "reduced"  # 7 bits for the weights of convolutions and for the tokens of products: saturates nowhere
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether the weights of convolutions have 7 bits."""
+        return self is not Range.FULL
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether the tokens of matrix products have 7 bits."""
+        return self is Range.REDUCED
+
+
 @dataclass(frozen=True)
 class PrecisionPlan:
     """A precision for every graph: ``graphs`` has its own, everything else runs at ``default``.
@@ -48,19 +67,16 @@ class PrecisionPlan:
         """The plan written as ``text``; raise :class:`UsageError` saying which part does not parse."""
         if "=" not in text:
             return cls(Precision.parse(text))
-        default, found = Precision.FP32, {}
+        found: dict[str, Precision] = {}
         for part in text.split(","):
             graph, equals, precision = (word.strip() for word in part.partition("="))
             if not graph or not equals:
                 fix = "write GRAPH=PRECISION, parted by commas: image_encoder=int8,text_encoder=bf16"
                 raise UsageError(f"{part.strip()!r} of the precision {text!r} is no GRAPH=PRECISION", fix=fix)
-            if graph in found or (graph == "*" and default is not Precision.FP32):
+            if graph in found:
                 raise UsageError(f"the precision {text!r} names {graph} twice", fix="name every graph once")
-            if graph == "*":
-                default = Precision.parse(precision)
-            else:
-                found[graph] = Precision.parse(precision)
-        return cls(default, tuple(sorted(found.items())))
+            found[graph] = Precision.parse(precision)
+        return cls(found.pop("*", Precision.FP32), tuple(sorted(found.items())))
 
     def of(self, graph: str) -> Precision:
         """The precision of ``graph``."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simmim_export.bundle import Bundle
-from simmim_export.engines import base
+from simmim_export.engines import base, get_engine
 from simmim_export.engines.base import INTEGER_DOT, require_host
 from simmim_export.errors import EngineUnavailable, NoCache, ReducedRange, UnknownHost
 from simmim_export.export import lower
@@ -29,7 +29,7 @@ from simmim_export.host import (
     parse_cpuinfo,
 )
 from simmim_export.runtime import load
-from simmim_export.spec import Precision
+from simmim_export.spec import Precision, Range
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2.6GHz\nflags\t\t: fpu sse2 avx2 avx512f avx512_vnni\n\n"
 OLD = "processor\t: 0\nmodel name\t: Old CPU\nflags\t\t: fpu sse2 avx2\n\n"
@@ -99,59 +99,59 @@ def without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "has_integer_dot", lambda: integer_dot(parse_cpuinfo(OLD)[1], "x86_64"))
 
 
-def test_int8_of_full_range_is_refused_without_vnni(tiny_bundle: Path, tmp_path: Path, without_vnni: None) -> None:
+def test_int8_of_full_range_is_refused_without_vnni_by_what_saturates(
+    tiny_bundle: Path, tmp_path: Path, without_vnni: None
+) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     artifacts = {a.graph: a for a in manifest.artifacts if a.variant == "int8-u8"}
-    # A processor with VNNI exports the whole range; one without writes 7 bits, which need nothing.
-    assert artifacts["image_encoder"].built_for == ({} if has_integer_dot() is False else {"needs": INTEGER_DOT})
-    # A head has nothing of INT8 in it.
-    assert artifacts["head.match"].built_for == {}
+    # In 7 bits nothing is needed.
+    assert all(artifact.built_for == {} for artifact in artifacts.values())
     whole = tuple(
         replace(a, built_for={"needs": INTEGER_DOT}) if a is artifacts["image_encoder"] else a
         for a in manifest.artifacts
     )
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     (bundle / "manifest.json").write_text(replace(manifest, artifacts=whole).dumps(), encoding="utf-8")
-    with load(bundle, precision="int8") as model:
-        with pytest.raises(EngineUnavailable, match="without VNNI") as caught:
+    with load(bundle, "openvino", "int8") as model:
+        with pytest.raises(EngineUnavailable, match="saturate in engine 'openvino' without VNNI") as caught:
             model.session("image_encoder")
         assert caught.value.exit_code == 3 and "--reduce-range" in str(caught.value)
         model.session("head.match")
-    with load(bundle, precision="image_encoder=fp32") as model:
-        model.session("image_encoder")
+    for engine, precision in (("openvino", "image_encoder=fp32"), ("ort", "int8")):
+        with load(bundle, engine, precision) as model:
+            model.session("image_encoder")
 
 
-@pytest.mark.parametrize(
-    ("vnni", "asked", "reduced"),
-    [(True, None, False), (True, True, True), (True, False, False), (None, None, False), (False, True, True)],
-)
+@pytest.mark.parametrize("vnni", [True, False, None])
+@pytest.mark.parametrize("asked", [Range.FULL, Range.CONVOLUTIONS, Range.REDUCED])
 def test_the_range_of_int8_is_what_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch, vnni: bool | None, asked: bool | None, reduced: bool
+    monkeypatch: pytest.MonkeyPatch, vnni: bool | None, asked: Range
 ) -> None:
     monkeypatch.setattr(lower, "has_integer_dot", lambda: vnni)
-    assert Lower((Precision.INT8,), reduce_range=asked).reduced is reduced
-    assert Lower((Precision.FP16,)).reduced is False
+    assert Lower((Precision.INT8,), levels=asked).range() is asked
+    assert Lower((Precision.FP16,)).range() is Range.FULL
 
 
-def test_a_range_that_cannot_be_proven_here_is_reduced_aloud_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_range_that_nobody_chose_follows_the_processor_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    for vnni in (True, None):
+        monkeypatch.setattr(lower, "has_integer_dot", lambda found=vnni: found)
+        assert Lower((Precision.INT8,)).range() is Range.FULL
     monkeypatch.setattr(lower, "has_integer_dot", lambda: False)
-    with pytest.warns(ReducedRange, match="no VNNI.* in 7 bits"):
-        assert Lower((Precision.INT8,)).reduced is True
-    with pytest.raises(EngineUnavailable, match="--full-range cannot be proven here") as caught:
-        _ = Lower((Precision.INT8,), reduce_range=False).reduced
-    assert "--reduce-range" in str(caught.value)
+    with pytest.warns(ReducedRange, match="no VNNI: the weights of INT8 convolutions .* in 7 bits"):
+        assert Lower((Precision.INT8,)).range() is Range.CONVOLUTIONS
 
 
 def test_a_host_that_does_not_say_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "has_integer_dot", lambda: None)
     with pytest.warns(UnknownHost, match="does not say"):
-        require_host({"needs": INTEGER_DOT}, "x.onnx")
-    require_host({}, "x.onnx")
+        require_host(get_engine("openvino"), {"needs": INTEGER_DOT}, "x.onnx")
+    require_host(get_engine("openvino"), {}, "x.onnx")
+    require_host(get_engine("ort"), {"needs": INTEGER_DOT}, "x.onnx")
 
 
 def test_a_need_of_the_future_is_refused() -> None:
     with pytest.raises(EngineUnavailable, match="'fp8', which this version does not know"):
-        require_host({"needs": "fp8"}, "x.onnx")
+        require_host(get_engine("ort"), {"needs": "fp8"}, "x.onnx")
 
 
 def test_doctor_says_what_the_processor_has(run_cli) -> None:

@@ -45,7 +45,8 @@ def onnx(
         bool | None,
         typer.Option(
             "--reduce-range/--full-range",
-            help="INT8 in 7 bits, for processors without VNNI, or in 8; by default what this one can prove.",
+            help="INT8 in 7 bits, for OpenVINO on processors without VNNI, or in 8; by default 8, but for the weights of "
+            "convolutions where this one has no VNNI.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
@@ -61,7 +62,7 @@ def onnx(
     from simmim_export.errors import EngineUnavailable, UsageError
     from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget
-    from simmim_export.spec import Precision
+    from simmim_export.spec import Precision, Range
 
     wanted = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
     if Precision.BF16 in wanted:
@@ -69,7 +70,8 @@ def onnx(
         raise UsageError("no graph is written in bf16", fix=fix)
     limits = None if budget is None else Budget.parse(budget)
     lowered = tuple(p for p in wanted if p is not Precision.FP32)
-    lower = Lower(lowered, calibration, reduce_range, limits)
+    levels = {None: None, True: Range.REDUCED, False: Range.FULL}[reduce_range]
+    lower = Lower(lowered, calibration, levels, limits)
     with Staging(output, overwrite):
         pass
     try:

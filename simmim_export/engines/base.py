@@ -78,12 +78,14 @@ class KeepsOnDevice(Protocol):
 @runtime_checkable
 class Engine(Protocol):
     """A way to run graphs. ``install`` is what to type when it is missing; ``reads_checkpoint`` is true only for PyTorch;
-    ``hints`` are what a session can be opened for."""
+    ``hints`` are what a session can be opened for; ``saturates``: whether its INT8 products of full range saturate on a
+    processor without VNNI."""
 
     name: str
     install: str
     reads_checkpoint: bool
     hints: tuple[str, ...]
+    saturates: bool
 
     def why_unavailable(self) -> str | None:
         """None when the engine can run here, else the reason in one line."""
@@ -123,21 +125,21 @@ def require_hint(engine: str, hint: str, has: tuple[str, ...]) -> None:
         )
 
 
-def require_host(built_for: Mapping[str, str], where: object) -> None:
-    """Raise :class:`EngineUnavailable` if an artifact (``built_for`` is its own) needs what this machine lacks; warn
-    :class:`UnknownHost` where this machine does not say."""
+def require_host(engine: Engine, built_for: Mapping[str, str], where: object) -> None:
+    """Raise :class:`EngineUnavailable` if an artifact (``built_for`` is its own) needs what ``engine`` lacks on this machine;
+    warn :class:`UnknownHost` where this machine does not say."""
     needs = built_for.get("needs")
     if needs not in (None, INTEGER_DOT):
         fix = "pip install -U simmim-export"
         raise EngineUnavailable(f"the graph needs {needs!r}, which this version does not know", where=where, fix=fix)
-    if needs is None or has_integer_dot():
+    if needs is None or not engine.saturates or has_integer_dot():
         return
-    what = "INT8 weights of full range saturate on a processor without VNNI, and answers change"
+    what = f"INT8 products of full range saturate in engine {engine.name!r} without VNNI, and answers change"
     if has_integer_dot() is None:
         warnings.warn(f"{what}; this system does not say whether it has that: {where}", UnknownHost, stacklevel=2)
         return
-    fix = "export it for such processors with --precision int8 --reduce-range, or run it with --precision fp32"
-    raise EngineUnavailable(f"{what}; this one has none", where=where, fix=fix)
+    fix = "use --engine ort, whose products are exact here, or export with --precision int8 --reduce-range"
+    raise EngineUnavailable(f"{what}; this processor has none", where=where, fix=fix)
 
 
 def missing_package(package: str) -> str | None:

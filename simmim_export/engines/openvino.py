@@ -138,6 +138,7 @@ class OpenVinoEngine:
     name = "openvino"
     install = "pip install 'simmim-export[openvino]'"
     reads_checkpoint = False
+    saturates = True
     hints = (LATENCY, THROUGHPUT)
 
     def why_unavailable(self) -> str | None:

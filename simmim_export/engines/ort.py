@@ -51,6 +51,9 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # On x86 without VNNI its kernels add pairs of U8 x S8 products in 16 bits, which saturate. So asked it takes the exact U8 x
+    # U8 ones where weights are beyond 7 bits: MiniLM kept 96.7 % of its neighbours instead of 89.0, in 8 % more time.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile / "ort")
@@ -123,6 +126,7 @@ class OrtEngine:
     install = "pip install 'simmim-export[ort]'"
     reads_checkpoint = False
     hints = (LATENCY,)
+    saturates = False
 
     def why_unavailable(self) -> str | None:
         """None when onnxruntime is installed."""

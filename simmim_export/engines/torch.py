@@ -107,6 +107,7 @@ class TorchEngine:
     name = "torch"
     install = "pip install 'simmim-export[export]'"
     reads_checkpoint = True
+    saturates = False
     hints = (LATENCY,)
     device: ClassVar[str] = "cpu"
     inductor: ClassVar[bool] = False

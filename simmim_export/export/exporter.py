@@ -16,11 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging
 from simmim_export.engines import get_engine, require_engine, versions
-from simmim_export.engines.base import INTEGER_DOT, Engine
+from simmim_export.engines.base import Engine
 from simmim_export.errors import ShortcutLearned, UsageError
 from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.lower import Lower
@@ -32,7 +30,6 @@ from simmim_export.models.checkpoint import Checkpoint, build, load
 from simmim_export.models.graphs import Graph, graphs, pipelines
 from simmim_export.models.simmim import SimMIM
 from simmim_export.parity import Golden, ParityReport, compare
-from simmim_export.precision import int8
 from simmim_export.precision.calibration import Calibration, calibrate
 from simmim_export.precision.judge import Judge
 from simmim_export.precision.passes import VARIANTS, Passes, provable
@@ -91,7 +88,7 @@ def export_bundle(
         model = build(checkpoint, checkpoint_path)
         found = graphs(model, max_batch, maps)
         source = provenance(checkpoint_path, checkpoint, opset)
-        samples, reduced = _samples(checkpoint, lower), lower.reduced
+        samples, levels = _samples(checkpoint, lower), lower.range()
         wanted = [Precision.FP32, *lower.precisions]
         variants = {precision: VARIANTS.get(precision, (str(precision),)) for precision in wanted}
         total = len(found) * sum(map(len, variants.values())) + 3
@@ -113,11 +110,11 @@ def export_bundle(
             progress("real inputs of every graph", next(steps), total)
             tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config.max_length)
             feeds = make_feeds(found, samples, tokenizer.encode)
-            made = Variants(folder, list(found), Passes(feeds), reduced)
+            made = Variants(folder, list(found), Passes(feeds), levels)
             for name, variant in ((n, v) for n in found for p in lower.precisions for v in variants[p]):
                 progress(f"{name}.{variant}", next(steps), total)
                 made.make(name, variant)
-            source |= {"calibration": _describe(samples), "reduce_range": reduced}
+            source |= {"calibration": _describe(samples), "range": str(levels)}
         planned: list[Planned] = []
         if lower.budget is not None and made is not None:
             planned = _plan(staging, manifest, checkpoint, made, lower.budget, watch)
@@ -128,7 +125,7 @@ def export_bundle(
             path = folder / f"{name}.{variant}.onnx"
             report = _prove(engine, path, variant, found[name].spec, precision, golden)
             reports.append(report)
-            needs = _needs(path) if variant == int8.VARIANT and not reduced else {}
+            needs = {} if made is None else made.needs(name, variant)
             parity = report.summary() | {"engine": engine.name}
             where = (str(path.relative_to(staging.root)), digest(path), path.stat().st_size)
             artifacts.append(Artifact(name, variant, *where, None, precision, needs, parity))
@@ -191,7 +188,9 @@ def _plan(
         with tempfile.TemporaryDirectory() as scratch:
             files = (root / EVIDENCE, root / "golden.npz")
             with Judge(name, manifest, checkpoint.tokenizer, *files) as judge:
-                found[name] = Planner(judge, Choice(made, get_engine(name), Path(scratch)), budget, watch).run()
+                choice = Choice(made, get_engine(name), Path(scratch))
+                found[name] = Planner(judge, choice, budget, watch).run()
+                found[name].notes.extend(choice.refused.values())
         for graph, groups in found[name].chosen.kept.items():
             if made.keep(graph, groups):
                 # What was measured of this graph at INT8 for another engine was another file.
@@ -215,12 +214,6 @@ def _as_table(plan: Planned) -> dict[str, object]:
         for tried in plan.tried
     ]
     return {"engine": plan.engine, "chosen": str(plan.chosen.plan), "notes": plan.notes, "tried": rows}
-
-
-def _needs(path: Path) -> dict[str, str]:
-    """Convolutions with weights of full range need products that do not saturate."""
-    quantised = any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
-    return {"needs": INTEGER_DOT} if quantised else {}
 
 
 def _prove(

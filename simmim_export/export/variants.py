@@ -11,12 +11,12 @@ from pathlib import Path
 
 import onnx
 
-from simmim_export.engines.base import Engine
+from simmim_export.engines.base import INTEGER_DOT, Engine, require_host
 from simmim_export.errors import EngineUnavailable
 from simmim_export.precision import int8
 from simmim_export.precision.groups import by_group
 from simmim_export.precision.passes import Options, Passes, nodes_of
-from simmim_export.spec import Precision
+from simmim_export.spec import Precision, Range
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Variants:
     root: Path
     graphs: Sequence[str]
     passes: Passes
-    reduce_range: bool = False
+    levels: Range = Range.FULL
     kept: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def path(self, graph: str, variant: str) -> Path:
@@ -36,7 +36,7 @@ class Variants:
     def make(self, graph: str, variant: str) -> Path:
         """Write ``variant`` of ``graph`` as :attr:`kept` says."""
         kept = nodes_of(self.groups_of(graph), self.kept.get(graph, frozenset()))
-        options = Options(kept, self.reduce_range)
+        options = Options(kept, self.levels)
         self.passes.make(graph, variant, self.path(graph, "fp32"), self.path(graph, variant), options)
         return self.path(graph, variant)
 
@@ -49,6 +49,12 @@ class Variants:
         self.make(graph, int8.VARIANT)
         return True
 
+    def needs(self, graph: str, variant: str) -> dict[str, str]:
+        """What the file of ``variant`` needs of a host, as ``built_for`` of its artifact says it."""
+        if variant != int8.VARIANT or not int8.saturates(onnx.load(self.path(graph, variant)), self.levels):
+            return {}
+        return {"needs": INTEGER_DOT}
+
     def groups_of(self, graph: str) -> Mapping[str, Sequence[str]]:
         """The nodes that INT8 could touch, by PyTorch module."""
         model = onnx.load(self.path(graph, "fp32"))
@@ -56,11 +62,13 @@ class Variants:
 
 
 class Choice:
-    """What a plan for ``engine`` may choose from; see :class:`simmim_export.precision.planner.Graphs`."""
+    """What a plan for ``engine`` may choose from; see :class:`simmim_export.precision.planner.Graphs`. ``refused`` says why an
+    INT8 file is no choice on this processor, by graph."""
 
     def __init__(self, variants: Variants, engine: Engine, scratch: Path) -> None:
         self._variants, self._scratch = variants, scratch
-        self._has: dict[Precision, str] = {}
+        self._engine, self._has = engine, dict[Precision, str]()
+        self.refused: dict[str, str] = {}
         for precision in Precision:
             try:
                 self._has[precision] = engine.variant(precision)
@@ -76,6 +84,12 @@ class Choice:
         found = {p: path for p, v in self._has.items() if (path := self._variants.path(graph, v)).exists()}
         if Precision.INT8 in found and not self._variants.groups_of(graph):
             del found[Precision.INT8]
+        if Precision.INT8 in found:
+            try:
+                require_host(self._engine, self._variants.needs(graph, self._has[Precision.INT8]), graph)
+            except EngineUnavailable as error:
+                self.refused[graph] = f"{graph}: {error.what}"
+                del found[Precision.INT8]
         return found
 
     def groups(self, graph: str) -> Sequence[str]:
@@ -88,6 +102,6 @@ class Choice:
         every = kept | variants.kept.get(graph, frozenset())
         nodes = nodes_of(variants.groups_of(graph), every)
         target = self._scratch / f"{graph}.{len(list(self._scratch.iterdir()))}.onnx"
-        options = Options(nodes, variants.reduce_range)
+        options = Options(nodes, variants.levels)
         variants.passes.make(graph, int8.VARIANT, variants.path(graph, "fp32"), target, options)
         return target

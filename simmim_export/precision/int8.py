@@ -19,6 +19,7 @@ from simmim_export.errors import GateFailed
 from simmim_export.precision.convolutions import quantize_convolutions
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products
+from simmim_export.spec import Range
 
 VARIANT = "int8-u8"
 
@@ -36,21 +37,20 @@ def to_int8(
     target: Path,
     feeds: Sequence[Mapping[str, np.ndarray]],
     keep_float: Collection[str] = (),
-    reduce_range: bool = False,
+    levels: Range = Range.FULL,
 ) -> Quantised:
     """Write the INT8 form of the graph ``source`` to ``target``. A graph with nothing to quantise is copied as it is.
 
-    ``feeds`` are real inputs of the graph at batch 1; ``keep_float`` names nodes to leave alone; ``reduce_range`` as in
-    :func:`quantize_convolutions` and :func:`quantize_products`.
+    ``feeds`` are real inputs of the graph at batch 1; ``keep_float`` names nodes to leave alone.
     """
     before = onnx.load(source)
     convolutions: list[str] = []
     if any(node.op_type == "Conv" and node.name not in keep_float for node in before.graph.node):
-        convolutions = quantize_convolutions(source, target, feeds, keep_float, reduce_range)
+        convolutions = quantize_convolutions(source, target, feeds, keep_float, levels.of_weights)
     else:
         shutil.copyfile(source, target)
     after = onnx.load(target)
-    multiplied = quantize_products(after, feeds, keep_float, reduce_range)
+    multiplied = quantize_products(after, feeds, keep_float, levels.of_tokens)
     onnx.save(after, target)
     check(before, after)
     return Quantised(tuple(convolutions), tuple(multiplied))
@@ -59,6 +59,16 @@ def to_int8(
 def touched(model: onnx.ModelProto) -> list[str]:
     """The names of the nodes that :func:`to_int8` would quantise in an FP32 graph."""
     return [n.name for n in model.graph.node if n.op_type == "Conv"] + [n.name for n in products(model)]
+
+
+def saturates(model: onnx.ModelProto, levels: Range) -> bool:
+    """Whether an INT8 graph of such ``levels`` has products of which two do not fit into 16 bits."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    whole = {
+        node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    wide = {"Conv": not levels.of_weights, "MatMul": not levels.of_tokens}
+    return any(wide.get(node.op_type, False) and node.input[1] in whole for node in model.graph.node)
 
 
 def check(before: onnx.ModelProto, after: onnx.ModelProto) -> None:

@@ -20,7 +20,7 @@ from simmim_export.engines import versions
 from simmim_export.files import digest, replacing
 from simmim_export.precision import fp16, int8, int8_s8
 from simmim_export.precision.quantizer import Feeds
-from simmim_export.spec import Precision
+from simmim_export.spec import Precision, Range
 
 # precision -> its variants: that of CPU engines first, which plans are made of.
 VARIANTS: Mapping[Precision, tuple[str, ...]] = {
@@ -31,17 +31,16 @@ VARIANTS: Mapping[Precision, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """``keep_float``: nodes that stay as they are. ``reduce_range``: 7 bits for the weights of convolutions and the tokens of
-    products, for processors without VNNI."""
+    """``keep_float``: nodes that stay as they are. ``levels``: of the variant for CPUs."""
 
     keep_float: tuple[str, ...] = ()
-    reduce_range: bool = False
+    levels: Range = Range.FULL
 
 
 def apply(variant: str, source: Path, target: Path, feeds: Feeds, options: Options) -> None:
     """Write ``variant`` of the FP32 graph ``source`` to ``target``."""
     if variant == int8.VARIANT:
-        int8.to_int8(source, target, feeds, options.keep_float, options.reduce_range)
+        int8.to_int8(source, target, feeds, options.keep_float, options.levels)
     elif variant == int8_s8.VARIANT:
         int8_s8.to_int8_s8(source, target, feeds, options.keep_float)
     else:

@@ -70,7 +70,7 @@ def build(
             if engine.up_to_date(path, spec, precision, artifact.sha256, request):
                 found.append(Built(path, plans.read(path), new=False))
                 continue
-            require_host(artifact.built_for, bundle.root / artifact.path)
+            require_host(engine, artifact.built_for, bundle.root / artifact.path)
             graph = bundle.file(artifact.path)
             prove = _Prover(spec, precision, golden, graph)
             sidecar = engine.compile(graph, spec, precision, path, request, prove, modules(graph), watch)

@@ -159,7 +159,7 @@ class Runtime:
             spec, path = self.bundle.manifest.graph(graph), self._checkpoint
             if path is None:
                 artifact = self.bundle.artifact(graph, self._variants[graph])
-                require_host(artifact.built_for, self.bundle.root / artifact.path)
+                require_host(self.engine, artifact.built_for, self.bundle.root / artifact.path)
                 own = self.engine.compiled(self.bundle.root, spec, self.plan.of(graph), artifact.sha256)
                 path = self.bundle.file(artifact.path) if own is None else own
             self._sessions[graph] = self.engine.open(path, spec, self.plan.of(graph), self._threads, self._hint)

@@ -6,17 +6,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, require_engine
-from simmim_export.engines.base import Engine, Session
+from simmim_export.engines.base import INTEGER_DOT, Engine, Session, require_host
 from simmim_export.engines.trt import TrtEngine
 from simmim_export.engines.trt.plan import plan_path
 from simmim_export.engines.trt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable, SimmimError, UsageError
 from simmim_export.parity import Golden, compare
-from simmim_export.spec import TOLERANCES, Precision
+from simmim_export.spec import TOLERANCES, Axis, GraphSpec, Precision, TensorSpec
 
 
 @pytest.fixture(params=sorted(ENGINES))
@@ -103,6 +106,58 @@ def test_a_lower_precision_agrees_and_is_really_run(
         if not spec.name.startswith("head."):
             assert report.scaled_error > TOLERANCES[Precision.FP32].scaled_error
             assert kinds & set(session.precision_proof().executed)
+
+
+def full_range(kind: str, path: Path) -> GraphSpec:
+    """Write a graph of one product to ``path``: U8 activations by S8 weights of -127 and 127, every scale of theirs 1."""
+    source, target = (["b", 64, 2, 2], ["b", 32, 2, 2]) if kind == "Conv" else (["b", 64], ["b", 32])
+    weight = np.random.default_rng(0).choice([127, 127, 127, -127], (64, 32)).astype(np.int8)
+    constants = {
+        "w": weight.T[:, :, None, None] if kind == "Conv" else weight,
+        "ones": np.ones(32, np.float32),
+        "zeros": np.zeros(32, np.int8),
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        # Kernels of convolutions give levels.
+        "step": np.float32(2**13),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["x.levels"]),
+        helper.make_node("DequantizeLinear", ["x.levels", "one", "zero"], ["x.rounded"]),
+        helper.make_node("DequantizeLinear", ["w", "ones", "zeros"], ["w.rounded"], axis=0 if kind == "Conv" else 1),
+        helper.make_node(kind, ["x.rounded", "w.rounded"], ["product" if kind == "Conv" else "y"]),
+    ]
+    if kind == "Conv":
+        nodes.append(helper.make_node("QuantizeLinear", ["product", "step", "zero"], ["y.levels"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["y.levels", "step", "zero"], ["y"]))
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", source), ("y", target)))
+    held = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], held), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    onnx.save(model, path)
+    inputs, outputs = TensorSpec("x", "float32", tuple(source)), TensorSpec("y", "float32", tuple(target))
+    return GraphSpec("g", (inputs,), (outputs,), (Axis("b", 1, 4),))
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
+def test_products_of_full_range_are_exact_or_refused(engine: Engine, kind: str, tmp_path: Path) -> None:
+    """Two products of 255 and 127 are beyond 16 bits, in which kernels without VNNI add them up."""
+    if isinstance(engine, TrtEngine) or engine.reads_checkpoint or engine.why_unavailable() is not None:
+        pytest.skip(f"engine {engine.name} runs no such graph here")
+    try:
+        engine.variant(Precision.INT8)
+        require_host(engine, {"needs": INTEGER_DOT}, "x")
+    except EngineUnavailable as error:
+        pytest.skip(str(error).splitlines()[0])
+    path = tmp_path / "x.onnx"
+    spec = full_range(kind, path)
+    x = np.random.default_rng(1).integers(200, 256, spec.inputs[0].resolve({"b": 3})).astype(np.float32)
+    session = engine.open(path, spec, Precision.INT8, 1)
+    assert {"int8", "uint8"} & set(session.precision_proof().executed)
+    expected = ReferenceEvaluator(str(path)).run(["y"], {"x": x})[0]
+    assert len(np.unique(expected)) > 20
+    np.testing.assert_allclose(session.run({"x": x})["y"], expected, rtol=1e-6, atol=0)
 
 
 def test_outputs_belong_to_the_caller(sessions: dict[str, Session], tiny_bundle: Path) -> None:

@@ -35,10 +35,10 @@ def test_a_plan_is_made_again_when_another_engine_changes_its_file(
             asked.append((self.engine, kept.get("text_encoder", frozenset())))
             groups = {"text_encoder": ("layer.0",)} if self.engine == "openvino" else {}
             plan = PrecisionPlan.parse("text_encoder=int8")
-            return SimpleNamespace(engine=self.engine, chosen=SimpleNamespace(plan=plan, kept=groups))
+            return SimpleNamespace(engine=self.engine, chosen=SimpleNamespace(plan=plan, kept=groups), notes=[])
 
     monkeypatch.setattr(exporter, "Judge", lambda name, *_: contextlib.nullcontext(name))
-    monkeypatch.setattr(exporter, "Choice", lambda *_: None)
+    monkeypatch.setattr(exporter, "Choice", lambda *_: SimpleNamespace(refused={}))
     monkeypatch.setattr(exporter, "Planner", Planner)
     staging: Any = SimpleNamespace(root=tmp_path)
     checkpoint: Any = SimpleNamespace(tokenizer="")

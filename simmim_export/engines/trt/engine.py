@@ -67,6 +67,7 @@ class TrtEngine:
     name = "trt"
     install = "on a machine with an NVIDIA GPU: pip install 'simmim-export[gpu]' (JetPack brings its own tensorrt)"
     reads_checkpoint = False
+    saturates = False
     hints = (LATENCY,)
 
     def why_unavailable(self) -> str | None:
