@@ -6,15 +6,17 @@ Knows the driver's figures and the form of a certificate. Must not know how anyt
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from simmim_export.benchmarks import driver
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import Certificate
 from simmim_export.engines import ENGINES, get_engine, versions
 from simmim_export.engines.base import Engine, require_host
-from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.host import fingerprint
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.examine import require_evidence
@@ -22,6 +24,8 @@ from simmim_export.runtime.runtime import PLANNED, plan_of
 from simmim_export.spec import Precision, PrecisionPlan
 
 Watch = Callable[[str, int, int], None]
+# The types of nodes that run at a precision, as proofs of engines name them.
+_KINDS = {Precision.FP16: ("float16",), Precision.BF16: ("bfloat16",), Precision.INT8: ("int8", "uint8")}
 
 
 def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
@@ -39,7 +43,7 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
         for precision in Precision:
             try:
                 _require(bundle, engine, PrecisionPlan(precision))
-            except EngineUnavailable as error:
+            except (EngineUnavailable, BundleError) as error:
                 skipped.append(f"{name}:{precision}: {error.what}")
             else:
                 found.append(driver.Contestant(name, str(precision)))
@@ -56,6 +60,8 @@ def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
     for graph in bundle.manifest.graphs:
         artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
         require_host(engine, artifact.built_for, artifact.path)
+        # What is compiled ahead of time and is not yet is no candidate.
+        engine.compiled(bundle.root, graph, plan.of(graph.name), artifact.sha256)
 
 
 def certify(
@@ -78,6 +84,7 @@ def certify(
     targets = [f"pipeline:{pipeline.name}" for pipeline in pipelines]
     graphs = [graph.name for graph in bundle.manifest.graphs]
     plan = driver.Plan(path, None, contestants, targets, graphs, 1, rounds, iterations=20, warmup=3, evidence=True)
+    run = datetime.now(UTC).isoformat(timespec="seconds")
     measured = driver.measure(plan, watch)
     found = []
     for contestant in contestants:
@@ -102,7 +109,7 @@ def certify(
         figures = info["figures"]
         mine = budget if strict else budget.measurable(figures)
         mine.require_measurable(figures)
-        lines = mine.lines(figures)
+        lines = tuple(line.as_row() for line in mine.lines(figures)) + lowered(rows)
         found.append(
             Certificate(
                 contestant.engine,
@@ -114,9 +121,25 @@ def certify(
                 figures,
                 latency,
                 str(mine),
-                tuple(line.as_row() for line in lines),
-                all(line.kept for line in lines) and all(row["passed"] for row in info["parity"].values()),
-                f"simmim-export certify {path} --engine {contestant.engine}:{contestant.precision} --budget {mine}",
+                lines,
+                all(line["kept"] for line in lines) and all(row["passed"] for row in info["parity"].values()),
+                f"simmim-export certify {path} --engine {contestant.engine}:{contestant.precision} "
+                f"--budget {mine} --rounds {rounds}",
+                run,
             )
         )
     return found
+
+
+def lowered(graphs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """A line, as of a budget, for every precision below FP32 that ``graphs`` were asked for: how many nodes ran at it. One is
+    not enough of an answer to how fast it is, but none is one to whether it was run."""
+    found = dict.fromkeys((Precision(row["precision"]) for row in graphs.values()), 0)
+    for row in graphs.values():
+        precision, executed = Precision(row["precision"]), row["executed"]["executed"]
+        found[precision] += sum(executed.get(kind, 0) for kind in _KINDS.get(precision, ()))
+    return tuple(
+        {"name": f"{precision} nodes", "found": count, "allowed": "at least 1", "kept": count > 0}
+        for precision, count in found.items()
+        if precision in _KINDS
+    )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.report import ratio_to
@@ -25,6 +26,7 @@ from simmim_export.errors import GateFailed, TruncatedText
 from simmim_export.files import digest
 from simmim_export.host import has_integer_dot
 from simmim_export.precision import peers
+from simmim_export.precision.weights import unshare
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
 from simmim_export.spec import Precision
@@ -100,6 +102,9 @@ def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -
             feeds = [model.tokens([text]) for text in texts]
         source = opened.file(opened.artifact(GRAPH, "fp32").path)
         peers.RECIPES[recipe][0](source, target, feeds)
+        made_by_peer = onnx.load(target)
+        unshare(made_by_peer)
+        onnx.save(made_by_peer, target)
     artifacts = tuple(
         replace(each, sha256=digest(target), bytes=target.stat().st_size, built_for={}) if each == made else each
         for each in opened.manifest.artifacts

@@ -31,9 +31,9 @@ class Certificate:
     """One engine at one plan of precisions on one host. ``precision`` is what was asked for, ``plan`` what that means.
 
     ``graphs``: for each its artifact's SHA-256, precision, parity, invariance and executed precision. ``figures``: what the
-    evidence says (:meth:`Examiner.figures`). ``latency``: median seconds at batch 1 by pipeline, in rounds beside the others.
-    ``budget`` as text, and each of its ``lines`` with what was found (:meth:`Line.as_row`). ``passed`` is true when parity and
-    every line of the budget hold.
+    evidence says (:meth:`Examiner.figures`). ``latency``: median seconds at batch 1 by pipeline, in rounds beside the others of
+    the same ``run``, which is the time it began. ``budget`` as text, and each of its ``lines`` with what was found
+    (:meth:`Line.as_row`). ``passed`` is true when parity and every line of the budget hold, and the precision was really run.
     """
 
     engine: str
@@ -48,6 +48,7 @@ class Certificate:
     lines: Sequence[Mapping[str, Any]]
     passed: bool
     command: str
+    run: str
 
     @property
     def name(self) -> str:
@@ -147,7 +148,11 @@ def choose(
             fix=f"simmim-export certify {where if where is not None else 'BUNDLE'}",
         )
     best = passed[0]
-    others = [f"{c.name} takes {c.speed() / best.speed():.2f}x as long" for c in passed[1:3]]
+    elsewhen = " (measured in another run: certify them together to be sure)"
+    others = [
+        f"{c.name} takes {c.speed() / best.speed():.2f}x as long" + ("" if c.run == best.run else elsewhen)
+        for c in passed[1:3]
+    ]
     failed = [f"{c.name} failed its budget" for c in current if not c.passed]
     why = f"the fastest of {len(passed)} certified here" + "".join(f"; {text}" for text in (*others, *failed))
     return best, why

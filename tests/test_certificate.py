@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from simmim_export.benchmarks.certify import lowered
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import FILE, Certificate, choose, read, write
 from simmim_export.engines import versions
@@ -36,6 +37,7 @@ def certificate(engine: str = "ort", precision: str = "int8", seconds: float = 0
         ({"name": "cosine image_embed", "found": 0.995, "allowed": "at least 0.99", "kept": True},),
         True,
         "simmim-export certify bundle",
+        "2026-01-01T00:00:00+00:00",
     )
     return replace(made, **changes)
 
@@ -83,10 +85,23 @@ def test_the_fastest_that_passed_here_is_chosen() -> None:
     failed = certificate("ort", "planned", 0.001, passed=False)
     best, why = choose([slow, fast, failed], HOST, INSTALLED)
     assert best is fast and "the fastest of 2 certified here" in why
-    assert "ort:fp32 takes 2.00x as long" in why and "ort:planned failed its budget" in why
+    assert "ort:fp32 takes 2.00x as long" in why and "ort:planned failed its budget" in why and "another run" not in why
+    _, why = choose([replace(slow, run="2026-01-02T00:00:00+00:00"), fast], HOST, INSTALLED)
+    assert "2.00x as long (measured in another run: certify them together to be sure)" in why
     openvino = certificate("openvino", "int8", 0.005, versions={"openvino": "2.0"})
     assert choose([slow, fast, openvino], HOST, INSTALLED)[0] is openvino
     assert choose([slow, fast, openvino], HOST, INSTALLED, "ort")[0] is fast
+
+
+def test_a_precision_of_which_no_node_ran_is_not_certified() -> None:
+    def row(precision: str, **executed: int) -> dict[str, Any]:
+        return {"precision": precision, "executed": {"executed": executed}}
+
+    assert lowered({"image_encoder": row("fp32", float32=9)}) == ()
+    assert [line["kept"] for line in lowered({"a": row("int8", float32=9), "b": row("int8", uint8=1)})] == [True]
+    (kept, broken) = lowered({"a": row("bf16", bfloat16=2), "b": row("int8", float32=9), "c": row("fp32", int8=3)})
+    assert kept == {"name": "bf16 nodes", "found": 2, "allowed": "at least 1", "kept": True}
+    assert certificate(lines=(kept, broken)).failures() == ["int8 nodes 0, at least 1"]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +175,8 @@ def test_from_a_budget_to_engine_auto(asked_bundle: Path, tmp_path: Path, run_cl
     assert done.returncode == 3 and f"simmim-export certify {bundle}" in done.stderr
     done = run_cli("export", "embed", bundle, picture, "--engine", "auto", "--precision", "int8")
     assert done.returncode == 2 and "drop the precision" in done.stderr
+    done = run_cli("export", "embed", bundle, picture, "--engine", "auto", "--threads", 64)
+    assert done.returncode == 2 and "not on 64: drop the threads" in " ".join(done.stderr.split())
 
     done = run_cli("export", "certify", bundle, "--rounds", 1, "--budget", "cosine=0.9", "--json")
     assert done.returncode == 0, done.stderr

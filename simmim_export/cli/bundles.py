@@ -54,8 +54,8 @@ def onnx(
 ) -> None:
     """Export every graph of a checkpoint to ONNX and prove each against PyTorch.
 
-    With --budget also find, for every engine that is installed, the fastest plan of precisions that keeps it; exit 4 if none
-    does.
+    With --budget also find, for every engine that is installed, the fastest plan of precisions that keeps it. Exit 4 if a graph
+    differs from PyTorch, or no plan keeps the budget.
     """
     # Before the imports: a wrong path should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging

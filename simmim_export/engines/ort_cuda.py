@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,11 +93,12 @@ class OrtCudaSession:
         """Compute every output; feeds may hold more tensors than the graph takes."""
         arrays = check_feeds(feeds, self.inputs)
         with self._lock:
-            bound = self._bound(arrays)
-            for name, array in arrays.items():
-                bound.inputs[name].update_inplace(np.ascontiguousarray(array))
-            self._session.run_with_iobinding(bound.binding, bound.options)
-            found = {name: value.numpy() for name, value in bound.outputs.items()}
+            with _out_of_memory(self._spec):
+                bound = self._bound(arrays)
+                for name, array in arrays.items():
+                    bound.inputs[name].update_inplace(np.ascontiguousarray(array))
+                self._session.run_with_iobinding(bound.binding, bound.options)
+                found = {name: value.numpy() for name, value in bound.outputs.items()}
             # From the GPU it is a copy already; memory of the host is shown as it is, and the next call writes to it.
             return {name: array if array.flags.owndata else array.copy() for name, array in found.items()}
 
@@ -147,6 +148,21 @@ class OrtCudaSession:
         """Executed nodes by type, those that ran on the CPU apart; see :func:`~simmim_export.engines.ort.proof_of`. A
         recorded CUDA graph runs the same nodes."""
         return proof_of(lambda folder: self._open({}, folder), self._spec, self.provider)
+
+
+@contextlib.contextmanager
+def _out_of_memory(spec: GraphSpec) -> Iterator[None]:
+    """Raise :class:`EngineUnavailable` for what ONNX Runtime says when the GPU is out of memory, which it gives no type of its
+    own: its arena cannot grow, or a library of CUDA's cannot allocate."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error).strip().splitlines()[-1].strip()
+        known = ("failed to allocate memory", "out of memory", "alloc_failed")
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in known):
+            raise
+        what = f"the GPU is out of memory in {spec.name}: {said}"
+        raise EngineUnavailable(what, fix="use a smaller batch, or close what else uses the GPU") from error
 
 
 def _preload() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from simmim_export.precision.quantizer import Feeds, quantize
+from simmim_export.precision.weights import unshare
 
 
 def quantize_convolutions(
@@ -41,4 +42,7 @@ def quantize_convolutions(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    return [n.name for n in onnx.load(target).graph.node if n.op_type == "Conv" and n.name not in keep_float]
+    model = onnx.load(target)
+    unshare(model)
+    onnx.save(model, target)
+    return [n.name for n in model.graph.node if n.op_type == "Conv" and n.name not in keep_float]

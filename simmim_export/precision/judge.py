@@ -18,6 +18,7 @@ from typing import Any
 from simmim_export.bundle import Manifest
 from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
+from simmim_export.errors import SimmimError
 from simmim_export.files import digest
 from simmim_export.parity import Golden
 from simmim_export.proof.evidence import Evidence
@@ -86,22 +87,30 @@ class _Bench:
         return [statistics.median(rounds) for rounds in samples]
 
 
-_bench: _Bench | None = None
+_bench: _Bench | SimmimError
 
 
 def _start(*arguments: Any) -> None:
+    # What is raised here would be a broken pool to whoever asks; kept, it is raised to them as it is.
     global _bench
-    _bench = _Bench(*arguments)
+    try:
+        _bench = _Bench(*arguments)
+    except SimmimError as error:
+        _bench = error
+
+
+def _held() -> _Bench:
+    if isinstance(_bench, SimmimError):
+        raise _bench
+    return _bench
 
 
 def _examine(candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-    assert _bench is not None
-    return _bench.examine(candidates)
+    return _held().examine(candidates)
 
 
 def _clock(candidates: Sequence[Candidate]) -> list[float]:
-    assert _bench is not None
-    return _bench.clock(candidates)
+    return _held().clock(candidates)
 
 
 class Judge:

@@ -22,6 +22,36 @@ def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.rint(weight / scales), -LEVELS, LEVELS).astype(np.int8), scales
 
 
+def unshare(model: onnx.ModelProto) -> None:
+    """Give every reader of an INT8 constant a copy of its own, in place. ONNX Runtime rewrites such constants for the kernel of
+    each reader, and cannot open a graph in which two of them read one ("Attempt to replace the existing tensor", 1.32)."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    whole = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
+    taken = set[str]()
+    copies: list[onnx.NodeProto] = []
+    for reader in graph.node:
+        for place, name in enumerate(reader.input):
+            if name not in whole:
+                continue
+            if name not in taken:
+                taken.add(name)
+                continue
+            copy = onnx.NodeProto()
+            copy.CopyFrom(whole[name])
+            own = f".{len(copies)}"
+            for index, constant in enumerate(copy.input):
+                if constant in constants:
+                    tensor = graph.initializer.add()
+                    tensor.CopyFrom(constants[constant])
+                    tensor.name = copy.input[index] = constant + own
+            copy.name, copy.output[0] = copy.name + own, name + own
+            reader.input[place] = copy.output[0]
+            copies.append(copy)
+    for copy in reversed(copies):
+        graph.node.insert(0, copy)
+
+
 def products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The MatMuls with a constant float matrix that is worth quantising."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -19,7 +19,7 @@ from simmim_export.engines import on_device, require_engine, versions
 from simmim_export.engines.base import LATENCY, KeepsOnDevice, Session, require_hint, require_host
 from simmim_export.errors import CheckpointError, EngineUnavailable, UsageError
 from simmim_export.files import digest
-from simmim_export.host import fingerprint
+from simmim_export.host import available_threads, fingerprint
 from simmim_export.parity import Golden, ParityReport, compare
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
@@ -83,6 +83,9 @@ def load(
             raise UsageError(f"engine auto chooses the device itself, not {device!r}", fix="drop the device")
         if precision is not None:
             raise UsageError(f"engine auto chooses the precision itself, not {precision!r}", fix="drop the precision")
+        if threads not in (None, available_threads()):
+            what = f"engine auto goes by what was certified on {available_threads()} threads, not on {threads}"
+            raise UsageError(what, fix="drop the threads, or name an engine")
         chosen, why = choose(read(opened), fingerprint(), versions(), where=opened.root)
         engine, precision = chosen.engine, chosen.precision
     engine = on_device(engine, device)

@@ -69,6 +69,17 @@ def test_shapes_beyond_those_that_are_kept(tiny_bundle: Path, monkeypatch: pytes
     assert len(session._kept) == 2 and ids == [1, 2, ort_cuda.NO_GRAPH, ort_cuda.NO_GRAPH]
 
 
+def test_memory_that_is_not_there_is_said_and_the_session_goes_on(tiny_bundle: Path) -> None:
+    session = opened(tiny_bundle, "text_encoder")
+    feeds = {"input_ids": np.full((1, 5), 7), "attention_mask": np.ones((1, 5), np.int64)}
+    first = session.run(feeds)["text_embed"]
+    huge = {name: np.broadcast_to(array, (2**42, 5)) for name, array in feeds.items()}
+    with pytest.raises(EngineUnavailable, match=r"the GPU is out of memory in text_encoder: .*alloc") as caught:
+        session.run(huge)
+    assert caught.value.exit_code == 3 and "smaller batch" in str(caught.value)
+    assert np.array_equal(session.run(feeds)["text_embed"], first)
+
+
 def test_many_threads_get_what_one_gets(tiny_bundle: Path) -> None:
     session = opened(tiny_bundle, "image_encoder")
     pixels = np.random.default_rng(0).integers(0, 256, (12, 1, 64, 64, 3), dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from simmim_export.parity import Golden
 from simmim_export.precision.int8 import check, to_int8
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products, quantize_columns
-from simmim_export.spec import Precision, Range
+from simmim_export.spec import GraphSpec, Precision, Range, TensorSpec
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
@@ -139,6 +140,27 @@ def test_a_graph_without_anything_to_quantise_stays_as_it_is(tiny_bundle: Path, 
     assert found.convolutions == found.products == ()
     before, after = onnx.load(source), onnx.load(target)
     assert [n.op_type for n in before.graph.node] == [n.op_type for n in after.graph.node]
+
+
+def test_convolutions_that_share_weights_are_quantised_and_run(tmp_path: Path) -> None:
+    """ONNX Runtime cannot open a graph in which two kernels want one INT8 constant in a form of their own."""
+    random, shape = np.random.default_rng(0), ["b", 8, 16, 16]
+    weight = numpy_helper.from_array(random.normal(size=(8, 8, 3, 3)).astype(np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy")
+    names = ("x", "a", "c", "y")
+    nodes = [
+        onnx.helper.make_node("Conv", [a, "w"], [b], name=f"of {a}", pads=[1, 1, 1, 1])
+        for a, b in itertools.pairwise(names)
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(model, source)
+    feeds = [{"x": random.normal(size=(1, 8, 16, 16)).astype(np.float32)} for _ in range(8)]
+    assert len(to_int8(source, target, feeds).convolutions) == 3
+    spec = GraphSpec("g", (TensorSpec("x", "float32", tuple(shape)),), (TensorSpec("y", "float32", tuple(shape)),), ())
+    exact, found = (get_engine("ort").open(p, spec, Precision.INT8).run(feeds[0])["y"] for p in (source, target))
+    assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)
 
 
 def test_the_same_images_give_the_same_graph(tiny_bundle: Path, tmp_path: Path) -> None:
