@@ -184,8 +184,8 @@ def quantization(
         list[str] | None,
         typer.Option(
             "--recipe",
-            help="static, dynamic, nncf, int8-s8 or none: other INT8 graphs on the same engines; repeatable; by default all "
-            "that are installed.",
+            help="static, dynamic, nncf, int8-s8, full-range or none: other INT8 graphs on the same engines; repeatable; by "
+            "default all that are installed.",
         ),
     ] = None,
     preset: Annotated[str, typer.Option("--preset", help="Preset that the encoder is put into.")] = "small",
@@ -206,10 +206,10 @@ def quantization(
     for contestant in contestants:
         contestant.require()
     absent = {name: reason for name in peers.RECIPES if (reason := peers.lacking(name))}
-    recipes = recipe or [*(name for name in peers.RECIPES if name not in absent), suite.SYMMETRIC]
+    recipes = recipe or [*(name for name in peers.RECIPES if name not in absent), *suite.OWN]
     recipes = [] if recipes == ["none"] else recipes
     for name in recipes:
-        if name != suite.SYMMETRIC:
+        if name not in suite.OWN:
             peers.require(name)
     texts = suite.sentences()
     most = len(texts) - suite.CALIBRATION
@@ -218,7 +218,7 @@ def quantization(
     judges, samples = texts[:sentences], texts[-suite.CALIBRATION :]
     with progress_bar("quantization") as watch, tempfile.TemporaryDirectory() as folder:
         watch("make the bundle", 0, 1)
-        bundle, contestants = suite.make_bundles(text_encoder, preset, samples, contestants, Path(folder))
+        bundle = suite.make_bundle(text_encoder, preset, samples, Path(folder))
         for index, name in enumerate(recipes):
             watch(f"quantise by {name}", index, len(recipes))
             made = suite.with_recipe(bundle, name, samples, Path(folder))

@@ -21,22 +21,21 @@ import onnx
 from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.report import ratio_to
 from simmim_export.bundle import Bundle
-from simmim_export.engines import get_engine
 from simmim_export.errors import GateFailed, TruncatedText
 from simmim_export.files import digest
-from simmim_export.host import has_integer_dot
 from simmim_export.precision import peers
+from simmim_export.precision.int8 import to_int8
 from simmim_export.precision.weights import unshare
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
-from simmim_export.spec import Precision
 
 EXACT = driver.Contestant("ort")
 GRAPH = "text_encoder"
 # The graph for TensorRT, run on a CPU to see what its ranges cost.
 SYMMETRIC = "int8-s8"
-# Ours for engines whose products saturate on this processor.
-REDUCED = "ours, 7 bits"
+# Ours with weights of 8 bits.
+FULL = "full-range"
+OWN = (SYMMETRIC, FULL)
 # Sentences that are for calibration, behind those that judge.
 CALIBRATION = 128
 Watch = Callable[[str, int, int], None]
@@ -61,36 +60,26 @@ def sentences() -> list[str]:
     return [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
 
 
-def make_bundles(
-    text_encoder: str, preset: str, texts: Sequence[str], contestants: Sequence[driver.Contestant], folder: Path
-) -> tuple[Path, list[driver.Contestant]]:
-    """A bundle of ``preset`` with the weights of a Hugging Face encoder, in FP32 and INT8 of full range, calibrated on
-    ``texts``; and the contestants, those whose engine cannot multiply that exactly here with a bundle in 7 bits of their own."""
-    checkpoint, bundle, reduced, samples = (folder / name for name in ("ckpt.pt", "bundle", REDUCED, "samples"))
+def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Path) -> Path:
+    """A bundle of ``preset`` with the weights of a Hugging Face encoder, in FP32 and INT8, calibrated on ``texts``."""
+    checkpoint, bundle, samples = folder / "ckpt.pt", folder / "bundle", folder / "samples"
     samples.mkdir()
     (samples / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     lowered = ("--precision", "int8", "--calibration", str(samples))
-    _run("training.cli", "init", "--preset", preset, "--text-encoder", text_encoder, "-o", str(checkpoint))
-    _run("cli", "onnx", str(checkpoint), *lowered, "--full-range", "-o", str(bundle))
-    found = []
-    for one in contestants:
-        if one.precision == Precision.INT8 and has_integer_dot() is False and get_engine(one.engine).saturates:
-            if not reduced.exists():
-                _run("cli", "onnx", str(checkpoint), *lowered, "--reduce-range", "-o", str(reduced))
-            one = replace(one, recipe=REDUCED, bundle=reduced)
-        found.append(one)
-    return bundle, found
-
-
-def _run(module: str, *words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", f"simmim_export.{module}", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise GateFailed(f"the bundle was not made: {done.stderr[-1000:]}", where=" ".join(words))
+    for module, *words in (
+        ("training.cli", "init", "--preset", preset, "--text-encoder", text_encoder, "-o", str(checkpoint)),
+        ("cli", "onnx", str(checkpoint), *lowered, "-o", str(bundle)),
+    ):
+        done = subprocess.run([sys.executable, "-m", f"simmim_export.{module}", *words], capture_output=True, text=True)
+        if done.returncode:
+            raise GateFailed(f"the bundle was not made: {done.stderr[-1000:]}", where=text_encoder)
+    return bundle
 
 
 def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -> Path:
     """A copy of ``bundle`` whose INT8 text encoder another quantiser made, calibrated on the same ``texts``; for the recipe
-    "int8-s8" the one that is written for TensorRT. They say nothing of what they need, so nothing is refused."""
+    "int8-s8" the one that is written for TensorRT, for "full-range" ours in 8 bits. None says what it needs, so that no engine
+    refuses it."""
     opened = Bundle.open(bundle)
     copy, made = folder / recipe, opened.artifact(GRAPH, "int8-u8")
     shutil.copytree(bundle, copy)
@@ -101,10 +90,13 @@ def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -
         with load(bundle) as model:
             feeds = [model.tokens([text]) for text in texts]
         source = opened.file(opened.artifact(GRAPH, "fp32").path)
-        peers.RECIPES[recipe][0](source, target, feeds)
-        made_by_peer = onnx.load(target)
-        unshare(made_by_peer)
-        onnx.save(made_by_peer, target)
+        if recipe == FULL:
+            to_int8(source, target, feeds, full_range=True)
+        else:
+            peers.RECIPES[recipe][0](source, target, feeds)
+        whole = onnx.load(target)
+        unshare(whole)
+        onnx.save(whole, target)
     artifacts = tuple(
         replace(each, sha256=digest(target), bytes=target.stat().st_size, built_for={}) if each == made else each
         for each in opened.manifest.artifacts

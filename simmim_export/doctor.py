@@ -49,7 +49,7 @@ def examine() -> dict[str, Any]:
     problems = conflicts()
     if has_integer_dot() is False:
         problems.append(
-            "this processor has no VNNI: INT8 gains less here, and OpenVINO refuses what was not exported with --reduce-range"
+            "this processor has no VNNI: INT8 gains less here, and OpenVINO refuses what was exported with --full-range"
         )
     return {
         "simmim_export": __version__,

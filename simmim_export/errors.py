@@ -99,10 +99,6 @@ class NoCache(UserWarning):
     """A cache folder cannot be written, so that work is done again each time; the message names it and why."""
 
 
-class ReducedRange(UserWarning):
-    """INT8 convolutions were written in 7 bits, because this processor has no VNNI; the message says what to do for others."""
-
-
 class FewerThreads(UserWarning):
     """An engine is wrong on several threads here and runs on one; the message says which graph."""
 

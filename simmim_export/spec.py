@@ -33,25 +33,6 @@ class Precision(StrEnum):
             raise UsageError(f"unknown precision {text!r}", fix=f"choose one of {', '.join(cls)}") from None
 
 
-class Range(StrEnum):
-    """How many levels INT8 uses. Processors without VNNI multiply fastest where pairs of products fit into 16 bits, which takes
-    7 bits on one side; of two sides with 8 bits, engines saturate there or take slower kernels."""
-
-    FULL = "full"
-    CONVOLUTIONS = "convolutions"  # 7 bits for the weights of convolutions, 8 for all else
-    REDUCED = "reduced"  # 7 bits for the weights of convolutions and for the tokens of products: saturates nowhere
-
-    @property
-    def of_weights(self) -> bool:
-        """Whether the weights of convolutions have 7 bits."""
-        return self is not Range.FULL
-
-    @property
-    def of_tokens(self) -> bool:
-        """Whether the tokens of matrix products have 7 bits."""
-        return self is Range.REDUCED
-
-
 @dataclass(frozen=True)
 class PrecisionPlan:
     """A precision for every graph: ``graphs`` has its own, everything else runs at ``default``.

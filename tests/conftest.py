@@ -56,11 +56,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """The bundle of ``tiny_checkpoint`` in every precision, by the real command; INT8 is what every engine runs on every
-    processor. Read only: copy it before changing it."""
+    """The bundle of ``tiny_checkpoint`` in every precision, by the real command. Read only: copy it before changing it."""
 
     def export(path: Path) -> None:
-        words = ("--precision", "int8", "--precision", "fp16", "--reduce-range")
+        words = ("--precision", "int8", "--precision", "fp16")
         _must("export", "onnx", tiny_checkpoint, "-o", path, *words)
 
     return _once(tmp_path_factory, "tiny-bundle", export)
@@ -123,7 +122,7 @@ def asked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     checkpoint = _once(tmp_path_factory, "asked.pt", train)
     budget = "answers=30pt,retrieval=30pt,cosine=0.9"
-    lowered = ("--precision", "int8", "--precision", "fp16", "--reduce-range", "--budget", budget)
+    lowered = ("--precision", "int8", "--precision", "fp16", "--budget", budget)
     return _once(
         tmp_path_factory, "asked-bundle", lambda path: _must("export", "onnx", checkpoint, *lowered, "-o", path)
     )

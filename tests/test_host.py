@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from simmim_export.bundle import Bundle
 from simmim_export.engines import base, get_engine
 from simmim_export.engines.base import INTEGER_DOT, require_host
-from simmim_export.errors import EngineUnavailable, NoCache, ReducedRange, UnknownHost
-from simmim_export.export import lower
-from simmim_export.export.lower import Lower
+from simmim_export.errors import EngineUnavailable, NoCache, UnknownHost
 from simmim_export.host import (
     FEATURES,
     _cgroup_quota,
@@ -29,7 +27,6 @@ from simmim_export.host import (
     parse_cpuinfo,
 )
 from simmim_export.runtime import load
-from simmim_export.spec import Precision, Range
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2.6GHz\nflags\t\t: fpu sse2 avx2 avx512f avx512_vnni\n\n"
 OLD = "processor\t: 0\nmodel name\t: Old CPU\nflags\t\t: fpu sse2 avx2\n\n"
@@ -104,7 +101,7 @@ def test_int8_of_full_range_is_refused_without_vnni_by_what_saturates(
 ) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     artifacts = {a.graph: a for a in manifest.artifacts if a.variant == "int8-u8"}
-    # In 7 bits nothing is needed.
+    # Weights in 7 bits need nothing.
     assert all(artifact.built_for == {} for artifact in artifacts.values())
     whole = tuple(
         replace(a, built_for={"needs": INTEGER_DOT}) if a is artifacts["image_encoder"] else a
@@ -115,30 +112,11 @@ def test_int8_of_full_range_is_refused_without_vnni_by_what_saturates(
     with load(bundle, "openvino", "int8") as model:
         with pytest.raises(EngineUnavailable, match="saturate in engine 'openvino' without VNNI") as caught:
             model.session("image_encoder")
-        assert caught.value.exit_code == 3 and "--reduce-range" in str(caught.value)
+        assert caught.value.exit_code == 3 and "--full-range" in str(caught.value)
         model.session("head.match")
     for engine, precision in (("openvino", "image_encoder=fp32"), ("ort", "int8")):
         with load(bundle, engine, precision) as model:
             model.session("image_encoder")
-
-
-@pytest.mark.parametrize("vnni", [True, False, None])
-@pytest.mark.parametrize("asked", [Range.FULL, Range.CONVOLUTIONS, Range.REDUCED])
-def test_the_range_of_int8_is_what_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch, vnni: bool | None, asked: Range
-) -> None:
-    monkeypatch.setattr(lower, "has_integer_dot", lambda: vnni)
-    assert Lower((Precision.INT8,), levels=asked).range() is asked
-    assert Lower((Precision.FP16,)).range() is Range.FULL
-
-
-def test_the_range_that_nobody_chose_follows_the_processor_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    for vnni in (True, None):
-        monkeypatch.setattr(lower, "has_integer_dot", lambda found=vnni: found)
-        assert Lower((Precision.INT8,)).range() is Range.FULL
-    monkeypatch.setattr(lower, "has_integer_dot", lambda: False)
-    with pytest.warns(ReducedRange, match="no VNNI: the weights of INT8 convolutions .* in 7 bits"):
-        assert Lower((Precision.INT8,)).range() is Range.CONVOLUTIONS
 
 
 def test_a_host_that_does_not_say_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

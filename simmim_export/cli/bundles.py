@@ -41,12 +41,12 @@ def onnx(
             help="Pictures, and texts.txt with a text a line, to measure ranges on, instead of the checkpoint's.",
         ),
     ] = None,
-    reduce_range: Annotated[
+    full_range: Annotated[
         bool | None,
         typer.Option(
-            "--reduce-range/--full-range",
-            help="INT8 in 7 bits, for OpenVINO on processors without VNNI, or in 8; by default 8, but for the weights of "
-            "convolutions where this one has no VNNI.",
+            "--full-range/--reduce-range",
+            help="INT8 weights in 8 bits, which processors without VNNI multiply slowly (ort) or not at all (openvino); or in "
+            "7, as by default, which every processor multiplies exactly.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
@@ -62,7 +62,7 @@ def onnx(
     from simmim_export.errors import EngineUnavailable, UsageError
     from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget
-    from simmim_export.spec import Precision, Range
+    from simmim_export.spec import Precision
 
     wanted = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
     if Precision.BF16 in wanted:
@@ -70,8 +70,7 @@ def onnx(
         raise UsageError("no graph is written in bf16", fix=fix)
     limits = None if budget is None else Budget.parse(budget)
     lowered = tuple(p for p in wanted if p is not Precision.FP32)
-    levels = {None: None, True: Range.REDUCED, False: Range.FULL}[reduce_range]
-    lower = Lower(lowered, calibration, levels, limits)
+    lower = Lower(lowered, calibration, full_range, limits)
     with Staging(output, overwrite):
         pass
     try:

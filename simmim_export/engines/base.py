@@ -138,7 +138,7 @@ def require_host(engine: Engine, built_for: Mapping[str, str], where: object) ->
     if has_integer_dot() is None:
         warnings.warn(f"{what}; this system does not say whether it has that: {where}", UnknownHost, stacklevel=2)
         return
-    fix = "use --engine ort, whose products are exact here, or export with --precision int8 --reduce-range"
+    fix = "use --engine ort, whose products are exact here, or export without --full-range"
     raise EngineUnavailable(f"{what}; this processor has none", where=where, fix=fix)
 
 

@@ -88,7 +88,7 @@ def export_bundle(
         model = build(checkpoint, checkpoint_path)
         found = graphs(model, max_batch, maps)
         source = provenance(checkpoint_path, checkpoint, opset)
-        samples, levels = _samples(checkpoint, lower), lower.range()
+        samples, full_range = _samples(checkpoint, lower), bool(lower.full_range)
         wanted = [Precision.FP32, *lower.precisions]
         variants = {precision: VARIANTS.get(precision, (str(precision),)) for precision in wanted}
         total = len(found) * sum(map(len, variants.values())) + 3
@@ -110,11 +110,11 @@ def export_bundle(
             progress("real inputs of every graph", next(steps), total)
             tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config.max_length)
             feeds = make_feeds(found, samples, tokenizer.encode)
-            made = Variants(folder, list(found), Passes(feeds), levels)
+            made = Variants(folder, list(found), Passes(feeds), full_range)
             for name, variant in ((n, v) for n in found for p in lower.precisions for v in variants[p]):
                 progress(f"{name}.{variant}", next(steps), total)
                 made.make(name, variant)
-            source |= {"calibration": _describe(samples), "range": str(levels)}
+            source |= {"calibration": _describe(samples), "full_range": full_range}
         planned: list[Planned] = []
         if lower.budget is not None and made is not None:
             planned = _plan(staging, manifest, checkpoint, made, lower.budget, watch)

@@ -16,7 +16,7 @@ from simmim_export.errors import EngineUnavailable
 from simmim_export.precision import int8
 from simmim_export.precision.groups import by_group
 from simmim_export.precision.passes import Options, Passes, nodes_of
-from simmim_export.spec import Precision, Range
+from simmim_export.spec import Precision
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Variants:
     root: Path
     graphs: Sequence[str]
     passes: Passes
-    levels: Range = Range.FULL
+    full_range: bool = False
     kept: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def path(self, graph: str, variant: str) -> Path:
@@ -36,7 +36,7 @@ class Variants:
     def make(self, graph: str, variant: str) -> Path:
         """Write ``variant`` of ``graph`` as :attr:`kept` says."""
         kept = nodes_of(self.groups_of(graph), self.kept.get(graph, frozenset()))
-        options = Options(kept, self.levels)
+        options = Options(kept, self.full_range)
         self.passes.make(graph, variant, self.path(graph, "fp32"), self.path(graph, variant), options)
         return self.path(graph, variant)
 
@@ -51,7 +51,7 @@ class Variants:
 
     def needs(self, graph: str, variant: str) -> dict[str, str]:
         """What the file of ``variant`` needs of a host, as ``built_for`` of its artifact says it."""
-        if variant != int8.VARIANT or not int8.saturates(onnx.load(self.path(graph, variant)), self.levels):
+        if variant != int8.VARIANT or not int8.saturates(onnx.load(self.path(graph, variant))):
             return {}
         return {"needs": INTEGER_DOT}
 
@@ -102,6 +102,6 @@ class Choice:
         every = kept | variants.kept.get(graph, frozenset())
         nodes = nodes_of(variants.groups_of(graph), every)
         target = self._scratch / f"{graph}.{len(list(self._scratch.iterdir()))}.onnx"
-        options = Options(nodes, variants.levels)
+        options = Options(nodes, variants.full_range)
         variants.passes.make(graph, int8.VARIANT, variants.path(graph, "fp32"), target, options)
         return target

@@ -19,7 +19,6 @@ from simmim_export.errors import GateFailed
 from simmim_export.precision.convolutions import quantize_convolutions
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products
-from simmim_export.spec import Range
 
 VARIANT = "int8-u8"
 
@@ -37,20 +36,23 @@ def to_int8(
     target: Path,
     feeds: Sequence[Mapping[str, np.ndarray]],
     keep_float: Collection[str] = (),
-    levels: Range = Range.FULL,
+    full_range: bool = False,
 ) -> Quantised:
     """Write the INT8 form of the graph ``source`` to ``target``. A graph with nothing to quantise is copied as it is.
 
     ``feeds`` are real inputs of the graph at batch 1; ``keep_float`` names nodes to leave alone.
+
+    Weights have 7 bits: processors without VNNI add pairs of U8 x S8 products in 16 bits, and 2 * 255 * 63 fits. With
+    ``full_range`` they have 8, of which engines there saturate or take slower kernels.
     """
     before = onnx.load(source)
     convolutions: list[str] = []
     if any(node.op_type == "Conv" and node.name not in keep_float for node in before.graph.node):
-        convolutions = quantize_convolutions(source, target, feeds, keep_float, levels.of_weights)
+        convolutions = quantize_convolutions(source, target, feeds, keep_float, not full_range)
     else:
         shutil.copyfile(source, target)
     after = onnx.load(target)
-    multiplied = quantize_products(after, feeds, keep_float, levels.of_tokens)
+    multiplied = quantize_products(after, feeds, keep_float, 127 if full_range else 63)
     onnx.save(after, target)
     check(before, after)
     return Quantised(tuple(convolutions), tuple(multiplied))
@@ -61,14 +63,12 @@ def touched(model: onnx.ModelProto) -> list[str]:
     return [n.name for n in model.graph.node if n.op_type == "Conv"] + [n.name for n in products(model)]
 
 
-def saturates(model: onnx.ModelProto, levels: Range) -> bool:
-    """Whether an INT8 graph of such ``levels`` has products of which two do not fit into 16 bits."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    whole = {
-        node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants
-    }
-    wide = {"Conv": not levels.of_weights, "MatMul": not levels.of_tokens}
-    return any(wide.get(node.op_type, False) and node.input[1] in whole for node in model.graph.node)
+def saturates(model: onnx.ModelProto) -> bool:
+    """Whether an INT8 graph has weights of which two products with U8 do not fit into 16 bits."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = [n.input[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    found = (numpy_helper.to_array(constants[name]) for name in weights)
+    return any(levels.dtype == np.int8 and np.abs(levels.astype(np.int16)).max(initial=0) > 64 for levels in found)
 
 
 def check(before: onnx.ModelProto, after: onnx.ModelProto) -> None:

@@ -20,7 +20,7 @@ from simmim_export.engines import versions
 from simmim_export.files import digest, replacing
 from simmim_export.precision import fp16, int8, int8_s8
 from simmim_export.precision.quantizer import Feeds
-from simmim_export.spec import Precision, Range
+from simmim_export.spec import Precision
 
 # precision -> its variants: that of CPU engines first, which plans are made of.
 VARIANTS: Mapping[Precision, tuple[str, ...]] = {
@@ -31,16 +31,17 @@ VARIANTS: Mapping[Precision, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """``keep_float``: nodes that stay as they are. ``levels``: of the variant for CPUs."""
+    """``keep_float``: nodes that stay as they are. ``full_range``: of the variant for CPUs; see
+    :func:`simmim_export.precision.int8.to_int8`."""
 
     keep_float: tuple[str, ...] = ()
-    levels: Range = Range.FULL
+    full_range: bool = False
 
 
 def apply(variant: str, source: Path, target: Path, feeds: Feeds, options: Options) -> None:
     """Write ``variant`` of the FP32 graph ``source`` to ``target``."""
     if variant == int8.VARIANT:
-        int8.to_int8(source, target, feeds, options.keep_float, options.levels)
+        int8.to_int8(source, target, feeds, options.keep_float, options.full_range)
     elif variant == int8_s8.VARIANT:
         int8_s8.to_int8_s8(source, target, feeds, options.keep_float)
     else:

@@ -9,7 +9,7 @@ channel j of the activation is divided by s_j, and row j of every weight that re
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +25,8 @@ from simmim_export.precision.quantizer import Feeds
 EQUAL = 1e-4
 # How many of the feeds show that a graph still computes the same. One would do: an error in the algebra is in every value.
 SHOWN = 4
+# Bytes of second moments: those of base's whole text tower are four times as many.
+HELD = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,26 @@ def observe(model: onnx.ModelProto, feeds: Feeds, names: Iterable[str]) -> dict[
             rows = tensor.shape[-2] if tensor.ndim > 1 else 1
             found[name] = Activation(max(seen.rows, rows), np.maximum(seen.largest, largest))
     return found
+
+
+def moments(model: onnx.ModelProto, feeds: Feeds, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray, int]]:
+    """For each tensor [.., K] of ``names`` over all ``feeds``: its name, the sum of x^T x over its rows x as float64 [K, K], and
+    how many rows there were. No more than :data:`HELD` bytes of sums are held at a time, and the graph is run again for others.
+    """
+    waiting = list(names)
+    while waiting:
+        sums: dict[str, np.ndarray] = {}
+        rows: Counter[str] = Counter()
+        for tensors in run(model, feeds, waiting):
+            for name, tensor in tensors.items():
+                if name not in sums and sum(held.nbytes for held in sums.values()) >= HELD:
+                    continue
+                x = tensor.reshape(-1, tensor.shape[-1])
+                sums[name] = sums.get(name, 0.0) + (x.T @ x).astype(np.float64)
+                rows[name] += len(x)
+        for name, found in sums.items():
+            yield name, found, rows[name]
+        waiting = [name for name in waiting if name not in sums]
 
 
 def by_activation(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]]:

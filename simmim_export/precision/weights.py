@@ -1,4 +1,4 @@
-"""Weights of matrix products in INT8: which are worth it, and their levels. Knows ONNX graphs; must not know activations."""
+"""Weights of matrix products in INT8: which are worth it, and their scales. Knows ONNX graphs; must not know activations."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import onnx
 
 # Below this size of K or N an integer kernel wins nothing, and few levels decide a logit.
 LEAST = 32
-# Symmetric, so -128 is never used.
-LEVELS = 127
 
 
-def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [K, N] to int8 [K, N] in [-127, 127] and float32 scales [N], symmetric, by rounding to nearest.
+def scales_of(weight: np.ndarray, half: int) -> np.ndarray:
+    """float32 [N] for a weight [K, N] of levels -half ... half, symmetric, by the largest of each column.
 
     A column of zeros has the scale 1; no scale is below float32's least normal number, so that none is rounded to zero.
     """
     largest = np.abs(weight).max(axis=0)
     least = np.finfo(np.float32).tiny
-    scales = np.where(largest > 0, np.maximum(largest / LEVELS, least), 1.0).astype(np.float32)
-    return np.clip(np.rint(weight / scales), -LEVELS, LEVELS).astype(np.int8), scales
+    return np.where(largest > 0, np.maximum(largest / half, least), 1.0).astype(np.float32)
 
 
 def unshare(model: onnx.ModelProto) -> None:

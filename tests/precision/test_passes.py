@@ -10,7 +10,6 @@ from simmim_export.bundle import Bundle
 from simmim_export.parity import Golden
 from simmim_export.precision import passes
 from simmim_export.precision.passes import Options, Passes
-from simmim_export.spec import Range
 
 
 def test_a_result_is_kept_whole_or_made_again(
@@ -31,7 +30,7 @@ def test_a_result_is_kept_whole_or_made_again(
 
     first = make()
     assert make() == first and len(applied) == 1
-    assert make(Options(levels=Range.REDUCED)) != first and len(applied) == 2
+    assert make(Options(full_range=True)) != first and len(applied) == 2
     (kept,) = [path for path in (tmp_path / "cache").rglob("graph.onnx") if path.read_bytes() == first]
     kept.write_bytes(first[:1000] + bytes([first[1000] ^ 1]) + first[1001:])
     assert make() == first and len(applied) == 3
