@@ -1,0 +1,31 @@
+"""The judge's process: what it meets on the way up is said to whoever asks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from simmim_export.bundle import Bundle
+from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.precision.judge import Judge
+from simmim_export.proof.evidence import FILE as EVIDENCE
+
+
+@pytest.mark.parametrize(
+    ("engine", "damaged", "error"),
+    [("trt", False, EngineUnavailable), ("ort", True, BundleError)],
+)
+def test_what_it_cannot_start_with_is_raised_as_it_is(
+    asked_bundle: Path, tmp_path: Path, engine: str, damaged: bool, error: type[Exception]
+) -> None:
+    bundle = Bundle.open(asked_bundle)
+    evidence = asked_bundle / EVIDENCE
+    if damaged:
+        evidence = tmp_path / "evidence.npz"
+        evidence.write_bytes((asked_bundle / EVIDENCE).read_bytes()[:1000])
+    tokenizer = (asked_bundle / "tokenizer.json").read_text(encoding="utf-8")
+    with Judge(engine, bundle.manifest, tokenizer, evidence, asked_bundle / "golden.npz") as judge:
+        for _ in range(2):
+            with pytest.raises(error):
+                judge.clock([])
