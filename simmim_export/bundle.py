@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.files import digest
+from simmim_export.files import digest, require_writable, room_for
 from simmim_export.spec import GraphSpec, Pipeline, as_json, graph_from_json
 
 SCHEMA = 1
@@ -234,17 +234,18 @@ class Staging:
     """
 
     def __init__(self, target: Path, overwrite: bool) -> None:
-        """Raise :class:`UsageError` if ``target`` exists and is not to be overwritten, or is no bundle."""
+        """Raise :class:`UsageError` if ``target`` exists and is not to be overwritten, is no bundle, or cannot be written."""
         self.target = target
+        require_writable(target)
         if target.exists():
             if not overwrite:
                 raise UsageError("the output already exists", where=target, fix="add --overwrite, or choose another -o")
             if not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
                 raise UsageError("the output exists and is not a bundle", where=target, fix="choose another -o")
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        self._remove_abandoned()
         prefix = f".{target.name}.{os.getpid()}."
-        self.root = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.absolute().parent))
+        with room_for(target):
+            self._remove_abandoned()
+            self.root = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.absolute().parent))
 
     def _remove_abandoned(self) -> None:
         for left in self.target.absolute().parent.glob(f".{self.target.name}.*.partial"):

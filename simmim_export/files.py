@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from simmim_export.errors import UsageError
+
 # What reading a damaged .npz raises.
 DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -27,11 +29,41 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def require_writable(path: Path) -> None:
+    """Raise :class:`UsageError` where nothing can be put at ``path``: where its folder, or the nearest one above it that is
+    there, is a file or may not be written to."""
+    above = path.absolute().parents
+    nearest = next((folder for folder in above if os.access(folder, os.F_OK)), path.absolute())
+    if not nearest.is_dir():
+        raise UsageError("the output would lie in what is no folder", where=nearest, fix="choose another output")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        fix = "choose another output, or allow writing there"
+        raise UsageError("the folder of the output may not be written to", where=nearest, fix=fix)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """For a block that begins to write beside ``path``, whose folder is made. Raise :class:`UsageError` where that fails."""
+    require_writable(path)
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        what = f"the output cannot be written: {error.strerror or error}"
+        raise UsageError(what, where=path, fix="choose another output") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place when the block ends, and goes when the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A path beside ``path`` to write to, which takes its place when the block ends, and goes when the block fails.
+
+    Raise :class:`UsageError`, before the block begins, where nothing can be written there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with room_for(path):
+        if path.is_dir():
+            raise UsageError("the output is a folder", where=path, fix="give the name of a file")
+        temporary.touch()
     try:
         yield temporary
         temporary.replace(path)
