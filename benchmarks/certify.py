@@ -5,8 +5,9 @@ Knows the driver's figures and the form of a certificate. Must not know how anyt
 
 from __future__ import annotations
 
+import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from simmim_export.certificate import Certificate
 from simmim_export.engines import ENGINES, get_engine, versions
 from simmim_export.engines.base import Engine, require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
+from simmim_export.files import digest
 from simmim_export.host import fingerprint
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.examine import require_evidence
-from simmim_export.runtime.runtime import PLANNED, plan_of
+from simmim_export.runtime.runtime import PLANNED, compiled, plan_of
 from simmim_export.spec import Precision, PrecisionPlan
 
 Watch = Callable[[str, int, int], None]
@@ -50,7 +52,12 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
         # A plan of one precision for all graphs is in the list already.
         plan = PrecisionPlan.parse(bundle.manifest.plans[name]) if name in bundle.manifest.plans else PrecisionPlan()
         if plan.graphs:
-            found.append(driver.Contestant(name, PLANNED))
+            try:
+                _require(bundle, engine, plan)
+            except (EngineUnavailable, BundleError) as error:
+                skipped.append(f"{name}:{PLANNED}: {error.what}")
+            else:
+                found.append(driver.Contestant(name, PLANNED))
     if not found:
         raise EngineUnavailable("no engine can run this bundle here: " + "; ".join(skipped), where=bundle.root)
     return found, skipped
@@ -61,7 +68,7 @@ def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
         artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
         require_host(engine, artifact.built_for, artifact.path)
         # What is compiled ahead of time and is not yet is no candidate.
-        engine.compiled(bundle.root, graph, plan.of(graph.name), artifact.sha256)
+        compiled(bundle, engine, graph.name, plan)
 
 
 def certify(
@@ -98,6 +105,7 @@ def certify(
                 "parity": info["parity"][name],
                 "invariance": info["invariance"][name],
                 "executed": info["proof"][name],
+                "compiled": None if (own := compiled(bundle, engine, name, precisions)) is None else digest(own),
             }
             for name in graphs
         }
@@ -109,7 +117,8 @@ def certify(
         figures = info["figures"]
         mine = budget if strict else budget.measurable(figures)
         mine.require_measurable(figures)
-        lines = tuple(line.as_row() for line in mine.lines(figures)) + lowered(rows)
+        untouched = [n for n in graphs if rows[n]["artifact"] == bundle.artifact(n, "fp32").sha256]
+        lines = tuple(line.as_row() for line in mine.lines(figures)) + lowered(rows, untouched)
         found.append(
             Certificate(
                 contestant.engine,
@@ -123,23 +132,26 @@ def certify(
                 str(mine),
                 lines,
                 all(line["kept"] for line in lines) and all(row["passed"] for row in info["parity"].values()),
-                f"simmim-export certify {path} --engine {contestant.engine}:{contestant.precision} "
-                f"--budget {mine} --rounds {rounds}",
+                shlex.join(
+                    ["simmim-export", "certify", str(path), "--engine", f"{contestant.engine}:{contestant.precision}"]
+                )
+                + (f" --budget {mine}" if mine.limits else "")
+                + f" --rounds {rounds}",
                 run,
             )
         )
     return found
 
 
-def lowered(graphs: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """A line, as of a budget, for every precision below FP32 that ``graphs`` were asked for: how many nodes ran at it. One is
-    not enough of an answer to how fast it is, but none is one to whether it was run."""
-    found = dict.fromkeys((Precision(row["precision"]) for row in graphs.values()), 0)
-    for row in graphs.values():
+def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] = ()) -> tuple[dict[str, Any], ...]:
+    """A line, as of a budget, for every precision below FP32 that ``graphs`` were asked for: of how many at least one node ran at
+    it. In those of ``untouched`` there is nothing that could."""
+    asked: dict[Precision, list[bool]] = {}
+    for name, row in graphs.items():
         precision, executed = Precision(row["precision"]), row["executed"]["executed"]
-        found[precision] += sum(executed.get(kind, 0) for kind in _KINDS.get(precision, ()))
+        if precision in _KINDS and name not in untouched:
+            asked.setdefault(precision, []).append(any(executed.get(kind) for kind in _KINDS[precision]))
     return tuple(
-        {"name": f"{precision} nodes", "found": count, "allowed": "at least 1", "kept": count > 0}
-        for precision, count in found.items()
-        if precision in _KINDS
+        {"name": f"graphs in {precision}", "found": sum(ran), "allowed": f"all {len(ran)}", "kept": all(ran)}
+        for precision, ran in asked.items()
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
@@ -30,7 +30,8 @@ FILE = "certificate.json"
 class Certificate:
     """One engine at one plan of precisions on one host. ``precision`` is what was asked for, ``plan`` what that means.
 
-    ``graphs``: for each its artifact's SHA-256, precision, parity, invariance and executed precision. ``figures``: what the
+    ``graphs``: for each its artifact's SHA-256, precision, parity, invariance, executed precision, and the SHA-256 of what it was
+    compiled to, for an engine that compiles ahead of time. ``figures``: what the
     evidence says (:meth:`Examiner.figures`). ``latency``: median seconds at batch 1 by pipeline, in rounds beside the others of
     the same ``run``, which is the time it began. ``budget`` as text, and each of its ``lines`` with what was found
     (:meth:`Line.as_row`). ``passed`` is true when parity and every line of the budget hold, and the precision was really run.
@@ -127,19 +128,23 @@ def choose(
     versions: Mapping[str, str],
     engine: str | None = None,
     where: object = None,
+    stands: Callable[[Certificate], bool] = lambda certificate: True,
 ) -> tuple[Certificate, str]:
     """The fastest that passed on this kind of ``host`` with the installed ``versions`` (of ``engine`` where one is named),
-    and why it was chosen. Raise :class:`EngineUnavailable` if there is none, saying what there is instead.
+    and why it was chosen. ``stands`` says whether what a certificate was measured with is still there. Raise
+    :class:`EngineUnavailable` if there is none, saying what there is instead.
     """
     mine = [c for c in certificates if engine in (None, c.engine)]
     here = [c for c in mine if _kind(c.host) == _kind(host)]
-    current = [c for c in here if all(versions.get(name) == value for name, value in c.versions.items())]
+    known = [c for c in here if all(versions.get(name) == value for name, value in c.versions.items())]
+    current = [c for c in known if stands(c)]
     passed = sorted((c for c in current if c.passed and c.latency), key=lambda c: (c.speed(), c.name))
     if not passed:
         reasons = [
             f"{len(certificates)} certificates in the bundle",
             f"{len(here)} of them for this kind of machine" + ("" if engine is None else f" and {engine}"),
-            f"{len(current)} with the versions that are installed here",
+            f"{len(known)} with the versions that are installed here",
+            *([] if current == known else [f"{len(current)} of what is built here now"]),
             "0 that passed",
         ]
         raise EngineUnavailable(

@@ -20,11 +20,11 @@ from simmim_export import nvidia
 ORT, ORT_GPU = "onnxruntime", "onnxruntime-gpu"
 INSTALL_GPU = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 CUDNN = 9
-# The parts of CUDA that both ONNX Runtime and TensorRT load: the name of the wheel, and that of the library.
-_PARTS = {"cuda-runtime": "cudart", "cublas": "cublasLt"}
+# The parts of CUDA that are loaded, by whose: the name of the wheel, and that of the library.
+_PARTS = {ORT_GPU: {"cuda-runtime": "cudart", "cublas": "cublasLt"}, "tensorrt": {"cuda-runtime": "cudart"}}
 # The first driver of each major version of CUDA.
 _DRIVERS = {12: 525, 13: 580}
-# TensorRT of this major version and later is for CUDA 13 alone.
+# The package tensorrt of this major version and later stands for tensorrt-cu13; others may be installed by their own names.
 _TENSORRT, _TENSORRT_CUDA = 11, 13
 
 
@@ -100,7 +100,10 @@ def _needing_cuda() -> Iterator[tuple[str, int]]:
     gpu, files, tensorrt = installed(ORT_GPU), ort_files(), installed("tensorrt")
     if gpu and files and files.cuda:
         yield f"onnxruntime-gpu {gpu}", _major(files.cuda)
-    if tensorrt and _major(tensorrt) >= _TENSORRT:
+    by_name = {cuda: found for cuda in (12, 13) if (found := installed(f"tensorrt-cu{cuda}"))}
+    for cuda, found in by_name.items():
+        yield f"tensorrt-cu{cuda} {found}", cuda
+    if tensorrt and not by_name and _major(tensorrt) >= _TENSORRT:
         yield f"tensorrt {tensorrt}", _TENSORRT_CUDA
 
 
@@ -109,7 +112,7 @@ def _libraries() -> Iterator[str]:
         # A wheel's libraries are found by whom they are for, and by nobody else: its metadata count as much as the loader.
         missing = {
             part: _wheels(part)
-            for part, library in _PARTS.items()
+            for part, library in _PARTS[ORT_GPU if name.startswith(ORT_GPU) else "tensorrt"].items()
             if not any(_major(v) == cuda for v in _wheels(part).values()) and not _loads(f"lib{library}.so.{cuda}")
         }
         if missing:
@@ -145,7 +148,7 @@ def _fix(name: str, cuda: int) -> str:
     return (
         INSTALL_GPU
         if name.startswith(ORT_GPU)
-        else f"pip install 'nvidia-cuda-runtime=={cuda}.*' 'nvidia-cublas=={cuda}.*'"
+        else f"pip install 'nvidia-cuda-runtime{'' if cuda >= 13 else f'-cu{cuda}'}=={cuda}.*'"
     )
 
 

@@ -98,10 +98,19 @@ def test_a_precision_of_which_no_node_ran_is_not_certified() -> None:
         return {"precision": precision, "executed": {"executed": executed}}
 
     assert lowered({"image_encoder": row("fp32", float32=9)}) == ()
-    assert [line["kept"] for line in lowered({"a": row("int8", float32=9), "b": row("int8", uint8=1)})] == [True]
-    (kept, broken) = lowered({"a": row("bf16", bfloat16=2), "b": row("int8", float32=9), "c": row("fp32", int8=3)})
-    assert kept == {"name": "bf16 nodes", "found": 2, "allowed": "at least 1", "kept": True}
-    assert certificate(lines=(kept, broken)).failures() == ["int8 nodes 0, at least 1"]
+    head = {"a": row("int8", uint8=1, conversion=4), "b": row("int8", float32=9, conversion=2)}
+    assert [line["kept"] for line in lowered(head, untouched=["b"])] == [True]
+    (kept, broken) = lowered(head | {"c": row("bf16", bfloat16=2), "d": row("fp32", int8=3)})[::-1]
+    assert kept == {"name": "graphs in bf16", "found": 1, "allowed": "all 1", "kept": True}
+    assert certificate(lines=(kept, broken)).failures() == ["graphs in int8 1, all 2"]
+
+
+def test_what_was_built_again_is_not_what_was_certified(bundle: Bundle, tmp_path: Path) -> None:
+    built = certificate("trt", "fp16", 0.001)
+    best, why = choose([certificate(), built], HOST, INSTALLED, stands=lambda found: found is not built)
+    assert best.engine == "ort" and "the fastest of 1 certified here" in why
+    with pytest.raises(EngineUnavailable, match="0 of what is built here now, 0 that passed"):
+        choose([built], HOST, INSTALLED, stands=lambda found: False)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def verify(
         name, plan = model.engine.name, str(model.plan)
     lines = []
     if figures is not None:
-        limits = given or Budget.parse(before[0].budget if before else DEFAULT).measurable(figures)
+        limits = given or Budget.parse((before[0].budget if before else "") or DEFAULT).measurable(figures)
         limits.require_measurable(figures)
         lines = limits.lines(figures)
     if as_json:

@@ -15,6 +15,7 @@ from simmim_export.cli.options import (
     EngineName,
     PrecisionName,
     Threads,
+    check_output,
     opened,
 )
 from simmim_export.console import print_json
@@ -22,6 +23,7 @@ from simmim_export.console import print_json
 if TYPE_CHECKING:
     import numpy as np
 
+    from simmim_export.runtime.images import ImageSource
     from simmim_export.runtime.runtime import EncodedImage, Runtime
 
 
@@ -56,8 +58,8 @@ def embed(
 
     if bool(files) == bool(text):
         raise UsageError("give image files or --text, and not both", fix="simmim-export embed BUNDLE photo.jpg")
-    if output is not None and output.exists() and not overwrite:
-        raise UsageError("the output already exists", where=output, fix="add --overwrite, or choose another -o")
+    if output is not None:
+        check_output(output, overwrite, "-o")
     with opened(bundle, engine, device, precision, checkpoint, threads) as model:
         sources = [str(item) for item in (files or text or [])]
         vectors = model.embed_image(files) if files else model.embed_text(text or [])
@@ -92,19 +94,18 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer questions about an image or a clip, which is encoded once for all of them."""
-    from simmim_export.errors import UsageError
-
-    if explain is not None and explain.exists() and not overwrite:
-        raise UsageError("the output already exists", where=explain, fix="add --overwrite, or choose another --explain")
+    if explain is not None:
+        _check_drawing(explain, overwrite)
     with opened(bundle, engine, device, precision, checkpoint, threads) as model:
-        seen = _see(model, image, "answer_video")
+        frames = _frames(model, image, "answer_video")
+        seen = _see(model, frames)
         if explain is None:
             answers = model.answers(seen, questions, top_k)
         else:
             explained = [model.explain(seen, question, top_k) for question in questions]
             answers = [found.answers for found in explained]
             lines = [f"{question}  {found[0].label}" for question, found in zip(questions, answers, strict=True)]
-            _draw(explain, image, [found.attention for found in explained], lines)
+            _draw(explain, frames[0], [found.attention for found in explained], lines)
     if as_json:
         rows = [[{"answer": a.label, "score": a.score} for a in row] for row in answers]
         print_json([{"question": q, "answers": row} for q, row in zip(questions, rows, strict=True)])
@@ -133,7 +134,7 @@ def classify(
     """Say of which class an image or a clip is, or with texts, what holds of each in it."""
 
     with opened(bundle, engine, device, precision, checkpoint, threads) as model:
-        seen = _see(model, image, "classify_video")
+        seen = _see(model, _frames(model, image, "classify_video"))
         rows = model.classify_text(seen, texts, top_k) if texts else [model.classify(seen, top_k)]
     names = texts or [str(image)]
     if as_json:
@@ -144,23 +145,40 @@ def classify(
         print(f"{name}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
 
 
-def _see(model: Runtime, image: Path, video_pipeline: str) -> EncodedImage:
-    """The path through the tower: as a clip where it is a folder, or an animation and the bundle has ``video_pipeline``."""
-    from simmim_export.runtime.clips import read_clip
+def _frames(model: Runtime, image: Path, video_pipeline: str) -> list[ImageSource]:
+    """The frames of a clip: of a folder, or of an animation where the bundle has ``video_pipeline``; else the one picture."""
+    from simmim_export.runtime.clips import is_animation, read_clip
 
     has_video = video_pipeline in (pipeline.name for pipeline in model.bundle.manifest.pipelines)
-    if image.is_dir() or (has_video and image.suffix.lower() in (".gif", ".webp")):
-        return model.encode_clip(read_clip(image))
-    return model.encode_image(image)
+    if image.is_dir() or (has_video and is_animation(image)):
+        return read_clip(image)
+    return [image]
 
 
-def _draw(path: Path, image: Path, maps: list[np.ndarray], lines: list[str]) -> None:
-    from simmim_export.runtime.clips import read_clip
+def _see(model: Runtime, frames: list[ImageSource]) -> EncodedImage:
+    """What :func:`_frames` gave, through the tower."""
+    return model.encode_clip(frames) if len(frames) > 1 else model.encode_image(frames[0])
+
+
+def _check_drawing(path: Path, overwrite: bool) -> None:
+    """Raise :class:`UsageError`, before anything is computed, where no PNG can be drawn at ``path``."""
+    from simmim_export.errors import UsageError
+
+    if path.suffix.lower() != ".png":
+        raise UsageError("the drawing is a PNG", where=path, fix="give --explain a name that ends in .png")
+    check_output(path, overwrite, "--explain")
+    if not path.absolute().parent.is_dir():
+        raise UsageError("there is no such folder", where=path.parent, fix="make it, or choose another --explain")
+
+
+def _draw(path: Path, image: ImageSource, maps: list[np.ndarray], lines: list[str]) -> None:
+    from simmim_export.files import replacing
     from simmim_export.runtime.explain import sheet
     from simmim_export.runtime.images import decode
 
-    first = decode(read_clip(image)[0] if image.is_dir() else image)
-    sheet(first, maps, lines).save(path)
+    drawn = sheet(decode(image), maps, lines)
+    with replacing(path) as temporary:
+        drawn.save(temporary, format="PNG")
 
 
 def match(

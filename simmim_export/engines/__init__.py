@@ -32,7 +32,7 @@ _PACKAGES = {
     "torch": ("torch", "torchvision", "transformers"),
     "ort": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
-    "trt": ("tensorrt",),
+    "trt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "torch-compile": ("torch", "torchvision", "transformers"),
     "ort-graph": ("onnxruntime", "onnxruntime-gpu"),
 }

@@ -29,8 +29,9 @@ from simmim_export.spec import GraphSpec, Precision
 
 PROVIDER = "CPUExecutionProvider"
 _VARIANTS = {Precision.FP32: "fp32", Precision.INT8: "int8-u8"}
-# Kernels whose output is float while they multiply INT8.
+# Kernels whose output is float while they multiply INT8; and nodes that compute nothing, but go from one type to another.
 _INTEGER_KERNELS = ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
 def open_session(
@@ -75,7 +76,8 @@ def require_provider(session: Any, provider: str, fix: str) -> None:
 
 def proof_of(open_profiled: Callable[[Path], Any], spec: GraphSpec, provider: str) -> PrecisionProof:
     """Executed nodes by type, from ONNX Runtime's own profile of one run: the type of their first output, or int8 for
-    kernels that multiply INT8 and give float. Nodes that another provider than ``provider`` ran are counted as its."""
+    kernels that multiply INT8 and give float; "conversion" for those that only change a type. Nodes that another provider than
+    ``provider`` ran are counted as its."""
     sizes = {axis.name: axis.minimum for axis in spec.axes}
     feeds = {t.name: np.ones(t.resolve(sizes), t.dtype) for t in spec.inputs}
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +88,8 @@ def proof_of(open_profiled: Callable[[Path], Any], spec: GraphSpec, provider: st
     for event in events:
         outputs = event.get("args", {}).get("output_type_shape")
         if event.get("cat") == "Node" and outputs:
-            kind = "int8" if event["args"].get("op_name") in _INTEGER_KERNELS else next(iter(outputs[0]))
+            name, kind = event["args"].get("op_name"), next(iter(outputs[0]))
+            kind = "int8" if name in _INTEGER_KERNELS else "conversion" if name in _CONVERSIONS else kind
             ran = event["args"].get("provider", provider)
             counts[kind if ran == provider else f"{kind} on {ran.removesuffix('ExecutionProvider')}"] += 1
     return PrecisionProof(dict(counts), "profile of one run: nodes by kernel, or by the type of their first output")

@@ -79,15 +79,16 @@ class OrtCudaSession:
         # The CPU's is always there as well: sizes of symbolic axes are computed on it.
         providers = [(self.provider, {**self.provider_options, **more})]
         try:
-            return open_session(self._path, self._spec, self._threads, providers, profile)
+            with _out_of_memory(self._spec):
+                return open_session(self._path, self._spec, self._threads, providers, profile)
         except BundleError as error:
             if "graph capture" in error.what:
                 fix = "run it without: --engine ort --device cuda"
                 raise EngineUnavailable(f"no CUDA graph of {self._spec.name}: {error.what}", fix=fix) from error
             raise
-        except RuntimeError as error:
-            what = str(error).strip().splitlines()[-1].strip()
-            raise EngineUnavailable(f"{self.provider} does not start: {what}", fix=_how_to_load()) from error
+        except (RuntimeError, *_failures()) as error:
+            what = f"{self.provider} does not start: {_last_line(error)}"
+            raise EngineUnavailable(what, fix=_how_to_load()) from error
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute every output; feeds may hold more tensors than the graph takes."""
@@ -157,12 +158,23 @@ def _out_of_memory(spec: GraphSpec) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = str(error).strip().splitlines()[-1].strip()
         known = ("failed to allocate memory", "out of memory", "alloc_failed")
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in known):
             raise
-        what = f"the GPU is out of memory in {spec.name}: {said}"
+        what = f"the GPU is out of memory in {spec.name}: {_last_line(error)}"
         raise EngineUnavailable(what, fix="use a smaller batch, or close what else uses the GPU") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a provider that does not come up; of no common kind but Exception."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
+
+    return RuntimeException, EPFail
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _preload() -> None:

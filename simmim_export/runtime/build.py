@@ -100,8 +100,15 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``; raise :class:`UsageError` naming the process that holds it. It goes with its process."""
     import fcntl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        fix = "copy the bundle to where plans can be written"
+        raise UsageError(
+            f"plans are kept in the bundle, and it cannot be written: {error}", where=path, fix=fix
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -26,6 +26,15 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
 
 
+def is_animation(path: Path) -> bool:
+    """Whether the file is a picture of several frames, whatever its name. The second picture of an MPO is a thumbnail or the
+    other eye. Raise :class:`ImageError` for a file that is no picture."""
+    if not path.is_file():  # a pipe can be read once only
+        return False
+    with opened(path) as image:
+        return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
+
+
 def read_clip(path: str | os.PathLike[str]) -> list[ImageSource]:
     """The frames of a folder of pictures, in natural order of their names, or of an animated picture (GIF, WebP, PNG).
 

@@ -14,10 +14,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from simmim_export.bundle import Bundle
-from simmim_export.certificate import choose, read
-from simmim_export.engines import on_device, require_engine, versions
-from simmim_export.engines.base import LATENCY, KeepsOnDevice, Session, require_hint, require_host
-from simmim_export.errors import CheckpointError, EngineUnavailable, UsageError
+from simmim_export.certificate import Certificate, choose, read
+from simmim_export.engines import get_engine, on_device, require_engine, versions
+from simmim_export.engines.base import LATENCY, Engine, KeepsOnDevice, Session, require_hint, require_host
+from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, UsageError
 from simmim_export.files import digest
 from simmim_export.host import available_threads, fingerprint
 from simmim_export.parity import Golden, ParityReport, compare
@@ -86,11 +86,30 @@ def load(
         if threads not in (None, available_threads()):
             what = f"engine auto goes by what was certified on {available_threads()} threads, not on {threads}"
             raise UsageError(what, fix="drop the threads, or name an engine")
-        chosen, why = choose(read(opened), fingerprint(), versions(), where=opened.root)
+        chosen, why = choose(
+            read(opened), fingerprint(), versions(), where=opened.root, stands=lambda found: _stands(opened, found)
+        )
         engine, precision = chosen.engine, chosen.precision
     engine = on_device(engine, device)
     plan = plan_of(opened, engine, precision or str(Precision.FP32))
     return Runtime(opened, engine, plan, checkpoint=path, threads=threads, hint=hint, why=why)
+
+
+def compiled(bundle: Bundle, engine: Engine, graph: str, plan: PrecisionPlan) -> Path | None:
+    """As :meth:`Engine.compiled`, of ``graph`` at the precision that ``plan`` has for it."""
+    precision = plan.of(graph)
+    artifact = bundle.artifact(graph, engine.variant(precision))
+    return engine.compiled(bundle.root, bundle.manifest.graph(graph), precision, artifact.sha256)
+
+
+def _stands(bundle: Bundle, certificate: Certificate) -> bool:
+    """Whether what was compiled for ``certificate`` is still what there is."""
+    engine, plan = get_engine(certificate.engine), PrecisionPlan.parse(certificate.plan)
+    try:
+        now = {graph: compiled(bundle, engine, graph, plan) for graph in certificate.graphs}
+    except (EngineUnavailable, BundleError):
+        return False
+    return all(path is None or digest(path) == certificate.graphs[graph].get("compiled") for graph, path in now.items())
 
 
 def plan_of(bundle: Bundle, engine: str, precision: str) -> PrecisionPlan:

@@ -100,12 +100,16 @@ def fake_cuda(surface: dict[str, Any], gpu: Gpu) -> ModuleType:
         for work in gpu.graphs[int(executable)]:
             gpu.put(work)
 
+    def forget(graph: Any) -> None:
+        gpu.graphs.pop(int(graph))
+
     def wait(*_: Any) -> None:
         gpu.drain()
 
     behaviours: dict[str, Callable[..., Any]] = {
         "cudaGetDeviceCount": lambda: gpu.count or module.cudaError_t.cudaErrorNoDevice,
         "cudaGetDevice": lambda: 0,
+        "cudaSetDevice": lambda device: None,
         "cudaGetDeviceProperties": lambda device: module.cudaDeviceProp(
             name=gpu.name.ljust(256, b"\0"), major=gpu.sm[0], minor=gpu.sm[1]
         ),
@@ -122,8 +126,8 @@ def fake_cuda(surface: dict[str, Any], gpu: Gpu) -> ModuleType:
         "cudaStreamEndCapture": end,
         "cudaGraphInstantiate": instantiate,
         "cudaGraphLaunch": launch,
-        "cudaGraphExecDestroy": lambda executable: gpu.graphs.pop(int(executable)) and None,
-        "cudaGraphDestroy": lambda graph: gpu.graphs.pop(int(graph)) and None,
+        "cudaGraphExecDestroy": forget,
+        "cudaGraphDestroy": forget,
         "cudaGetLastError": lambda: None,
         "cudaEventCreate": lambda: module.cudaEvent_t(next(numbers)),
         "cudaEventRecord": lambda event, stream: None,

@@ -236,11 +236,20 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         layers = []
         for node in graph.node:
             inputs, outputs = (
-                [{"Name": n, "Format/Datatype": _SHORT[kinds[n]]} for n in names if kinds.get(n) in _SHORT]
+                [described(n, _SHORT[kinds[n]]) for n in names if kinds.get(n) in _SHORT]
                 for names in (node.input, node.output)
             )
-            layers.append({"Name": node.name, "LayerType": node.op_type, "Inputs": inputs, "Outputs": outputs})
-        return json.dumps({"Layers": layers, "Bindings": []})
+            found = {"Name": node.name, "LayerType": node.op_type, "Inputs": inputs, "Outputs": outputs}
+            layers.append(found | {"TacticName": f"__myl_{node.op_type}_0xf2543c36ff9f16bbb1655b0183bf1647"})
+        return json.dumps({"Layers": layers, ("I/O Tensors" if eleven else "Bindings"): []})
+
+    # 11 has type and format apart.
+    eleven = surface["version"].startswith("11")
+
+    def described(name: str, kind: str) -> dict[str, str]:
+        if eleven:
+            return {"Name": name, "Datatype": kind, "Format": "Row major linear format (kLINEAR)"}
+        return {"Name": name, "Format/Datatype": kind}
 
     def init_dims(dims: Any, shape: Any = ()) -> None:
         object.__setattr__(dims, "_fake_sizes", list(shape))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +28,7 @@ from simmim_export.errors import (
     BundleError,
     EngineUnavailable,
     GateFailed,
+    NoCache,
     SimmimError,
     UsageError,
 )
@@ -172,6 +177,65 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing_half_done(rig: Rig) -> None:
         ".lock", "image_encoder.fp32.plan", "image_encoder.fp32.plan.json",
     ]  # fmt: skip
     assert [one.new for one in rig.build()] == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize("rig", ["11"], indirect=True)
+def test_a_real_ctrl_c_cancels_and_is_raised_when_the_build_has_ended(rig: Rig) -> None:
+    """Python delivers a signal to the main thread alone, whatever that is doing."""
+
+    def watch(step: str, done: int, total: int) -> None:
+        if step.startswith("text_encoder") and done == 1:
+            threads.append(threading.current_thread())
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.5)
+
+    threads: list[threading.Thread] = []
+    with pytest.raises(KeyboardInterrupt):
+        rig.build(watch=watch)
+    assert threads and threads[0] is not threading.main_thread() and not threads[0].is_alive()
+    assert "text_encoder.fp32.onnx" not in rig.world.built
+    assert [one.new for one in rig.build()] == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize("rig", ["11"], indirect=True)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": None}, {"recipe": {}}, {"recipe": {"profile": {"batch": [1]}}}, {"executed": []}, {"bytes": "9"},
+        {"sha256": None}, {"target": {"driver": "12060"}}, {"target": {"sm": None}}, {"target": {"sm": "eight"}},
+    ],
+)  # fmt: skip
+def test_a_sidecar_that_is_json_and_no_sidecar(rig: Rig, change: dict[str, Any]) -> None:
+    rig.build()
+    sidecar = plans.sidecar_path(rig.plan())
+    content = json.loads(sidecar.read_text())
+    target = content["target"] | change.get("target", {})
+    sidecar.write_text(json.dumps(content | change | {"target": target}))
+    with (
+        pytest.raises(BundleError, match="sidecar of the plan cannot be read") as caught,
+        load(rig.bundle, "trt") as model,
+    ):
+        model.session("image_encoder")
+    assert caught.value.exit_code == 5
+    assert [one.new for one in rig.build()] == [True, False, False, False, False]
+
+
+def test_a_bundle_that_cannot_be_written_is_said(rig: Rig) -> None:
+    (rig.bundle / "engines").write_text("no folder")
+    with pytest.raises(UsageError, match="plans are kept in the bundle, and it cannot be written") as caught:
+        rig.build()
+    assert caught.value.exit_code == 2 and "copy the bundle" in str(caught.value)
+
+
+def test_timings_that_cannot_be_written_cost_no_plan(rig: Rig, tmp_path: Path) -> None:
+    folder = tmp_path / "cache/trt"
+    rig.build()
+    (file,) = folder.iterdir()
+    file.unlink()
+    file.mkdir()
+    (file / "x").write_text("")
+    with pytest.warns(NoCache, match="timing cache .* was not written"):
+        assert all(one.new for one in rig.build("fp32", Request(level=1)))
 
 
 def test_two_builds_at_once(rig: Rig) -> None:

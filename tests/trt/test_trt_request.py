@@ -156,6 +156,34 @@ def test_the_type_of_a_layer_is_its_narrowest_in_short_and_in_long() -> None:
     assert found == {"float16": 4, "float32": 2, "int8": 1, "bfloat16": 1, "other": 2}
 
 
+def test_tensorrt_11_says_type_and_format_apart() -> None:
+    def tensor(kind: str) -> dict[str, str]:
+        return {"Name": "x", "Datatype": kind, "Format": "Row major linear INT8 format (kLINEAR)"}
+
+    layers = [{"Inputs": [tensor(a)], "Outputs": [tensor(b)]} for a, b in (("Half", "Float"), ("Int64", "Int64"))]
+    assert dict(read_layers(json.dumps({"Layers": layers, "I/O Tensors": []})).executed) == {"float16": 1, "other": 1}
+
+
+NOBODY_KNOWS = "N/A due to dynamic shapes"
+
+
+def test_what_the_inspector_does_not_know_is_unknown() -> None:
+    layers = [
+        layer(NOBODY_KNOWS, NOBODY_KNOWS),
+        layer(NOBODY_KNOWS, NOBODY_KNOWS, Weights={"Type": "Half", "Count": 3}),
+        layer(NOBODY_KNOWS, NOBODY_KNOWS, TacticName="sm80_xmma_fprop_implicit_gemm_i8f32_i8i32_f32_nhwckrsc"),
+        layer("Int64", NOBODY_KNOWS),
+        # A hash is no type.
+        layer("Float", "Float", TacticName="__myl_AddCastMulAdd_0xf2543c36ff9f16bbb1655b0183bf1647"),
+    ]
+    proof = read_layers(json.dumps({"Layers": layers}))
+    assert dict(proof.executed) == {"unknown": 2, "float16": 1, "int8": 1, "float32": 1}
+    nothing = read_layers(json.dumps({"Layers": layers[:1] * 50 + [layer("Int64", "Int64")]}))
+    for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
+        with pytest.raises(GateFailed, match="does not say what any of 50 layers computes in"):
+            require_precision(nothing, precision, False, "x", "here")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["only a name"]}', '{"Layers": [{"Inputs": [{}]}]}'])
 def test_an_inspector_that_is_not_understood(text: str) -> None:
     with pytest.raises(BundleError, match="not understood"):

@@ -126,6 +126,32 @@ def test_memory_goes_back(rig: Rig, model: Runtime) -> None:
     assert rig.gpu.free == free and not rig.gpu.live and not rig.gpu.graphs
 
 
+def test_idle_memory_of_other_shapes_is_used_before_there_is_none(rig: Rig, model: Runtime) -> None:
+    from simmim_export.engines.trt.device import Memory, queue
+
+    kept = Memory(1 << 20)
+    del kept
+    gc.collect()
+    rig.gpu.free = 1 << 19
+    wanted = Memory((1 << 20) + (1 << 18))
+    assert rig.gpu.free == (1 << 18) and not queue()._idle.get(1 << 20)
+    del wanted
+
+
+def test_a_capture_that_is_broken_off_leaves_the_stream_as_it_was(rig: Rig, model: Runtime) -> None:
+    from simmim_export.engines.trt.device import queue
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        queue().capture(interrupted)
+    assert rig.gpu.capturing is None and not rig.gpu.graphs
+    assert queue().capture(lambda: False) is None and not rig.gpu.graphs
+    first, second = (model.session("text_encoder").run(text(1, 5))["text_embed"] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
 def test_a_gpu_without_memory(rig: Rig, model: Runtime) -> None:
     rig.gpu.free = 100
     with pytest.raises(EngineUnavailable, match="the GPU is out of memory") as caught:

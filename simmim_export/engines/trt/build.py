@@ -7,15 +7,18 @@ Precision is in the graph: 11 has no flag for it any more, and 10 is told by STR
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import tensorrt as trt
 
-from simmim_export.engines.trt.callbacks import Log, Monitor
+from simmim_export.engines.trt.callbacks import Monitor, log
+from simmim_export.engines.trt.device import current, use
 from simmim_export.engines.trt.plan import Target
 from simmim_export.engines.trt.request import Profile, Request, format_size
-from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.errors import BundleError, EngineUnavailable, NoCache
 from simmim_export.files import replacing
 from simmim_export.host import cache_folder
 from simmim_export.spec import GraphSpec
@@ -33,12 +36,12 @@ def build_plan(
     Raise :class:`BundleError` naming nodes and modules that TensorRT's parser refuses, :class:`EngineUnavailable` where there
     is not enough memory or TensorRT finds no way to run the graph.
     """
-    log = Log()
-    builder = trt.Builder(log)
+    log().errors.clear()
+    builder = trt.Builder(log())
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, log())
     if not parser.parse_from_file(str(graph)):
-        raise _refused(parser, graph, spec, where, log)
+        raise _refused(parser, graph, spec, where)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _workspace(request, free))
     # On by default. What a graph has in FP32 is there to be exact: all of an FP32 graph, an island of another.
@@ -53,17 +56,36 @@ def build_plan(
     cache_file = _timing_cache_file(target)
     # Kept here until the build is over: the configuration does not keep it alive.
     timings = _set_timing_cache(config, cache_file)
-    plan = builder.build_serialized_network(network, config)
-    monitor.reraise()
+    plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
     if plan is None:
-        raise _nothing_built(spec, graph, log)
+        raise _nothing_built(spec, graph)
     if cache_file is not None:
-        with replacing(cache_file) as path:
-            path.write_bytes(bytes(timings.serialize()))
+        try:
+            with replacing(cache_file) as path:
+                path.write_bytes(bytes(timings.serialize()))
+        except OSError as error:
+            # The plan is worth minutes, what the next one saves by it is not.
+            warnings.warn(f"the timing cache {cache_file} was not written: {error}", NoCache, stacklevel=2)
     return bytes(plan)
 
 
-def _refused(parser: trt.OnnxParser, graph: Path, spec: GraphSpec, where: Where, log: Log) -> BundleError:
+def _interruptible(work: Callable[[], trt.IHostMemory | None], monitor: Monitor) -> trt.IHostMemory | None:
+    """What ``work`` gives, done in a thread. Ctrl-C, which Python delivers to the main thread alone and would deliver inside of
+    some callback, where TensorRT swallows it, comes here: it cancels the build and is raised when that has ended."""
+    with ThreadPoolExecutor(1, "tensorrt", initializer=use, initargs=(current(),)) as pool:
+        building = pool.submit(work)
+        try:
+            while not wait([building], timeout=0.1).done:
+                pass
+        except BaseException as error:
+            monitor.stop(error)
+            raise
+        plan = building.result()
+    monitor.reraise()
+    return plan
+
+
+def _refused(parser: trt.OnnxParser, graph: Path, spec: GraphSpec, where: Where) -> BundleError:
     lines = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -71,7 +93,7 @@ def _refused(parser: trt.OnnxParser, graph: Path, spec: GraphSpec, where: Where,
         module = where(name)
         place = f"{error.node_operator()} {name}" + (f" of {module}" if module else "")
         lines.append(f"{place}: {error.desc().strip()}")
-    listed = "".join(f"\n  {line}" for line in lines) or log.quoted()
+    listed = "".join(f"\n  {line}" for line in lines) or log().quoted()
     fix = f"change what is named and export again; to see it all: {_dry_run(graph)}"
     return BundleError(f"TensorRT's parser refuses {spec.name}:{listed}", where=graph, fix=fix)
 
@@ -124,15 +146,15 @@ def _set_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITim
     return timings
 
 
-def _nothing_built(spec: GraphSpec, graph: Path, log: Log) -> EngineUnavailable:
-    if log.out_of_memory():
+def _nothing_built(spec: GraphSpec, graph: Path) -> EngineUnavailable:
+    if log().out_of_memory():
         return EngineUnavailable(
-            f"the GPU ran out of memory while {spec.name} was built; graphs built before it are kept:{log.quoted()}",
+            f"the GPU ran out of memory while {spec.name} was built; graphs built before it are kept:{log().quoted()}",
             where=graph,
             fix="close what else uses the GPU, or give a smaller --workspace or --max, and run the same command again",
         )
     return EngineUnavailable(
-        f"TensorRT found no way to run {spec.name} on this GPU:{log.quoted()}",
+        f"TensorRT found no way to run {spec.name} on this GPU:{log().quoted()}",
         where=graph,
         fix=f"more --workspace may help; to see what it cannot take: {_dry_run(graph)}",
     )

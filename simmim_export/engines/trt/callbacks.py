@@ -1,13 +1,14 @@
 """What TensorRT calls back: its log and its progress.
 
-Imports TensorRT, so import it inside functions. Both are called from C++, where an exception would end the process: nothing is
-raised here, and what has to be is kept for later.
+Imports TensorRT, so import it inside functions. Both are called from C++, and the bindings swallow what they raise: what has to
+be raised is kept for later.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 
 import tensorrt as trt
 
@@ -35,8 +36,16 @@ class Log(trt.ILogger):
         return any(word in m.lower().replace(" ", "") for m in self.errors for word in ("outofmemory", "memoryalloc"))
 
 
+@cache
+def log() -> Log:
+    """The one of this process. TensorRT takes the first that it is given and ignores others while anything of it is alive, so
+    that one of somebody's own would stay empty, or be gone while TensorRT still writes to it."""
+    return Log()
+
+
 class Monitor(trt.IProgressMonitor):
-    """Passes progress on as ``watch(step, done, total)``. Ctrl-C cancels the build; :meth:`reraise` raises it afterwards."""
+    """Passes progress on as ``watch(step, done, total)``. What that raises cancels the build; :meth:`reraise` raises it
+    afterwards."""
 
     def __init__(self, title: str, watch: Callable[[str, int, int], None]) -> None:
         trt.IProgressMonitor.__init__(self)
@@ -61,8 +70,12 @@ class Monitor(trt.IProgressMonitor):
     def _say(self, phase: str, done: int) -> None:
         try:
             self._watch(f"{self._title}: {phase}", done, self._steps.get(phase, done))
-        except BaseException as error:  # noqa: BLE001  (Ctrl-C too: it may not pass through C++)
-            self._stopped = error
+        except BaseException as error:  # noqa: BLE001  (of whatever kind: it may not pass through C++)
+            self.stop(error)
+
+    def stop(self, error: BaseException) -> None:
+        """Cancel the build at its next step, for this reason."""
+        self._stopped = error
 
     def reraise(self) -> None:
         """Raise what was kept."""

@@ -42,6 +42,16 @@ def describe() -> tuple[str, str, int]:
     return name, f"{properties.major}.{properties.minor}", check(cuda.cudaDriverGetVersion())
 
 
+def current() -> int:
+    """The number of this thread's GPU: what a thread does not choose is the first."""
+    return int(check(cuda.cudaGetDevice()))
+
+
+def use(number: int) -> None:
+    """Let this thread use that GPU."""
+    check(cuda.cudaSetDevice(number))
+
+
 def free_memory() -> int:
     """Bytes that are free on the current GPU; on a Jetson GPU and processor share them."""
     return check(cuda.cudaMemGetInfo())[0]
@@ -67,8 +77,16 @@ class Queue:
     def take(self, size: int) -> int:
         """The address of ``size`` bytes on the GPU; what was given back before is used again."""
         with self.lock:
-            idle = self._idle.get(size)
-            return idle.pop() if idle else int(check(cuda.cudaMalloc(size)))
+            if idle := self._idle.get(size):
+                return idle.pop()
+            found = cuda.cudaMalloc(size)
+            if found[0] == cuda.cudaError_t.cudaErrorMemoryAllocation:
+                # What other sizes left idle may be enough.
+                cuda.cudaGetLastError()
+                self.wait()
+                self.trim()
+                found = cuda.cudaMalloc(size)
+            return int(check(found))
 
     def give(self, size: int, address: int) -> None:
         """Give back what :meth:`take` gave."""
@@ -87,10 +105,18 @@ class Queue:
         # Of this thread alone: another may allocate meanwhile.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cuda.cudaStreamBeginCapture(self.stream, mode))
-        done = work()
-        error, graph = cuda.cudaStreamEndCapture(self.stream)
-        if not done or error != cuda.cudaError_t.cudaSuccess:
-            cuda.cudaGetLastError()  # forget it: the next call would report it as its own
+        done = False
+        try:
+            done = work()
+        finally:
+            # Whatever happened: a stream that stays in capture does nothing any more.
+            error, graph = cuda.cudaStreamEndCapture(self.stream)
+            whole = error == cuda.cudaError_t.cudaSuccess
+            if not done or not whole:
+                cuda.cudaGetLastError()  # forget it: the next call would report it as its own
+            if whole and not done:
+                check(cuda.cudaGraphDestroy(graph))
+        if not done or not whole:
             return None
         try:
             return Graph(check(cuda.cudaGraphInstantiate(graph, 0)))

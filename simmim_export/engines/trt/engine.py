@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from simmim_export.engines.trt.session import TrtSession
 
 OLDEST = (10, 12)
+# Each of them brings the module tensorrt.
+DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 _VARIANTS = {Precision.FP32: "fp32", Precision.FP16: "fp16", Precision.INT8: "int8-s8"}
 
 
@@ -42,11 +44,14 @@ def _missing() -> list[str]:
 
 def _too_old() -> str | None:
     """The version of TensorRT if it is older than this engine can use; None where nobody says."""
-    try:
-        text = version("tensorrt")
-    except PackageNotFoundError:
-        return None
-    return text if tuple(int(part) for part in text.split(".")[:2]) < OLDEST else None
+    for distribution in DISTRIBUTIONS:
+        try:
+            text = version(distribution)
+        except PackageNotFoundError:
+            continue
+        if tuple(int(part) for part in text.split(".")[:2]) < OLDEST:
+            return text
+    return None
 
 
 def target() -> plans.Target:
@@ -65,7 +70,7 @@ class TrtEngine:
     """NVIDIA TensorRT."""
 
     name = "trt"
-    install = "on a machine with an NVIDIA GPU: pip install 'simmim-export[gpu]' (JetPack brings its own tensorrt)"
+    install = "on a machine with an NVIDIA GPU: pip install 'simmim-export[gpu]' (JetPack from 7 on brings its own)"
     reads_checkpoint = False
     saturates = False
     hints = (LATENCY,)

@@ -11,11 +11,13 @@ graph's own SHA-256 instead.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simmim_export.engines.trt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.files import digest, replacing
 from simmim_export.spec import as_json
@@ -85,11 +87,38 @@ def read(plan: Path) -> Sidecar:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
             raise ValueError("it has another schema than this version reads")
-        return Sidecar(**content | {"target": Target(**content["target"])})
+        found = Sidecar(**content | {"target": Target(**content["target"])})
+        _check(found)
+        return found
     except FileNotFoundError as error:
         raise BundleError("the plan has lost its sidecar: nobody knows what it is for", where=plan, fix=fix) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"the sidecar of the plan cannot be read: {error}", where=path, fix=fix) from error
+
+
+def _check(found: Sidecar) -> None:
+    """Raise TypeError, ValueError or KeyError unless every field that is read later is what it should be."""
+    target = found.target
+    for text in (
+        found.graph,
+        found.graph_sha256,
+        found.precision,
+        found.sha256,
+        target.gpu,
+        target.sm,
+        target.tensorrt,
+    ):
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} is no text")
+    for number in (found.bytes, target.driver):
+        if not isinstance(number, int):
+            raise TypeError(f"{number!r} is no number")
+    for mapping in (found.recipe, found.executed, found.parity):
+        if not isinstance(mapping, dict):
+            raise TypeError(f"{mapping!r} is no object")
+    if not re.fullmatch(r"\d+\.\d+", target.sm):
+        raise ValueError(f"{target.sm!r} is no compute capability")
+    Profile.from_json(found.recipe["profile"])
 
 
 def require_graph(plan: Path, sidecar: Sidecar, graph: str, precision: str) -> None:

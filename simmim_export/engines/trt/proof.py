@@ -3,7 +3,9 @@ TensorRT.
 
 A layer counts as the narrowest type among its inputs, outputs, weights and the name of its kernel: one that reads FP16 and
 writes FP32 multiplies in FP16. Layers of whole numbers only (casts of token numbers, shapes) compute nothing that precision
-means, and are counted apart. The inspector writes ``Half``, or ``Row major linear FP16 format``.
+means, and are counted apart, as "other"; those of which the inspector says nothing, as "unknown". TensorRT 10 writes ``Half`` or
+``Row major linear FP16 format`` as ``Format/Datatype``, and ``N/A due to dynamic shapes`` for many tensors of a graph with
+dynamic axes; 11 has ``Datatype`` and ``Format`` apart (NVIDIA's guide "Migrating IEngineInspector Usage from 10.x to 11.x").
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ from simmim_export.spec import Precision
 
 # The narrowest first.
 _TYPES = {
-    "int8": r"(?<!u)int8|i8i8|s8s8",
+    "int8": r"(?<!u)int8|i8i8|s8s8|i8i32",
     "float16": r"half|fp16|(?<!b)f16",
     "bfloat16": r"bf16|bfloat16",
     "float32": r"float|fp32|f32",
 }
 _FLOATING = tuple(_TYPES)
+_UNKNOWN = "unknown"
+# Names of kernels that are made for a plan end in a hash, whose digits may read like a type: 0x...f16....
+_HASH = re.compile(r"0x[0-9a-f]+")
 # What a strongly typed plan of an FP16 graph leaves in FP32 is what the graph says: what surrounds a softmax or a norm, and the
 # casts at its ends. That is never three layers of four.
 LEAST_SHARE = 0.25
@@ -46,25 +51,39 @@ def read_layers(text: str) -> PrecisionProof:
 
 
 def _type(layer: Mapping[str, Any]) -> str:
-    words = " ".join(_words(layer)).lower()
-    return next((name for name, pattern in _TYPES.items() if re.search(pattern, words)), "other")
+    tensors = [_of_tensor(tensor) for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ()))]
+    words = " ".join((*(text for text in tensors if text), *_words(layer))).lower()
+    found = next((name for name, pattern in _TYPES.items() if re.search(pattern, words)), None)
+    return found or (_UNKNOWN if None in tensors else "other")
+
+
+def _of_tensor(tensor: Mapping[str, str]) -> str | None:
+    """The type of a tensor in the inspector's words; None where it does not know."""
+    text = tensor["Datatype"] if "Datatype" in tensor else tensor["Format/Datatype"]
+    return None if text.startswith("N/A") else text
 
 
 def _words(layer: Mapping[str, Any]) -> Iterator[str]:
-    for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ())):
-        yield tensor["Format/Datatype"]
     for part in ("Weights", "Bias"):
         if isinstance(layer.get(part), dict):
             yield str(layer[part].get("Type", ""))
-    yield str(layer.get("TacticName", ""))
+    yield _HASH.sub("", str(layer.get("TacticName", "")).lower())
 
 
 def require_precision(proof: PrecisionProof, precision: Precision, quantised: bool, graph: str, where: object) -> None:
     """Raise :class:`GateFailed` if a plan does not compute in what was asked for.
 
     FP16: at least a quarter of its floating-point layers, where there are four or more. INT8: at least one layer of a graph
-    that is ``quantised`` at all (a small head is not). FP32: no layer of another type.
+    that is ``quantised`` at all (a small head is not). FP32: no layer of another type. Raise it too if the inspector knows the
+    type of no layer, though there are some: that would prove anything.
     """
+    if proof.executed.get(_UNKNOWN) and not any(proof.executed.get(name) for name in _FLOATING):
+        raise GateFailed(
+            f"{graph} was asked for at {precision}, and TensorRT's inspector does not say what any of "
+            f"{proof.executed[_UNKNOWN]} layers computes in",
+            where=where,
+            fix="report this with the versions that simmim-export doctor prints",
+        )
     floating = {name: count for name, count in proof.executed.items() if name in _FLOATING}
     total, mine = sum(floating.values()), floating.get(_NAMES[precision], 0)
     wrong = {

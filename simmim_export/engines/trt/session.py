@@ -13,7 +13,7 @@ import numpy as np
 import tensorrt as trt
 
 from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds
-from simmim_export.engines.trt.callbacks import Log
+from simmim_export.engines.trt.callbacks import log
 from simmim_export.engines.trt.device import DeviceTensor, Graph, Memory, Pinned, queue
 from simmim_export.engines.trt.proof import read_layers
 from simmim_export.engines.trt.request import Profile
@@ -63,6 +63,7 @@ class _Shape:
 
     def enqueue(self, name: str) -> None:
         """Put the network on the stream: the first time as it is, which a capture needs, from the second on as a CUDA graph."""
+        log().errors.clear()
         self._runs += 1
         if self._runs == 2:
             self._graph = queue().capture(self._execute)
@@ -71,7 +72,7 @@ class _Shape:
         if self._graph is not None:
             self._graph.launch()
         elif not self._execute():
-            raise EngineUnavailable(f"TensorRT could not run {name}", fix="simmim-export doctor")
+            raise EngineUnavailable(f"TensorRT could not run {name}:{log().quoted()}", fix="simmim-export doctor")
 
 
 class TrtSession:
@@ -81,11 +82,12 @@ class TrtSession:
     def __init__(self, plan: bytes, spec: GraphSpec, profile: Profile) -> None:
         """Raise :class:`EngineUnavailable` if TensorRT cannot open ``plan``, :class:`BundleError` if it is not of ``spec``."""
         self.inputs, self.outputs = spec.inputs, spec.outputs
-        self._spec, self._profile, self._log = spec, profile, Log()
-        self._runtime = trt.Runtime(self._log)
+        self._spec, self._profile = spec, profile
+        log().errors.clear()
+        self._runtime = trt.Runtime(log())
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            what = f"TensorRT cannot open the plan of {spec.name}:{self._log.quoted()}"
+            what = f"TensorRT cannot open the plan of {spec.name}:{log().quoted()}"
             raise EngineUnavailable(what, fix="build it again, with enough free memory on the GPU")
         self._engine: trt.ICudaEngine | None = engine
         self._check(engine)
@@ -124,6 +126,7 @@ class TrtSession:
             if len(self._shapes) >= SHAPES:
                 queue().wait()
                 self._shapes.popitem(last=False)
+                queue().trim()
             self._shapes[key] = _Shape(self._engine, self._scratch, self._spec, sizes)
         self._shapes.move_to_end(key)
         shape = self._shapes[key]
@@ -185,6 +188,9 @@ class TrtSession:
         """Layers by the type they compute in, from TensorRT's engine inspector."""
         if self._engine is None:
             raise RuntimeError("the session is closed")
-        # Without a context its types are short (Half) and the same on every GPU.
+        # With a context whose shapes are known it says more of a graph with dynamic axes.
         inspector = self._engine.create_engine_inspector()
-        return read_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        with queue().lock:
+            if self._shapes:
+                inspector.execution_context = next(reversed(self._shapes.values())).context
+            return read_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
