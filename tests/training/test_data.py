@@ -122,12 +122,12 @@ def test_clip_questions() -> None:
 
 def test_digits_are_real_and_split() -> None:
     train, test = Digits(0), Digits(0, "test")
-    assert train.limit("classes") == 1438 and test.limit("classes") == 359
+    assert train.limit("classes") == 1438 and test.limit("classes") == 177
     few = Digits(0, examples=20)
     assert Counter(few.labelled(0, 20).labels.tolist()) == dict.fromkeys(range(10), 2)
     assert {p.tobytes() for p in few.labelled(1, 20).pixels} == {p.tobytes() for p in few.labelled(0, 20).pixels}
     seen = {p.tobytes() for i in range(3) for p in train.labelled(i, 479).pixels}
-    assert not seen & {p.tobytes() for p in test.labelled(0, 359).pixels}
+    assert not seen & {p.tobytes() for p in test.labelled(0, 177).pixels}
     with pytest.raises(UsageError, match="has no captions"):
         train.batch(0, 2)
 

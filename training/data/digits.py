@@ -1,6 +1,7 @@
 """`digits`: scikit-learn's 1,797 real hand-written digits, a small labelled set for image_class.
 
-Knows scikit-learn's loader; must not know tensors. Every fifth digit is held out for test, the rest is train.
+Knows scikit-learn's loader; must not know tensors. Every fifth digit is held out, in turn for val and for test; the rest is
+train.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from functools import cache
 
 import numpy as np
 
-from simmim_export.errors import EngineUnavailable
+from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.training.data.base import Data, Labelled, in_turn
 
 CLASSES = tuple(str(digit) for digit in range(10))
+# Samples are what INT8 is calibrated on: of training, so that it is judged on digits which it has not seen.
+_PARTS = {"train": "train", "samples": "train", "val": "val", "test": "test"}
 
 
 @cache
@@ -28,10 +31,30 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return (found.images * (255 / 16)).round().astype(np.uint8), found.target.astype(np.int64)
 
 
+@cache
+def _parts() -> Mapping[str, np.ndarray]:
+    """Indices of the digits of train, val and test, whatever the seed: no digit is in two of them."""
+    _, labels = _digits()
+    every = np.arange(len(labels))
+    held_out = every[every % 5 == 4]
+    # The digits of one class go to val and to test in turn: every second of all would split the classes unevenly.
+    turn = _ranks(labels[held_out]) % 2
+    return {"train": every[every % 5 != 4], "val": held_out[turn == 0], "test": held_out[turn == 1]}
+
+
+def _ranks(labels: np.ndarray) -> np.ndarray:
+    """int64 [n]: how many of the same class stand before each."""
+    found = np.empty(len(labels), np.int64)
+    for digit in range(10):
+        mine = labels == digit
+        found[mine] = np.arange(mine.sum())
+    return found
+
+
 @dataclass(frozen=True)
 class Digits(Data):
-    """One stream (train, val, test, samples; all but train are the held-out fifth). ``examples`` takes only so many, the
-    first of each class in turn, for training with few labels."""
+    """One stream: train, samples (of train as well), val or test (half of the held-out fifth each). ``examples`` takes only
+    so many, the first of each class in turn, for training with few labels."""
 
     seed: int = 0
     stream: str = "train"
@@ -46,8 +69,8 @@ class Digits(Data):
         return {"image_class": CLASSES}
 
     def on(self, stream: str) -> Digits:
-        """The same data set, another stream."""
-        return replace(self, stream=stream, examples=None)
+        """The same data set, another stream; see :meth:`Data.on`."""
+        return replace(self, stream=stream, examples=self.examples if stream == "train" else None)
 
     def limit(self, kind: str) -> int | None:
         """The digits of this stream."""
@@ -64,16 +87,13 @@ class Digits(Data):
         }
 
     def _members(self) -> np.ndarray:
-        """Indices of this stream's digits, mixed by the seed, classes in turn."""
+        """Indices of this stream's digits, mixed by the seed, classes in turn. Raise :class:`UsageError` for another stream."""
+        if self.stream not in _PARTS:
+            fix = f"choose one of {', '.join(_PARTS)}"
+            raise UsageError(f"the data set {self.name} has no stream {self.stream!r}", fix=fix)
         _, labels = _digits()
-        held_out = np.arange(len(labels)) % 5 == 4
-        members = np.flatnonzero(~held_out if self.stream == "train" else held_out)
-        members = np.random.default_rng(self.seed).permutation(members)
-        rank = np.empty(len(members), np.int64)
-        for digit in range(10):
-            mine = labels[members] == digit
-            rank[mine] = np.arange(mine.sum())
-        return members[np.argsort(rank, kind="stable")][: self.examples]
+        members = np.random.default_rng(self.seed).permutation(_parts()[_PARTS[self.stream]])
+        return members[np.argsort(_ranks(labels[members]), kind="stable")][: self.examples]
 
     def labelled(self, index: int, images: int) -> Labelled:
         """Batch number ``index``: every digit once before any comes again."""
