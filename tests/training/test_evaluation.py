@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,14 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import build
-from simmim_export.training.assemble import NewModel, new_checkpoint, with_head
+from simmim_export.training.assemble import SAMPLES, NewModel, new_checkpoint, samples, with_head
+from simmim_export.training.data.base import EVERYTHING, Batch, Data, Stated, Want
 from simmim_export.training.data.digits import Digits
+from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.clips import ANSWERS, DIRECTIONS, Clips
-from simmim_export.training.evaluation.answers import evaluate_answers, seen
-from simmim_export.training.evaluation.classes import evaluate_classes
-from simmim_export.training.evaluation.retrieval import recall
+from simmim_export.training.evaluation.answers import evaluate_answers, question_only, seen
+from simmim_export.training.evaluation.classes import evaluate_classes, evaluate_statements
+from simmim_export.training.evaluation.retrieval import evaluate_match, recall
 from simmim_export.training.evaluation.statistics import accuracy, batches, wilson
+from simmim_export.training.evidence import gather_evidence
 
 
 @settings(max_examples=150, deadline=None)
@@ -55,7 +60,45 @@ def made(head: str, labels) -> tuple:
 def test_a_held_out_set_is_counted_once() -> None:
     model, tokenizer = made("image_class", Digits().labels["image_class"])
     figures = evaluate_classes("image_class", model, tokenizer, Digits(0, "test"), 5000, lambda *_: None)
-    assert figures["n"] == 359 and figures["controls"]["majority"]["accuracy"] == pytest.approx(0.1, abs=0.06)
+    assert figures["n"] == 177 and figures["controls"]["majority"]["accuracy"] == pytest.approx(0.1, abs=0.06)
+
+
+def test_digits_judge_a_precision_by_others_than_it_is_calibrated_on() -> None:
+    data = Digits(0)
+    streams = {stream: data.on(stream) for stream in ("train", "val", "test")}
+    parts = {
+        stream: {p.tobytes() for p in found.labelled(0, found.limit("classes")).pixels}
+        for stream, found in streams.items()
+    }
+    assert {stream: len(part) for stream, part in parts.items()} == {"train": 1438, "val": 182, "test": 177}
+    assert len(set.union(*parts.values())) == 1797
+    calibration = {p.numpy().tobytes() for p in samples(data, ["a text"])["pixels"]}
+    assert calibration <= parts["train"] and len(calibration) == SAMPLES
+    evidence = gather_evidence(data, ("image_class",))
+    assert evidence is not None and {p.tobytes() for p in evidence.images["classed"]} == parts["val"]
+    with pytest.raises(UsageError, match="no stream 'later'"):
+        data.on("later").labelled(0, 1)
+
+
+@dataclass(frozen=True)
+class Scored(Data):
+    """Two questions an image: "easy" is answered by class 1, the answer of "odd" is in no class."""
+
+    name = "scored"
+    stream = "train"
+    families = ("all",)
+
+    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
+        scores = np.zeros((images, 2, 3), np.float32)
+        scores[0, 0, 1] = 0.3
+        texts, empty = [["easy", "odd"]] * images, np.zeros((images, 2), np.int64)
+        return Batch(np.zeros((images, 8, 8, 3), np.uint8), [], texts, scores.argmax(axis=2), empty, scores)
+
+
+def test_questions_without_an_answer_are_no_votes_for_the_first_class() -> None:
+    predict = question_only(Scored(), 64)
+    # One image of 64 has an answer to "easy"; without votes of its own, "odd" goes by its family.
+    assert predict("easy", "all") == 1 and predict("odd", "all") == 1
 
 
 def test_a_clip_is_also_seen_in_another_order_and_frozen() -> None:
@@ -78,6 +121,50 @@ def test_an_untrained_model_is_no_better_than_its_controls() -> None:
     }  # fmt: skip
     assert figures["accuracy"] < figures["controls"]["question_only"]["accuracy"]
     assert all(row["is"] for row in figures["controls"].values())
+
+
+@pytest.mark.parametrize(
+    ("scenes", "galleries", "chance"), [(8, [8], 1 / 8), (100, [64, 36], 2 / 100), (65, [64], 1 / 64)]
+)
+def test_chance_is_that_of_the_galleries_there_were(scenes: int, galleries: list[int], chance: float) -> None:
+    model, tokenizer = made("match", ["no", "yes"])
+    figures = evaluate_match("match", model, tokenizer, Shapes(0, "test"), scenes, lambda *_: None)
+    found = figures["text_to_image_recall_at_1"]
+    assert found["galleries"] == galleries and found["among"] == galleries[0]
+    assert found["n"] == sum(galleries) and figures["n"] == 2 * sum(galleries)
+    assert found["chance"] == pytest.approx(chance)
+
+
+def quiet(*_: object) -> None:
+    """No progress."""
+
+
+def test_an_image_alone_is_no_other_image() -> None:
+    model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
+    alone = evaluate_match("match", model, tokenizer, Shapes(0, "test"), 1, quiet)
+    assert "two scenes" in alone["not_measured"] and "accuracy" not in alone
+    for scenes, shuffled in ((1, None), (65, 64)):
+        answers = evaluate_answers("vqa", model, tokenizer, Shapes(0, "test"), scenes, quiet)
+        stated = evaluate_statements("text_class", model, tokenizer, Shapes(0, "test"), scenes, quiet)
+        assert answers["n"] == 8 * scenes and stated["n"] == 4 * scenes
+        counted = [answers["controls"].get("shuffled_image"), answers["controls"].get("image_only")]
+        counted.append(stated["controls"].get("shuffled_image"))
+        wanted = [None] * 3 if shuffled is None else [8 * shuffled, 8 * shuffled, 4 * shuffled]
+        assert [row and row["n"] for row in counted] == wanted
+
+
+class Skewed(Shapes):
+    """Every statement of training is true, of any other stream false."""
+
+    def stated(self, index: int, images: int) -> Stated:
+        found = super().stated(index, images)
+        return found._replace(labels=np.full_like(found.labels, int(self.stream == "train")))
+
+
+def test_the_majority_is_that_of_training() -> None:
+    model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
+    figures = evaluate_statements("text_class", model, tokenizer, Skewed(0, "test"), 8, lambda *_: None)
+    assert figures["controls"]["majority"]["accuracy"] == 0.0 and figures["n"] == 32
 
 
 def test_accuracy_takes_scores_between_0_and_1() -> None:

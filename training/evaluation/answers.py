@@ -40,10 +40,11 @@ def evaluate_answers(
         views = seen(model, torch.from_numpy(found.pixels))
         for name, images in views.items():
             hits.add(name, score(images, text_tokens, mask))
-        # Rolled by one image: a derangement, so no question meets its own image.
-        hits.add("shuffled_image", score(views["model"].roll(1, dims=0), text_tokens, mask))
-        others = (text_tokens.roll(per_image, dims=0), mask.roll(per_image, dims=0))
-        hits.add("image_only", score(views["model"], *others))
+        if count > 1:
+            # Rolled by one image: a derangement, so no question meets its own image. One alone has no other.
+            hits.add("shuffled_image", score(views["model"].roll(1, dims=0), text_tokens, mask))
+            others = (text_tokens.roll(per_image, dims=0), mask.roll(per_image, dims=0))
+            hits.add("image_only", score(views["model"], *others))
         guesses = [table(text, data.families[f]) for text, f in zip(texts, found.families.ravel(), strict=True)]
         hits.add("question_only", _scores(found, np.array(guesses)))
         families.append(found.families.ravel())
@@ -77,16 +78,21 @@ def _scores(found: Batch, guesses: np.ndarray) -> np.ndarray:
 
 
 def question_only(data: Data, scenes: int = CONTROL_SCENES) -> Callable[[str, str], int]:
-    """A predictor (text, family) -> answer index that has seen questions and answers of ``data`` but no image."""
+    """A predictor (text, family) -> answer index that has seen questions and answers of ``data`` but no image.
+
+    A question whose answer is none of the classes teaches it nothing.
+    """
     by_text: defaultdict[str, Counter[int]] = defaultdict(Counter)
     by_family: defaultdict[str, Counter[int]] = defaultdict(Counter)
     limit = data.limit("questions")
     for index in range(math.ceil((scenes if limit is None else min(scenes, limit)) / BATCH)):
         found = data.batch(index, BATCH, QUESTIONS)
-        for texts, answers, families in zip(found.questions, found.answers, found.families, strict=True):
-            for text, answer, family in zip(texts, answers, families, strict=True):
-                by_text[text][int(answer)] += 1
-                by_family[data.families[family]][int(answer)] += 1
+        answered = np.ones(found.answers.shape, bool) if found.scores is None else found.scores.sum(axis=2) > 0
+        for texts, *rows in zip(found.questions, found.answers, found.families, answered, strict=True):
+            for text, answer, family, has_answer in zip(texts, *rows, strict=True):
+                if has_answer:
+                    by_text[text][int(answer)] += 1
+                    by_family[data.families[family]][int(answer)] += 1
 
     def predict(text: str, family: str) -> int:
         counts = by_text.get(text) or by_family[family]

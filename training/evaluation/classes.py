@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -15,8 +15,8 @@ from simmim_export.training.evaluation.answers import seen
 from simmim_export.training.evaluation.statistics import BATCH, Hits, Watch, batches
 from simmim_export.training.tokenizer import encode
 
-# Batches of training whose labels the majority control counts.
-_MAJORITY_BATCHES = 16
+# Images of training whose labels the majority control counts.
+_MAJORITY_IMAGES = 1024
 
 
 @torch.inference_mode()
@@ -25,11 +25,8 @@ def evaluate_classes(
 ) -> dict[str, Any]:
     """Accuracy on images or clips, with the majority class, and of clips with frames shuffled and single."""
     model.eval()
-    training = data.on("train")
-    limit = training.limit("classes")
-    enough = _MAJORITY_BATCHES if limit is None else min(_MAJORITY_BATCHES, -(-limit // BATCH))
-    counts = Counter(label for index in range(enough) for label in training.labelled(index, BATCH).labels.tolist())
-    majority, hits = counts.most_common(1)[0][0], Hits()
+    training, hits = data.on("train"), Hits()
+    majority = _majority(training.labelled, training.limit("classes"), watch)
     for index, count in batches(scenes, data.limit("classes"), head, watch):
         pixels, classes = data.labelled(index, BATCH)
         found = Labelled(pixels[:count], classes[:count])
@@ -45,7 +42,8 @@ def evaluate_statements(
 ) -> dict[str, Any]:
     """Accuracy on statements, with the majority class, and the same statements about another image."""
     model.eval()
-    hits, labels = Hits(), []
+    training, hits = data.on("train"), Hits()
+    majority = _majority(training.stated, training.limit("statements"), watch)
     for index, count in batches(scenes, data.limit("statements"), head, watch):
         pixels, texts, classes = data.stated(index, BATCH)
         found = Stated(pixels[:count], texts[:count], classes[:count])
@@ -53,10 +51,19 @@ def evaluate_statements(
         images = model.see(torch.from_numpy(found.pixels))
         text_tokens, _ = model.encode_text(**tokens)
         wanted, repeats = found.labels.ravel(), found.labels.shape[1]
-        labels.append(wanted)
-        for name, shown in (("model", images), ("shuffled_image", images.roll(1, dims=0))):
+        views = {"model": images}
+        if count > 1:  # one alone has no other
+            views["shuffled_image"] = images.roll(1, dims=0)
+        for name, shown in views.items():
             fused = model.fuse(shown, text_tokens, tokens["attention_mask"], repeats)
             hits.add(name, model.classify(head, fused).argmax(dim=1).numpy() == wanted)
-    every = np.concatenate(labels)
-    hits.add("majority", every == Counter(every.tolist()).most_common(1)[0][0])
+        hits.add("majority", wanted == majority)
     return {**hits.figures(), "data": data.describe()}
+
+
+def _majority(batch: Callable[[int, int], Labelled | Stated], limit: int | None, watch: Watch) -> int:
+    """The class that is most frequent in the batches ``batch(index, images)`` of a set of ``limit`` images."""
+    counts: Counter[int] = Counter()
+    for index, count in batches(_MAJORITY_IMAGES, limit, "majority", watch):
+        counts.update(batch(index, BATCH).labels[:count].ravel().tolist())
+    return counts.most_common(1)[0][0]
