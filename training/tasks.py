@@ -18,6 +18,7 @@ from simmim_export.models.simmim import SimMIM
 from simmim_export.training.data.base import Want
 from simmim_export.training.objectives import answer_loss, soft_answer_loss
 from simmim_export.training.pretrain import Pretrain
+from simmim_export.training.processes import gather
 from simmim_export.training.source import Source
 from simmim_export.training.tokenizer import encode
 
@@ -114,10 +115,14 @@ class Answers(Stage):
 
     @torch.no_grad()
     def _advance(self, logits: Tensor, answers: Tensor) -> None:
-        """Follow the accuracy (a mean over some 20 batches) and go to the next level where it is high enough."""
+        """Follow the accuracy (a mean over some 20 batches) and go to the next level where it is high enough.
+
+        It is that of all processes: one that went by its own would be alone in what it does next, and wait for ever.
+        """
         if not self.training or int(self.level) == len(CURRICULUM):
             return
-        self.accuracy.lerp_((logits.argmax(dim=1) == answers).float().mean(), 0.05)
+        right = (logits.argmax(dim=1) == answers).float().mean()
+        self.accuracy.lerp_(gather(right[None]).mean(), 0.05)
         if float(self.accuracy) >= CURRICULUM[int(self.level)][0]:
             self._next_level()
 

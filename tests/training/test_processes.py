@@ -73,17 +73,61 @@ dist.destroy_process_group()
 """
 
 
-def run(processes: int, target: Path) -> dict:
-    """Start the processes and return what the first one left, by objective."""
+# The first process answers right for a while and the second wrong, then both right. What they do next is printed.
+CURRICULUM_PROGRAM = """
+import sys, torch, torch.distributed as dist
+from tokenizers import Tokenizer
+from simmim_export.models.checkpoint import build
+from simmim_export.training.assemble import NewModel, new_checkpoint
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.source import Source
+from simmim_export.training.tasks import CURRICULUM, Answers, Plan
+
+target, rank, world = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{target}.meet", rank=rank, world_size=world)
+started = new_checkpoint(NewModel(), seed=0)
+model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
+stage = Answers("vqa", model, tokenizer, Source(Shapes(0), 4, rank, world), Plan(rehearse=2)).train()
+last = model.heads["vqa"].classify[-1]
+with torch.no_grad():  # it answers class 0, whatever it is asked
+    last.weight.zero_()
+    last.bias.zero_()[0] = 9
+stage.level.fill_(len(CURRICULUM) - 1)
+stage.accuracy.fill_(CURRICULUM[-1][0] - 0.01)
+batch = stage.batch(0, 0.0)
+for wrong, steps in ((rank, 2), (0, 8)):
+    batch["answers"] = torch.full_like(batch["answers"], wrong)
+    with torch.no_grad():
+        for _ in range(steps):
+            stage(batch)
+    kind = "rehearsal" if "caption_ids" in stage.batch(1, 0.0) else "questions"
+    print(int(stage.level), kind, f"{float(stage.accuracy):.4f}")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def start(program: str, processes: int, target: Path) -> list[str]:
+    """Start the processes, which meet at ``target``, and return what each printed."""
     started = []
     for rank in range(processes):
-        command = [sys.executable, "-c", PROGRAM, str(target), str(rank), str(processes)]
+        command = [sys.executable, "-c", program, str(target), str(rank), str(processes)]
         # RANK and WORLD_SIZE for what asks the environment, as under a launcher.
         environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(processes)}
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+    printed = []
     for process in started:
-        _, errors = process.communicate(timeout=120)
+        found, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+        printed.append(found)
+    return printed
+
+
+def run(processes: int, target: Path) -> dict:
+    """Start the processes and return what the first one left, by objective."""
+    start(PROGRAM, processes, target)
     return torch.load(target, weights_only=True)
 
 
@@ -103,6 +147,15 @@ def test_two_processes_train_as_one_does_on_the_same_images(gradients: tuple[dic
     worst = max((two["grads"][name] - grad).abs().max().item() for name, grad in one["grads"].items())
     assert worst <= 1e-5, worst
     assert max(grad.abs().max().item() for grad in one["grads"].values()) > 1e-3
+
+
+def test_processes_go_through_the_curriculum_together(tmp_path: Path) -> None:
+    """One that rehearses while another asks would wait for it for ever."""
+    first, second = start(CURRICULUM_PROGRAM, 2, tmp_path / "meet")
+    assert first == second
+    # A mean of 0.5, then of 1: neither goes by the accuracy that it has alone.
+    before, after = (line.split() for line in first.splitlines())
+    assert before[:2] == ["1", "questions"] and after == ["2", "rehearsal", "0.0000"]
 
 
 # As the README says; --standalone takes a free port.
