@@ -11,7 +11,7 @@ from PIL import Image
 
 import simmim_export
 from simmim_export.errors import ImageError, UsageError
-from simmim_export.runtime.clips import SampledFrames, choose_frames, natural, read_clip
+from simmim_export.runtime.clips import SampledFrames, choose_frames, is_animation, natural, read_clip
 from simmim_export.runtime.explain import SIDE, overlay, sheet
 
 
@@ -53,6 +53,23 @@ def test_a_folder_and_an_animation_are_the_same_clip(model, folder: Path, tmp_pa
     np.testing.assert_array_equal(found[0], found[2])
     backwards = model.encode_clip(eight[::-1]).tensors["image_tokens"]
     assert np.abs(backwards - found[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_what_moves_is_told_by_its_frames_and_not_by_its_name(tmp_path: Path, kind: str) -> None:
+    still, moving = tmp_path / "still.gif", tmp_path / "moving.jpg"
+    two = frames(2)
+    two[0].save(still, format=kind)
+    two[0].save(moving, format=kind, save_all=True, append_images=two[1:], duration=100)
+    assert not is_animation(still) and is_animation(moving)
+
+
+def test_two_views_at_once_do_not_move(tmp_path: Path) -> None:
+    two = frames(2)
+    two[0].save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=two[1:])
+    with Image.open(tmp_path / "photo.jpg") as opened:
+        assert opened.n_frames == 2
+    assert not is_animation(tmp_path / "photo.jpg") and not is_animation(tmp_path / "none.gif")
 
 
 def test_too_many_frames_are_sampled_with_a_word(model, folder: Path) -> None:
@@ -128,7 +145,26 @@ def test_commands(run_cli, every_bundle: Path, folder: Path, picture: Path, tmp_
         assert drawn.size == (3 * SIDE + 16, SIDE + 28)
     done = run_cli("export", "ask", every_bundle, picture, "what ?", "--explain", tmp_path / "out.png")
     assert done.returncode == 2 and "already exists" in done.stderr
+    assert not list(tmp_path.glob(".*"))
     for arguments in ((picture,), (folder,), (picture, "a red circle", "a square")):
         done = run_cli("export", "classify", every_bundle, *arguments, "--json")
         assert done.returncode == 0, done.stderr
         assert len(json.loads(done.stdout)) == max(1, len(arguments) - 1)
+
+
+def test_a_still_picture_is_no_clip_whatever_its_name(run_cli, every_bundle: Path, tmp_path: Path) -> None:
+    from simmim_export.bundle import Bundle
+
+    labels, eight = Bundle.open(every_bundle).manifest.labels, frames(8)
+    paths = {"still.webp": "image_class", "still.gif": "image_class", "moving.png": "video_class"}
+    for name, head in paths.items():
+        more = {"save_all": True, "append_images": eight[1:]} if head == "video_class" else {}
+        eight[0].save(tmp_path / name, **more)
+        done = run_cli("export", "classify", every_bundle, tmp_path / name, "--json")
+        assert done.returncode == 0, done.stderr
+        assert {row["label"] for row in json.loads(done.stdout)[0]["classes"]} == set(labels[head])
+    words = ("what ?", "--explain", tmp_path / "out.png")
+    done = run_cli("export", "ask", every_bundle, tmp_path / "moving.png", *words)
+    assert done.returncode == 0 and "frames is used" not in done.stderr, done.stderr
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.size == (2 * SIDE + 8, SIDE + 28)
