@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ CONTESTANTS = (
 BASELINE = "torch-compile@cuda"
 # Of a step that failed, so many of the last lines that it wrote.
 LINES = 12
+# Seconds that a step may take: TensorRT builds base in minutes; what hangs must not keep the others from being known.
+LONGEST = 3600
 EVENTS, WALL = "events of the GPU, without copies", "wall time from host arrays to host arrays, GPU idle again"
 
 
@@ -62,9 +64,10 @@ class Step:
 
 @dataclass
 class Record:
-    """Steps in order, run as they are added."""
+    """Steps in order, run as they are added; ``saved`` is told of each, so that what is known outlives a kill."""
 
     steps: list[Step] = field(default_factory=list)
+    saved: Callable[[Record], None] = lambda record: None
 
     def passed(self, name: str) -> bool:
         """Whether the step called ``name`` was run and passed."""
@@ -79,21 +82,33 @@ class Record:
         else:
             started = time.monotonic()
             command = [sys.executable, "-m", MODULES.get(program, program), *words[1:]]
-            done = subprocess.run(command, capture_output=True, text=True)
+            code, out, err = _run(command)
             seconds = round(time.monotonic() - started, 2)
             found = None
             with contextlib.suppress(ValueError):
-                found = json.loads(done.stdout)
-            said = "\n".join((done.stdout if found is None else "", done.stderr)).strip().splitlines()[-LINES:]
-            error = "\n".join(said) if done.returncode else None
-            step = Step(name, shlex.join(words), done.returncode, seconds, found, error)
+                found = json.loads(out)
+            said = "\n".join((out if found is None else "", err)).strip().splitlines()[-LINES:]
+            step = Step(name, shlex.join(words), code, seconds, found, "\n".join(said) if code else None)
         self.steps.append(step)
+        self.saved(self)
         return step
 
 
-def check(folder: Path, preset: str, watch: Any = lambda *_: None) -> Record:
+def _run(command: Sequence[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr; 124, as of timeout(1), for one that did not end in :data:`LONGEST` seconds."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired as error:
+        out, err = ((text or b"").decode(errors="replace") for text in (error.stdout, error.stderr))
+        return 124, out, f"{err}\nit did not end in {LONGEST} s and was killed"
+    return done.returncode, done.stdout, done.stderr
+
+
+def check(
+    folder: Path, preset: str, watch: Any = lambda *_: None, saved: Callable[[Record], None] = lambda record: None
+) -> Record:
     """Every step, with what it makes in ``folder``; bench.json there is the measurement, if it came to that."""
-    record, checkpoint, bundle = Record(), folder / "ckpt.pt", folder / "bundle"
+    record, checkpoint, bundle = Record(saved=saved), folder / "ckpt.pt", folder / "bundle"
     total = len(CONTESTANTS) + len(BUILT) + 5
 
     def step(name: str, program: str, *arguments: object, needs: Sequence[str] = ()) -> None:
@@ -120,7 +135,7 @@ def check(folder: Path, preset: str, watch: Any = lambda *_: None) -> Record:
     needs = [f"verify {name}" for name in proven or CONTESTANTS]
     bench = ("--bundle", bundle, "--checkpoint", checkpoint, *engines, "--json", folder / "bench.json")
     step("bench", "simmim-bench", *bench, needs=needs)
-    step("tests", "pytest", "-q", "tests/engines", "tests/contracts/test_engines.py")
+    step("tests", "pytest", "-q", "tests/engines", "tests/contracts/test_engines.py", "tests/trt/test_trt_build.py")
     return record
 
 
@@ -153,15 +168,16 @@ def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def certificate(record: Record, measured: Sequence[BenchmarkResult]) -> dict[str, Any]:
-    """The content of the file. ``passed`` is true only if every step was run and passed."""
+def certificate(record: Record, measured: Sequence[BenchmarkResult], whole: bool = True) -> dict[str, Any]:
+    """The content of the file. ``passed`` is true only if every step was run and passed, which nothing is before it is
+    ``whole``."""
     driver = nvidia.driver()
     return {
         "schema": SCHEMA,
         "host": fingerprint(),
         "driver": None if driver is None else asdict(driver),
         "versions": versions(),
-        "passed": bool(record.steps) and all(step.passed for step in record.steps),
+        "passed": whole and bool(record.steps) and all(step.passed for step in record.steps),
         "steps": [asdict(step) | {"passed": step.passed} for step in record.steps],
         "figures": figures(measured),
     }
@@ -188,7 +204,12 @@ def main() -> None:
     bench = options.folder / "bench.json"
     bench.unlink(missing_ok=True)  # that of an earlier run is none of this one
     with progress_bar("gpu-check") as watch:
-        record = check(options.folder, options.preset, watch)
+        record = check(
+            options.folder,
+            options.preset,
+            watch,
+            lambda known: report.write(certificate(known, [], whole=False), options.output),
+        )
     document = certificate(record, report.read(bench)["results"] if record.passed("bench") else [])
     report.write(document, options.output)
     for step in record.steps:

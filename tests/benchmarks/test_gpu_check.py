@@ -54,11 +54,22 @@ def test_steps_are_what_the_commands_did(tiny_bundle: Path) -> None:
     assert caught.value.exit_code == 4
 
 
+def test_what_hangs_is_killed_and_every_step_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "LONGEST", 1)
+    known: list[list[str]] = []
+    record = Record(saved=lambda record: known.append([step.name for step in record.steps]))
+    hung = record.run("server", "http.server", "0")
+    assert hung.exit_code == 124 and "did not end in 1 s and was killed" in (hung.error or "") and not hung.passed
+    record.run("bench", "simmim-bench", needs=["server"])
+    assert known == [["server"], ["server", "bench"]]
+
+
 def test_nothing_run_is_not_passed() -> None:
     assert not certificate(Record(), [])["passed"]
     done = certificate(Record([Step("doctor", "simmim-export doctor", 0, 1.0)]), [])
     assert done["passed"]
     require_passed(done, Path("x"))
+    assert not certificate(Record([Step("doctor", "simmim-export doctor", 0, 1.0)]), [], whole=False)["passed"]
 
 
 def test_every_contestant_parses_and_every_build_is_verified() -> None:
