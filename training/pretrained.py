@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
+from tokenizers import Tokenizer
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from simmim_export.errors import InputError, UsageError
+from simmim_export.errors import CheckpointError, InputError, UsageError
 from simmim_export.models.checkpoint import read_tensors
 
 
@@ -62,7 +64,8 @@ def _download_image(trunk: str, weights: str) -> dict[str, Tensor]:
 def pretrained_text(source: str) -> PretrainedText:
     """The encoder in a folder of Hugging Face's layout, or of that name on the hub (or in its cache).
 
-    Raise :class:`InputError` for a folder that does not load and for a hub that cannot be reached.
+    Raise :class:`InputError` for a folder that does not load, a tokenizer that is none and a hub that cannot be reached, and
+    :class:`CheckpointError` for weights that are not those of the configuration, or not all of them.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils import logging
@@ -79,12 +82,15 @@ def pretrained_text(source: str) -> PretrainedText:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = AutoConfig.from_pretrained(source, local_files_only=local)
-            model = AutoModel.from_pretrained(source, local_files_only=local, config=config)
+            # What does not fit is named below: transformers' own message says that it is in a report, which is not shown.
+            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, found = AutoModel.from_pretrained(source, local_files_only=local, config=config, **told)
             if local:
                 tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
             else:
                 tokenizer = AutoTokenizer.from_pretrained(source).backend_tokenizer.to_str()
-    except (OSError, ValueError, KeyError, AttributeError, json.JSONDecodeError) as error:
+    # Whatever transformers raises over a damaged file, it means the same to the user.
+    except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if local:
             raise InputError(f"the text encoder does not load: {first}", where=folder, fix=fix) from error
@@ -92,8 +98,35 @@ def pretrained_text(source: str) -> PretrainedText:
         raise InputError(what, fix=fix) from error
     finally:
         logging.set_verbosity_warning()
+    _check_weights(found, source)
+    _check_tokenizer(tokenizer, source)
     text = {key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if value is not None}
     text = {key: value for key, value in text.items() if not key.startswith("_") and key != "dtype"}
     text["hidden_dropout_prob"] = text["attention_probs_dropout_prob"] = 0.0
     state = {key: value for key, value in model.state_dict().items() if not key.startswith("pooler.")}
     return PretrainedText(text, tokenizer, state)
+
+
+def _check_weights(found: Mapping[str, Any], source: str) -> None:
+    """Raise :class:`CheckpointError` where the encoder's weights are not those of its configuration: transformers fills
+    with random numbers what it does not find. The pooler is not used, and many encoders come without one."""
+    odd = {key: f"missing: {key}" for key in found["missing_keys"]}
+    for key, own, wanted in found["mismatched_keys"]:
+        odd[key] = f"misshapen: {key} is {list(own)}, the configuration says {list(wanted)}"
+    problems = [odd[key] for key in sorted(odd) if not key.startswith("pooler.")]
+    if problems:
+        shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
+        what = f"the text encoder's weights do not fit its config.json:\n  {shown}"
+        raise CheckpointError(what, where=source, fix="copy the folder again, whole; nothing is loaded in part")
+
+
+def _check_tokenizer(text: str, source: str) -> None:
+    """Raise :class:`InputError` for what is no tokenizer.json, or has no token."""
+    fix = "give the tokenizer.json that the encoder was trained with"
+    try:
+        size = Tokenizer.from_str(text).get_vocab_size()
+    # tokenizers raises bare Exception for whatever does not parse.
+    except Exception as error:
+        raise InputError(f"not a tokenizer.json: {error}", where=Path(source) / "tokenizer.json", fix=fix) from error
+    if size == 0:
+        raise InputError("the tokenizer.json has no tokens", where=Path(source) / "tokenizer.json", fix=fix)

@@ -116,6 +116,79 @@ def test_a_hub_that_cannot_be_reached(run_cli, tmp_path: Path) -> None:
     assert not (tmp_path / "x.pt").exists()
 
 
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A small BERT in Hugging Face's layout, written by transformers itself, without a pooler."""
+    from support import word_tokenizer
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    model = BertModel(BertConfig(vocab_size=60, max_position_embeddings=16, **sizes), add_pooling_layer=False)
+    model.save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer.json").write_text(word_tokenizer())
+    return tmp_path / "bert"
+
+
+def test_weights_without_a_pooler_are_whole_and_others_that_lack_one_are_named(bert: Path) -> None:
+    """transformers fills with random numbers what is not in the file."""
+    from safetensors.torch import load_file, save_file
+
+    path = bert / "model.safetensors"
+    state = load_file(path)
+    found = pretrained_text(str(bert))
+    assert not any("pooler" in key for key in (*state, *found.state))
+    assert all(torch.equal(found.state[key], state[key]) for key in state)
+    save_file({k: v for k, v in state.items() if "layer.1.output.dense" not in k}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing: encoder\.layer\.1\.output\.dense\.bias") as caught:
+        pretrained_text(str(bert))
+    assert caught.value.exit_code == 5 and caught.value.where == str(bert) and "pooler" not in caught.value.what
+
+
+def test_weights_of_another_shape_than_the_configuration_are_named(bert: Path) -> None:
+    import json
+
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
+    with pytest.raises(
+        CheckpointError, match=r"output\.dense\.weight is \[48, 96\], the configuration says \[48, 64\]"
+    ):
+        pretrained_text(str(bert))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 3000])
+def test_a_damaged_encoder_is_bad_input(bert: Path, kept: int) -> None:
+    path = bert / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match="does not load") as caught:
+        pretrained_text(str(bert))
+    assert caught.value.exit_code == 5 and caught.value.where == str(bert)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "no JSON", '{"version": "1.0", "model": {"type": "Other"}}'])
+def test_a_tokenizer_that_is_none(bert: Path, text: str) -> None:
+    (bert / "tokenizer.json").write_text(text)
+    with pytest.raises(InputError, match="not a tokenizer") as caught:
+        pretrained_text(str(bert))
+    assert caught.value.where == str(bert / "tokenizer.json")
+
+
+def test_a_tokenizer_without_a_token(bert: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    (bert / "tokenizer.json").write_text(Tokenizer(models.WordLevel({}, unk_token="[UNK]")).to_str())
+    with pytest.raises(InputError, match="no tokens"):
+        pretrained_text(str(bert))
+
+
+def test_a_damaged_encoder_ends_the_command_with_one_message(bert: Path, run_cli, tmp_path: Path) -> None:
+    path = bert / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:3000])
+    done = run_cli("train", "init", "--text-encoder", bert, "-o", tmp_path / "x.pt")
+    assert done.returncode == 5 and "does not load" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.pt").exists()
+
+
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         pretrained_text(str(tmp_path))
