@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,12 +17,13 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from simmim_export.errors import DataError, GateFailed, UsageError
+from simmim_export.errors import DataError, EngineUnavailable, GateFailed, UsageError
 from simmim_export.files import replacing
 from simmim_export.training.muon import Muon
-from simmim_export.training.processes import agreed, count, every, on_cpu, rank
+from simmim_export.training.processes import agreed, count, every, on_cpu, rank, state
 
 OPTIMIZERS = ("muon", "adamw")
+MIXED = ("no", "bf16", "fp16")
 # Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix, so that rare directions move as fast as common ones.
 # A narrow model that must learn to look things up by attention got there in half the steps. With the update scaled to the
 # size of AdamW's (Liu et al., 2025, "Muon is scalable"), 5 times AdamW's rate fine-tuned best of 5 and 10; 20 was worse
@@ -70,14 +71,28 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise UsageError("give --steps or --minutes, and not both", fix="add --minutes 3")
-        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
-            raise UsageError("--steps and --minutes must be above zero", fix="add --minutes 3")
+        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and not positive(self.minutes)):
+            raise UsageError("--steps and --minutes must be above zero, and finite", fix="add --minutes 3")
+        if not positive(self.lr):
+            raise UsageError(f"--lr must be above zero, and finite: it is {self.lr}", fix="give --lr 1e-3")
+        # What torch.manual_seed takes, with room for one seed a process.
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed must be 0 or more, and below 2**63: it is {self.seed}", fix="give --seed 0")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"unknown optimizer {self.optimizer!r}", fix=f"choose {' or '.join(OPTIMIZERS)}")
+        if self.mixed_precision not in MIXED:
+            raise UsageError(
+                f"unknown mixed precision {self.mixed_precision!r}", fix=f"choose one of {', '.join(MIXED)}"
+            )
 
     def lr_scale(self, done: float) -> float:
         """Share of ``lr`` when the share ``done`` in [0, 1] of training is over: linear warm-up, then a cosine to 0."""
         return min(1.0, (done + 1e-3) / self.warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def positive(value: float) -> bool:
+    """Whether ``value`` is above zero and finite; NaN is neither."""
+    return math.isfinite(value) and value > 0
 
 
 @dataclass
@@ -106,13 +121,19 @@ def train(
     state_path: Path,
     resume: bool = False,
     watch: Watch = lambda progress, done: None,
+    batches: Mapping[str, Any] | None = None,
 ) -> Progress:
     """Train ``stage`` in place and return where it ended; ``watch(progress, done)`` is called after every step.
 
-    The trainer's state is saved beside the output every ``save_every`` steps and removed by the caller when the
-    checkpoint is written; with ``resume`` training goes on from it exactly. Raises :class:`UsageError` for a state that
-    is missing or belongs to another recipe, and :class:`GateFailed` when the loss is NaN or infinite.
+    The trainer's state is saved beside the output every ``save_every`` steps and at the end, and removed by the caller
+    when the checkpoint is written; with ``resume`` training goes on from it exactly, and where it was over nothing is
+    trained. ``batches`` names all beside the recipe that decides what is in a batch, as plain values. Raises
+    :class:`UsageError` for a state that is missing or belongs to another recipe or other batches,
+    :class:`EngineUnavailable` for FP16 on a CPU, and :class:`GateFailed` when the loss is NaN or infinite.
     """
+    if recipe.mixed_precision == "fp16" and state().device.type == "cpu":
+        # Accelerate would train in FP32 and say nothing.
+        raise EngineUnavailable("FP16 needs a GPU, and there is none here", fix="use --mixed-precision bf16, or no")
     unused_is_fine = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         cpu=on_cpu(),
@@ -124,7 +145,7 @@ def train(
     optimizers = make_optimizers(stage, recipe)
     progress = Progress()
     if resume:
-        progress = load_state(state_path, stage, optimizers, recipe)
+        progress = load_state(state_path, stage, optimizers, recipe, batches, accelerator.scaler)
     source: Any = stage
     prepared, *optimizers = accelerator.prepare(stage, *optimizers)
     prepared.train()
@@ -155,8 +176,10 @@ def train(
         progress.loss = loss if math.isnan(progress.loss) else 0.95 * progress.loss + 0.05 * loss
         progress.seconds = agreed(progress.seconds + time.perf_counter() - started)
         if progress.step % recipe.save_every == 0:
-            save_state(state_path, stage, optimizers, recipe, progress)
+            save_state(state_path, stage, optimizers, recipe, progress, batches, accelerator.scaler)
         watch(progress, progress.done(recipe))
+    if progress.step % recipe.save_every:
+        save_state(state_path, stage, optimizers, recipe, progress, batches, accelerator.scaler)
     accelerator.wait_for_everyone()
     return progress
 
@@ -196,17 +219,30 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def save_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe, progress: Progress) -> None:
-    """Write all that :func:`train` needs to go on exactly: weights, optimizer, position, and of every process its random
-    numbers and buffers. It is one file: parts written by several processes could be of different steps after a kill."""
+def save_state(
+    path: Path,
+    stage: nn.Module,
+    optimizers: Sequence[Any],
+    recipe: Recipe,
+    progress: Progress,
+    batches: Mapping[str, Any] | None = None,
+    scaler: Any = None,
+) -> None:
+    """Write all that :func:`train` needs to go on exactly: weights, optimizer, position, the scale of FP16's losses, and of
+    every process its random numbers and buffers. It is one file: parts written by several processes could be of different
+    steps after a kill."""
     own = {"random": torch.get_rng_state(), "buffers": dict(stage.named_buffers())}
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
     processes = every(own)
     if rank() != 0:
         return
     content = {
         "kind": "simmim-trainer",
         "recipe": asdict(recipe),
+        "batches": dict(batches or {}),
         "progress": asdict(progress),
+        "scaler": None if scaler is None else scaler.state_dict(),
         "stage": stage.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "processes": processes,
@@ -215,18 +251,27 @@ def save_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: 
         torch.save(content, temporary)
 
 
-def load_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: Recipe) -> Progress:
+def load_state(
+    path: Path,
+    stage: nn.Module,
+    optimizers: Sequence[Any],
+    recipe: Recipe,
+    batches: Mapping[str, Any] | None = None,
+    scaler: Any = None,
+) -> Progress:
     """Put back what :func:`save_state` wrote; raise :class:`UsageError` or :class:`DataError` if it does not belong."""
     if not path.is_file():
         raise UsageError("there is no trainer state to resume", where=path, fix="leave out --resume to start anew")
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
-        found, processes = content["recipe"], content["processes"]
+        # States from before there was a description of the batches have none, and fit none.
+        found, processes = content["recipe"] | content.get("batches", {}), content["processes"]
     # Whatever a damaged file raises, it means the same to the user.
     except Exception as error:
         raise DataError(f"the trainer state is damaged: {error}", where=path, fix="start anew") from error
-    wanted = asdict(recipe)
-    changed = [f"{key} was {found.get(key)}, is {wanted[key]}" for key in wanted if found.get(key) != wanted[key]]
+    wanted = asdict(recipe) | dict(batches or {})
+    both = [(key, found.get(key), wanted.get(key)) for key in wanted | found]
+    changed = [f"{key} was {old}, is {new}" for key, old, new in both if old != new]
     if len(processes) != count():
         changed.append(f"processes were {len(processes)}, are {count()}")
     if changed:
@@ -238,10 +283,14 @@ def load_state(path: Path, stage: nn.Module, optimizers: Sequence[Any], recipe: 
         buffers = dict(stage.named_buffers())
         for name, value in own["buffers"].items():
             buffers[name].copy_(value)
-        for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        if scaler is not None:
+            scaler.load_state_dict(content["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
         what = f"the trainer state belongs to another model: {str(error).splitlines()[0]}"
         raise UsageError(what, where=path, fix="start anew") from error
     torch.set_rng_state(own["random"])
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
     return Progress(**content["progress"])

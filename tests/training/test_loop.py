@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from simmim_export.errors import GateFailed, UsageError
+from simmim_export.errors import EngineUnavailable, GateFailed, UsageError
 from simmim_export.models.checkpoint import load
 from simmim_export.training.data.base import Want
 from simmim_export.training.loop import Progress, Recipe, load_state, make_optimizers, save_state, train
@@ -91,6 +91,31 @@ def test_steps_or_minutes(options: dict) -> None:
         Recipe(**options)
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        *(({"minutes": value}, "--minutes") for value in (NAN, INF, 0.0)),
+        *(({"steps": 1, "lr": value}, "--lr") for value in (NAN, INF, 0.0, -1e-3)),
+        *(({"steps": 1, "seed": value}, "--seed") for value in (-1, 2**63)),
+        *(({"steps": 1, "mixed_precision": value}, "mixed precision") for value in ("fp8", "FP16", "")),
+    ],
+)
+def test_what_no_training_can_follow_is_refused(options: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named) as caught:
+        Recipe(**options)
+    assert caught.value.fix
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU here, which has FP16")
+def test_fp16_without_a_gpu_is_no_fp32(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="FP16 needs a GPU"):
+        train(Line(), Recipe(steps=1, mixed_precision="fp16"), state_path=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 def test_every_parameter_has_one_optimizer_and_the_matrices_of_blocks_have_muon() -> None:
     from simmim_export.models.checkpoint import build
     from simmim_export.training.assemble import NewModel, new_checkpoint
@@ -134,6 +159,48 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="damaged") as caught:
         load_state(path, line, optimizers, recipe)
     assert caught.value.exit_code == 5
+
+
+def test_a_state_of_other_batches_is_refused(tmp_path: Path) -> None:
+    path, line, recipe = tmp_path / "s", Line(), Recipe(steps=10)
+    optimizers = make_optimizers(line, recipe)
+    own = {"batch_size": 4, "split": "iid", "objectives": {"itc": 1.0}, "parent": None}
+    save_state(path, line, optimizers, recipe, Progress(step=3), own)
+    assert load_state(path, line, optimizers, recipe, dict(own)).step == 3
+    other = own | {"batch_size": 8, "parent": "ab12"}
+    with pytest.raises(UsageError, match="batch_size was 4, is 8; parent was None, is ab12"):
+        load_state(path, line, optimizers, recipe, other)
+    with pytest.raises(UsageError, match="split was iid, is None"):
+        load_state(path, line, optimizers, recipe)
+
+
+def test_the_scale_of_fp16_losses_is_saved_with_the_state(tmp_path: Path) -> None:
+    path, line, recipe = tmp_path / "s", Line(), Recipe(steps=10)
+    optimizers = make_optimizers(line, recipe)
+    save_state(path, line, optimizers, recipe, Progress(), scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
+    other = torch.amp.GradScaler("cpu")
+    load_state(path, line, optimizers, recipe, scaler=other)
+    assert other.get_scale() == 64
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_random_numbers_of_a_gpu_are_saved_with_the_state(tmp_path: Path) -> None:
+    path, line, recipe = tmp_path / "s", Line(), Recipe(steps=10)
+    optimizers = make_optimizers(line, recipe)
+    save_state(path, line, optimizers, recipe, Progress())
+    drawn = torch.rand(4, device="cuda")
+    load_state(path, line, optimizers, recipe)
+    assert torch.equal(torch.rand(4, device="cuda"), drawn)
+
+
+@pytest.mark.parametrize("save_every", [2, 5, 500])
+def test_a_training_that_is_over_is_kept_and_not_repeated(tmp_path: Path, save_every: int) -> None:
+    line, recipe = Line(), Recipe(steps=5, lr=0.1, save_every=save_every)
+    done = train(line, recipe, state_path=tmp_path / "s")
+    again, seen = Line(), []
+    resumed = train(again, recipe, state_path=tmp_path / "s", resume=True, watch=lambda *step: seen.append(step))
+    assert resumed == done and seen == []
+    assert torch.equal(again.layer.weight, line.layer.weight) and torch.equal(again.layer.bias, line.layer.bias)
 
 
 ARGUMENTS = (
