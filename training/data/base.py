@@ -73,6 +73,9 @@ class Want(NamedTuple):
 
 EVERYTHING = Want()
 CAPTIONS, QUESTIONS = Want(questions=False), Want(captions=False)
+# The streams that a model learns from: a number of examples holds for both.
+REHEARSAL = "train-rehearsal"
+LEARNED = ("train", REHEARSAL)
 
 
 class Data:
@@ -96,7 +99,7 @@ class Data:
         return {}
 
     def on(self, stream: str) -> Self:
-        """The same data set, another stream."""
+        """The same data set, another stream; a limited number of examples holds for what is learned from alone."""
         raise NotImplementedError
 
     def limit(self, kind: str) -> int | None:

@@ -18,7 +18,17 @@ import numpy as np
 
 from simmim_export.errors import DataError, UsageError
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
-from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labelled, Stated, Want, in_turn
+from simmim_export.training.data.base import (
+    EVERYTHING,
+    LEARNED,
+    REHEARSAL,
+    Batch,
+    Data,
+    Labelled,
+    Stated,
+    Want,
+    in_turn,
+)
 from simmim_export.training.data.records import Question, Record
 
 # Answers that become classes, after VQAv2's usual 3,129: those that are given at least so often, the most frequent first.
@@ -48,8 +58,9 @@ _HAS: Mapping[str, Callable[[Record], object]] = {
 class Files(Data):
     """One stream of the data set that ``read(name, root, split)`` reads; ``splits`` maps a stream to its split on disk.
 
-    The classes of each head are those of the training split; questions that none of them answers stay and count as wrong,
-    with a :class:`UnknownAnswers` warning. ``frames``: clips are taken at so many frames, at even distances.
+    The classes of each head are those of the whole training split, however few ``examples`` of it are trained on;
+    questions that none of them answers stay and count as wrong, with a :class:`UnknownAnswers` warning. ``frames``: clips
+    are taken at so many frames, at even distances.
     """
 
     name: str
@@ -64,8 +75,8 @@ class Files(Data):
     examples: int | None = None
 
     def on(self, stream: str) -> Files:
-        """The same data set, another stream."""
-        return replace(self, stream=stream, examples=None)
+        """The same data set, another stream; see :meth:`Data.on`."""
+        return replace(self, stream=stream, examples=self.examples if stream in LEARNED else None)
 
     def limit(self, kind: str) -> int | None:
         """The records that have what is asked for."""
@@ -83,26 +94,31 @@ class Files(Data):
 
     def _split(self) -> str:
         # Rehearsal and the samples for calibration are of training; nothing else may be, least of all in silence.
-        stream = "train" if self.stream in ("train-rehearsal", "samples") else self.stream
+        stream = "train" if self.stream in (REHEARSAL, "samples") else self.stream
         if stream not in self.splits:
             fix = f"choose one of {', '.join(self.splits)}"
             raise UsageError(f"the data set {self.name} has no stream {stream!r}", where=self.root, fix=fix)
         return self.splits[stream]
 
     @cached_property
+    def _all(self) -> list[Record]:
+        return self.read(self.name, self.root, self._split())
+
+    @cached_property
     def records(self) -> list[Record]:
-        """Every record of the split. Raise :class:`DataError` if it is malformed or empty."""
-        found = self.read(self.name, self.root, self._split())
-        order = np.random.default_rng(self.seed).permutation(len(found))[: self.examples]
-        return [found[index] for index in order]
+        """The split's records, or so many ``examples``. Raise :class:`DataError` if it is malformed or empty."""
+        order = np.random.default_rng(self.seed).permutation(len(self._all))[: self.examples]
+        return [self._all[index] for index in order]
 
     @cached_property
     def _training(self) -> list[Record]:
-        return self.records if self.stream == "train" else self.read(self.name, self.root, self.splits["train"])
+        """The whole training split in its own order, so that every stream finds the same classes in it."""
+        train = self.splits["train"]
+        return self._all if self._split() == train else self.read(self.name, self.root, train)
 
     @cached_property
     def labels(self) -> Mapping[str, Sequence[str]]:
-        """The classes of every head that the records can train: of the training split, whatever the stream."""
+        """The classes of every head that the data can train: of the whole training split, whatever the stream."""
         found: dict[str, Sequence[str]] = {}
         records = self._training
         if any(record.captions for record in records):

@@ -13,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labelled, Stated, Want
+from simmim_export.training.data.base import EVERYTHING, LEARNED, Batch, Data, Labelled, Stated, Want
 from simmim_export.training.data.shapes.captions import captions
 from simmim_export.training.data.shapes.draw import draw_scene
 from simmim_export.training.data.shapes.questions import ANSWERS, FAMILIES, Balance, questions
@@ -67,7 +67,9 @@ class Shapes(Data):
         return {"match": ("no", "yes"), "vqa": ANSWERS, "text_class": STATEMENTS, "image_class": COUNTS}
 
     def on(self, stream: str) -> Shapes:
-        """The same data set, another stream, of any length."""
+        """The same data set, another stream, of any length; rehearsal on few examples repeats the very same scenes."""
+        if self.examples is not None and stream in LEARNED:
+            return replace(self, stream="train")
         return replace(self, stream=stream, examples=None)
 
     def describe(self) -> dict[str, object]:
