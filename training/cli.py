@@ -19,7 +19,7 @@ Output = Annotated[
     Path, typer.Option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of weights, data and sampling.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data and sampling.")]
 Data = Annotated[
     str,
     typer.Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.errors import CheckpointError, DataError, UsageError
 from simmim_export.files import digest
 from simmim_export.models.checkpoint import Checkpoint, build, load, save
 from simmim_export.models.presets import preset as find_preset
@@ -37,6 +37,9 @@ Watch = Callable[[str, int, int], None]
 Result = tuple[Path, dict[str, Any]]
 # The most frames of a clip, in a model that gets its video encoder from its first video task.
 FRAMES = 8
+# What the figures of a task are measured on, as :meth:`Data.limit` calls it.
+MEASURED_ON = {"match": "captions", "retrieval": "captions", "vqa": "questions", "video_qa": "questions"}
+MEASURED_ON |= {"text_class": "statements", "image_class": "classes", "video_class": "classes"}
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,22 @@ class Job:
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Raise :class:`UsageError` if ``path`` exists and is not to be replaced."""
+    """Raise :class:`UsageError` if ``path`` exists and is not to be replaced, or is a folder where a file is to be written
+    (a name in .pt), or the other way round."""
     if path.exists() and not overwrite:
         raise UsageError("the output already exists", where=path, fix="add --overwrite, or choose another -o")
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".pt" and path.is_dir():
+        raise UsageError(
+            "the output is a folder, and a checkpoint in .pt is a file", where=path, fix="choose another -o"
+        )
+    if path.suffix != ".pt" and path.exists() and not path.is_dir():
+        what = "the output is a file, and a checkpoint without .pt is a folder"
+        raise UsageError(what, where=path, fix="choose an -o that ends in .pt")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"the output's folder cannot be made: {error.strerror}"
+        raise UsageError(what, where=path.parent, fix="choose another -o") from error
 
 
 def init(output: Path, new: NewModel, seed: int, overwrite: bool) -> Result:
@@ -114,14 +129,18 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
     """Train a new model, or that of ``start``, on images and captions by the objectives with a weight above 0."""
     check_output(job.output, job.overwrite)
     started, parent = _start(job, start, preset)
-    model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
-    source = _source(job, model)
+    source = _source(job, started)
     if "match" not in source.data.labels:
         raise UsageError(f"the data set {job.data.name} has no captions", fix="choose --data shapes")
+    if weights.get("itm"):
+        started = with_head(started, "match", source.data.labels["match"], 0, job.recipe.seed)
+    model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
     stage = Pretrain(model, tokenizer, source, weights)
-    progress = _train(job, stage)
     # Matching has learned something only from itm; a figure for an untrained head would be noise.
-    metrics = _metrics(job, model, tokenizer, started, ("match",) if "itm" in stage.weights else ())
+    tasks = ("match",) if "itm" in stage.weights else ()
+    held_out = _held_out(job, source.data, started, tasks)
+    progress = _train(job, stage, _batches(job, source, parent, stage="pretrain", objectives=stage.weights))
+    metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
     return _write(job, model, started, progress, metrics, {"stage": "pretrain", "objectives": stage.weights} | parent)
 
 
@@ -132,17 +151,21 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
         raise UsageError(f"unknown task {task!r}", fix=f"choose one of {', '.join(TASKS)}")
     row = TASKS[task]
     started, parent = _start(job, start, preset)
-    labels = job.data.open(job.recipe.seed, "train", started.config.image_size).labels
+    source = _source(job, started)
+    labels = source.data.labels
     if row.head not in labels:
         fix = f"choose --task {' or '.join(sorted(name for name, t in TASKS.items() if t.head in labels))}"
         raise UsageError(f"the data set {job.data.name} has nothing for the task {task}", fix=fix)
     started = with_head(started, row.head, labels[row.head], FRAMES if row.video else 0, job.recipe.seed)
+    if plan.rehearse and MEASURED_ON.get(task) == "questions" and "match" in labels:
+        started = with_head(started, "match", labels["match"], 0, job.recipe.seed)
     model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
-    stage = row.stage(row.head, model, tokenizer, _source(job, model), plan)
-    progress = _train(job, stage)
+    stage = row.stage(row.head, model, tokenizer, source, plan)
     rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
-    metrics = _metrics(job, model, tokenizer, started, (task, *rehearsed))
-    extra = {"stage": "finetune", "task": task, **asdict(plan)}
+    tasks, extra = (task, *rehearsed), {"stage": "finetune", "task": task, **asdict(plan)}
+    held_out = _held_out(job, source.data, started, tasks)
+    progress = _train(job, stage, _batches(job, source, parent, **extra))
+    metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
     return _write(job, model, started, progress, metrics, extra | parent)
 
 
@@ -152,20 +175,26 @@ def evaluate(
     """Measure every trained head of a checkpoint that ``data`` can measure, on ``scenes`` scenes of ``stream``; with
     ``pointing`` also whether the model looks at the thing it is asked about."""
     if stream.startswith("train"):
-        raise UsageError("--stream train is what the model learned from", fix="choose test")
+        raise UsageError(f"--stream {stream} is what the model learned from", fix="choose test")
+    if stream == "samples":
+        raise UsageError(
+            "--stream samples is for calibration, and on disk it is what the model learned from", fix="choose test"
+        )
+    if scenes == 0:
+        raise UsageError("--eval-scenes 0 measures nothing", fix="give 1 or more")
     checkpoint = load(path)
     model, tokenizer = build(checkpoint, path), read_tokenizer(checkpoint.tokenizer)
     held_out = data.open(seed, stream, model.config.image_size)
     metrics = {}
     for name, found in checkpoint.metrics.items():
-        head = TASKS[name].head if name in TASKS else name
+        head = _head(name)
         if "untrained" in found or head not in held_out.labels:
             metrics[name] = found if "untrained" in found else {"not_measured": f"the data set {data.name} has none"}
             continue
         if list(held_out.labels[head]) != checkpoint.labels[head]:
             what = f"the data set {data.name} has other classes for {head} than the checkpoint"
             raise CheckpointError(what, where=path, fix="evaluate it on the data that it was trained for")
-        metrics[name] = EVALUATORS[name](head, model, tokenizer, held_out, scenes, watch)
+        metrics[name] = _measure(name, model, tokenizer, held_out, scenes, watch)
     if pointing:
         if not isinstance(held_out, Shapes):
             raise UsageError(f"nobody knows the boxes of {data.name}", fix="use --pointing with --data shapes")
@@ -185,13 +214,29 @@ def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint
     return started, {"parent": {"sha256": digest(start), "provenance": started.provenance}}
 
 
-def _source(job: Job, model: SimMIM) -> Source:
+def _source(job: Job, started: Checkpoint) -> Source:
     here = state()
-    data = job.data.open(job.recipe.seed, "train", model.config.image_size)
+    data = job.data.open(job.recipe.seed, "train", started.config.image_size)
     return Source(data, job.images, here.process_index, here.num_processes)
 
 
-def _train(job: Job, stage: nn.Module) -> Progress:
+def _batches(job: Job, source: Source, parent: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """All beside the recipe that decides what is in a batch and where training starts, as plain values: a trainer's state
+    goes on only where all of it is the same."""
+    choice, started = job.data, parent.get("parent", {})
+    return more | {
+        "data": choice.name,
+        "data_root": None if choice.root is None else str(choice.root.absolute()),
+        "split": choice.split,
+        "examples": choice.examples,
+        "questions": choice.questions,
+        "records": source.data.describe().get("records"),
+        "batch_size": job.images,
+        "parent": started.get("sha256"),
+    }
+
+
+def _train(job: Job, stage: nn.Module, batches: Mapping[str, Any]) -> Progress:
     def watch(progress: Progress, done: float) -> None:
         rate = progress.samples / max(progress.seconds, 1e-9)
         left = progress.seconds * (1 - done) / max(done, 1e-9)
@@ -200,29 +245,69 @@ def _train(job: Job, stage: nn.Module) -> Progress:
         step = f"step {progress.step}, loss {progress.loss:.3f}, {rate:.0f} samples/s, {left:.0f} s left"
         job.watch(step, round(1000 * done), 1000)
 
-    progress = train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch)
+    progress = train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch, batches=batches)
     # What follows, figures and the file, is the first process's alone.
     leave()
     return progress
 
 
+def _head(task: str) -> str:
+    """The head that ``task`` trains; a metric that is no task's is called like its head."""
+    return TASKS[task].head if task in TASKS else task
+
+
+def _judged(metrics: Mapping[str, Any], data: Data, labels: Mapping[str, Sequence[str]]) -> set[str]:
+    """The heads in ``metrics`` that were trained, and whose classes ``data`` numbers as ``labels`` does."""
+    heads = {_head(name) for name, found in metrics.items() if "untrained" not in found}
+    return {head for head in heads if list(data.labels.get(head, ())) == list(labels.get(head, ()))}
+
+
+def _held_out(job: Job, data: Data, started: Checkpoint, tasks: Sequence[str]) -> Data | None:
+    """The data that ``tasks`` will be measured on, opened before training: what is missing there is better said first.
+
+    None where there is nothing to measure. Raise as :func:`check_classes`, and for a split that cannot be read.
+    """
+    if job.eval_scenes == 0 or not (tasks or _judged(started.metrics, data, started.labels)):
+        return None
+    found = job.data.open(job.recipe.seed, "test", started.config.image_size)
+    found.limit("captions")  # reads the split, whatever is asked for
+    for task in tasks:
+        check_classes(found, _head(task), started.labels[_head(task)])
+    return found
+
+
+def check_classes(held_out: Data, head: str, trained: Sequence[str]) -> None:
+    """Raise :class:`DataError` unless ``held_out`` numbers the classes of ``head`` as training does."""
+    found = list(held_out.labels.get(head, ()))
+    if found != list(trained):
+        odd = sorted(set(found) ^ set(trained))
+        named = f": {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}" if odd else " in another order"
+        what = f"held-out data of {held_out.name} have other classes for {head} than training{named}"
+        raise DataError(what, fix="leave the data set as it is while a model trains, and start anew")
+
+
+def _measure(
+    task: str, model: SimMIM, tokenizer: Tokenizer, held_out: Data, scenes: int, watch: Watch
+) -> dict[str, Any]:
+    """The figures of ``task``, or why there are none: a split may lack what they are measured on."""
+    kind = MEASURED_ON.get(task)
+    if kind is not None and held_out.limit(kind) == 0:
+        return {"not_measured": f"{held_out.stream} of {held_out.name} has no {kind}"}
+    return EVALUATORS[task](_head(task), model, tokenizer, held_out, scenes, watch)
+
+
 def _metrics(
-    job: Job, model: SimMIM, tokenizer: Tokenizer, started: Checkpoint, tasks: tuple[str, ...]
+    job: Job, model: SimMIM, tokenizer: Tokenizer, started: Checkpoint, tasks: Sequence[str], held_out: Data | None
 ) -> dict[str, Any]:
     """Figures of ``tasks``; what the checkpoint knew of other heads holds no longer, since the towers have changed."""
     if not state().is_main_process:
         return {}
-    if job.eval_scenes == 0:
-        return dict(started.metrics) | {task: {"not_measured": "--eval-scenes 0"} for task in tasks}
-    held_out = job.data.open(job.recipe.seed, "test", model.config.image_size)
-    model.to("cpu")
     stale = {"not_measured": "trained earlier, and the towers have changed since"}
     kept = {name: found if "untrained" in found else stale for name, found in started.metrics.items()}
-    new = {}
-    for task in tasks:
-        head = TASKS[task].head if task in TASKS else task
-        new[task] = EVALUATORS[task](head, model, tokenizer, held_out, job.eval_scenes, job.watch)
-    return kept | new
+    if held_out is None:
+        return kept | {task: {"not_measured": "--eval-scenes 0"} for task in tasks}
+    model.to("cpu")
+    return kept | {task: _measure(task, model, tokenizer, held_out, job.eval_scenes, job.watch) for task in tasks}
 
 
 def _write(
@@ -240,13 +325,12 @@ def _write(
     if state().is_main_process:
         found = samples(data, started.samples["texts"])
         written = as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance)
-        save(replace(written, evidence=_evidence(job, data, metrics)), job.output)
+        save(replace(written, evidence=_evidence(job, data, metrics, written.labels)), job.output)
         job.state_path.unlink(missing_ok=True)
     return job.output, metrics
 
 
-def _evidence(job: Job, data: Data, metrics: Mapping[str, Any]) -> Tensor:
+def _evidence(job: Job, data: Data, metrics: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> Tensor:
     """Held-out examples of every trained head as bytes, uint8 [bytes]; none where nothing is to be evaluated."""
-    heads = {TASKS[name].head if name in TASKS else name for name, row in metrics.items() if "untrained" not in row}
-    found = gather_evidence(data, heads, min(job.eval_scenes, EVIDENCE))
+    found = gather_evidence(data, _judged(metrics, data, labels), min(job.eval_scenes, EVIDENCE))
     return torch.from_numpy(np.frombuffer(b"" if found is None else found.save(), np.uint8).copy())

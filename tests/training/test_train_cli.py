@@ -44,6 +44,10 @@ def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
     done = run_cli("train", "evaluate", second, "--eval-scenes", "64", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["vqa"]["accuracy"] == vqa["accuracy"]
+    few = ("--steps", "1", "--batch-size", "4", "--eval-scenes", "0")
+    done = run_cli("train", "pretrain", "--from", second, *few, "-o", tmp_path / "third.pt")
+    assert done.returncode == 0, done.stderr
+    assert "towers have changed" in load(tmp_path / "third.pt").metrics["vqa"]["not_measured"]
 
 
 def test_init_with_another_trunk_and_a_folder(run_cli, tmp_path: Path) -> None:
@@ -116,7 +120,13 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("finetune", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "disagrees"),
         (("finetune", "--steps", "1", "--resume", "-o", "{tmp}/x.pt"), 2, "no trainer state"),
         (("evaluate", "{tmp}/none.pt"), 5, "no such checkpoint"),
+        (("finetune", "--minutes", "nan", "-o", "{tmp}/x.pt"), 2, "--steps and --minutes must be above zero"),
+        (("finetune", "--steps", "1", "--lr", "nan", "-o", "{tmp}/x.pt"), 2, "--lr must be above zero"),
+        (("pretrain", "--steps", "1", "--mixed-precision", "fp8", "-o", "{tmp}/x.pt"), 2, "unknown mixed precision"),
         (("evaluate", "{ckpt}", "--stream", "train"), 2, "what the model learned from"),
+        (("evaluate", "{ckpt}", "--stream", "train-rehearsal"), 2, "what the model learned from"),
+        (("evaluate", "{ckpt}", "--stream", "samples"), 2, "--stream samples is for calibration"),
+        (("evaluate", "{ckpt}", "--eval-scenes", "0"), 2, "measures nothing"),
         (("draw", "--data", "cocoa", "-o", "{tmp}/pictures"), 2, "unknown data set"),
         (("draw", "-o", "{tmp}"), 2, "already exists"),
     ],
@@ -127,6 +137,47 @@ def test_bad_input(run_cli, tiny_checkpoint: Path, tmp_path: Path, arguments, co
     assert done.returncode == code, done.stderr
     assert "error: " in done.stderr and expected in done.stderr and "next:" in done.stderr
     assert (tmp_path / "exists.pt").read_text() == "precious" and not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize("command", [("init",), ("pretrain", "--steps", "1"), ("evaluate", "none.pt")])
+def test_a_seed_below_zero_is_refused(run_cli, tmp_path: Path, command: tuple[str, ...]) -> None:
+    output = () if command[0] == "evaluate" else ("-o", tmp_path / "x.pt")
+    done = run_cli("train", *command, "--seed", "-1", *output)
+    assert done.returncode == 2 and "--seed" in done.stderr and not (tmp_path / "x.pt").exists()
+
+
+def test_the_kind_of_the_output_is_checked_first(tmp_path: Path) -> None:
+    from simmim_export.errors import UsageError
+    from simmim_export.training.run import check_output
+
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "folder").mkdir()
+    for name in ("file", "file.pt"):
+        (tmp_path / name).write_text("precious")
+    for good in ("file.pt", "folder", "new.pt", "new", "deep/new.pt"):
+        check_output(tmp_path / good, overwrite=True)
+    with pytest.raises(UsageError, match="the output is a folder"):
+        check_output(tmp_path / "folder.pt", overwrite=True)
+    with pytest.raises(UsageError, match="the output is a file"):
+        check_output(tmp_path / "file", overwrite=True)
+    with pytest.raises(UsageError, match="folder cannot be made"):
+        check_output(tmp_path / "file" / "x.pt", overwrite=True)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_head_of_matching_is_added_where_the_checkpoint_has_none(run_cli, tmp_path: Path) -> None:
+    from support import make_checkpoint
+
+    from simmim_export.models.checkpoint import load
+
+    start = make_checkpoint(tmp_path / "start.pt", heads=("vqa",))
+    done = run_cli("train", "pretrain", "--from", start, "--mlm", "0", *FAST, "-o", tmp_path / "pre.pt")
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "pre.pt").metrics["match"]["n"] == 128
+    rehearse = ("--rehearse", "2", "--no-curriculum")
+    done = run_cli("train", "finetune", "--from", start, *rehearse, *FAST, "-o", tmp_path / "tuned.pt")
+    assert done.returncode == 0, done.stderr
+    assert set(load(tmp_path / "tuned.pt").labels) == {"vqa", "match"}
 
 
 def test_draw(run_cli, tmp_path: Path) -> None:
