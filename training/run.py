@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from simmim_export.errors import CheckpointError, DataError, UsageError
+from simmim_export.errors import CheckpointError, DataError, SimmimError, UsageError
 from simmim_export.files import digest
 from simmim_export.models.checkpoint import Checkpoint, build, load, save
 from simmim_export.models.presets import preset as find_preset
@@ -139,9 +140,11 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
     # Matching has learned something only from itm; a figure for an untrained head would be noise.
     tasks = ("match",) if "itm" in stage.weights else ()
     held_out = _held_out(job, source.data, started, tasks)
-    progress = _train(job, stage, _batches(job, source, parent, stage="pretrain", objectives=stage.weights))
-    metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
-    return _write(job, model, started, progress, metrics, {"stage": "pretrain", "objectives": stage.weights} | parent)
+    extra = {"stage": "pretrain", "objectives": stage.weights}
+    progress = _train(job, stage, _batches(job, source, parent, **extra))
+    with _kept(job):
+        metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
+        return _write(job, model, started, progress, metrics, extra | parent)
 
 
 def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: Plan) -> Result:
@@ -165,8 +168,9 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
     tasks, extra = (task, *rehearsed), {"stage": "finetune", "task": task, **asdict(plan)}
     held_out = _held_out(job, source.data, started, tasks)
     progress = _train(job, stage, _batches(job, source, parent, **extra))
-    metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
-    return _write(job, model, started, progress, metrics, extra | parent)
+    with _kept(job):
+        metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
+        return _write(job, model, started, progress, metrics, extra | parent)
 
 
 def evaluate(
@@ -249,6 +253,17 @@ def _train(job: Job, stage: nn.Module, batches: Mapping[str, Any]) -> Progress:
     # What follows, figures and the file, is the first process's alone.
     leave()
     return progress
+
+
+@contextmanager
+def _kept(job: Job) -> Iterator[None]:
+    """Whatever a user can mend after training says that the training need not be repeated."""
+    try:
+        yield
+    except SimmimError as error:
+        again = f"repeat the command with --resume: what was trained is kept in {job.state_path}"
+        error.fix = again if error.fix is None else f"{error.fix}; then {again}"
+        raise
 
 
 def _head(task: str) -> str:

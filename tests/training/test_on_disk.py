@@ -152,6 +152,7 @@ def test_a_model_outlives_a_failed_evaluation_and_is_not_trained_again(run_cli, 
     bad.write_bytes(whole[:20])
     done = finetune(run_cli, "image_class", "image_folder", root, output)
     assert done.returncode == 5 and bad.name in done.stderr and not output.exists()
+    assert "repeat the command with --resume" in done.stderr
     state = torch.load(tmp_path / "ckpt.pt.trainer", weights_only=True)
     assert state["progress"]["step"] == 3
     bad.write_bytes(whole)
