@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.report import ratio_to
@@ -25,7 +24,6 @@ from simmim_export.errors import GateFailed, TruncatedText
 from simmim_export.files import digest
 from simmim_export.precision import peers
 from simmim_export.precision.int8 import to_int8
-from simmim_export.precision.weights import unshare
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
 
@@ -93,10 +91,7 @@ def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -
         if recipe == FULL:
             to_int8(source, target, feeds, full_range=True)
         else:
-            peers.RECIPES[recipe][0](source, target, feeds)
-        whole = onnx.load(target)
-        unshare(whole)
-        onnx.save(whole, target)
+            peers.quantise(recipe, source, target, feeds)
     artifacts = tuple(
         replace(each, sha256=digest(target), bytes=target.stat().st_size, built_for={}) if each == made else each
         for each in opened.manifest.artifacts

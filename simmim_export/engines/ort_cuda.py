@@ -86,7 +86,7 @@ class OrtCudaSession:
                 fix = "run it without: --engine ort --device cuda"
                 raise EngineUnavailable(f"no CUDA graph of {self._spec.name}: {error.what}", fix=fix) from error
             raise
-        except (RuntimeError, *_failures()) as error:
+        except _failures() as error:
             what = f"{self.provider} does not start: {_last_line(error)}"
             raise EngineUnavailable(what, fix=_how_to_load()) from error
 
@@ -169,7 +169,7 @@ def _failures() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises for a provider that does not come up; of no common kind but Exception."""
     from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
 
-    return RuntimeException, EPFail
+    return RuntimeError, RuntimeException, EPFail
 
 
 def _last_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.precision.quantizer import Feeds, quantize, quiet
+from simmim_export.precision.weights import unshare
 
 
 def static(source: Path, target: Path, feeds: Feeds) -> None:
@@ -44,6 +45,16 @@ RECIPES: Mapping[str, tuple[Callable[[Path, Path, Feeds], None], str | None]] = 
     "dynamic": (dynamic, None),
     "nncf": (nncf, "nncf"),
 }
+
+
+def quantise(name: str, source: Path, target: Path, feeds: Feeds) -> None:
+    """Write to ``target`` what the recipe ``name`` makes of the graph ``source``, its constants as ONNX Runtime can open them."""
+    import onnx
+
+    RECIPES[name][0](source, target, feeds)
+    model = onnx.load(target)
+    unshare(model)
+    onnx.save(model, target)
 
 
 def lacking(name: str) -> str | None:

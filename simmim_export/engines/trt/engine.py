@@ -73,7 +73,7 @@ class TrtEngine:
     install = "on a machine with an NVIDIA GPU: pip install 'simmim-export[gpu]' (JetPack from 7 on brings its own)"
     reads_checkpoint = False
     saturates = False
-    hints = (LATENCY,)
+    hints: tuple[str, ...] = (LATENCY,)
 
     def why_unavailable(self) -> str | None:
         """What is missing: packages, then a version that is new enough, then a GPU."""
