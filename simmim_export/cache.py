@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from simmim_export.errors import UsageError
 from simmim_export.files import digest, replacing
 from simmim_export.host import cache_folder
 
@@ -44,7 +45,7 @@ def kept(name: str, key: str) -> Iterator[Path | None]:
                     path.unlink()
         before = {path.name for path in _files(folder)}
         yield folder
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UsageError):
             found = {path.name: digest(path) for path in _files(folder) if path.name not in before}
             if found:
                 with replacing(folder / DIGESTS) as target:

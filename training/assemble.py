@@ -135,7 +135,8 @@ def as_checkpoint(
 
 
 def samples(data: Data, texts: Sequence[str]) -> dict[str, Any]:
-    """Up to ``SAMPLES`` held-out pictures with as many texts, from a stream of their own; ``texts`` where it has none."""
+    """Up to ``SAMPLES`` pictures with as many texts, from a stream of their own, on which nothing is judged; ``texts`` where
+    it has none."""
     pixels, own = data.on("samples").samples(SAMPLES)
     found = list(own or texts)
     return {"pixels": torch.from_numpy(pixels), "texts": [found[row % len(found)] for row in range(len(pixels))]}

@@ -190,8 +190,13 @@ def test_a_real_ctrl_c_cancels_and_is_raised_when_the_build_has_ended(rig: Rig) 
             time.sleep(0.5)
 
     threads: list[threading.Thread] = []
-    with pytest.raises(KeyboardInterrupt):
-        rig.build(watch=watch)
+    # A worker of pytest-xdist ignores the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rig.build(watch=watch)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert threads and threads[0] is not threading.main_thread() and not threads[0].is_alive()
     assert "text_encoder.fp32.onnx" not in rig.world.built
     assert [one.new for one in rig.build()] == [False, True, True, True, True]

@@ -53,6 +53,10 @@ def dataset(
     if name == "digits":
         return Digits(seed, stream, size, examples)
     if name == "clips":
+        if examples is not None:
+            raise UsageError(
+                "clips are made as they are asked for: there is no --examples of them", fix="drop --examples"
+            )
         return Clips(seed, stream, size, questions or 4)
     if root is None:
         raise UsageError(f"the data set {name} is read from disk", fix="give its folder with --data-root")

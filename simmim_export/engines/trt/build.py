@@ -18,7 +18,7 @@ from simmim_export.engines.trt.callbacks import Monitor, log
 from simmim_export.engines.trt.device import current, use
 from simmim_export.engines.trt.plan import Target
 from simmim_export.engines.trt.request import Profile, Request, format_size
-from simmim_export.errors import BundleError, EngineUnavailable, NoCache
+from simmim_export.errors import BundleError, EngineUnavailable, NoCache, UsageError
 from simmim_export.files import replacing
 from simmim_export.host import cache_folder
 from simmim_export.spec import GraphSpec
@@ -63,7 +63,7 @@ def build_plan(
         try:
             with replacing(cache_file) as path:
                 path.write_bytes(bytes(timings.serialize()))
-        except OSError as error:
+        except (OSError, UsageError) as error:
             # The plan is worth minutes, what the next one saves by it is not.
             warnings.warn(f"the timing cache {cache_file} was not written: {error}", NoCache, stacklevel=2)
     return bytes(plan)
