@@ -42,22 +42,17 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
         if reason is not None:
             skipped.append(f"{name}: {reason}")
             continue
-        for precision in Precision:
-            try:
-                _require(bundle, engine, PrecisionPlan(precision))
-            except (EngineUnavailable, BundleError) as error:
-                skipped.append(f"{name}:{precision}: {error.what}")
-            else:
-                found.append(driver.Contestant(name, str(precision)))
-        # A plan of one precision for all graphs is in the list already.
+        wanted = {str(precision): PrecisionPlan(precision) for precision in Precision}
         plan = PrecisionPlan.parse(bundle.manifest.plans[name]) if name in bundle.manifest.plans else PrecisionPlan()
-        if plan.graphs:
+        if plan.graphs:  # one of a single precision for all graphs is among them already
+            wanted[PLANNED] = plan
+        for asked, plan in wanted.items():
             try:
                 _require(bundle, engine, plan)
             except (EngineUnavailable, BundleError) as error:
-                skipped.append(f"{name}:{PLANNED}: {error.what}")
+                skipped.append(f"{name}:{asked}: {error.what}")
             else:
-                found.append(driver.Contestant(name, PLANNED))
+                found.append(driver.Contestant(name, asked))
     if not found:
         raise EngineUnavailable("no engine can run this bundle here: " + "; ".join(skipped), where=bundle.root)
     return found, skipped

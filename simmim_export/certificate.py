@@ -31,10 +31,10 @@ class Certificate:
     """One engine at one plan of precisions on one host. ``precision`` is what was asked for, ``plan`` what that means.
 
     ``graphs``: for each its artifact's SHA-256, precision, parity, invariance, executed precision, and the SHA-256 of what it was
-    compiled to, for an engine that compiles ahead of time. ``figures``: what the
-    evidence says (:meth:`Examiner.figures`). ``latency``: median seconds at batch 1 by pipeline, in rounds beside the others of
-    the same ``run``, which is the time it began. ``budget`` as text, and each of its ``lines`` with what was found
-    (:meth:`Line.as_row`). ``passed`` is true when parity and every line of the budget hold, and the precision was really run.
+    compiled to, for an engine that compiles ahead of time. ``figures``: what the evidence says (:meth:`Examiner.figures`).
+    ``latency``: median seconds at batch 1 by pipeline, in rounds beside the others of the same ``run``, which is the time it
+    began. ``budget`` as text, and each of its ``lines`` with what was found (:meth:`Line.as_row`). ``passed`` is true when parity
+    and every line of the budget hold, and the precision was really run.
     """
 
     engine: str
