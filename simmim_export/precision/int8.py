@@ -6,7 +6,6 @@ and finite, every weight symmetric; or :class:`GateFailed`.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from simmim_export.errors import GateFailed
-from simmim_export.precision.convolutions import quantize_convolutions
+from simmim_export.precision.convolutions import quantisable, quantize_convolutions
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products
 
@@ -46,11 +45,7 @@ def to_int8(
     ``full_range`` they have 8, of which engines there saturate or take slower kernels.
     """
     before = onnx.load(source)
-    convolutions: list[str] = []
-    if any(node.op_type == "Conv" and node.name not in keep_float for node in before.graph.node):
-        convolutions = quantize_convolutions(source, target, feeds, keep_float, not full_range)
-    else:
-        shutil.copyfile(source, target)
+    convolutions = quantize_convolutions(source, target, feeds, keep_float, not full_range)
     after = onnx.load(target)
     multiplied = quantize_products(after, feeds, keep_float, 127 if full_range else 63)
     onnx.save(after, target)
@@ -60,7 +55,7 @@ def to_int8(
 
 def touched(model: onnx.ModelProto) -> list[str]:
     """The names of the nodes that :func:`to_int8` would quantise in an FP32 graph."""
-    return [n.name for n in model.graph.node if n.op_type == "Conv"] + [n.name for n in products(model)]
+    return quantisable(model) + [node.name for node in products(model)]
 
 
 def saturates(model: onnx.ModelProto) -> bool:
