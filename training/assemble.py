@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import Checkpoint, check_state
 from simmim_export.models.presets import PRESETS, ModelConfig, preset
 from simmim_export.models.simmim import SimMIM
@@ -33,7 +34,7 @@ class NewModel:
 
     ``image_encoder`` names a trunk and ``image_weights`` its weights, a file or torchvision's name for them;
     ``text_encoder`` is a folder in Hugging Face's layout, or a name on its hub, whose weights, configuration and tokenizer
-    are taken; ``frames`` is the most that a clip may have.
+    are taken; ``frames`` is the most that a clip may have; ``image_size`` is in pixels.
     """
 
     preset: str = "tiny"
@@ -43,6 +44,7 @@ class NewModel:
     image_encoder: str | None = None
     image_weights: str | None = None
     text_encoder: str | None = None
+    image_size: int | None = None
 
 
 def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Checkpoint:
@@ -53,7 +55,7 @@ def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Che
     """
     config = preset(new.preset)
     wanted = {"fusion": new.fusion, "interaction": new.interaction, "frames": new.frames}
-    wanted |= {"image_trunk": new.image_encoder}
+    wanted |= {"image_trunk": new.image_encoder, "image_size": new.image_size}
     config = replace(config, **{name: value for name, value in wanted.items() if value is not None})  # type: ignore[arg-type]
     shapes = Shapes(seed, "samples", size=config.image_size)
     data = data or shapes
@@ -107,6 +109,35 @@ def with_head(checkpoint: Checkpoint, head: str, labels: Sequence[str], frames: 
     old = {key: value for key, value in checkpoint.state.items() if known or not key.startswith(f"heads.{head}.")}
     every = dict(checkpoint.labels) | {head: list(labels)}
     return replace(checkpoint, config=config, labels=every, state=fresh | old)
+
+
+def resized(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
+    """``checkpoint`` for images of ``image_size`` pixels, with the weights it has: a trunk is convolutional, positions are
+    computed.
+
+    Training at a low resolution first and at the final one last costs a fraction of training there throughout (Touvron et
+    al., 2019, "Fixing the train-test resolution discrepancy"). Raises :class:`UsageError` where the weights of an
+    interaction belong to one number of image tokens.
+    """
+    config = replace(checkpoint.config, image_size=image_size)
+    with torch.device("meta"):
+        expected = {key: value.shape for key, value in SimMIM(config).state_dict().items()}
+    odd = [key for key, shape in expected.items() if key in checkpoint.state and checkpoint.state[key].shape != shape]
+    if odd:
+        what = f"the weights of {odd[0]} belong to images of {checkpoint.config.image_size} pixels"
+        raise UsageError(what, fix="drop --image-size, or start from a new model")
+    return replace(checkpoint, config=config)
+
+
+def freeze(model: SimMIM, encoder: str) -> None:
+    """Leave the pretrained body of ``encoder`` (``image`` or ``text``) as it is: what follows it still learns.
+
+    Cheaper a step, and what the encoder learned from far more data is kept (Zhai et al., 2022, "LiT").
+    """
+    bodies: dict[str, nn.Module] = {"image": model.image_encoder.trunk, "text": model.text_encoder.encoder}
+    if encoder not in bodies:
+        raise UsageError(f"there is no encoder {encoder!r} to freeze", fix=f"choose {' or '.join(bodies)}")
+    bodies[encoder].requires_grad_(False)
 
 
 def as_checkpoint(

@@ -50,6 +50,13 @@ Mixed = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16,
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Batches added up for one step.")]
 SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between saves of the trainer's state.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the trainer's state beside the output, exactly.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", min=32, help="Side of an image in pixels; the preset's, or --from's, without."),
+]
+Freeze = Annotated[
+    str | None, typer.Option("--freeze", help="image or text: leave that encoder's pretrained body as it is.")
+]
 Scenes = Annotated[
     int,
     typer.Option(
@@ -83,6 +90,7 @@ def init(
             "--text-encoder", help="Folder of a Hugging Face encoder (or its name) to take, with its weights."
         ),
     ] = None,
+    image_size: ImageSize = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -91,7 +99,7 @@ def init(
     from simmim_export.training import run
     from simmim_export.training.assemble import NewModel
 
-    new = NewModel(preset, fusion, interaction, frames, image_encoder, image_weights, text_encoder)
+    new = NewModel(preset, fusion, interaction, frames, image_encoder, image_weights, text_encoder, image_size)
     report(run.init(output, new, seed, overwrite), as_json)
 
 
@@ -135,6 +143,8 @@ def pretrain(
     data_root: Root = None,
     split: Split = "iid",
     examples: Examples = None,
+    image_size: ImageSize = None,
+    freeze: Freeze = None,
     steps: Steps = None,
     minutes: Minutes = None,
     batch_size: BatchSize = 32,
@@ -174,7 +184,7 @@ def pretrain(
     )
     with progress_bar("pretrain") as watch:
         choice = run.DataChoice(data, data_root, split, examples)
-        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch)
+        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, image_size, freeze)
         weights = {"itc": itc, "itm": itm, "mlm": mlm, "tags": tags, "mim": mim}
         checkpoint = run.pretrain(job, start, preset, weights)
     report(checkpoint, as_json)
@@ -192,6 +202,8 @@ def finetune(
     data_root: Root = None,
     split: Split = "iid",
     examples: Examples = None,
+    image_size: ImageSize = None,
+    freeze: Freeze = None,
     steps: Steps = None,
     minutes: Minutes = None,
     batch_size: BatchSize = 32,
@@ -235,7 +247,7 @@ def finetune(
     )
     with progress_bar("finetune") as watch:
         choice = run.DataChoice(data, data_root, split, examples, questions)
-        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch)
+        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, image_size, freeze)
         checkpoint = run.finetune(job, task, start, preset, Plan(rehearse, curriculum))
     report(checkpoint, as_json)
 

@@ -148,7 +148,7 @@ def train(
         progress = load_state(state_path, stage, optimizers, recipe, batches, accelerator.scaler)
     source: Any = stage
     prepared, *optimizers = accelerator.prepare(stage, *optimizers)
-    prepared.train()
+    set_training(prepared)
     while progress.done(recipe) < 1:
         started = time.perf_counter()
         scale = recipe.lr_scale(progress.done(recipe))
@@ -182,6 +182,15 @@ def train(
         save_state(state_path, stage, optimizers, recipe, progress, batches, accelerator.scaler)
     accelerator.wait_for_everyone()
     return progress
+
+
+def set_training(module: nn.Module) -> None:
+    """Training mode for all but what has parameters and trains none: batch norm there keeps its statistics, dropout is off."""
+    module.train()
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            part.eval()
 
 
 def make_optimizers(stage: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:

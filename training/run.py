@@ -19,7 +19,15 @@ from simmim_export.models.checkpoint import Checkpoint, build, load, save
 from simmim_export.models.presets import preset as find_preset
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.article import import_article
-from simmim_export.training.assemble import NewModel, as_checkpoint, new_checkpoint, samples, with_head
+from simmim_export.training.assemble import (
+    NewModel,
+    as_checkpoint,
+    freeze,
+    new_checkpoint,
+    resized,
+    samples,
+    with_head,
+)
 from simmim_export.training.data import dataset
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
@@ -64,7 +72,11 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class Job:
-    """What pretraining and fine-tuning share: where to write, what to read, how to optimise, who watches."""
+    """What pretraining and fine-tuning share: where to write, what to read, how to optimise, who watches.
+
+    ``image_size``: train (and leave) the model at so many pixels, None at those it has. ``frozen``: the encoder, ``image``
+    or ``text``, whose pretrained body stays as it is.
+    """
 
     output: Path
     data: DataChoice
@@ -74,6 +86,8 @@ class Job:
     overwrite: bool
     eval_scenes: int
     watch: Watch
+    image_size: int | None = None
+    frozen: str | None = None
 
     @property
     def state_path(self) -> Path:
@@ -136,6 +150,8 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
     if weights.get("itm"):
         started = with_head(started, "match", source.data.labels["match"], 0, job.recipe.seed)
     model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
+    if job.frozen is not None:
+        freeze(model, job.frozen)
     stage = Pretrain(model, tokenizer, source, weights)
     # Matching has learned something only from itm; a figure for an untrained head would be noise.
     tasks = ("match",) if "itm" in stage.weights else ()
@@ -163,6 +179,8 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
     if plan.rehearse and MEASURED_ON.get(task) == "questions" and "match" in labels:
         started = with_head(started, "match", labels["match"], 0, job.recipe.seed)
     model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
+    if job.frozen is not None:
+        freeze(model, job.frozen)
     stage = row.stage(row.head, model, tokenizer, source, plan)
     rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
     tasks, extra = (task, *rehearsed), {"stage": "finetune", "task": task, **asdict(plan)}
@@ -209,13 +227,15 @@ def evaluate(
 def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint to start from, and what to record of it."""
     if start is None:
-        new, seed = NewModel(preset or "tiny"), job.recipe.seed
-        return new_checkpoint(new, seed=seed, data=job.data.open(seed, "train", find_preset(new.preset).image_size)), {}
+        new, seed = NewModel(preset or "tiny", image_size=job.image_size), job.recipe.seed
+        size = job.image_size or find_preset(new.preset).image_size
+        return new_checkpoint(new, seed=seed, data=job.data.open(seed, "train", size)), {}
     started = load(start)
     if preset is not None and preset != started.config.preset:
         what = f"--preset {preset} disagrees with the checkpoint's {started.config.preset}"
         raise UsageError(what, where=start, fix="drop --preset")
-    return started, {"parent": {"sha256": digest(start), "provenance": started.provenance}}
+    parent = {"parent": {"sha256": digest(start), "provenance": started.provenance}}
+    return started if job.image_size is None else resized(started, job.image_size), parent
 
 
 def _source(job: Job, started: Checkpoint) -> Source:
@@ -236,6 +256,8 @@ def _batches(job: Job, source: Source, parent: Mapping[str, Any], **more: Any) -
         "questions": choice.questions,
         "records": source.data.describe().get("records"),
         "batch_size": job.images,
+        "image_size": job.image_size,
+        "frozen": job.frozen,
         "parent": started.get("sha256"),
     }
 
@@ -336,7 +358,7 @@ def _write(
     data = job.data.open(job.recipe.seed, "train", model.config.image_size)
     provenance |= {"recipe": asdict(job.recipe), "images": job.images, "data": data.describe()}
     provenance |= {"steps": progress.step, "samples": progress.samples, "seconds": round(progress.seconds, 1)}
-    provenance |= {"processes": state().num_processes}
+    provenance |= {"processes": state().num_processes, "image_size": model.config.image_size, "frozen": job.frozen}
     if state().is_main_process:
         found = samples(data, started.samples["texts"])
         written = as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance)

@@ -14,6 +14,8 @@ FAST = ("--steps", "3", "--batch-size", "4", "--eval-scenes", "64")
 
 
 def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
+    import torch
+
     from simmim_export.files import digest
     from simmim_export.models.checkpoint import build, load
 
@@ -45,9 +47,16 @@ def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["vqa"]["accuracy"] == vqa["accuracy"]
     few = ("--steps", "1", "--batch-size", "4", "--eval-scenes", "0")
-    done = run_cli("train", "pretrain", "--from", second, *few, "-o", tmp_path / "third.pt")
+    other = ("--image-size", "96", "--freeze", "text")
+    done = run_cli("train", "pretrain", "--from", second, *other, *few, "-o", tmp_path / "third.pt")
     assert done.returncode == 0, done.stderr
-    assert "towers have changed" in load(tmp_path / "third.pt").metrics["vqa"]["not_measured"]
+    third = load(tmp_path / "third.pt")
+    assert "towers have changed" in third.metrics["vqa"]["not_measured"]
+    assert third.config.image_size == third.preprocessing["image"]["width"] == third.samples["pixels"].shape[1] == 96
+    assert build(third).image_encoder.tokens == 36 and third.provenance["frozen"] == "text"
+    moved = {key for key, value in third.state.items() if not torch.equal(value, checkpoint.state[key])}
+    assert not any(key.startswith("text_encoder.encoder.") for key in moved)
+    assert {"image_encoder.trunk.0.0.weight", "text_encoder.embed.weight"} <= moved
 
 
 def test_init_with_another_trunk_and_a_folder(run_cli, tmp_path: Path) -> None:
@@ -119,6 +128,7 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("finetune", "--steps", "1", "--from", "{tmp}/none.pt", "-o", "{tmp}/x.pt"), 5, "no such checkpoint"),
         (("finetune", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "disagrees"),
         (("finetune", "--steps", "1", "--resume", "-o", "{tmp}/x.pt"), 2, "no trainer state"),
+        (("pretrain", "--steps", "1", "--freeze", "both", "-o", "{tmp}/x.pt"), 2, "no encoder 'both' to freeze"),
         (("evaluate", "{tmp}/none.pt"), 5, "no such checkpoint"),
         (("finetune", "--minutes", "nan", "-o", "{tmp}/x.pt"), 2, "--steps and --minutes must be above zero"),
         (("finetune", "--steps", "1", "--lr", "nan", "-o", "{tmp}/x.pt"), 2, "--lr must be above zero"),
@@ -178,6 +188,46 @@ def test_a_head_of_matching_is_added_where_the_checkpoint_has_none(run_cli, tmp_
     done = run_cli("train", "finetune", "--from", start, *rehearse, *FAST, "-o", tmp_path / "tuned.pt")
     assert done.returncode == 0, done.stderr
     assert set(load(tmp_path / "tuned.pt").labels) == {"vqa", "match"}
+
+
+@pytest.mark.parametrize("encoder", ["image", "text"])
+def test_a_frozen_encoder_keeps_its_statistics_and_what_follows_it_learns(encoder: str) -> None:
+    import torch
+    from torch import nn
+
+    from simmim_export.models.presets import preset
+    from simmim_export.models.simmim import SimMIM
+    from simmim_export.training.assemble import freeze
+    from simmim_export.training.loop import set_training
+
+    torch.manual_seed(0)
+    model = SimMIM(preset("tiny"))
+    freeze(model, encoder)
+    set_training(model)
+    norms = [m for m in model.image_encoder.trunk.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert model.training and {norm.training for norm in norms} == {encoder == "text"}
+    tower = model.image_encoder if encoder == "image" else model.text_encoder
+    body = tower.trunk if encoder == "image" else tower.encoder
+    before = {key: value.clone() for key, value in body.state_dict().items()}
+    pixels, ids = torch.zeros(2, 64, 64, 3, dtype=torch.uint8), torch.ones(2, 4, dtype=torch.int64)
+    (model.encode_image(pixels)[1].sum() + model.encode_text(ids, ids)[1].sum()).backward()
+    assert all(torch.equal(before[key], value) for key, value in body.state_dict().items())
+    assert all(parameter.grad is None for parameter in body.parameters())
+    assert tower.embed.weight.grad is not None and tower.embed.weight.grad.abs().max() > 0
+
+
+def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) -> None:
+    from support import make_checkpoint
+
+    from simmim_export.errors import UsageError
+    from simmim_export.models.checkpoint import build, load
+    from simmim_export.training.assemble import resized
+
+    attention = load(make_checkpoint(tmp_path / "a.pt"))
+    assert build(resized(attention, 96)).image_encoder.tokens == 36
+    linear = load(make_checkpoint(tmp_path / "b.pt", interaction="linear"))
+    with pytest.raises(UsageError, match="belong to images of 64 pixels"):
+        resized(linear, 96)
 
 
 def test_draw(run_cli, tmp_path: Path) -> None:
