@@ -55,12 +55,12 @@ def kept(name: str, key: str) -> Iterator[Path | None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``; without one where the system (Windows) or a folder that has vanished gives none."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, ImportError):
-            import fcntl
+    """Hold the lock of ``folder``; without one where a folder that has vanished, or its file system, gives none."""
+    from filelock import FileLock
 
-            fcntl.flock(stack.enter_context((folder / LOCK).open("w")), fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):
+            stack.enter_context(FileLock(folder / LOCK))
         yield
 
 

@@ -5,6 +5,7 @@ Knows terminals. Must not know what any command does.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -17,9 +18,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from simmim_export.errors import SimmimError
+from simmim_export.errors import SimmimError, UsageError
 
 SECONDS_A_LINE = 5.0
+# What a system refuses, in whatever line of ours, and a user can mend.
+REFUSED = {
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: "free some space, or choose another output",
+    errno.EDQUOT: "free some space, or choose another output",
+    errno.EROFS: "choose an output where there can be written",
+}
 
 
 def new_app(help_text: str) -> typer.Typer:
@@ -47,8 +55,8 @@ def _show_warning(
 def run_app(app: Callable[[], object]) -> None:
     """Run ``app``, a Typer app or a main function, on the process's arguments and exit.
 
-    A :class:`SimmimError` becomes its message on stderr and its exit code; a bug keeps its traceback and exits with 1;
-    Ctrl-C exits with 130.
+    A :class:`SimmimError` becomes its message on stderr and its exit code, as does what the system refuses
+    (:data:`REFUSED`); a bug keeps its traceback and exits with 1; Ctrl-C exits with 130.
     """
     warnings.showwarning = _show_warning
     try:
@@ -56,6 +64,12 @@ def run_app(app: Callable[[], object]) -> None:
     except SimmimError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        refused = UsageError(error.strerror or str(error), where=error.filename, fix=REFUSED[error.errno])
+        print(f"error: {refused}", file=sys.stderr)
+        sys.exit(refused.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

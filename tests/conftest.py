@@ -14,6 +14,10 @@ import pytest
 from support import make_checkpoint
 from zygote import Zygote
 
+# Two workers on two cores: a second thread of PyTorch in each, which spins while it waits, costs more than it brings.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 MODULES = {
     "export": "simmim_export.cli",
     "train": "simmim_export.training.cli",

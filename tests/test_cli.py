@@ -189,3 +189,16 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, "a"], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_a_full_disk_is_a_message(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import errno, os\nfrom simmim_export.console import run_app\n"
+        "def full(): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'out.onnx')\nrun_app(full)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "No space left" in done.stderr and "out.onnx" in done.stderr and "free some space" in done.stderr

@@ -7,6 +7,7 @@ know optimisation. Shapes: b images, n image tokens, s text tokens, k captions a
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -229,13 +230,13 @@ class Pretrain(nn.Module):
     """The weighted sum of some objectives; each image, and each caption that is compared, is encoded once for all."""
 
     def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source, weights: Mapping[str, float]) -> None:
-        """Raise :class:`UsageError` for a batch of 1 where captions are compared, no or an unknown objective, a weight < 0."""
+        """Raise :class:`UsageError` for a batch of 1 where captions are compared, no or an unknown objective, a bad weight."""
         super().__init__()
         unknown = sorted(set(weights) - set(OBJECTIVES))
         if unknown:
             raise UsageError(f"unknown objective {unknown[0]!r}", fix=f"choose from {', '.join(OBJECTIVES)}")
-        if min(weights.values(), default=0.0) < 0:
-            raise UsageError("an objective's weight is below zero", fix="give 0 to leave it out")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
+            raise UsageError("an objective's weight must be 0 or more, and finite", fix="give 0 to leave it out")
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         if not self.weights:
             raise UsageError("pretraining needs an objective", fix=f"give one of {', '.join(OBJECTIVES)} a weight")

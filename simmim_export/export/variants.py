@@ -28,6 +28,7 @@ class Variants:
     passes: Passes
     full_range: bool = False
     kept: dict[str, frozenset[str]] = field(default_factory=dict)
+    _groups: dict[str, Mapping[str, Sequence[str]]] = field(default_factory=dict, init=False, repr=False)
 
     def path(self, graph: str, variant: str) -> Path:
         """Where ``variant`` of ``graph`` is, or will be."""
@@ -57,8 +58,10 @@ class Variants:
 
     def groups_of(self, graph: str) -> Mapping[str, Sequence[str]]:
         """The nodes that INT8 could touch, by PyTorch module."""
-        model = onnx.load(self.path(graph, "fp32"))
-        return by_group(model, int8.touched(model))
+        if graph not in self._groups:
+            model = onnx.load(self.path(graph, "fp32"))
+            self._groups[graph] = by_group(model, int8.touched(model))
+        return self._groups[graph]
 
 
 class Choice:
@@ -69,6 +72,9 @@ class Choice:
         self._variants, self._scratch = variants, scratch
         self._engine, self._has = engine, dict[Precision, str]()
         self.refused: dict[str, str] = {}
+        # A planner asks again and again, and files of base are hundreds of megabytes.
+        self._found: dict[str, Mapping[Precision, Path]] = {}
+        self._made: dict[tuple[str, frozenset[str]], Path] = {}
         for precision in Precision:
             try:
                 self._has[precision] = engine.variant(precision)
@@ -81,6 +87,11 @@ class Choice:
 
     def candidates(self, graph: str) -> Mapping[Precision, Path]:
         """The files that the engine can run. One that INT8 left as it was is no choice."""
+        if graph not in self._found:
+            self._found[graph] = self._look(graph)
+        return self._found[graph]
+
+    def _look(self, graph: str) -> Mapping[Precision, Path]:
         found = {p: path for p, v in self._has.items() if (path := self._variants.path(graph, v)).exists()}
         if Precision.INT8 in found and not self._variants.groups_of(graph):
             del found[Precision.INT8]
@@ -100,8 +111,11 @@ class Choice:
         """Its INT8 file with the nodes of the groups ``kept``, and of those kept for another engine, left float."""
         variants = self._variants
         every = kept | variants.kept.get(graph, frozenset())
+        if (graph, every) in self._made:
+            return self._made[graph, every]
         nodes = nodes_of(variants.groups_of(graph), every)
         target = self._scratch / f"{graph}.{len(list(self._scratch.iterdir()))}.onnx"
         options = Options(nodes, variants.full_range)
         variants.passes.make(graph, int8.VARIANT, variants.path(graph, "fp32"), target, options)
+        self._made[graph, every] = target
         return target

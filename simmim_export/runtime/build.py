@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,25 +98,26 @@ class _Prover:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``; raise :class:`UsageError` naming the process that holds it. It goes with its process."""
-    import fcntl
+    from filelock import FileLock, Timeout
 
+    lock = FileLock(path, timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = path.open("a+")
+        lock.acquire()
+    except Timeout:
+        owner = "unknown"
+        with suppress(OSError):  # Windows lets nobody read what is locked
+            owner = path.read_text(encoding="utf-8").strip() or owner
+        what = f"another build of this bundle is running (process {owner})"
+        raise UsageError(what, where=path, fix="wait for it, then run the same command again") from None
     except OSError as error:
         fix = "copy the bundle to where plans can be written"
         raise UsageError(
             f"plans are kept in the bundle, and it cannot be written: {error}", where=path, fix=fix
         ) from error
-    with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            what = f"another build of this bundle is running (process {owner})"
-            raise UsageError(what, where=path, fix="wait for it, then run the same command again") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    try:
+        with suppress(OSError):
+            path.write_text(str(os.getpid()), encoding="utf-8")
         yield
+    finally:
+        lock.release()

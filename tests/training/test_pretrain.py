@@ -32,7 +32,8 @@ def stage(parts, images: int = 6, **weights: float) -> Pretrain:
         ({"itm": 1.0}, 1, "2 images or more"),
         ({}, 6, "needs an objective"),
         ({"itc": 0.0, "mlm": 0.0}, 6, "needs an objective"),
-        ({"mlm": -1.0}, 6, "below zero"),
+        ({"mlm": -1.0}, 6, "0 or more"),
+        ({"itc": float("nan"), "mlm": 1.0}, 6, "0 or more, and finite"),
         ({"clip": 1.0}, 6, "unknown objective 'clip'"),
     ],
 )
