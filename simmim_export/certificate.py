@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.bundle import Bundle
-from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import replacing
+from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable
+from simmim_export.files import replacing, require_writable
 from simmim_export.spec import as_json, shown
 
 SCHEMA = 1
@@ -73,14 +74,30 @@ class Certificate:
         return exp(sum(log(value) for value in self.latency.values()) / len(self.latency))
 
 
+def require_room(bundle: Bundle) -> None:
+    """Raise what :func:`write` would, before minutes of measuring: :class:`UsageError` for a bundle that cannot be written to,
+    :class:`BundleError` for certificates of another version."""
+    require_writable(bundle.root / FILE)
+    _require_schema(bundle.root / FILE)
+
+
 def write(bundle: Bundle, certificates: Sequence[Certificate]) -> Path:
-    """Put ``certificates`` into the bundle, in place of those for the same host, engine and precision."""
+    """Put ``certificates`` into the bundle, in place of those for the same host, engine and precision.
+
+    Certificates of other graphs than these go; a damaged file is replaced, with a :class:`CertificatesLost` warning. Raise as
+    :func:`require_room`.
+    """
+    from filelock import FileLock
+
+    require_room(bundle)
     new = {(_kind(c.host), c.name) for c in certificates}
-    kept = [old for old in _known(bundle) if (_kind(old.host), old.name) not in new]
-    content = {"schema": SCHEMA, "bundle": bundle.digest, "certificates": as_json((*kept, *certificates))}
-    content["digest"] = _digest_of(content)
-    with replacing(bundle.root / FILE) as path:
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Two machines may certify one folder at once, and neither must lose what the other found.
+    with FileLock(bundle.root / f".{FILE}.lock"):
+        kept = [old for old in _known(bundle) if (_kind(old.host), old.name) not in new]
+        content = {"schema": SCHEMA, "bundle": bundle.digest, "certificates": as_json((*kept, *certificates))}
+        content["digest"] = _digest_of(content)
+        with replacing(bundle.root / FILE) as path:
+            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return bundle.root / FILE
 
 
@@ -102,16 +119,34 @@ def read(bundle: Bundle) -> list[Certificate]:
     except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{FILE} cannot be read: {error}", where=path, fix=again) from error
     if owner != bundle.digest:
-        raise BundleError(f"{FILE} is of another bundle than this", where=path, fix=again)
+        raise OfAnother(f"{FILE} is of another bundle than this", where=path, fix=again)
     return found
+
+
+class OfAnother(BundleError):
+    """The certificates in a bundle are of other graphs than its own."""
 
 
 def _known(bundle: Bundle) -> list[Certificate]:
     """As :func:`read`; certificates of other graphs than these are worth nothing, and are dropped."""
     try:
         return read(bundle)
-    except BundleError:
+    except OfAnother:
         return []
+    except BundleError as error:
+        warnings.warn(f"{error.what}: what it held is replaced", CertificatesLost, stacklevel=3)
+        return []
+
+
+def _require_schema(path: Path) -> None:
+    """Raise :class:`BundleError` where ``path`` holds certificates that another version wrote, and may read."""
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))["schema"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if schema != SCHEMA:
+        what = f"{FILE} has schema {schema!r}; this version writes {SCHEMA}, and would lose what is in it"
+        raise BundleError(what, where=path, fix="certify with the version that wrote it, or remove the file")
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

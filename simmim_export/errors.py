@@ -113,3 +113,11 @@ class NotCaptured(UserWarning):
 
 class ShortcutLearned(UserWarning):
     """A head is hardly better than one that does not look; the message gives both figures."""
+
+
+class LeftOut(UserWarning):
+    """A bundle lacks a form of a graph that was asked for and that nothing in it needs; the message says why."""
+
+
+class CertificatesLost(UserWarning):
+    """A certificate.json that could not be read was replaced; the message says what was wrong with it."""

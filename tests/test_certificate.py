@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simmim_export.benchmarks.certify import lowered
+from simmim_export.benchmarks.certify import lowered, unchanged
 from simmim_export.bundle import Bundle
-from simmim_export.certificate import FILE, Certificate, choose, read, write
+from simmim_export.certificate import FILE, Certificate, choose, read, require_room, write
 from simmim_export.engines import versions
-from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable
 from simmim_export.host import fingerprint
 from simmim_export.proof.evidence import FILE as EVIDENCE
+from simmim_export.spec import Precision, PrecisionPlan
 
 HOST = {"system": "Linux", "machine": "x86_64", "cpu": "Some CPU", "features": ["avx2"], "threads": 4}
 
@@ -105,6 +108,17 @@ def test_a_precision_of_which_no_node_ran_is_not_certified() -> None:
     assert certificate(lines=(kept, broken)).failures() == ["graphs in int8 1, all 2"]
 
 
+def test_what_an_engine_lowers_by_itself_is_asked_whether_it_did(tiny_bundle: Path) -> None:
+    """OpenVINO runs BF16 from the FP32 file: the same file is no sign that there is nothing to lower."""
+    found = Bundle.open(tiny_bundle)
+    of = {Precision.FP32: "fp32", Precision.BF16: "fp32", Precision.INT8: "int8-u8"}
+    engine: Any = SimpleNamespace(variant=of.__getitem__)
+    assert unchanged(found, engine, PrecisionPlan.parse("bf16")) == []
+    # Heads are too small for INT8: their files are copies.
+    assert set(unchanged(found, engine, PrecisionPlan.parse("int8"))) == {"head.match", "head.vqa"}
+    assert unchanged(found, engine, PrecisionPlan.parse("int8,head.match=bf16")) == ["head.vqa"]
+
+
 def test_what_was_built_again_is_not_what_was_certified(bundle: Bundle, tmp_path: Path) -> None:
     built = certificate("trt", "fp16", 0.001)
     best, why = choose([certificate(), built], HOST, INSTALLED, stands=lambda found: found is not built)
@@ -146,6 +160,28 @@ def test_a_certificate_that_was_made_anothers_is_none(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="altered") as caught:
         read(bundle)
     assert "simmim-export certify" in str(caught.value.fix)
+
+
+def test_what_is_replaced_is_said_and_what_is_newer_is_kept(bundle: Bundle) -> None:
+    path = write(bundle, [certificate()])
+    path.write_text(path.read_text().replace('"threads": 4', '"threads": 8'))
+    with pytest.warns(CertificatesLost, match="altered"):
+        write(bundle, [certificate("openvino")])
+    assert [c.name for c in read(bundle)] == ["openvino:int8"]
+    newer = path.read_text().replace('"schema": 1', '"schema": 2')
+    path.write_text(newer)
+    for change in (require_room, lambda bundle: write(bundle, [certificate()])):
+        with pytest.raises(BundleError, match="schema 2") as caught:
+            change(bundle)
+        assert caught.value.exit_code == 5 and "the version that wrote it" in str(caught.value.fix)
+    assert path.read_text() == newer
+
+
+def test_two_who_certify_at_once_lose_nothing(bundle: Bundle) -> None:
+    hosts = [HOST | {"threads": count} for count in range(1, 9)]
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        list(pool.map(lambda host: write(bundle, [certificate(host=host)]), hosts))
+    assert sorted(c.host["threads"] for c in read(bundle)) == list(range(1, 9))
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

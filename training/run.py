@@ -226,6 +226,9 @@ def evaluate(
 
 def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint to start from, and what to record of it."""
+    if start is None and job.frozen is not None:
+        what = f"--freeze {job.frozen} would keep an encoder that has learned nothing"
+        raise UsageError(what, fix="give a checkpoint to start from with --from")
     if start is None:
         new, seed = NewModel(preset or "tiny", image_size=job.image_size), job.recipe.seed
         size = job.image_size or find_preset(new.preset).image_size

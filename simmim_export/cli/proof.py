@@ -110,7 +110,7 @@ def certify(
     from simmim_export.benchmarks import certify as suite
     from simmim_export.benchmarks.driver import Contestant
     from simmim_export.bundle import Bundle
-    from simmim_export.certificate import write
+    from simmim_export.certificate import require_room, write
     from simmim_export.proof.budget import DEFAULT, Budget
 
     limits = Budget.parse(DEFAULT if budget is None else budget)
@@ -119,6 +119,7 @@ def certify(
     for contestant in contestants:
         contestant.require()
     skipped: list[str] = []
+    require_room(opened_bundle)
     if not contestants:
         contestants, skipped = suite.candidates(opened_bundle)
     with progress_bar("certify") as watch:

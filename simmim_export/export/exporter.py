@@ -10,7 +10,7 @@ import itertools
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging
 from simmim_export.engines import get_engine, require_engine, versions
 from simmim_export.engines.base import Engine
-from simmim_export.errors import ShortcutLearned, UsageError
+from simmim_export.errors import GateFailed, LeftOut, ShortcutLearned, UsageError
 from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import OPSET, trace
@@ -119,11 +119,23 @@ def export_bundle(
         if lower.budget is not None and made is not None:
             planned = _plan(staging, manifest, checkpoint, made, lower.budget, watch)
             source |= {"planning": [_as_table(plan) for plan in planned], "budget": str(lower.budget)}
+            # One file serves every engine, so this is what any of their plans keeps.
+            source |= {"kept_float": {graph: sorted(groups) for graph, groups in made.kept.items()}}
         reports, artifacts = [], []
         for name, precision, variant in ((n, p, v) for n in found for p in wanted for v in variants[p]):
             progress(f"prove {name}.{variant}", total - 1, total)
             path = folder / f"{name}.{variant}.onnx"
-            report = _prove(engine, path, variant, found[name].spec, precision, golden)
+            try:
+                report = _prove(engine, path, variant, found[name].spec, precision, golden, bool(planned))
+            except GateFailed as error:
+                if not spare(planned, name, variant):
+                    raise
+                reason = error.what.splitlines()[0].rstrip(":")
+                warnings.warn(
+                    f"{reason}: no plan needs it, and the bundle has no {variant} of it", LeftOut, stacklevel=2
+                )
+                path.unlink()
+                continue
             reports.append(report)
             needs = {} if made is None else made.needs(name, variant)
             parity = report.summary() | {"engine": engine.name}
@@ -216,8 +228,23 @@ def _as_table(plan: Planned) -> dict[str, object]:
     return {"engine": plan.engine, "chosen": str(plan.chosen.plan), "notes": plan.notes, "tried": rows}
 
 
+def spare(planned: Sequence[Planned], graph: str, variant: str) -> bool:
+    """Whether a bundle that was planned can do without ``variant`` of ``graph``: an INT8 file that no plan chose. What TensorRT
+    would run is in no plan."""
+    if not planned or variant not in VARIANTS[Precision.INT8]:
+        return False
+    chosen = any(plan.chosen.plan.of(graph) is Precision.INT8 for plan in planned)
+    return variant != VARIANTS[Precision.INT8][0] or not chosen
+
+
 def _prove(
-    engine: Engine, path: Path, variant: str, spec: GraphSpec, precision: Precision, golden: Golden
+    engine: Engine,
+    path: Path,
+    variant: str,
+    spec: GraphSpec,
+    precision: Precision,
+    golden: Golden,
+    planned: bool,
 ) -> ParityReport:
     with tempfile.TemporaryDirectory() as scratch:
         session = engine.open(provable(variant, path, Path(scratch)), spec, Precision.FP32)
@@ -225,7 +252,9 @@ def _prove(
         session.close()
     fix = "report this with the versions that simmim-export doctor prints"
     if precision is Precision.INT8:
-        fix = "add --budget, which keeps in float what needs it, or leave out --precision int8"
+        fix = "calibrate on more samples with --calibration, or leave out --precision int8"
+        if not planned:
+            fix = f"add --budget, which keeps in float what needs it; {fix}"
     elif precision is not Precision.FP32:
         fix = f"leave out --precision {precision}"
     report.require(spec.name, fix)

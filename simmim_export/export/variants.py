@@ -104,8 +104,9 @@ class Choice:
         return found
 
     def groups(self, graph: str) -> Sequence[str]:
-        """The PyTorch modules whose nodes INT8 touches."""
-        return list(self._variants.groups_of(graph))
+        """The PyTorch modules whose nodes INT8 touches; not those that are float already, for another engine."""
+        known = self._variants.kept.get(graph, frozenset())
+        return [group for group in self._variants.groups_of(graph) if group not in known]
 
     def quantise(self, graph: str, kept: frozenset[str]) -> Path:
         """Its INT8 file with the nodes of the groups ``kept``, and of those kept for another engine, left float."""

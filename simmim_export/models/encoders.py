@@ -36,6 +36,11 @@ class TinyTrunk(nn.Sequential):
     channels = 96
     stride = 16
 
+    @staticmethod
+    def side(image_size: int) -> int:
+        """Rows (and columns) of tokens: the stem has no padding, the stages do."""
+        return math.ceil(image_size // 4 / 4)
+
     def __init__(self) -> None:
         def stage(inside: int, outside: int, stride: int) -> BasicBlock:
             shortcut = None
@@ -51,6 +56,11 @@ class ResNetTrunk(nn.Sequential):
     """A torchvision ResNet without its pooling and classifier: [b, 3, H, W] to [b, channels, H/32, W/32]."""
 
     stride = 32
+
+    @staticmethod
+    def side(image_size: int) -> int:
+        """Rows (and columns) of tokens."""
+        return math.ceil(image_size / 32)
 
     def __init__(self, name: str) -> None:
         resnet = get_model(name, weights=None)
@@ -110,7 +120,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, trunk: str, image_size: int, width: int, embed_dim: int) -> None:
         super().__init__()
         self.trunk = image_trunk(trunk)
-        side = math.ceil(image_size / self.trunk.stride)
+        side = self.trunk.side(image_size)
         self.tokens = side * side
         self.project = nn.Conv2d(self.trunk.channels, width, 1)
         self.kind = nn.Parameter(torch.zeros(width))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnx
 
 from simmim_export.cache import kept
 from simmim_export.engines import versions
+from simmim_export.errors import UsageError
 from simmim_export.files import digest, replacing
 from simmim_export.precision import fp16, int8, int8_s8
 from simmim_export.precision.quantizer import Feeds
@@ -81,12 +83,16 @@ class Passes:
         made_by = repr(sorted((versions("ort") | {"onnx": version("onnx")}).items()))
         parts = [self._samples(graph), variant, digest(source), repr(options), _code(), made_by]
         with kept("passes", hashlib.sha256(chr(0).join(parts).encode()).hexdigest()) as folder:
-            made = target if folder is None else folder / "graph.onnx"
-            if folder is None or not made.is_file():
-                with replacing(made) as temporary:
-                    apply(variant, source, temporary, self._feeds[graph], options)
-            if made != target:
-                shutil.copyfile(made, target)
+            before = None if folder is None else folder / "graph.onnx"
+            if before is not None and before.is_file():
+                shutil.copyfile(before, target)
+                return
+            with replacing(target) as temporary:
+                apply(variant, source, temporary, self._feeds[graph], options)
+            if before is not None:
+                # A cache that is full, or has vanished, costs no result.
+                with suppress(OSError, UsageError), replacing(before) as temporary:
+                    shutil.copyfile(target, temporary)
 
 
 def _code() -> str:

@@ -144,7 +144,7 @@ class Planner:
         current = dict(faster)
         while not chosen.fits and any(current[name] is not Precision.FP32 for name in names):
             chosen = self._relax(current)
-        lowered = [tried for tried in self.tried if "int8" in str(tried.plan)] if wanted else self.tried
+        lowered = [t for t in self.tried if not wanted or any(t.plan.of(n) is Precision.INT8 for n in wanted)]
         if not any(tried.fits for tried in lowered):
             best = min(lowered, key=lambda tried: _excess(tried.lines))
             raise GateFailed(

@@ -152,7 +152,7 @@ def _multiply(
     ]
     dequantize = helper.make_node("DequantizeLinear", inputs, [own], name=own, axis=1)
     node.input[:] = [rounded, own]
-    node.output[0] = f"{output}.unit"
+    node.output[0] = f"{output}.product"
     scaled = f"{output}.scaled" if shift else output
     after = [helper.make_node("Mul", [node.output[0], largest], [scaled], name=f"{node.name}.scaled")]
     if shift:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from math import ceil
 from typing import Any
 
@@ -124,9 +125,14 @@ class Budget:
             limit = dict(self.limits)[key]
             takes = f"takes {wanted}" if wanted else "cannot be proven on any number"
             raise UsageError(
-                f"{key}={limit:g}pt: {images} images of {task} are too few to know it with 95 % confidence; it {takes}",
+                f"{key}={written(limit)}pt: {images} images of {task} are too few to know it with 95 % confidence; it {takes}",
                 fix=f"train with --eval-scenes {wanted}" if wanted else f"give {key} above 0, or agreement=100%",
             )
 
     def __str__(self) -> str:
-        return ",".join(f"{key}={limit:g}{_UNITS[key]}" for key, limit in self.limits)
+        return ",".join(f"{key}={written(limit)}{_UNITS[key]}" for key, limit in self.limits)
+
+
+def written(limit: float) -> str:
+    """``limit`` in the fewest digits that are read back as the same number."""
+    return f"{Decimal(repr(float(limit))):f}".removesuffix(".0")

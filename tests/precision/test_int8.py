@@ -96,6 +96,23 @@ def test_a_product_by_token_is_close_and_no_token_asks_about_another(kind: str |
     np.testing.assert_allclose(alone, found, rtol=1e-5, atol=1e-5 * np.abs(found).max())
 
 
+def test_a_product_of_a_product() -> None:
+    """Of a layer in two factors, without a bias between them."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, 5, 64)).astype(np.float32)
+    before = product(None, random.normal(size=(64, 48)).astype(np.float32))
+    before.graph.node[0].output[0] = "between"
+    before.graph.node.append(onnx.helper.make_node("MatMul", ["between", "v"], ["y"], name="second"))
+    before.graph.initializer.append(numpy_helper.from_array(random.normal(size=(48, 32)).astype(np.float32), "v"))
+    before.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["b", "s", 32]))
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    assert quantize_products(after, []) == ["product", "second"]
+    check(before, after)
+    exact, found = in_float(before, x), in_float(after, x)
+    assert np.linalg.norm(found - exact) < 0.04 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("graph", ["image_encoder", "text_encoder"])
 def test_only_in_eight_bits_two_products_leave_sixteen(

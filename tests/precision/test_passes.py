@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,23 @@ from simmim_export.bundle import Bundle
 from simmim_export.parity import Golden
 from simmim_export.precision import passes
 from simmim_export.precision.passes import Options, Passes
+
+
+def test_a_cache_that_is_full_costs_no_result(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMMIM_EXPORT_CACHE", str(tmp_path / "cache"))
+    source, target = tiny_bundle / "graphs/head.vqa.fp32.onnx", tmp_path / "x.onnx"
+    copy = passes.shutil.copyfile
+
+    def full(source: Path, target: Path) -> object:
+        if "cache" in Path(target).parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        return copy(source, target)
+
+    monkeypatch.setattr(passes.shutil, "copyfile", full)
+    Passes({"head.vqa": []}).make("head.vqa", "int8-u8", source, target, Options())
+    assert target.is_file() and not list((tmp_path / "cache").rglob("*.onnx"))
 
 
 def test_a_result_is_kept_whole_or_made_again(

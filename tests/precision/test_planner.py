@@ -13,12 +13,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simmim_export.errors import GateFailed
+from simmim_export.export.exporter import spare
 from simmim_export.precision.judge import Candidate
 from simmim_export.precision.planner import WORTH, Planned, Planner
 from simmim_export.proof.budget import Budget
 from simmim_export.spec import Precision
 
 FP32, BF16, INT8 = Precision.FP32, Precision.BF16, Precision.INT8
+FAST = {"image": 1, "text": 4}
 LIMIT = Budget.parse("answers=0.5pt,cosine=0.99")
 
 
@@ -110,6 +112,25 @@ def test_no_plan_that_fits_names_the_best_and_what_it_costs() -> None:
     said = str(caught.value)
     assert caught.value.exit_code == 4 and "image=int8" in said and "answers vqa 2, at most 0.5 pt" in said
     assert "0.67x the time of FP32" in said
+
+
+def test_a_slow_graph_that_int8_costs_nothing_is_no_plan_for_a_fast_one_that_it_does() -> None:
+    """The first could be had in INT8 inside the budget, and nobody wants it; the second was asked for and is lost."""
+    costs, fast = {"text": {"b": 0.0}, "image": {"a": 5.0}}, {FP32: 3.0, INT8: 1.0}
+    with pytest.raises(GateFailed, match="no INT8 plan of imagined"):
+        World(costs, {"text": {FP32: 1.0, INT8: 1.2}, "image": fast}).plan()
+    found = World({"text": {"b": 0.0}, "image": {"a": 0.0}}, {"text": {FP32: 1.0, INT8: 1.2}, "image": fast}).plan()
+    assert str(found.chosen.plan) == "image=int8"
+
+
+def test_a_bundle_can_do_without_the_int8_that_no_plan_chose() -> None:
+    planned = [
+        World({"image": {"a": 0.0}, "text": {"b": 0.0}}, {g: {FP32: 3, INT8: t} for g, t in FAST.items()}).plan()
+    ]
+    assert str(planned[0].chosen.plan) == "image=int8"
+    assert spare(planned, "text", "int8-u8") and not spare(planned, "image", "int8-u8")
+    assert spare(planned, "image", "int8-s8") and not spare(planned, "text", "fp16")
+    assert not any(spare([], graph, variant) for graph in FAST for variant in ("int8-u8", "int8-s8"))
 
 
 def test_int8_with_most_of_it_float_does_not_stand_before_a_faster_bf16() -> None:

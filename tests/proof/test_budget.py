@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from simmim_export.errors import UsageError
 from simmim_export.proof.budget import DEFAULT, Budget
@@ -36,6 +38,14 @@ def test_a_budget_is_read_back_as_it_is_written() -> None:
     for text in (DEFAULT, "agreement=99%", "answers=0pt,cosine=1"):
         assert str(Budget.parse(text)) == text
     assert Budget.parse(" cosine = .998 , answers=1 pt ") == Budget.parse("cosine=0.998,answers=1pt")
+
+
+@given(points=st.floats(0, 100), cosine=st.floats(0, 1, exclude_min=True))
+@example(points=0.1234567, cosine=0.9999996)
+@example(points=1e-05, cosine=5e-324)
+def test_any_budget_is_read_back_as_the_same_numbers(points: float, cosine: float) -> None:
+    budget = Budget((("answers", points), ("cosine", cosine)))
+    assert Budget.parse(str(budget)) == budget
 
 
 def test_every_limit_is_held_against_its_own_figures() -> None:

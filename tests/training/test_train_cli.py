@@ -130,7 +130,12 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("finetune", "--steps", "1", "--from", "{tmp}/none.pt", "-o", "{tmp}/x.pt"), 5, "no such checkpoint"),
         (("finetune", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "disagrees"),
         (("finetune", "--steps", "1", "--resume", "-o", "{tmp}/x.pt"), 2, "no trainer state"),
-        (("pretrain", "--steps", "1", "--freeze", "both", "-o", "{tmp}/x.pt"), 2, "no encoder 'both' to freeze"),
+        (("pretrain", "--steps", "1", "--freeze", "text", "-o", "{tmp}/x.pt"), 2, "has learned nothing"),
+        (
+            ("finetune", "--steps", "1", "--from", "{ckpt}", "--freeze", "both", "-o", "{tmp}/x.pt"),
+            2,
+            "no encoder 'both' to freeze",
+        ),
         (("evaluate", "{tmp}/none.pt"), 5, "no such checkpoint"),
         (("finetune", "--minutes", "nan", "-o", "{tmp}/x.pt"), 2, "--steps and --minutes must be above zero"),
         (("finetune", "--steps", "1", "--lr", "nan", "-o", "{tmp}/x.pt"), 2, "--lr must be above zero"),
@@ -216,6 +221,20 @@ def test_a_frozen_encoder_keeps_its_statistics_and_what_follows_it_learns(encode
     assert all(torch.equal(before[key], value) for key, value in body.state_dict().items())
     assert all(parameter.grad is None for parameter in body.parameters())
     assert tower.embed.weight.grad is not None and tower.embed.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("trunk", "least"), [("tiny", 32), ("resnet18", 33)])
+def test_there_are_as_many_positions_as_tokens_at_any_size(trunk: str, least: int) -> None:
+    import torch
+
+    from simmim_export.models.encoders import ImageEncoder
+
+    torch.manual_seed(0)
+    for size in (*range(least, least + 34), 98, 225):
+        encoder = ImageEncoder(trunk, size, 32, 16).eval()
+        with torch.no_grad():
+            tokens, _ = encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        assert tokens.shape == (1, encoder.tokens, 32)
 
 
 def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) -> None:
