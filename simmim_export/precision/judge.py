@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ _bench: _Bench | SimmimError
 def _start(*arguments: Any) -> None:
     # What is raised here would be a broken pool to whoever asks; kept, it is raised to them as it is.
     global _bench
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         _bench = _Bench(*arguments)
     except SimmimError as error:

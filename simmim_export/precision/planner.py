@@ -124,6 +124,7 @@ class Planner:
         self.notes: list[str] = []
         self._seconds: dict[tuple[str, Precision, frozenset[str]], float] = {}
         self._kept: dict[str, frozenset[str]] = {name: frozenset() for name in graphs.names()}
+        self._known: dict[tuple[tuple[str, Precision, frozenset[str]], ...], Tried] = {}
 
     def run(self) -> Planned:
         """Search. Raise :class:`GateFailed` if no plan fits the budget, or INT8 is faster and no plan with any of it fits."""
@@ -188,11 +189,17 @@ class Planner:
         return self._kept[name] if precision is Precision.INT8 else frozenset()
 
     def _try(self, plan: Mapping[str, Precision], why: str) -> Tried:
+        known = self._known.get(self._keys(plan))
+        if known is not None:
+            return known
         self._watch(f"{self.judge.engine}: {why}", len(self.tried), len(self.tried) + 1)
         return self._note(plan, why, self.judge.examine(self._candidates(plan)))
 
+    def _keys(self, plan: Mapping[str, Precision]) -> tuple[tuple[str, Precision, frozenset[str]], ...]:
+        return tuple((name, precision, self._kept_of(name, precision)) for name, precision in plan.items())
+
     def _note(self, plan: Mapping[str, Precision], why: str, figures: Mapping[str, Any]) -> Tried:
-        keys = [(name, precision, self._kept_of(name, precision)) for name, precision in plan.items()]
+        keys = self._keys(plan)
         new = [key for key in keys if key not in self._seconds]
         if new:
             self._seconds |= dict(zip(new, self.judge.clock([self._candidate(*key) for key in new]), strict=True))
@@ -202,7 +209,8 @@ class Planner:
             Precision.FP32, tuple(sorted((n, p) for n, p in plan.items() if p is not Precision.FP32))
         )
         kept = {name: tuple(sorted(groups)) for name, _, groups in keys if groups}
-        self.tried.append(Tried(written, kept, why, seconds, seconds / exact, tuple(self.budget.lines(figures))))
+        self._known[keys] = Tried(written, kept, why, seconds, seconds / exact, tuple(self.budget.lines(figures)))
+        self.tried.append(self._known[keys])
         return self.tried[-1]
 
     def _relax(self, current: dict[str, Precision]) -> Tried:

@@ -92,6 +92,13 @@ def test_the_group_that_costs_everything_is_left_float() -> None:
     assert str(found.chosen.plan) == "head=int8,text=int8" and found.chosen.share < 0.6
 
 
+def test_nothing_is_measured_twice() -> None:
+    costs = {"image": {f"layer.{n}": 2.0 for n in range(4)}, "text": {"a": 1.0, "b": 0.0, "c": 0.0}}
+    world = World(costs, {graph: {FP32: 4, BF16: 3, INT8: 1} for graph in costs}, {"image": 0.1})
+    tried = [(str(one.plan), tuple(sorted(one.kept.items()))) for one in world.plan().tried]
+    assert len(tried) == len(set(tried)) == world.asked
+
+
 def test_a_graph_that_cannot_be_had_in_int8_goes_back_alone() -> None:
     costs = {"image": {f"layer.{n}": 2.0 for n in range(4)}, "text": {"a": 0.1, "b": 0.1}}
     seconds = {"image": {FP32: 4, BF16: 3, INT8: 1}, "text": {FP32: 4, BF16: 3, INT8: 1}}
