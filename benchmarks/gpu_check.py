@@ -135,7 +135,15 @@ def check(
     needs = [f"verify {name}" for name in proven or CONTESTANTS]
     bench = ("--bundle", bundle, "--checkpoint", checkpoint, *engines, "--json", folder / "bench.json")
     step("bench", "simmim-bench", *bench, needs=needs)
-    step("tests", "pytest", "-q", "tests/engines", "tests/contracts/test_engines.py", "tests/trt/test_trt_build.py")
+    step(
+        "tests",
+        "pytest",
+        "-q",
+        "tests/engines",
+        "tests/contracts/test_engines.py",
+        "tests/trt/test_trt_build.py",
+        "tests/trt/test_trt_plan.py",
+    )
     return record
 
 

@@ -14,14 +14,13 @@ import hashlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
 from simmim_export.engines.base import GpuTimed  # noqa: E402
-from simmim_export.errors import SimmimError  # noqa: E402
+from simmim_export.errors import SimmimError, show_warnings_plainly  # noqa: E402
 from simmim_export.host import available_threads  # noqa: E402
 from simmim_export.parity import Golden, compare, invariance  # noqa: E402
 from simmim_export.proof.examine import Examiner, require_evidence  # noqa: E402
@@ -124,8 +123,7 @@ def main() -> None:
     """Serve requests until stdin closes."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # As the commands say them, without what they import for it: a cold start is measured here.
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    show_warnings_plainly()
     worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)

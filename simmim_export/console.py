@@ -9,16 +9,15 @@ import errno
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from simmim_export.errors import SimmimError, UsageError
+from simmim_export.errors import SimmimError, UsageError, show_warnings_plainly
 
 SECONDS_A_LINE = 5.0
 # What a system refuses, in whatever line of ours, and a user can mend.
@@ -41,24 +40,13 @@ def new_app(help_text: str) -> typer.Typer:
     )
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
 def run_app(app: Callable[[], object]) -> None:
     """Run ``app``, a Typer app or a main function, on the process's arguments and exit.
 
     A :class:`SimmimError` becomes its message on stderr and its exit code, as does what the system refuses
     (:data:`REFUSED`); a bug keeps its traceback and exits with 1; Ctrl-C exits with 130.
     """
-    warnings.showwarning = _show_warning
+    show_warnings_plainly()
     try:
         app()
     except SimmimError as error:

@@ -19,7 +19,9 @@ what is wrong, where, and what to type next.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import sys
+import warnings
+from typing import Any, ClassVar
 
 
 class SimmimError(Exception):
@@ -121,3 +123,13 @@ class LeftOut(UserWarning):
 
 class CertificatesLost(UserWarning):
     """A certificate.json that could not be read was replaced; the message says what was wrong with it."""
+
+
+def show_warnings_plainly() -> None:
+    """Let this process show each warning as one line on stderr, without the place in our code: what a command and every process
+    that it starts does."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show

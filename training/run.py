@@ -149,9 +149,7 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
         raise UsageError(f"the data set {job.data.name} has no captions", fix="choose --data shapes")
     if weights.get("itm"):
         started = with_head(started, "match", source.data.labels["match"], 0, job.recipe.seed)
-    model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
-    if job.frozen is not None:
-        freeze(model, job.frozen)
+    model, tokenizer = _build(job, started, start)
     stage = Pretrain(model, tokenizer, source, weights)
     # Matching has learned something only from itm; a figure for an untrained head would be noise.
     tasks = ("match",) if "itm" in stage.weights else ()
@@ -178,9 +176,7 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
     started = with_head(started, row.head, labels[row.head], FRAMES if row.video else 0, job.recipe.seed)
     if plan.rehearse and MEASURED_ON.get(task) == "questions" and "match" in labels:
         started = with_head(started, "match", labels["match"], 0, job.recipe.seed)
-    model, tokenizer = build(started, start or "a new model"), read_tokenizer(started.tokenizer)
-    if job.frozen is not None:
-        freeze(model, job.frozen)
+    model, tokenizer = _build(job, started, start)
     stage = row.stage(row.head, model, tokenizer, source, plan)
     rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
     tasks, extra = (task, *rehearsed), {"stage": "finetune", "task": task, **asdict(plan)}
@@ -239,6 +235,14 @@ def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint
         raise UsageError(what, where=start, fix="drop --preset")
     parent = {"parent": {"sha256": digest(start), "provenance": started.provenance}}
     return started if job.image_size is None else resized(started, job.image_size), parent
+
+
+def _build(job: Job, started: Checkpoint, start: Path | None) -> tuple[SimMIM, Tokenizer]:
+    """The model of ``started``, which is that of ``start`` with what it lacked, to be trained as ``job`` says."""
+    model = build(started, start or "a new model")
+    if job.frozen is not None:
+        freeze(model, job.frozen)
+    return model, read_tokenizer(started.tokenizer)
 
 
 def _source(job: Job, started: Checkpoint) -> Source:

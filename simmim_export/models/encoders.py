@@ -60,7 +60,7 @@ class ResNetTrunk(nn.Sequential):
     @staticmethod
     def side(image_size: int) -> int:
         """Rows (and columns) of tokens."""
-        return math.ceil(image_size / 32)
+        return math.ceil(image_size / ResNetTrunk.stride)
 
     def __init__(self, name: str) -> None:
         resnet = get_model(name, weights=None)

@@ -11,8 +11,7 @@ products): the range was set by a few tokens at 100, a layer norm then divided t
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -39,11 +38,10 @@ def quantize_convolutions(
     source: Path,
     target: Path,
     feeds: Feeds,
-    keep_float: Collection[str] = (),
+    names: Sequence[str],
     reduce_range: bool = False,
-) -> list[str]:
-    """Write the quantised form of the graph ``source`` to ``target`` and return the names of the quantised convolutions:
-    the :func:`quantisable` but those in ``keep_float``. Without any the graph is copied as it is.
+) -> None:
+    """Write the graph ``source`` to ``target`` with its convolutions ``names``, one or more of the :func:`quantisable`, in INT8.
 
     ``feeds``: inputs of the graph; the range of an activation is the least and the greatest over all of them.
     ``reduce_range`` keeps weights within 7 bits, for processors whose INT8 products are added up in saturating 16-bit sums
@@ -51,17 +49,13 @@ def quantize_convolutions(
     """
     from onnxruntime.quantization import QuantFormat, QuantType
 
-    names = [name for name in quantisable(onnx.load(source)) if name not in keep_float]
-    if not names:
-        shutil.copyfile(source, target)
-        return []
     quantize(
         source,
         target,
         feeds,
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
-        nodes_to_quantize=names,
+        nodes_to_quantize=list(names),
         per_channel=True,
         reduce_range=reduce_range,
         activation_type=QuantType.QUInt8,
@@ -70,4 +64,3 @@ def quantize_convolutions(
     model = onnx.load(target)
     unshare(model)
     onnx.save(model, target)
-    return names

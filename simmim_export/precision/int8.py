@@ -6,6 +6,7 @@ and finite, every weight symmetric; or :class:`GateFailed`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,11 @@ def to_int8(
     ``full_range`` they have 8, of which engines there saturate or take slower kernels.
     """
     before = onnx.load(source)
-    convolutions = quantize_convolutions(source, target, feeds, keep_float, not full_range)
+    convolutions = [name for name in quantisable(before) if name not in keep_float]
+    if convolutions:
+        quantize_convolutions(source, target, feeds, convolutions, not full_range)
+    else:
+        shutil.copyfile(source, target)
     after = onnx.load(target)
     multiplied = quantize_products(after, feeds, keep_float, 127 if full_range else 63)
     onnx.save(after, target)

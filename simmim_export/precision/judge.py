@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 from simmim_export.bundle import Manifest
 from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
-from simmim_export.errors import SimmimError
+from simmim_export.errors import SimmimError, show_warnings_plainly
 from simmim_export.files import digest
 from simmim_export.parity import Golden
 from simmim_export.proof.evidence import Evidence
@@ -94,7 +93,7 @@ _bench: _Bench | SimmimError
 def _start(*arguments: Any) -> None:
     # What is raised here would be a broken pool to whoever asks; kept, it is raised to them as it is.
     global _bench
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    show_warnings_plainly()
     try:
         _bench = _Bench(*arguments)
     except SimmimError as error:

@@ -120,11 +120,15 @@ class Planner:
 
     def __init__(self, judge: Judges, graphs: Graphs, budget: Budget, watch: Watch) -> None:
         self.judge, self.graphs, self.budget, self._watch = judge, graphs, budget, watch
-        self.tried: list[Tried] = []
         self.notes: list[str] = []
         self._seconds: dict[tuple[str, Precision, frozenset[str]], float] = {}
         self._kept: dict[str, frozenset[str]] = {name: frozenset() for name in graphs.names()}
-        self._known: dict[tuple[tuple[str, Precision, frozenset[str]], ...], Tried] = {}
+        self._tried: dict[tuple[tuple[str, Precision, frozenset[str]], ...], Tried] = {}
+
+    @property
+    def tried(self) -> list[Tried]:
+        """Every plan that was measured, in order."""
+        return list(self._tried.values())
 
     def run(self) -> Planned:
         """Search. Raise :class:`GateFailed` if no plan fits the budget, or INT8 is faster and no plan with any of it fits."""
@@ -189,8 +193,7 @@ class Planner:
         return self._kept[name] if precision is Precision.INT8 else frozenset()
 
     def _try(self, plan: Mapping[str, Precision], why: str) -> Tried:
-        known = self._known.get(self._keys(plan))
-        if known is not None:
+        if (known := self._tried.get(self._keys(plan))) is not None:
             return known
         self._watch(f"{self.judge.engine}: {why}", len(self.tried), len(self.tried) + 1)
         return self._note(plan, why, self.judge.examine(self._candidates(plan)))
@@ -209,9 +212,9 @@ class Planner:
             Precision.FP32, tuple(sorted((n, p) for n, p in plan.items() if p is not Precision.FP32))
         )
         kept = {name: tuple(sorted(groups)) for name, _, groups in keys if groups}
-        self._known[keys] = Tried(written, kept, why, seconds, seconds / exact, tuple(self.budget.lines(figures)))
-        self.tried.append(self._known[keys])
-        return self.tried[-1]
+        found = Tried(written, kept, why, seconds, seconds / exact, tuple(self.budget.lines(figures)))
+        self._tried[keys] = found
+        return found
 
     def _relax(self, current: dict[str, Precision]) -> Tried:
         """Make ``current`` more exact where it costs most, in place, and measure it."""
