@@ -39,7 +39,7 @@ demo-long:  ## the same with 50 minutes of training
 	$(MAKE) demo ALIGN_MINUTES=2 PRETRAIN_MINUTES=8 FINETUNE_MINUTES=40
 
 test: .venv/.dev  ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 # Type and import checks read an installed copy: neither tool follows the hook of an editable install.
 check: .venv/.dev  ## ruff, mypy, import contracts

@@ -23,6 +23,7 @@ MODULES = {
     "train": "simmim_export.training.cli",
     "bench": "simmim_export.benchmarks.cli",
 }
+Once = Callable[[str, Callable[[Path], object]], Path]
 _zygote = Zygote()
 
 
@@ -92,6 +93,28 @@ def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = _once(tmp_path_factory, "minilm.pt", lambda path: _must("train", *words, path))
     words = ("onnx", checkpoint, "--precision", "int8", "-o")
     return _once(tmp_path_factory, "minilm-bundle", lambda path: _must("export", *words, path))
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, make)``: the path that ``make`` wrote, the first time that a worker of this run asked for ``name``."""
+    return lambda name, make: _once(tmp_path_factory, name, make)
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a module in so many processes, as torchrun does: ``launch(2, "simmim_export.training.cli", "pretrain", ...)``."""
+
+    def run(processes: int, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return _zygote.run("launched", [str(processes), module, *map(str, arguments)], timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def kill_launched() -> Callable[[], None]:
+    """Kill what :func:`launch` runs in another thread, all processes at once."""
+    return _zygote.kill
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 WARM = ("torch", "torchvision", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime", "numpy", "PIL.Image")
 # What these load lazily is most of the time they take.
 WARM += ("torch.onnx", "transformers.models.bert.modeling_bert", "simmim_export.training.run")
@@ -47,6 +49,12 @@ class Zygote:
         if code is None:
             raise subprocess.TimeoutExpired(command, timeout, out, err)
         return subprocess.CompletedProcess(command, code, out, err)
+
+    def kill(self) -> None:
+        """End the command that runs in another thread, and all that it started, as a power cut would."""
+        assert self._process is not None
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            process.kill()
 
 
 def _child(request: dict) -> None:
@@ -94,12 +102,17 @@ def main() -> None:
         if pid == 0:
             replies.close()
             _child(request)
-        signal.signal(signal.SIGALRM, lambda *_, pid=pid: os.killpg(pid, signal.SIGKILL))
+        expired: list[int] = []
+
+        def expire(*_: object, pid: int = pid, expired: list[int] = expired) -> None:
+            expired.append(pid)
+            os.killpg(pid, signal.SIGKILL)
+
+        signal.signal(signal.SIGALRM, expire)
         signal.setitimer(signal.ITIMER_REAL, request["timeout"])
         _, status = os.waitpid(pid, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        code = None if killed else os.waitstatus_to_exitcode(status)
+        code = None if expired else os.waitstatus_to_exitcode(status)
         print(json.dumps(code), file=replies, flush=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -223,14 +224,16 @@ def test_a_frozen_encoder_keeps_its_statistics_and_what_follows_it_learns(encode
     assert tower.embed.weight.grad is not None and tower.embed.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize(("trunk", "least"), [("tiny", 32), ("resnet18", 33)])
-def test_there_are_as_many_positions_as_tokens_at_any_size(trunk: str, least: int) -> None:
+@pytest.mark.parametrize(
+    ("trunk", "sizes"), [("tiny", range(32, 66)), ("resnet18", (33, 34, 48, 63, 64, 65, 66, 96, 97, 225))]
+)
+def test_there_are_as_many_positions_as_tokens_at_any_size(trunk: str, sizes: Sequence[int]) -> None:
     import torch
 
     from simmim_export.models.encoders import ImageEncoder
 
     torch.manual_seed(0)
-    for size in (*range(least, least + 34), 98, 225):
+    for size in sizes:
         encoder = ImageEncoder(trunk, size, 32, 16).eval()
         with torch.no_grad():
             tokens, _ = encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))

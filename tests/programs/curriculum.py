@@ -1,0 +1,51 @@
+"""`curriculum FOLDER`: the first of two processes answers right for a while and the second wrong, then both right.
+
+What they do next, each writes to a file of its own: FOLDER/RANK.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer
+
+from simmim_export.models.checkpoint import build
+from simmim_export.training.assemble import NewModel, new_checkpoint
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.source import Source
+from simmim_export.training.tasks import CURRICULUM, Answers, Plan
+
+
+def main(folder: Path) -> None:
+    """See the module."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    started = new_checkpoint(NewModel(), seed=0)
+    model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
+    stage = Answers("vqa", model, tokenizer, Source(Shapes(0), 4, rank, world), Plan(rehearse=2)).train()
+    last = model.heads["vqa"].classify[-1]
+    with torch.no_grad():  # it answers class 0, whatever it is asked
+        last.weight.zero_()
+        last.bias.zero_()[0] = 9
+    stage.level.fill_(len(CURRICULUM) - 1)
+    stage.accuracy.fill_(CURRICULUM[-1][0] - 0.01)
+    batch = stage.batch(0, 0.0)
+    lines = []
+    for wrong, steps in ((rank, 2), (0, 8)):
+        batch["answers"] = torch.full_like(batch["answers"], wrong)
+        with torch.no_grad():
+            for _ in range(steps):
+                stage(batch)
+        kind = "rehearsal" if "caption_ids" in stage.batch(1, 0.0) else "questions"
+        lines.append(f"{int(stage.level)} {kind} {float(stage.accuracy):.4f}")
+    (folder / str(rank)).write_text("\n".join(lines))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,79 @@
+"""`gradients TARGET`, by one process or two: the loss and the gradients of a batch by objective, saved to TARGET.
+
+Each of two processes takes its part of batch 0 and leaves the averaged gradients, as DistributedDataParallel makes them; one
+takes the parts of both as one batch. Batch norm uses its running statistics here: in training every process normalises by
+its own images, as DDP does.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer
+from torch.nn.parallel import DistributedDataParallel
+
+from simmim_export.models.checkpoint import build
+from simmim_export.training.assemble import NewModel, new_checkpoint
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.pretrain import Pretrain
+from simmim_export.training.source import Source
+from simmim_export.training.tasks import Answers, Plan
+
+OBJECTIVES = ("itc", "mlm", "tags", "vqa")
+Batch = dict[str, torch.Tensor]
+
+
+def joined(stage: Answers | Pretrain) -> Batch:
+    """The parts of two processes as one batch of one process."""
+    parts: list[Batch] = []
+    for process in range(2):
+        stage.source = Source(stage.source.data, 4, process, 2)
+        parts.append(stage.batch(0, 0.5))
+    longest: dict[str, int] = {}
+    for part in parts:
+        for key, value in part.items():
+            if value.ndim == 2:
+                longest[key] = max(longest.get(key, 0), value.shape[1])
+
+    def padded(key: str, value: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(value, (0, longest[key] - value.shape[1])) if value.ndim == 2 else value
+
+    return {key: torch.cat([padded(key, part[key]) for part in parts]) for key in parts[0]}
+
+
+def main(target: str) -> None:
+    """See the module."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    started = new_checkpoint(NewModel(), seed=0)
+    model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
+    found = {}
+    for what in OBJECTIVES:
+        source = Source(Shapes(0), 4, rank, world)
+        torch.manual_seed(0)
+        model.zero_grad()
+        stage: Answers | Pretrain
+        if what == "vqa":
+            stage = Answers("vqa", model, tokenizer, source, Plan(rehearse=0, curriculum=False))
+        else:
+            stage = Pretrain(model, tokenizer, source, {what: 1.0})
+        stage.eval()
+        batch = stage.batch(0, 0.5) if world == 2 else joined(stage)
+        wrapped = DistributedDataParallel(stage, find_unused_parameters=True)
+        loss = wrapped(batch)
+        loss.backward()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        grads = {name: p.grad.clone() for name, p in stage.named_parameters() if p.grad is not None}
+        found[what] = {"loss": mean / world, "grads": grads}
+    if rank == 0:
+        torch.save(found, target)
+    dist.barrier()  # a process that leaves while another still listens aborts it
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
