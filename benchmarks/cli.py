@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from simmim_export.benchmarks.measure import ROUNDS
 from simmim_export.console import print_json, progress_bar, run_app, stdout_console
 
 app = typer.Typer(
@@ -42,7 +43,9 @@ def bench(
         typer.Option("--pipeline", help="Pipeline to measure with its graphs; repeatable; all by default."),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds, engines alternating.")] = 5,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Rounds, engines alternating; an interval takes 6.")
+    ] = ROUNDS,
     iterations: Annotated[int, typer.Option("--iterations", min=1, help="Timed runs in a round.")] = 20,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed runs before each round.")] = 3,
     checkpoint: Annotated[
@@ -190,7 +193,9 @@ def quantization(
     ] = None,
     preset: Annotated[str, typer.Option("--preset", help="Preset that the encoder is put into.")] = "small",
     sentences: Annotated[int, typer.Option("--sentences", min=2, help="Held-out sentences to embed.")] = 1200,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Timed rounds, engines alternating.")] = 5,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Timed rounds, engines alternating; an interval takes 6.")
+    ] = ROUNDS,
     as_json: AsJson = False,
 ) -> None:
     """Measure what a lower precision costs a text tower with real weights, what it saves, and what other quantisers reach."""

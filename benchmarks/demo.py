@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from simmim_export.benchmarks.measure import Ratio
 from simmim_export.console import stdout_console
 
 MODULES = {
@@ -99,16 +100,9 @@ def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
     ]
     for row in found["summary"]:
         if row["engine"] != "torch" and row["times_torch"] is not None:
-            ratio = row["times_torch"]
+            ratio = Ratio(**row["times_torch"])
             name = row["target"].partition(":")[2]
-            low, high = ratio["low"], ratio["high"]
-            rows.append(
-                (
-                    f"{name}, {row['engine']}, batch 1",
-                    f"{ratio['value']:.2f}x PyTorch",
-                    f"95 %: {low:.2f} to {high:.2f}",
-                )
-            )
+            rows.append((f"{name}, {row['engine']}, batch 1", f"{ratio.value:.2f}x PyTorch", f"95 %: {ratio.span}"))
     lines = ["| what | figure | control |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
     return "\n".join(lines) + "\n"
 

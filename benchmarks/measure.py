@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -11,7 +10,8 @@ from typing import Any
 
 # A percentile is only reported when this many samples lie beyond it: the 99th of 100 samples is one sample's luck.
 BEYOND = 10
-_RESAMPLES = 2000
+# The fewest rounds of which the least and the greatest hold the median between them with 95 % (96.9 %) confidence.
+ROUNDS = 6
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:
@@ -27,37 +27,85 @@ def percentile(samples: Sequence[float], share: float) -> float | None:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster: a ratio of medians and its 95 % interval from a bootstrap over rounds (Efron, 1979)."""
+    """How many times faster, and between what it is with a confidence of 95 % or more; no bounds where there are too few rounds
+    to say so (``ROUNDS`` of a run, 4 of each of two)."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     @property
     def shown(self) -> bool:
         """True when the interval leaves out 1: a difference is shown."""
-        return not self.low <= 1 <= self.high
+        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+
+    @property
+    def span(self) -> str:
+        """The interval in words: ``1.86 to 1.97``; a dash without one."""
+        return "-" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
+
+    def inverse(self) -> Ratio:
+        """The share of time it takes, of a ratio of speeds."""
+        low, high = (None if bound is None else 1 / bound for bound in (self.high, self.low))
+        return Ratio(1 / self.value, low, high)
 
 
-def _interval(draws: list[float]) -> tuple[float, float]:
-    ordered = sorted(draws)
-    return ordered[int(0.025 * len(ordered))], ordered[min(len(ordered) - 1, int(0.975 * len(ordered)))]
+def _between(ordered: Sequence[float], outside: int | None) -> tuple[float, float] | tuple[None, None]:
+    """The interval that leaves ``outside`` of the ``ordered`` values out at each end."""
+    return (None, None) if outside is None else (ordered[outside], ordered[-1 - outside])
+
+
+def _left_out(counts: Sequence[int]) -> int | None:
+    """How many values may be left out at each end for a confidence of 95 %: the largest w with P(statistic <= w) <= 2.5 %.
+
+    ``counts``: in how many equally likely cases the statistic is 0, 1, ...; None where not even its least is that rare.
+    """
+    total, below, left = sum(counts), 0, None
+    for value, count in enumerate(counts):
+        below += count
+        if below > 0.025 * total:
+            break
+        left = value
+    return left
 
 
 def paired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio:
-    """reference / other, round by round of one run: what slows the machine for a moment slows both."""
-    ratios = [median(a) / median(b) for a, b in zip(reference, other, strict=True)]
-    source = random.Random(0)
-    draws = [median(source.choices(ratios, k=len(ratios))) for _ in range(_RESAMPLES)]
-    return Ratio(median(ratios), *_interval(draws))
+    """reference / other, round by round of one run: what slows the machine for a moment slows both.
+
+    The median of the rounds' ratios, with the interval of order statistics: exact whatever their distribution (Conover,
+    *Practical Nonparametric Statistics*, 1999, section 3.2). A bootstrap of five rounds holds the truth in 91 of 100 cases
+    where it promises 95; that of one round never.
+    """
+    ratios = sorted(median(a) / median(b) for a, b in zip(reference, other, strict=True))
+    signs = [math.comb(len(ratios), positive) for positive in range(len(ratios) + 1)]
+    return Ratio(median(ratios), *_between(ratios, _left_out(signs)))
 
 
 def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio:
-    """reference / other for rounds of two runs, which share nothing but the machine."""
+    """reference / other for rounds of two runs, which share nothing but the machine.
+
+    The median of all ratios of a round to one of the other run, with the interval of Mann and Whitney's statistic (Hodges and
+    Lehmann, 1963; Conover, section 5.4), exact where both runs' rounds are distributed alike but for a factor.
+    """
     a, b = [median(r) for r in reference], [median(r) for r in other]
-    source = random.Random(0)
-    draws = [median(source.choices(a, k=len(a))) / median(source.choices(b, k=len(b))) for _ in range(_RESAMPLES)]
-    return Ratio(median(a) / median(b), *_interval(draws))
+    ratios = sorted(x / y for x in a for y in b)
+    return Ratio(median(ratios), *_between(ratios, _left_out(_rank_sums(len(a), len(b)))))
+
+
+def _rank_sums(a: int, b: int) -> list[int]:
+    """Of all orders of ``a`` + ``b`` values, in how many are 0, 1, ... a * b pairs the other way round: the coefficients of
+    the Gaussian binomial."""
+    counts = [1]
+    for i in range(1, a + 1):
+        # Times (1 - q^(b + i)), then divided by (1 - q^i).
+        counts = [
+            value - (counts[k - b - i] if 0 <= k - b - i < len(counts) else 0)
+            for k, value in enumerate(counts + [0] * (b + i))
+        ]
+        for k in range(i, len(counts)):
+            counts[k] += counts[k - i]
+        counts = counts[: i * b + 1]
+    return counts
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,5 +131,5 @@ def measure(
     for row, result in zip(rows, measured.results, strict=True):
         assert (row["engine"], row["precision"]) == (result.engine, result.precision)
         own = ratio_to(result, measured.results, result.engine)
-        row["share_of_own_fp32"] = None if own is None else (1 / own.value, 1 / own.high, 1 / own.low)
+        row["share_of_own_fp32"] = None if own is None else asdict(own.inverse())
     return {"sentences": len(texts), "cut": cut, "rounds": rounds, "rows": rows}

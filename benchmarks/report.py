@@ -118,7 +118,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
             *(_ms(value) for value in (result.p50, result.p90, result.p99)),
             *([_ms(result.gpu_p50)] if timed else []),
             f"{ratio.value:.2f}" if ratio else "",
-            f"{ratio.low:.2f}-{ratio.high:.2f}" if ratio else "",
+            ratio.span if ratio else "",
             f"{own.value:.2f}" if own else "",
             f"{result.parity['scaled_error']:.1e}",
             f"{result.parity['cosine']:.6f}",
@@ -191,7 +191,7 @@ def show_quantization(found: dict[str, Any]) -> None:
     for row in found["rows"]:
         cosines = [f"{row[f'cosine_{kind}']:.5f}" for kind in ("mean", "p1", "min")]
         share = row["share_of_own_fp32"]
-        cells = (f"{share[0]:.2f}", f"{share[1]:.2f}-{share[2]:.2f}") if share else ("", "")
+        cells = (f"{share['value']:.2f}", Ratio(**share).span) if share else ("", "")
         names = (row["engine"], row["precision"], row["recipe"] or "ours")
         table.add_row(*names, *cosines, f"{row['top1']:.1%}", *cells)
     console = stdout_console()
