@@ -142,12 +142,13 @@ def train(
         kwargs_handlers=[unused_is_fine],
     )
     torch.manual_seed(recipe.seed + 1000 * accelerator.process_index)
+    source: Any = stage
+    # The optimizers stay ours: Accelerate's step one by one, and settle the scale of FP16 after each (see :func:`update`).
+    prepared = accelerator.prepare(stage)
     optimizers = make_optimizers(stage, recipe)
     progress = Progress()
     if resume:
         progress = load_state(state_path, stage, optimizers, recipe, batches, accelerator.scaler)
-    source: Any = stage
-    prepared, *optimizers = accelerator.prepare(stage, *optimizers)
     set_training(prepared)
     while progress.done(recipe) < 1:
         started = time.perf_counter()
@@ -161,10 +162,7 @@ def train(
                 part_loss = prepared(to_device(batch, accelerator.device))
                 accelerator.backward(part_loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(prepared.parameters(), recipe.clip)
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    update(stage, optimizers, recipe.clip, accelerator.scaler)
             loss += part_loss.item() / recipe.accumulate
             seen += source.samples(batch)
         if not math.isfinite(loss):
@@ -191,6 +189,31 @@ def set_training(module: nn.Module) -> None:
         parameters = list(part.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             part.eval()
+
+
+def update(
+    stage: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    clip: float,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """One step of all optimizers by gradients of a norm of at most ``clip``, which are zero afterwards.
+
+    With the ``scaler`` of FP16 the gradients are unscaled once, and where one of them is NaN or infinite, whose parameter it
+    may be, no optimizer steps: clipping has spread it to all. The scale then falls, as it rises after many steps that were
+    taken. (``scaler.step`` for each optimizer would look only at the gradients of its own.)
+    """
+    if scaler is not None:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(stage.parameters(), clip)
+    if scaler is None or norm.isfinite():
+        for optimizer in optimizers:
+            optimizer.step()
+    if scaler is not None:
+        scaler.update()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
 
 
 def make_optimizers(stage: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -231,7 +254,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 def save_state(
     path: Path,
     stage: nn.Module,
-    optimizers: Sequence[Any],
+    optimizers: Sequence[torch.optim.Optimizer],
     recipe: Recipe,
     progress: Progress,
     batches: Mapping[str, Any] | None = None,
@@ -240,7 +263,9 @@ def save_state(
     """Write all that :func:`train` needs to go on exactly: weights, optimizer, position, the scale of FP16's losses, and of
     every process its random numbers and buffers. It is one file: parts written by several processes could be of different
     steps after a kill."""
-    own = {"random": torch.get_rng_state(), "buffers": dict(stage.named_buffers())}
+    # On the CPU: a tensor of one GPU would be unpacked on that GPU by every process.
+    buffers = {name: value.cpu() for name, value in stage.named_buffers()}
+    own = {"random": torch.get_rng_state(), "buffers": buffers}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
     processes = every(own)
@@ -263,7 +288,7 @@ def save_state(
 def load_state(
     path: Path,
     stage: nn.Module,
-    optimizers: Sequence[Any],
+    optimizers: Sequence[torch.optim.Optimizer],
     recipe: Recipe,
     batches: Mapping[str, Any] | None = None,
     scaler: Any = None,

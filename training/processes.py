@@ -102,7 +102,8 @@ def agreed(value: float) -> float:
     """``value`` of the first process, in all of them: clocks differ, and all must stop at the same step."""
     if count() == 1:
         return value
-    shared = torch.tensor(value, dtype=torch.float64)
+    # On the device that processes talk through: between GPUs NCCL takes no tensor of the CPU.
+    shared = torch.tensor(value, dtype=torch.float64, device=state().device)
     dist.broadcast(shared, 0)
     return shared.item()
 

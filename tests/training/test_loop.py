@@ -15,7 +15,7 @@ from torch import nn
 from simmim_export.errors import EngineUnavailable, GateFailed, UsageError
 from simmim_export.models.checkpoint import load
 from simmim_export.training.data.base import Want
-from simmim_export.training.loop import Progress, Recipe, load_state, make_optimizers, save_state, train
+from simmim_export.training.loop import Progress, Recipe, load_state, make_optimizers, save_state, train, update
 
 
 class Line(nn.Module):
@@ -172,6 +172,49 @@ def test_a_state_of_other_batches_is_refused(tmp_path: Path) -> None:
         load_state(path, line, optimizers, recipe, other)
     with pytest.raises(UsageError, match="split was iid, is None"):
         load_state(path, line, optimizers, recipe)
+
+
+class Block(nn.Module):
+    """A hidden matrix, which is Muon's, and vectors, which are AdamW's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(6, 6)])
+
+
+def stepped(scaler: torch.amp.GradScaler | None, spoil: str = "", value: float = 1.0) -> dict[str, torch.Tensor]:
+    """The weights and Muon's momentum after two steps, the second of which meets ``value`` in the gradient of ``spoil``."""
+    block = Block()
+    optimizers = make_optimizers(block, Recipe(steps=2, lr=0.01))
+    for step in range(2):
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        loss = block.layers[0](x).square().mean()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        if spoil and step:
+            dict(block.named_parameters())[spoil].grad[0] = value
+        update(block, optimizers, 0.5, scaler)
+        assert all(parameter.grad is None for parameter in block.parameters())
+        if not step:
+            first = {name: p.detach().clone() for name, p in block.named_parameters()}
+    # Muon's steps do not tell how large its gradients were; its momentum does.
+    momentum = optimizers[1].state[block.layers[0].weight]["momentum_buffer"]
+    now = {name: p.detach() for name, p in block.named_parameters()}
+    return now | {"momentum": momentum} | {f"first {name}": value for name, value in first.items()}
+
+
+def test_scaled_gradients_are_unscaled_once_for_every_optimizer() -> None:
+    scaled, plain = stepped(torch.amp.GradScaler("cpu", init_scale=1024.0)), stepped(None)
+    assert all(torch.allclose(scaled[name], plain[name], atol=1e-7) for name in plain)
+
+
+@pytest.mark.parametrize("spoil", ["layers.0.weight", "layers.0.bias"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_overflow_anywhere_skips_the_step_of_all_and_lowers_the_scale(spoil: str, value: float) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    found = stepped(scaler, spoil, value)
+    assert all(torch.equal(found[name], found[f"first {name}"]) for name in ("layers.0.weight", "layers.0.bias"))
+    assert scaler.get_scale() == 512
 
 
 def test_the_scale_of_fp16_losses_is_saved_with_the_state(tmp_path: Path) -> None:
