@@ -15,7 +15,7 @@ from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError
 from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
-from simmim_export.proof.figures import agreement, first_choices, paired_loss
+from simmim_export.proof.figures import agreement, first_choices, gallery, paired_loss
 
 Tensors = dict[str, np.ndarray]
 Watch = Callable[[str, int, int], None]
@@ -74,8 +74,11 @@ class Examiner:
         """``embeddings``: of each, its agreement with the reference; ``tasks``: of each, the paired loss and ``top1``, the
         share of answers that are the reference's. Raise :class:`BundleError` for evidence without a reference."""
         reference = self.evidence.reference
-        if set(outputs) - set(reference):
-            lacks = ", ".join(sorted(set(outputs) - set(reference)))
+        needed = {*outputs, *(f"logits/{name}" for name in self._graphs)}
+        if RETRIEVAL in self.evidence.tasks:
+            needed |= {TEXTS, f"images/{self.evidence.tasks[RETRIEVAL].images}"}
+        if needed - set(reference):
+            lacks = ", ".join(sorted(needed - set(reference)))
             raise BundleError(f"the evidence has no reference for {lacks}", fix="export the bundle again")
         found: dict[str, Any] = {"embeddings": {}, "tasks": {}, "source": dict(self.evidence.source)}
         for name, values in outputs.items():
@@ -100,7 +103,7 @@ class Examiner:
         chosen = [first_choices(o[f"images/{task.images}"], o[TEXTS][rows]) for o in (reference, outputs)]
         own = np.arange(len(rows))[:, None]
         return paired_loss(*((choice == own).astype(np.float64) for choice in chosen)) | {
-            "metric": "recall at 1 among 64 images",
+            "metric": f"recall at 1 among {gallery(len(rows))}",
             "top1": float((chosen[0] == chosen[1]).mean()),
         }
 
