@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from simmim_export.benchmarks.measure import ROUNDS
-from simmim_export.console import print_json, progress_bar, run_app, stdout_console
+from simmim_export.benchmarks.measure import ROUNDS, Ratio
+from simmim_export.console import check_output, print_json, progress_bar, run_app, stdout_console
 
 app = typer.Typer(
     help="Measure a bundle's engines against PyTorch: one process an engine, rounds alternated, parity beside latency.",
@@ -52,14 +52,18 @@ def bench(
         Path | None, typer.Option("--checkpoint", help="For PyTorch; else ckpt.pt beside the bundle.")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write everything, raw samples included, here.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Write everything, raw samples included, here.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
 ) -> None:
-    """Measure engines on a bundle."""
+    """Measure engines on a bundle; exit 4 if one of them does not compute what PyTorch computed."""
     if context.invoked_subcommand is not None:
+        _refuse_options(context, context.invoked_subcommand)
         return
     from simmim_export.benchmarks import driver
 
+    if json_file is not None:
+        check_output(json_file, overwrite, "--json")
     engines = list(
         dict.fromkeys(driver.Contestant.parse(text, precision, device) for text in engine or ["torch", "ort"])
     )
@@ -76,9 +80,24 @@ def bench(
     load = os.getloadavg()[0]
     with progress_bar("benchmark") as watch:
         measured = driver.measure(plan, watch)
-    report.show(plan, measured, load)
     if json_file is not None:
         report.write(report.as_document(plan, measured, load), json_file)
+    report.show(plan, measured, load)
+    report.require(measured, bundle)
+
+
+def _refuse_options(context: typer.Context, command: str) -> None:
+    """Raise :class:`UsageError` for options of the measurement given to ``command``, which would not heed them."""
+    from simmim_export.errors import UsageError
+
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(parameter.name or "")) is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        what = f"{', '.join(given)} before {command} would be ignored"
+        raise UsageError(what, fix=f"write what is for {command} behind it: simmim-bench {command} --help")
 
 
 @app.command()
@@ -105,10 +124,10 @@ def compare(
     for column in ("target", "engine", "precision", "batch", "times faster", "95 %", ""):
         table.add_column(column)
     for row in found["rows"]:
-        verdict = "" if row["difference_shown"] else "no difference shown"
-        interval = f"{row['low']:.2f}-{row['high']:.2f}"
-        cells = (row["target"], row["engine"], row["precision"], str(row["batch"]), f"{row['times_faster']:.2f}")
-        table.add_row(*cells, interval, verdict)
+        ratio = Ratio(row["times_faster"], row["low"], row["high"])
+        verdict = "too few rounds to say" if ratio.low is None else "" if ratio.shown else "no difference shown"
+        cells = (row["target"], row["engine"], row["precision"], str(row["batch"]), f"{ratio.value:.2f}")
+        table.add_row(*cells, ratio.span, verdict)
     console.print(table)
 
 
@@ -236,7 +255,7 @@ def quantization(
     report.show_quantization(found)
     for name, reason in absent.items():
         if recipe is None:
-            stdout_console().print(f"not measured: {name}: {reason}; pip install 'simmim-export[peers]'", markup=False)
+            stdout_console().print(f"not measured: {name}: {reason}; pip install 'simmim-export[peers]'")
 
 
 def main() -> None:

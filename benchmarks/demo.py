@@ -58,7 +58,7 @@ def main() -> None:
     run("simmim-train", "finetune", *start, minutes, options.finetune_minutes, "-o", checkpoint, again)
     run("simmim-export", "onnx", checkpoint, "-o", bundle, again)
     run("simmim-export", "verify", bundle)
-    run("simmim-bench", "--bundle", bundle, "--json", FOLDER / "bench.json")
+    run("simmim-bench", "--bundle", bundle, "--json", FOLDER / "bench.json", again)
     run("simmim-train", "draw", "--stream", "demo", "--count", ASKED, "-o", images, again)
     for record in json.loads((images / "records.json").read_text(encoding="utf-8")):
         questions = [row["question"] for row in record["questions"]]
@@ -68,7 +68,7 @@ def main() -> None:
     run("simmim-export", "match", bundle, images / "0000.png", captions[0]["captions"][0], captions[1]["captions"][0])
     summary = summarise(checkpoint, bundle, FOLDER / "bench.json")
     (FOLDER / "summary.md").write_text(summary, encoding="utf-8")
-    stdout_console().print(f"\n{summary}", markup=False)
+    stdout_console().print(f"\n{summary}")
     print(f"{time.monotonic() - started:.0f} s in all; left {checkpoint}, {bundle}, {images}, {FOLDER / 'summary.md'}")
 
 

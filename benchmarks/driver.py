@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from simmim_export import errors
 from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines import get_engine, on_device, require_engine
-from simmim_export.errors import GateFailed, SimmimError
+from simmim_export.errors import EngineUnavailable, GateFailed
 from simmim_export.runtime.runtime import PLANNED
 from simmim_export.spec import Precision, PrecisionPlan
 
@@ -63,12 +63,12 @@ class Contestant:
         return f"{name} ({self.recipe})" if self.recipe else name
 
 
-class WorkerDied(SimmimError):
-    """A worker ended in the middle of a measurement; its stderr was shown as it came."""
+class WorkerDied(EngineUnavailable):
+    """A signal ended a worker in the middle of a measurement: there was too little memory, or the engine crashed."""
 
 
 class Process:
-    """A worker process: :meth:`ask` sends a request and waits for its reply."""
+    """A worker process: :meth:`ask` sends a request and waits for its reply. A block that fails kills it, whatever it does."""
 
     def __init__(self, contestant: Contestant) -> None:
         self.contestant = contestant
@@ -81,7 +81,8 @@ class Process:
         )
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """The worker's reply. Raises the worker's own error, or :class:`WorkerDied` if it is gone."""
+        """The worker's reply. Raises the worker's own error, :class:`WorkerDied` if it was killed, or RuntimeError if it ended by
+        a bug, whose traceback was shown as it came."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
@@ -92,22 +93,32 @@ class Process:
         if not line:
             code = self._process.wait()
             what = f"the worker of engine '{self.contestant}' ended with code {code} while asked to {do}"
-            raise WorkerDied(what, fix="see its traceback above; too little memory shows as code -9")
+            if code >= 0:
+                raise RuntimeError(f"{what}: its own traceback is above")
+            raise WorkerDied(
+                what, fix="give it more memory if the code is -9, a smaller --batch, or choose another --engine"
+            )
         reply = json.loads(line)
         if "error" in reply:
             found = reply["error"]
             raise getattr(errors, found["kind"])(found["what"], where=found["where"], fix=found["fix"])
         return reply["ok"]
 
-    def close(self) -> None:
-        """End the worker."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._process.kill()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
 
 
 @dataclass(frozen=True)
@@ -146,10 +157,10 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
     samples: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
     on_the_gpu: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
     inputs: dict[str, set[str]] = {}
-    try:
+    with ExitStack() as stack:
         for engine in plan.engines:
             watch(f"open {engine}", 0, plan.rounds)
-            process = workers[engine] = Process(engine)
+            process = workers[engine] = stack.enter_context(Process(engine))
             checkpoint = str(plan.checkpoint) if engine.reads_checkpoint else None
             opened = process.ask(
                 "open",
@@ -188,9 +199,6 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
             if plan.evidence:
                 watch(f"what {engine} still knows", plan.rounds, plan.rounds)
                 info[engine]["figures"] = process.ask("examine")
-    finally:
-        for process in workers.values():
-            process.close()
     mixed = [target for target, digests in inputs.items() if len(digests) != 1]
     if mixed:
         raise GateFailed(f"the engines did not get the same inputs: {mixed}", fix="report this")

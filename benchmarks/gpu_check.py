@@ -133,7 +133,7 @@ def check(
     engines = [word for name in proven for word in ("--engine", name)]
     # With nothing to measure the benchmark is not run, and that is no pass.
     needs = [f"verify {name}" for name in proven or CONTESTANTS]
-    bench = ("--bundle", bundle, "--checkpoint", checkpoint, *engines, "--json", folder / "bench.json")
+    bench = ("--bundle", bundle, "--checkpoint", checkpoint, *engines, "--json", folder / "bench.json", "--overwrite")
     step("bench", "simmim-bench", *bench, needs=needs)
     step(
         "tests",

@@ -146,9 +146,3 @@ class BenchmarkResult:
     def p99(self) -> float | None:
         """99th percentile in seconds; None where there are too few samples."""
         return percentile(self.samples, 0.99)
-
-    @property
-    def spread(self) -> float:
-        """(slowest - fastest) / median of the rounds' medians: how steady the machine was."""
-        medians = [median(row) for row in self.rounds]
-        return (max(medians) - min(medians)) / median(medians)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from simmim_export.benchmarks.measure import BenchmarkResult, Ratio, paired_rati
 from simmim_export.bundle import Bundle
 from simmim_export.console import stdout_console
 from simmim_export.doctor import examine
-from simmim_export.errors import DataError
+from simmim_export.errors import DataError, GateFailed
 from simmim_export.files import digest, replacing
+from simmim_export.spec import as_json
 
 SCHEMA = 1
 # The first of these that was measured is what the others are compared with.
@@ -106,6 +108,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
         "x own fp32",
         "error",
         "cosine",
+        "parity",
     ):
         table.add_column(column, justify="left" if column in ("target", "engine", "precision") else "right")
     for result in sorted(measured.results, key=lambda r: plan.targets.index(r.target)):
@@ -122,6 +125,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
             f"{own.value:.2f}" if own else "",
             f"{result.parity['scaled_error']:.1e}",
             f"{result.parity['cosine']:.6f}",
+            "passed" if result.parity["passed"] else "FAILED",
         )
     console.print(table)
     if timed:
@@ -142,43 +146,69 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
     console.print(table)
 
 
+def require(measured: Measured, bundle: Path) -> None:
+    """Raise :class:`GateFailed` naming the engines and graphs that do not compute what PyTorch computed, within what their
+    precision is allowed."""
+    failed = [
+        f"{graph} on {engine}"
+        for engine, found in measured.engines.items()
+        for graph, parity in found["parity"].items()
+        if not parity["passed"]
+    ]
+    if failed:
+        what = f"what was measured differs from PyTorch: {', '.join(failed)}"
+        fix = f"see how far: simmim-export verify {bundle} --engine ENGINE --precision PRECISION"
+        raise GateFailed(what, where=bundle, fix=fix)
+
+
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{1000 * value:.3f}"
 
 
 def write(document: Mapping[str, Any], path: Path) -> None:
-    """Write a document as JSON, atomically."""
+    """Write a document as JSON, atomically. An error that is no number, as of a graph that gives NaN, becomes null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+        temporary.write_text(json.dumps(as_json(document), indent=1, allow_nan=False), encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a document; raise :class:`DataError` naming what is wrong with it."""
+    """``host``, ``bundle`` and ``results`` of a document; raise :class:`DataError` naming what is wrong with it."""
     fix = "make one: simmim-bench --json FILE"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError("no such benchmark file", where=path, fix=fix) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"the benchmark file cannot be read: {error}", where=path, fix=fix) from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise DataError("not a benchmark file of this version", where=path, fix=fix)
     try:
-        found["results"] = [
-            BenchmarkResult(
-                **row | {"rounds": _floats(row["rounds"]), "gpu_rounds": _floats(row.get("gpu_rounds", []))}
-            )
-            for row in found["results"]
-        ]
-        if not all(row.rounds and all(row.rounds) for row in found["results"]):
-            raise ValueError("a result without samples")
-    except (KeyError, TypeError, ValueError) as error:
+        found = {key: found[key] for key in ("host", "bundle", "results")}
+        found["results"] = [_result(row) for row in found["results"]]
+    except KeyError as error:
+        raise DataError(f"the benchmark file is damaged: it has no {error}", where=path, fix=fix) from error
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"the benchmark file is damaged: {error}", where=path, fix=fix) from error
     return found
 
 
-def _floats(rounds: Any) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(map(float, row)) for row in rounds)
+def _result(row: Any) -> BenchmarkResult:
+    """A result as it was written; raise KeyError, TypeError, ValueError or OverflowError where it is none."""
+    made = BenchmarkResult(
+        **row | {"rounds": _seconds(row["rounds"]), "gpu_rounds": _seconds(row.get("gpu_rounds", []))}
+    )
+    if not made.rounds or not all(made.rounds):
+        raise ValueError("a result without samples")
+    if [type(made.target), type(made.engine), type(made.precision), type(made.batch)] != [str, str, str, int]:
+        raise TypeError("a result without a name")
+    return made
+
+
+def _seconds(rounds: Any) -> tuple[tuple[float, ...], ...]:
+    found = tuple(tuple(map(float, row)) for row in rounds)
+    if not all(0 < sample < inf for row in found for sample in row):
+        raise ValueError("a sample that is no time")
+    return found
 
 
 def show_quantization(found: dict[str, Any]) -> None:

@@ -1,14 +1,19 @@
 """One engine in one process, told what to do over a pipe.
 
 Knows how to open a runtime and time it. Must not import PyTorch itself: only the engine that needs it does. Requests and
-replies are JSON, one a line, over the process's own stdin and stdout; anything that a library prints goes to stderr.
+replies are JSON, one a line, over the process's own stdin and stdout; anything that a library prints goes to stderr. Ctrl-C is
+for the process that started this one, which ends it.
 """
 
 from __future__ import annotations
 
+import signal
 import time
 
 STARTED = time.monotonic()
+if __name__ == "__main__":
+    # Before the imports, which take most of a second.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 import hashlib  # noqa: E402
 import json  # noqa: E402
@@ -19,6 +24,7 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
+from simmim_export import errors  # noqa: E402
 from simmim_export.engines.base import GpuTimed  # noqa: E402
 from simmim_export.errors import SimmimError, show_warnings_plainly  # noqa: E402
 from simmim_export.host import available_threads  # noqa: E402
@@ -49,12 +55,17 @@ class Worker:
         return {"phases": phases, "threads": available_threads()}
 
     def feeds(self, target: str) -> dict[str, np.ndarray]:
-        """The locked inputs of a target: golden rows, repeated to the batch."""
+        """The locked inputs of a target: golden rows, repeated to the batch. A pipeline of clips begins with the tokens of their
+        frames, which the host makes by the image encoder."""
         kind, _, name = target.partition(":")
+        manifest, case = self.model.bundle.manifest, self.golden.cases[self.case]
         if kind == "graph":
-            found = self.golden.feeds(self.case, self.model.bundle.manifest.graph(name))
+            found = self.golden.feeds(self.case, manifest.graph(name))
         else:
-            found = {key: self.golden.cases[self.case][key] for key in ("pixels", "input_ids", "attention_mask")}
+            taken = {tensor.name for graph in manifest.pipeline(name).graphs for tensor in manifest.graph(graph).inputs}
+            # The first three always: what was measured before there were clips had them, and is compared by its inputs.
+            wanted = dict.fromkeys(("pixels", "input_ids", "attention_mask", *sorted(taken & set(case))))
+            found = {key: case[key] for key in wanted}
         return {key: np.take(array, range(self.batch), axis=0, mode="wrap") for key, array in found.items()}
 
     def call(self, target: str, feeds: dict[str, np.ndarray] | None = None) -> None:
@@ -119,6 +130,11 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+def kind_of(error: SimmimError) -> str:
+    """The class of ``errors.py`` that ``error`` is, or is a kind of: the other side knows those."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+
+
 def main() -> None:
     """Serve requests until stdin closes."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -130,9 +146,7 @@ def main() -> None:
         try:
             reply = {"ok": getattr(worker, request.pop("do"))(**request)}
         except SimmimError as error:
-            reply = {
-                "error": {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
-            }
+            reply = {"error": {"kind": kind_of(error), "what": error.what, "where": error.where, "fix": error.fix}}
         print(json.dumps(reply), file=replies, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What every command shares: errors to exit codes, warnings to one line each, JSON, progress bars on stderr.
+"""What every command shares: errors to exit codes, warnings to one line each, checks of an output, JSON, progress bars on stderr.
 
 Knows terminals. Must not know what any command does.
 """
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -20,12 +21,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from simmim_export.errors import SimmimError, UsageError, show_warnings_plainly
 
 SECONDS_A_LINE = 5.0
+# Columns of what is no terminal.
+WIDEST = 1000
 # What a system refuses, in whatever line of ours, and a user can mend.
 REFUSED = {
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOSPC: "free some space, or choose another output",
     errno.EDQUOT: "free some space, or choose another output",
     errno.EROFS: "choose an output where there can be written",
+    errno.EACCES: "allow it, or choose another place",
+    errno.EPERM: "allow it, or choose another place",
 }
 
 
@@ -47,36 +52,50 @@ def run_app(app: Callable[[], object]) -> None:
     (:data:`REFUSED`); a bug keeps its traceback and exits with 1; Ctrl-C exits with 130.
     """
     show_warnings_plainly()
+    # A name of a file need not be text, and must not be what ends a command.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
     except SimmimError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in REFUSED:
+        # Permission for what is no file, as a thread's priority, is not for a user to mend.
+        if error.errno not in REFUSED or (isinstance(error, PermissionError) and error.filename is None):
             raise
         refused = UsageError(error.strerror or str(error), where=error.filename, fix=REFUSED[error.errno])
         print(f"error: {refused}", file=sys.stderr)
         sys.exit(refused.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt:  # of a main function: Typer does the same by itself
         sys.exit(130)
 
 
+def check_output(path: Path, overwrite: bool, option: str) -> None:
+    """Raise :class:`UsageError`, before anything is computed, for an output file that is there already, or cannot be."""
+    from simmim_export.files import require_writable
+
+    require_writable(path)
+    if path.is_dir():
+        raise UsageError("the output is a folder", where=path, fix=f"give the name of a file with {option}")
+    if path.exists() and not overwrite:
+        raise UsageError("the output already exists", where=path, fix=f"add --overwrite, or choose another {option}")
+
+
 def print_json(value: Any) -> None:
-    """``value`` as JSON on stdout, for machines."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    """``value`` as JSON on stdout, for machines: in ASCII, so that a name of a file which is not UTF-8 comes back as it was."""
+    print(json.dumps(value, indent=1, allow_nan=False))
 
 
 def stdout_console() -> Console:
-    """Where tables go: stdout, never narrower than a table needs when it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    """Where tables go: stdout, as wide as they need when it is no terminal, so that no name in them is cut. Texts are shown as
+    they are: a label in square brackets is no style."""
+    return Console(width=None if sys.stdout.isatty() else WIDEST, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Any]:
     """A progress bar on stderr; yields ``update(step, done, total)``. Without a terminal: a line every few seconds."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         last = float("-inf")
 
@@ -90,7 +109,7 @@ def progress_bar(title: str) -> Iterator[Any]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -1,8 +1,9 @@
-"""Material for tests: a small real tokenizer, and checkpoints of random weights."""
+"""Material for tests: a small real tokenizer, checkpoints of random weights, and bundles that compute something else."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 _TEXT = "a is the there what colour shape size red green blue circle square triangle left right of many how"
@@ -58,3 +59,28 @@ def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path
     )
     save(checkpoint, path)
     return path
+
+
+def spoil(bundle: Path, copy: Path, factor: float) -> Path:
+    """A copy whose text graph has half of one weight times ``factor``, with digests that fit: only parity can see it."""
+    import numpy as np
+    import onnx
+
+    from simmim_export.bundle import Bundle
+    from simmim_export.files import digest
+
+    spoiled = Path(shutil.copytree(bundle, copy))
+    manifest = Bundle.open(spoiled).manifest
+    path = spoiled / "graphs/text_encoder.fp32.onnx"
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = np.frombuffer(weight.raw_data, np.float32).copy()
+    values[: len(values) // 2] *= np.float32(factor)
+    weight.raw_data = values.tobytes()
+    onnx.save(model, path)
+    artifacts = tuple(
+        dataclasses.replace(a, sha256=digest(path), bytes=path.stat().st_size) if path.samefile(spoiled / a.path) else a
+        for a in manifest.artifacts
+    )
+    (spoiled / "manifest.json").write_text(dataclasses.replace(manifest, artifacts=artifacts).dumps())
+    return spoiled

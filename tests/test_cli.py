@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import spoil
 
 
 def test_embed_images_and_texts(run_cli, tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
@@ -57,32 +62,6 @@ def test_engines_agree_from_the_command_line(run_cli, tiny_bundle: Path, tiny_ch
     np.testing.assert_allclose(*rows, atol=1e-5)
 
 
-def spoil(bundle: Path, copy: Path, factor: float) -> Path:
-    """A copy whose text graph has half of one weight times ``factor``, with digests that fit: only parity can see it."""
-    from dataclasses import replace
-
-    import onnx
-
-    from simmim_export.bundle import Bundle
-    from simmim_export.files import digest
-
-    spoiled = Path(shutil.copytree(bundle, copy))
-    manifest = Bundle.open(spoiled).manifest
-    path = spoiled / "graphs/text_encoder.fp32.onnx"
-    model = onnx.load(path)
-    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-    values = np.frombuffer(weight.raw_data, np.float32).copy()
-    values[: len(values) // 2] *= np.float32(factor)
-    weight.raw_data = values.tobytes()
-    onnx.save(model, path)
-    artifacts = tuple(
-        replace(a, sha256=digest(path), bytes=path.stat().st_size) if path.samefile(spoiled / a.path) else a
-        for a in manifest.artifacts
-    )
-    (spoiled / "manifest.json").write_text(replace(manifest, artifacts=artifacts).dumps())
-    return spoiled
-
-
 def test_verify_passes_and_fails(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
     done = run_cli("export", "verify", tiny_bundle, "--json")
     assert done.returncode == 0, done.stderr
@@ -120,6 +99,8 @@ def test_onnx_prints_parity_and_refuses_to_overwrite(run_cli, tiny_bundle: Path,
         (("onnx", "{tmp}/none.pt", "-o", "{tmp}/out"), 5, "no such checkpoint"),
         (("onnx", "{ckpt}", "-o", "{tmp}/out", "--opset", "9"), 2, "opset 9"),
         (("onnx", "{ckpt}", "-o", "{tmp}/out", "--max-batch", "1"), 2, "--max-batch 1 is too small"),
+        (("onnx", "{ckpt}", "-o", "{tmp}/out", "--max-batch", "257"), 2, "--max-batch 257 is too large"),
+        (("onnx", "{ckpt}", "--precision", "int8", "--calibration", "{tmp}/none"), 5, "no such folder of calibration"),
         (("verify", "{tmp}/none"), 5, "no such bundle"),
         (("verify", "{bundle}", "--engine", "tpu"), 2, "unknown engine 'tpu'"),
         (("verify", "{bundle}", "--precision", "fp8"), 2, "unknown precision 'fp8'"),
@@ -170,18 +151,58 @@ def test_over_long_text_is_cut_and_said(run_cli, tiny_bundle: Path) -> None:
 
 
 def test_text_that_is_not_utf8(tiny_bundle: Path) -> None:
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "simmim_export.cli", "embed", str(tiny_bundle), "--text", b"caf\xe9"]
     done = subprocess.run(command, capture_output=True, timeout=60)
     assert done.returncode == 5 and b"UTF-8" in done.stderr
 
 
-def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
-    import subprocess
-    import sys
+def test_a_file_whose_name_is_not_utf8(tiny_bundle: Path, picture: Path) -> None:
+    image = picture.rename(os.fsdecode(os.fsencode(picture.parent) + b"/\xff.png"))
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "simmim_export.cli", "embed", tiny_bundle, image]
+    done = subprocess.run(command, capture_output=True, text=True, env=strict, timeout=60)
+    assert done.returncode == 0 and "\\udcff.png: float32 [64]" in done.stdout, done.stderr
+    done = subprocess.run([*command, "--json"], capture_output=True, env=strict, timeout=60)
+    assert done.stdout.isascii() and json.loads(done.stdout)["sources"] == [str(image)]
 
+
+def test_names_are_shown_as_they_are(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_bundle, tmp_path / "b[/x]" / ":smile:[red]")
+    done = run_cli("export", "inspect", copy)
+    assert done.returncode == 0 and f"{copy}: preset tiny" in done.stdout, done.stderr
+
+
+def test_a_wrong_request_does_not_wait_for_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "ckpt.pt").touch()
+    ckpt, none = str(tmp_path / "ckpt.pt"), str(tmp_path / "none")
+    requests = (
+        [none],
+        *([ckpt, "--opset", "99"], [ckpt, "--max-batch", "1"], [ckpt, "--precision", "bf16"]),
+        *([ckpt, "--precision", "int8", "--calibration", none], [ckpt, "-o", ckpt]),
+    )
+    code = (
+        f"import sys\nfrom simmim_export.cli import main\nfor words in {requests!r}:\n"
+        " sys.argv = ['simmim-export', 'onnx', *words]\n"
+        " try: main()\n"
+        " except SystemExit as ended: print(ended.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == [*("5", "False"), *("2", "False") * 3, *("5", "False"), *("2", "False")], done.stderr
+
+
+def test_a_budget_that_cannot_be_measured_is_refused_before_anything_is_asked(run_cli, tiny_bundle: Path) -> None:
+    done = run_cli("export", "verify", tiny_bundle, "--evidence", "--budget", "answers=1pt")
+    assert done.returncode == 2 and "to measure answers on" in done.stderr
+    assert "ask image_encoder" not in done.stderr
+
+
+def ended_by(raised: str) -> subprocess.CompletedProcess[str]:
+    """What a command gives of which a line raises ``raised``."""
+    code = f"from simmim_export.console import run_app\ndef command(): raise {raised}\nrun_app(command)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
     code = (
         "from simmim_export.console import new_app, run_app\napp = new_app('x')\n"
         "@app.command()\ndef a(): raise ZeroDivisionError\n"
@@ -189,16 +210,20 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, "a"], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr
+    done = ended_by(f"PermissionError({errno.EPERM}, 'a priority of a thread')")
+    assert done.returncode == 1 and "Traceback" in done.stderr
 
 
-def test_a_full_disk_is_a_message(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import errno, os\nfrom simmim_export.console import run_app\n"
-        "def full(): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'out.onnx')\nrun_app(full)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("number", "shown", "fix"),
+    [(errno.ENOSPC, "No space left", "free some space"), (errno.EACCES, "Permission denied", "allow it")],
+)
+def test_what_the_system_refuses_is_a_message(number: int, shown: str, fix: str) -> None:
+    done = ended_by(f"OSError({number}, {os.strerror(number)!r}, 'out.onnx')")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "No space left" in done.stderr and "out.onnx" in done.stderr and "free some space" in done.stderr
+    assert shown in done.stderr and "out.onnx" in done.stderr and fix in done.stderr
+
+
+def test_ctrl_c_is_no_bug() -> None:
+    done = ended_by("KeyboardInterrupt")
+    assert (done.returncode, done.stderr) == (130, "")

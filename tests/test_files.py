@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from simmim_export.bundle import Staging
-from simmim_export.cli.options import check_output
+from simmim_export.console import check_output
 from simmim_export.errors import UsageError
 from simmim_export.files import digest, replacing
 

@@ -10,6 +10,7 @@ import typer
 from simmim_export.cli.options import AsJson, BudgetOption, BundlePath
 from simmim_export.cli.tables import by_graph, print_parity, print_plan
 from simmim_export.console import print_json, progress_bar, stdout_console
+from simmim_export.export.limits import MAX_BATCH, OPSET
 
 
 def register(app: typer.Typer) -> None:
@@ -21,8 +22,10 @@ def register(app: typer.Typer) -> None:
 def onnx(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint that simmim-train wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write.")] = Path("bundle"),
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 24.")] = 20,
-    max_batch: Annotated[int, typer.Option(help="Largest batch that is probed and promised.")] = 8,
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 24.")] = OPSET,
+    max_batch: Annotated[
+        int, typer.Option(help="Largest batch that is probed and promised, 2 to 256; more is run in parts.")
+    ] = MAX_BATCH,
     attention: Annotated[
         bool, typer.Option("--attention", help="Let the fusion also say where each word looked, for ask --explain.")
     ] = False,
@@ -57,9 +60,10 @@ def onnx(
     With --budget also find, for every engine that is installed, the fastest plan of precisions that keeps it. Exit 4 if a graph
     differs from PyTorch, or no plan keeps the budget.
     """
-    # Before the imports: a wrong path should not cost the seconds that PyTorch takes to load.
+    # Before the imports: a wrong path or number should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
     from simmim_export.errors import EngineUnavailable, UsageError
+    from simmim_export.export.limits import require_batch, require_checkpoint, require_opset
     from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget
     from simmim_export.spec import Precision
@@ -71,6 +75,9 @@ def onnx(
     limits = None if budget is None else Budget.parse(budget)
     lowered = tuple(p for p in wanted if p is not Precision.FP32)
     lower = Lower(lowered, calibration, full_range, limits)
+    require_opset(opset)
+    require_batch(max_batch)
+    require_checkpoint(checkpoint)
     with Staging(output, overwrite):
         pass
     try:
@@ -155,10 +162,10 @@ def doctor(as_json: AsJson = False) -> None:
         f"{one['name']} (compute {one['compute']}, {one['memory'] / 2**30:.0f} GiB)" for one in gpu["gpus"]
     )
     about = f"{names}; driver {gpu['driver'] or '-'}, CUDA {gpu['cuda']} at most"
-    console.print(f"GPU: {about if gpu['gpus'] else gpu['reason']}", markup=False)
+    console.print(f"GPU: {about if gpu['gpus'] else gpu['reason']}")
     console.print("packages: " + ", ".join(f"{k} {v or '-'}" for k, v in found["packages"].items()))
     for name, state in found["engines"].items():
         text = "available" if state["available"] else f"not available: {state['reason']}; {state['install']}"
-        console.print(f"engine {name}: {text}", markup=False)
+        console.print(f"engine {name}: {text}")
     for problem in found["problems"]:
-        console.print(f"problem: {problem}", markup=False)
+        console.print(f"problem: {problem}")

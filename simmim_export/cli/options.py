@@ -48,18 +48,6 @@ BudgetOption = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def check_output(path: Path, overwrite: bool, option: str) -> None:
-    """Raise :class:`UsageError`, before anything is computed, for an output file that is there already, or cannot be."""
-    from simmim_export.errors import UsageError
-    from simmim_export.files import require_writable
-
-    require_writable(path)
-    if path.is_dir():
-        raise UsageError("the output is a folder", where=path, fix=f"give the name of a file with {option}")
-    if path.exists() and not overwrite:
-        raise UsageError("the output already exists", where=path, fix=f"add --overwrite, or choose another {option}")
-
-
 def opened(
     bundle: Path,
     engine: str,

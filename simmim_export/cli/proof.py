@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -59,21 +59,22 @@ def verify(
         raise UsageError("--budget is for what --evidence asks", fix="add --evidence")
     given = None if budget is None else Budget.parse(budget)
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, progress_bar("verify") as watch:
+        name, plan = model.engine.name, str(model.plan)
+        examiner: Examiner | None = None
+        before: list[Certificate] = []
+        if evidence:
+            # What cannot be measured, or read, shows in PyTorch's own figures: before the engine is asked for minutes.
+            held_out = require_evidence(model.bundle)
+            examiner = Examiner(model.bundle.manifest, held_out, model.tokens, watch)
+            before = [c for c in read(model.bundle) if (c.engine, c.plan) == (name, plan)]
+            known = examiner.figures(held_out.reference)
+            limits = given or Budget.parse((before[0].budget if before else "") or DEFAULT).measurable(known)
+            limits.require_measurable(known)
         files = model.bundle.check()
         reports = model.verify()
         proof = {report.graph: dict(model.session(report.graph).precision_proof().executed) for report in reports}
-        figures: dict[str, Any] | None = None
-        before: list[Certificate] = []
-        if evidence:
-            examiner = Examiner(model.bundle.manifest, require_evidence(model.bundle), model.tokens, watch)
-            figures = examiner.figures(examiner.outputs(model.session))
-            before = [c for c in read(model.bundle) if (c.engine, c.plan) == (model.engine.name, str(model.plan))]
-        name, plan = model.engine.name, str(model.plan)
-    lines = []
-    if figures is not None:
-        limits = given or Budget.parse((before[0].budget if before else "") or DEFAULT).measurable(figures)
-        limits.require_measurable(figures)
-        lines = limits.lines(figures)
+        figures = None if examiner is None else examiner.figures(examiner.outputs(model.session))
+        lines = [] if figures is None else limits.lines(figures)
     if as_json:
         parity = {r.graph: r.summary() | {"executed": proof[r.graph]} for r in reports}
         found = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
@@ -125,13 +126,20 @@ def certify(
     with progress_bar("certify") as watch:
         found = suite.certify(bundle, contestants, limits, budget is not None, rounds, watch)
     path = write(opened_bundle, found)
+    # Without --budget, what this evidence is too little for is left out of the default one.
+    unjudged = [part for part in str(limits).split(",") if part not in found[0].budget.split(",")]
     if as_json:
-        print_json({"file": str(path), "certificates": [one.as_json() for one in found], "skipped": skipped})
+        certificates = [one.as_json() for one in found]
+        print_json({"file": str(path), "certificates": certificates, "skipped": skipped, "not_judged": unjudged})
     else:
         print_certificates(found, f"{bundle} on {found[0].host_name()}")
         console = stdout_console()
         for reason in skipped:
-            console.print(f"not measured: {reason}", markup=False)
+            console.print(f"not measured: {reason}")
+        if unjudged:
+            console.print(
+                f"not judged, the evidence is too little: {', '.join(unjudged)}; simmim-train --eval-scenes brings more"
+            )
         console.print(f"wrote {path}")
     failed = [one for one in found if not one.passed]
     if failed and (engine or len(failed) == len(found)):

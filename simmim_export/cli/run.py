@@ -15,10 +15,9 @@ from simmim_export.cli.options import (
     EngineName,
     PrecisionName,
     Threads,
-    check_output,
     opened,
 )
-from simmim_export.console import print_json
+from simmim_export.console import check_output, print_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,10 +19,11 @@ from typing import Any
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging
 from simmim_export.engines import get_engine, require_engine, versions
 from simmim_export.engines.base import Engine
-from simmim_export.errors import GateFailed, LeftOut, ShortcutLearned, UsageError
+from simmim_export.errors import GateFailed, LeftOut, ShortcutLearned
 from simmim_export.export.golden import make_feeds, make_golden
+from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
 from simmim_export.export.lower import Lower
-from simmim_export.export.onnx import OPSET, trace
+from simmim_export.export.onnx import trace
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.variants import Choice, Variants
 from simmim_export.files import digest
@@ -42,7 +43,6 @@ from simmim_export.version import __version__
 
 # Engines that INT8 is planned for, where they are installed.
 PLANNED_ENGINES = ("ort", "openvino")
-MAX_BATCH = 8
 
 Progress = Callable[[str, int, int], None]
 
@@ -75,11 +75,11 @@ def export_bundle(
 
     With ``maps`` the fusion also gives where each word looked. ``progress(step, done, total)`` is called before each step.
     Raises :class:`CheckpointError` for the input, :class:`DataError` for the calibration samples, :class:`UsageError` for the
-    output or a budget that cannot be measured, :class:`GateFailed` if a graph is not clean, differs from PyTorch, or no plan
-    keeps the budget; in every case nothing has been written at ``output``.
+    output, the opset, the batch or a budget that cannot be measured, :class:`GateFailed` if a graph is not clean, differs from
+    PyTorch, or no plan keeps the budget; in every case nothing has been written at ``output``.
     """
-    if max_batch < 2:
-        raise UsageError(f"--max-batch {max_batch} is too small", fix="give 2 or more: a batch of 1 is always included")
+    require_opset(opset)
+    require_batch(max_batch)
     engine = require_engine("ort")
     with Staging(output, overwrite) as staging:
         progress("load the checkpoint", 0, 1)

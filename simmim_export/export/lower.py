@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simmim_export.errors import UsageError
+from simmim_export.precision.calibration import require_folder
 from simmim_export.proof.budget import Budget
 from simmim_export.spec import Precision
 
@@ -17,7 +18,9 @@ from simmim_export.spec import Precision
 class Lower:
     """What to write beside FP32. ``precisions``: FP16, INT8 or both; ``calibration``: a folder of samples, else the
     checkpoint's own; ``full_range``: INT8 with weights of 8 bits, not 7 (None: nobody asked for either); ``budget``: plan
-    precisions inside it."""
+    precisions inside it.
+
+    Raise :class:`UsageError` for an option without what it is for, :class:`DataError` where there is no such folder."""
 
     precisions: tuple[Precision, ...] = ()
     calibration: Path | None = None
@@ -35,3 +38,5 @@ class Lower:
                 raise UsageError(f"{option} without a precision that needs it", fix=fix)
         if (self.budget or self.full_range is not None) and Precision.INT8 not in self.precisions:
             raise UsageError("--budget, --reduce-range and --full-range are for INT8", fix=fix)
+        if self.calibration is not None:
+            require_folder(self.calibration)

@@ -20,12 +20,10 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from simmim_export.errors import GateFailed, UsageError
+from simmim_export.errors import GateFailed
+from simmim_export.export.limits import OPSET, require_opset
 from simmim_export.models.graphs import Graph
 from simmim_export.spec import GraphSpec, TensorSpec
-
-OPSETS = range(18, 25)
-OPSET = 20
 
 # Operators that no graph of ours may hold, and why. Range is fine outside an encoder (it builds positions from a shape).
 FORBIDDEN: Mapping[str, str] = {
@@ -68,10 +66,7 @@ def trace(graph: Graph, path: Path, opset: int = OPSET) -> onnx.ModelProto:
 
     Raise :class:`UsageError` for an opset out of range and :class:`GateFailed` if the graph is not what its spec says.
     """
-    if opset not in OPSETS:
-        raise UsageError(
-            f"opset {opset} is not supported", fix=f"choose {OPSETS[0]} to {OPSETS[-1]}; {OPSET} is the default"
-        )
+    require_opset(opset)
     spec = graph.spec
     axes = {a.name: torch.export.Dim(a.name, min=1, max=max(a.maximum, 2)) for a in spec.axes}
     shapes = tuple({i: axes[d] for i, d in enumerate(t.shape) if isinstance(d, str)} for t in spec.inputs)

@@ -23,6 +23,7 @@ LEAST, ENOUGH = 8, 32
 # So many of each are used: more moved no range on real weights, and every graph runs all of them.
 MOST = 128
 TEXTS = "texts.txt"
+_FIX = f"give a folder of {ENOUGH} or more pictures ({', '.join(SUFFIXES)}) and {TEXTS}, a text a line"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ def distinct_images(pixels: np.ndarray) -> np.ndarray:
     return pixels[list(first.values())]
 
 
+def require_folder(folder: Path) -> None:
+    """Raise :class:`DataError` if there is no such folder."""
+    if not folder.is_dir():
+        raise DataError("no such folder of calibration samples", where=folder, fix=_FIX)
+
+
 def from_folder(
     folder: Path, preprocessing: ImagePreprocessing, pixels: np.ndarray, texts: Sequence[str]
 ) -> Calibration:
@@ -107,12 +114,10 @@ def from_folder(
     Raise :class:`DataError` for a folder that is missing or has too few, :class:`ImageError` for a damaged picture,
     :class:`TextError` for a line that is not UTF-8.
     """
-    fix = f"give a folder of {ENOUGH} or more pictures ({', '.join(SUFFIXES)}) and {TEXTS}, a text a line"
-    if not folder.is_dir():
-        raise DataError("no such folder of calibration samples", where=folder, fix=fix)
+    require_folder(folder)
     found = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
     if not found and not (folder / TEXTS).is_file():
-        raise DataError("no calibration images, and no texts", where=folder, fix=fix)
+        raise DataError("no calibration images, and no texts", where=folder, fix=_FIX)
     if (folder / TEXTS).is_file():
         lines = (folder / TEXTS).read_bytes().splitlines()
         named = ((f"{folder / TEXTS}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())

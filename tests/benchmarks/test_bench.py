@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from support import spoil
 
 from simmim_export.benchmarks.driver import Contestant, Process, WorkerDied
+from simmim_export.bundle import Bundle
+from simmim_export.certificate import write
 from simmim_export.errors import BundleError
 from simmim_export.spec import Pipeline, Precision
 
@@ -21,8 +26,6 @@ FAST = ("--rounds", "2", "--iterations", "10", "--warmup", "1")
 @pytest.fixture(scope="module")
 def document(tmp_path_factory, tiny_bundle: Path, tiny_checkpoint: Path) -> Path:
     """The JSON of one real run of both engines on one pipeline."""
-    import subprocess
-
     path = tmp_path_factory.mktemp("bench") / "a.json"
     command = [sys.executable, "-m", "simmim_export.benchmarks.cli", "--bundle", str(tiny_bundle), *FAST]
     command += ["--checkpoint", str(tiny_checkpoint), "--pipeline", "answer", "--json", str(path)]
@@ -57,8 +60,13 @@ def test_compare(document: Path, run_cli, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["differs"] == [] and len(found["rows"]) == 10
     assert all(row["times_faster"] == 1 and not row["difference_shown"] for row in found["rows"])
-    assert "no difference shown" in run_cli("bench", "compare", document, document).stdout
+    assert "too few rounds to say" in run_cli("bench", "compare", document, document).stdout
     other = json.loads(document.read_text())
+    for row in other["results"]:
+        row["rounds"] *= 2
+    (tmp_path / "longer.json").write_text(json.dumps(other))
+    longer = run_cli("bench", "compare", tmp_path / "longer.json", tmp_path / "longer.json").stdout
+    assert "no difference shown" in longer and "1.00 to 1.00" not in longer.splitlines()[0]
     other["results"][0]["inputs"] = "0" * 64
     other["host"]["cpu"] = "abacus"
     (tmp_path / "b.json").write_text(json.dumps(other))
@@ -70,15 +78,25 @@ def test_compare(document: Path, run_cli, tmp_path: Path) -> None:
     assert done.returncode == 0 and "differ in host" in done.stdout
 
 
+WHOLE = '{"schema": 1, "host": {}, "bundle": {}, "results": %s}'
+ROW = '[{"target": "x", "engine": "ort", "precision": "fp32", "batch": 1, "inputs": "", "rounds": %s}]'
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         (None, "no such benchmark file"),
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         ("[]", "not a benchmark file"),
         ('{"schema": 99}', "not a benchmark file"),
-        ('{"schema": 1, "results": [{"target": "x"}]}', "damaged"),
-        ('{"schema": 1, "results": []}', "share no row"),
+        ('{"schema": 1, "bundle": {}, "results": []}', "has no 'host'"),
+        (WHOLE % "[[]]", "damaged"),
+        (WHOLE % '[{"target": "x"}]', "has no 'rounds'"),
+        (WHOLE % (ROW % "[[0.0]]"), "no time"),
+        (WHOLE % (ROW % "[[]]"), "without samples"),
+        (WHOLE % (ROW % "[[1]]").replace('"x"', "[]"), "without a name"),
+        (WHOLE % "[]", "share no row"),
     ],
 )
 def test_bad_files(document: Path, run_cli, tmp_path: Path, content: str | None, expected: str) -> None:
@@ -107,6 +125,9 @@ def test_an_engine_that_is_missing_ends_at_once(run_cli) -> None:
         (("--engine", "ort", "--bundle", "{tmp}/none"), 5, "no such bundle"),
         (("--engine", "ort", "--bundle", "{bundle}", "--pipeline", "dance"), 2, "no pipeline 'dance'"),
         (("--engine", "ort", "--bundle", "{bundle}", "--batch", "64"), 2, "over the bundle's limit of 8"),
+        (("--engine", "ort", "--bundle", "{bundle}", "--json", "{copy}/manifest.json"), 2, "already exists"),
+        (("--engine", "ort", "--bundle", "{bundle}", "--json", "{copy}", "--overwrite"), 2, "is a folder"),
+        (("--rounds", "3", "--bundle", "{bundle}", "compare", "a", "b"), 2, "--bundle, --rounds before compare"),
         (("--bundle", "{copy}"), 2, "--checkpoint"),
         (("footprint", "--bundle", "{tmp}/none"), 5, "not a bundle"),
         (("footprint", "--bundle", "{bundle}", "--source", "{tmp}"), 2, "no source to install"),
@@ -115,8 +136,6 @@ def test_an_engine_that_is_missing_ends_at_once(run_cli) -> None:
 def test_bad_requests(
     run_cli, tiny_bundle: Path, every_bundle: Path, tmp_path: Path, arguments, code: int, expected: str
 ) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(tiny_bundle, copy)
     places = {"tmp": tmp_path, "bundle": tiny_bundle, "every": every_bundle, "copy": copy}
@@ -125,28 +144,47 @@ def test_bad_requests(
     assert expected in done.stderr and "next:" in done.stderr
 
 
-def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
-    process = Process(Contestant("ort", Precision.FP32))
-    os.kill(process._process.pid, signal.SIGKILL)
-    time.sleep(0.1)
-    with pytest.raises(WorkerDied, match="ended with code -9 while asked to open"):
-        process.ask("open")
-    process.close()
+def test_a_killed_worker_is_an_engine_that_is_not_to_be_had() -> None:
+    with Process(Contestant("ort", Precision.FP32)) as process:
+        os.kill(process._process.pid, signal.SIGKILL)
+        time.sleep(0.1)
+        with pytest.raises(WorkerDied, match="ended with code -9 while asked to open") as caught:
+            process.ask("open")
+    assert caught.value.exit_code == 3
 
 
-def test_a_workers_error_arrives_as_itself(tmp_path: Path) -> None:
-    process = Process(Contestant("ort", Precision.FP32))
-    try:
+def test_a_bug_of_a_worker_is_a_bug() -> None:
+    with Process(Contestant("ort", Precision.FP32)) as process, pytest.raises(RuntimeError, match="ended with code 1"):
+        process.ask("dance")
+
+
+def test_a_workers_error_arrives_as_itself(tmp_path: Path, tiny_bundle: Path, every_bundle: Path) -> None:
+    """Or as what it is a kind of, where the class is not one of errors.py: certificates of another bundle."""
+    other = Path(shutil.copytree(every_bundle, tmp_path / "other"))
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    shutil.copy(write(Bundle.open(other), []), bundle)
+    words = {"engine": "auto", "precision": None, "checkpoint": None, "batch": 1, "first": ""}
+    with Process(Contestant("ort", Precision.FP32)) as process:
         with pytest.raises(BundleError, match="no such bundle"):
-            bundle = str(tmp_path / "none")
-            process.ask("open", bundle=bundle, engine="ort", precision="fp32", checkpoint=None, batch=1, first="")
-    finally:
-        process.close()
+            process.ask("open", bundle=str(tmp_path / "none"), **words)
+        with pytest.raises(BundleError, match="is of another bundle"):
+            process.ask("open", bundle=str(bundle), **words)
+
+
+def test_ctrl_c_ends_every_worker_without_a_traceback(tiny_bundle: Path) -> None:
+    command = [sys.executable, "-m", "simmim_export.benchmarks.cli", "--bundle", str(tiny_bundle), "--engine", "ort"]
+    command += ["--iterations", "10000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None and "open ort" in process.stderr.readline()
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    # Ends when the last process that holds it does.
+    said = process.stderr.read()
+    assert process.wait() == 130 and "Traceback" not in said
 
 
 def test_targets_are_the_graphs_once_and_then_the_pipelines(tiny_bundle: Path) -> None:
     from simmim_export.benchmarks.suites import targets
-    from simmim_export.bundle import Bundle
 
     names, graphs = targets(tiny_bundle, None, 1)
     assert len(names) == len(set(names)) and len(graphs) == 5
@@ -175,3 +213,25 @@ def test_engines_at_several_precisions_meet_in_one_run(tiny_bundle: Path, run_cl
         assert found["engines"][name]["proof"]["text_encoder"]["executed"]["int8"] > 0
     refused = run_cli("bench", *bundle, "--engine", "ort:bf16")
     assert refused.returncode == 3 and "has no bf16" in refused.stderr
+
+
+def test_pipelines_of_clips_are_measured(every_bundle: Path, run_cli, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    wanted = ("--pipeline", "answer_video", "--pipeline", "classify_video", "--batch", "3")
+    done = run_cli("bench", "--bundle", every_bundle, "--engine", "ort", *wanted, *FAST, "--json", path)
+    assert done.returncode == 0, done.stderr
+    found = {row["target"] for row in json.loads(path.read_text())["results"]}
+    assert {"graph:video_encoder", "pipeline:answer_video", "pipeline:classify_video"} <= found
+    assert "classify_video" in done.stdout and "…" not in done.stdout
+
+
+def test_lost_parity_is_written_shown_and_fails(tiny_bundle: Path, run_cli, tmp_path: Path) -> None:
+    bundle, path = spoil(tiny_bundle, tmp_path / "spoiled", float("nan")), tmp_path / "a.json"
+    path.touch()
+    words = ("--bundle", bundle, "--engine", "ort", "--pipeline", "embed_text", "--pipeline", "embed_image")
+    done = run_cli("bench", *words, *FAST, "--json", path, "--overwrite")
+    assert done.returncode == 4 and "differs from PyTorch: text_encoder on ort\n" in done.stderr, done.stderr
+    rows = {line.split()[1]: line for line in done.stdout.splitlines() if "fp32" in line}
+    assert "FAILED" in rows["embed_text"] and "passed" in rows["embed_image"]
+    parity = {row["target"]: row["parity"] for row in json.loads(path.read_text())["results"]}
+    assert parity["graph:text_encoder"] == {"passed": False, "scaled_error": None, "cosine": -1.0}

@@ -81,4 +81,3 @@ def test_a_run_against_itself_shows_no_difference(rounds: list[list[float]]) -> 
 def test_result_properties() -> None:
     result = BenchmarkResult("graph:g", "ort", "fp32", 1, "d", ((1.0,) * 10, (3.0,) * 10))
     assert result.p50 == 2.0 and result.p90 is None and result.p99 is None
-    assert result.spread == 1.0

@@ -1,0 +1,41 @@
+"""What an export can be asked for: a checkpoint that is there, opsets and batches.
+
+Knows numbers and paths. Must not know graphs or PyTorch, so that a wrong option costs no import of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simmim_export.errors import CheckpointError, UsageError
+
+OPSETS = range(18, 25)
+OPSET = 20
+# A bundle keeps golden tensors of its largest batch, and a proof runs each sample of it alone, too: at 256 those of base are
+# 200 MB and 500 runs a graph. The runtime takes more than a batch in parts.
+BATCHES = range(2, 257)
+MAX_BATCH = 8
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise :class:`CheckpointError` if there is nothing at ``path``; whether it is a checkpoint is for its reader to say."""
+    if not path.exists():
+        fix = "make one: simmim-train finetune --preset tiny --data shapes -o ckpt.pt"
+        raise CheckpointError("no such checkpoint", where=path, fix=fix)
+
+
+def require_opset(opset: int) -> None:
+    """Raise :class:`UsageError` for an opset that is not exported."""
+    if opset not in OPSETS:
+        fix = f"choose {OPSETS[0]} to {OPSETS[-1]}; {OPSET} is the default"
+        raise UsageError(f"opset {opset} is not supported", fix=fix)
+
+
+def require_batch(max_batch: int) -> None:
+    """Raise :class:`UsageError` for a largest batch that is too small or too large to be proven."""
+    if max_batch < BATCHES[0]:
+        fix = f"give {BATCHES[0]} or more: a batch of 1 is always included"
+        raise UsageError(f"--max-batch {max_batch} is too small", fix=fix)
+    if max_batch > BATCHES[-1]:
+        fix = f"give {BATCHES[-1]} or less: more than a batch is run in parts"
+        raise UsageError(f"--max-batch {max_batch} is too large", fix=fix)
