@@ -21,7 +21,7 @@ from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.files import digest
 from simmim_export.host import fingerprint
 from simmim_export.proof.budget import Budget
-from simmim_export.proof.examine import require_evidence
+from simmim_export.proof.examine import Examiner, require_evidence
 from simmim_export.runtime.runtime import PLANNED, compiled, plan_of
 from simmim_export.spec import Precision, PrecisionPlan
 
@@ -76,7 +76,11 @@ def certify(
     and :class:`UsageError` for an engine that is itself what the others are compared with.
     """
     bundle = Bundle.open(path)
-    require_evidence(bundle)
+    evidence = require_evidence(bundle)
+    # PyTorch's own figures say what can be judged, before engines are asked for minutes.
+    known = Examiner(bundle.manifest, evidence, lambda texts: {}).figures(evidence.reference)
+    judged = budget if strict else budget.measurable(known)
+    judged.require_measurable(known)
     for contestant in contestants:
         if get_engine(contestant.engine).reads_checkpoint:
             what = f"engine {contestant.engine!r} is what the others are proven by"
@@ -110,10 +114,8 @@ def certify(
             if (result.engine, result.precision) == (contestant.engine, contestant.precision)
         }
         figures = info["figures"]
-        mine = budget if strict else budget.measurable(figures)
-        mine.require_measurable(figures)
         untouched = unchanged(bundle, engine, precisions)
-        lines = tuple(line.as_row() for line in mine.lines(figures)) + lowered(rows, untouched)
+        lines = tuple(line.as_row() for line in judged.lines(figures)) + lowered(rows, untouched)
         found.append(
             Certificate(
                 contestant.engine,
@@ -124,13 +126,13 @@ def certify(
                 rows,
                 figures,
                 latency,
-                str(mine),
+                str(judged),
                 lines,
                 all(line["kept"] for line in lines) and all(row["passed"] for row in info["parity"].values()),
                 shlex.join(
                     ["simmim-export", "certify", str(path), "--engine", f"{contestant.engine}:{contestant.precision}"]
                 )
-                + (f" --budget {mine}" if mine.limits else "")
+                + (f" --budget {judged}" if judged.limits else "")
                 + f" --rounds {rounds}",
                 run,
             )

@@ -160,18 +160,20 @@ def _kind(host: Mapping[str, Any]) -> str:
 def choose(
     certificates: Sequence[Certificate],
     host: Mapping[str, Any],
-    versions: Mapping[str, str],
+    versions: Callable[[str], Mapping[str, str]],
     engine: str | None = None,
     where: object = None,
     stands: Callable[[Certificate], bool] = lambda certificate: True,
 ) -> tuple[Certificate, str]:
-    """The fastest that passed on this kind of ``host`` with the installed ``versions`` (of ``engine`` where one is named),
-    and why it was chosen. ``stands`` says whether what a certificate was measured with is still there. Raise
-    :class:`EngineUnavailable` if there is none, saying what there is instead.
+    """The fastest that passed on this kind of ``host`` with just the packages that are installed, and why it was chosen.
+
+    ``versions`` of an engine are of all its packages here; ``engine`` is the only one to look at, if named. ``stands`` says
+    whether what a certificate was measured with is still there. Raise :class:`EngineUnavailable` if there is none, saying
+    what there is instead.
     """
     mine = [c for c in certificates if engine in (None, c.engine)]
     here = [c for c in mine if _kind(c.host) == _kind(host)]
-    known = [c for c in here if all(versions.get(name) == value for name, value in c.versions.items())]
+    known = [c for c in here if dict(c.versions) == dict(versions(c.engine))]
     current = [c for c in known if stands(c)]
     passed = sorted((c for c in current if c.passed and c.latency), key=lambda c: (c.speed(), c.name))
     if not passed:

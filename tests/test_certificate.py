@@ -18,9 +18,10 @@ from simmim_export.benchmarks.certify import lowered, unchanged
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import FILE, Certificate, choose, read, require_room, write
 from simmim_export.engines import versions
-from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable
+from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable, UsageError
 from simmim_export.host import fingerprint
 from simmim_export.proof.evidence import FILE as EVIDENCE
+from simmim_export.runtime import load
 from simmim_export.spec import Precision, PrecisionPlan
 
 HOST = {"system": "Linux", "machine": "x86_64", "cpu": "Some CPU", "features": ["avx2"], "threads": 4}
@@ -50,7 +51,8 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
     return Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
-INSTALLED = {"onnxruntime": "1.0", "openvino": "2.0"}
+def installed(engine: str) -> dict[str, str]:
+    return {"ort": {"onnxruntime": "1.0"}, "openvino": {"openvino": "2.0"}}.get(engine, {"onnxruntime": "1.0"})
 
 
 def test_what_is_written_is_read(bundle: Bundle) -> None:
@@ -86,14 +88,14 @@ def test_a_certificate_is_for_these_graphs_alone(bundle: Bundle, every_bundle: P
 def test_the_fastest_that_passed_here_is_chosen() -> None:
     slow, fast = certificate("ort", "fp32", 0.02), certificate("ort", "int8", 0.01)
     failed = certificate("ort", "planned", 0.001, passed=False)
-    best, why = choose([slow, fast, failed], HOST, INSTALLED)
+    best, why = choose([slow, fast, failed], HOST, installed)
     assert best is fast and "the fastest of 2 certified here" in why
     assert "ort:fp32 takes 2.00x as long" in why and "ort:planned failed its budget" in why and "another run" not in why
-    _, why = choose([replace(slow, run="2026-01-02T00:00:00+00:00"), fast], HOST, INSTALLED)
+    _, why = choose([replace(slow, run="2026-01-02T00:00:00+00:00"), fast], HOST, installed)
     assert "2.00x as long (measured in another run: certify them together to be sure)" in why
     openvino = certificate("openvino", "int8", 0.005, versions={"openvino": "2.0"})
-    assert choose([slow, fast, openvino], HOST, INSTALLED)[0] is openvino
-    assert choose([slow, fast, openvino], HOST, INSTALLED, "ort")[0] is fast
+    assert choose([slow, fast, openvino], HOST, installed)[0] is openvino
+    assert choose([slow, fast, openvino], HOST, installed, "ort")[0] is fast
 
 
 def test_a_precision_of_which_no_node_ran_is_not_certified() -> None:
@@ -121,10 +123,10 @@ def test_what_an_engine_lowers_by_itself_is_asked_whether_it_did(tiny_bundle: Pa
 
 def test_what_was_built_again_is_not_what_was_certified(bundle: Bundle, tmp_path: Path) -> None:
     built = certificate("trt", "fp16", 0.001)
-    best, why = choose([certificate(), built], HOST, INSTALLED, stands=lambda found: found is not built)
+    best, why = choose([certificate(), built], HOST, installed, stands=lambda found: found is not built)
     assert best.engine == "ort" and "the fastest of 1 certified here" in why
     with pytest.raises(EngineUnavailable, match="0 of what is built here now, 0 that passed"):
-        choose([built], HOST, INSTALLED, stands=lambda found: False)
+        choose([built], HOST, installed, stands=lambda found: False)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +136,14 @@ def test_what_was_built_again_is_not_what_was_certified(bundle: Bundle, tmp_path
         ({"host": HOST | {"features": []}}, "0 of them for this kind of machine"),
         ({"versions": {"onnxruntime": "1.1"}}, "0 with the versions that are installed here"),
         ({"versions": {"tensorrt": "11"}}, "0 with the versions that are installed here"),
+        # Another package of the same engine has come since, over the one that was measured.
+        ({"versions": {}}, "0 with the versions that are installed here"),
         ({"passed": False}, "0 that passed"),
     ],
 )
 def test_what_was_proven_elsewhere_proves_nothing_here(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(EngineUnavailable, match="nothing is certified on this machine: 1 certificates") as caught:
-        choose([certificate(**changes)], HOST, INSTALLED, where="b")
+        choose([certificate(**changes)], HOST, installed, where="b")
     assert caught.value.exit_code == 3 and said in caught.value.what and caught.value.fix == "simmim-export certify b"
 
 
@@ -222,6 +226,10 @@ def test_from_a_budget_to_engine_auto(asked_bundle: Path, tmp_path: Path, run_cl
     assert done.returncode == 2 and "drop the precision" in done.stderr
     done = run_cli("export", "embed", bundle, picture, "--engine", "auto", "--threads", 64)
     assert done.returncode == 2 and "threads, not on 64\n  next:  drop the threads" in done.stderr
+    with pytest.raises(UsageError, match="engine auto goes by latency, not by throughput"):
+        load(bundle, "auto", hint="throughput")
+    done = run_cli("export", "certify", bundle, "--rounds", 1, "--engine", "ort")
+    assert done.returncode == 0 and "not judged, too little travels with the bundle: answers=0.5pt," in done.stdout
 
     done = run_cli("export", "certify", bundle, "--rounds", 1, "--budget", "cosine=0.9", "--json")
     assert done.returncode == 0, done.stderr
