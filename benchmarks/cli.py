@@ -30,7 +30,10 @@ def bench(
         typer.Option("--bundle", help="Bundle to measure; else ./bundle, else a cached reference of random weights."),
     ] = None,
     engine: Annotated[
-        list[str] | None, typer.Option("--engine", help="ENGINE[@DEVICE][:PRECISION], as ort@cuda:fp16; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--engine", help="ENGINE[@DEVICE][:PRECISION], as ort@cuda:fp16; repeatable; torch and ort by default."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="For engines that name none: cuda, or where they are at home.")

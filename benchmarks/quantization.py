@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from simmim_export.benchmarks import driver
+from simmim_export.benchmarks import commands, driver
 from simmim_export.benchmarks.report import ratio_to
 from simmim_export.bundle import Bundle
-from simmim_export.errors import GateFailed, TruncatedText
+from simmim_export.errors import TruncatedText
 from simmim_export.files import digest
 from simmim_export.precision import peers
 from simmim_export.precision.int8 import to_int8
@@ -68,9 +66,7 @@ def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Pa
         ("training.cli", "init", "--preset", preset, "--text-encoder", text_encoder, "-o", str(checkpoint)),
         ("cli", "onnx", str(checkpoint), *lowered, "-o", str(bundle)),
     ):
-        done = subprocess.run([sys.executable, "-m", f"simmim_export.{module}", *words], capture_output=True, text=True)
-        if done.returncode:
-            raise GateFailed(f"the bundle was not made: {done.stderr[-1000:]}", where=text_encoder)
+        commands.run(module, *words)
     return bundle
 
 

@@ -6,17 +6,14 @@ Knows the training command and what its checkpoint records; must not know models
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_export.errors import GateFailed
+from simmim_export.benchmarks import commands
 from simmim_export.host import available_threads
 
-TRAIN = "simmim_export.training.cli"
 # preset -> (images in a batch, steps): the larger, the fewer, so that a figure takes a minute at most.
 SIZES = {"tiny": (32, 40), "small": (8, 6), "base": (4, 3), "large": (4, 3)}
 # Growth, of preset tiny: images in a batch with 8 questions each, then questions an image in a batch of 16.
@@ -44,12 +41,10 @@ def _measure(preset: str, stage: str, images: int, steps: int, questions: int) -
     """(samples a second, seconds a step) of training alone, loading and evaluation left out."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "ckpt"
-        command = [sys.executable, "-m", TRAIN, stage, "--preset", preset, "--steps", str(steps), "-o", str(output)]
-        command += ["--batch-size", str(images), "--eval-scenes", "0"]
+        words = [stage, "--preset", preset, "--steps", str(steps), "-o", str(output)]
+        words += ["--batch-size", str(images), "--eval-scenes", "0"]
         if stage == "finetune":
-            command += ["--questions", str(questions), "--rehearse", "0"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise GateFailed(f"training did not run: {done.stderr[-500:]}", where=" ".join(command[2:]))
+            words += ["--questions", str(questions), "--rehearse", "0"]
+        commands.run("training.cli", *words)
         found = json.loads((output / "checkpoint.json").read_text(encoding="utf-8"))["provenance"]
     return found["samples"] / found["seconds"], found["seconds"] / found["steps"]

@@ -8,11 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support import spoil
+
+from simmim_export.bundle import Bundle
+from simmim_export.engines import get_engine
 
 
 def test_embed_images_and_texts(run_cli, tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
@@ -88,6 +92,19 @@ def test_inspect_and_doctor(run_cli, tiny_bundle: Path) -> None:
     assert run_cli("export", "doctor").returncode == 0
 
 
+def test_inspect_shows_the_metrics_beside_their_controls(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+    metrics = {
+        "vqa": {"accuracy": 0.8, "n": 50, "interval": [0.7, 0.9], "controls": {"question_only": {"accuracy": 0.4}}}
+    }
+    manifest = replace(Bundle.open(copy).manifest, metrics=metrics | {"match": {"untrained": True}})
+    (copy / "manifest.json").write_text(manifest.dumps())
+    done = run_cli("export", "inspect", copy)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("│")}
+    assert "80.0%" in rows["vqa"] and "question only 40.0%" in rows["vqa"] and "untrained" in rows["match"]
+
+
 def test_onnx_prints_parity_and_refuses_to_overwrite(run_cli, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     done = run_cli("export", "onnx", tiny_checkpoint, "-o", tiny_bundle)
     assert done.returncode == 2 and "already exists" in done.stderr and "--overwrite" in done.stderr
@@ -105,7 +122,7 @@ def test_onnx_prints_parity_and_refuses_to_overwrite(run_cli, tiny_bundle: Path,
         (("verify", "{bundle}", "--engine", "tpu"), 2, "unknown engine 'tpu'"),
         (("verify", "{bundle}", "--precision", "fp8"), 2, "unknown precision 'fp8'"),
         (("verify", "{bundle}", "--precision", "fp16"), 3, "has no fp16 (it has: fp32, int8)"),
-        (("verify", "{bundle}", "--engine", "trt"), 3, "tensorrt is not installed"),
+        (("verify", "{bundle}", "--engine", "trt"), 3, "{trt}"),
         (("verify", "{bundle}", "--engine", "torch"), 2, "--checkpoint"),
         (("verify", "{bundle}", "--engine", "torch", "--checkpoint", "{tmp}/none.pt"), 5, "no such checkpoint"),
         (("verify", "{bundle}", "--checkpoint", "{ckpt}"), 2, "drop the checkpoint"),
@@ -122,12 +139,10 @@ def test_onnx_prints_parity_and_refuses_to_overwrite(run_cli, tiny_bundle: Path,
     ],
 )
 def test_bad_input(run_cli, tiny_bundle, tiny_checkpoint, picture, tmp_path, arguments, code, expected) -> None:
-    if "trt" in arguments:
-        from simmim_export.engines import get_engine
-
-        if get_engine("trt").why_unavailable() != "the package tensorrt is not installed":
-            pytest.skip("tensorrt is installed here")
-    names = {"tmp": tmp_path, "ckpt": tiny_checkpoint, "bundle": tiny_bundle, "picture": picture}
+    reason = get_engine("trt").why_unavailable()
+    if "trt" in arguments and reason is None:
+        pytest.skip("TensorRT runs here")
+    names = {"tmp": tmp_path, "ckpt": tiny_checkpoint, "bundle": tiny_bundle, "picture": picture, "trt": reason}
     done = run_cli("export", *(a.format(**names) for a in arguments))
     assert done.returncode == code, done.stderr
     assert "error: " in done.stderr and expected.format(**names) in done.stderr

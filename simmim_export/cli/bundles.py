@@ -119,6 +119,8 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
         return
     from rich.table import Table
 
+    from simmim_export.training.cli import show
+
     console = stdout_console()
     table = Table(title=f"{bundle}: preset {manifest.model['preset']}, schema {manifest.schema}")
     for column in ("graph", "variant", "inputs", "outputs", "MB", "error to PyTorch"):
@@ -140,6 +142,8 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     console.print(f"text: at most {text['max_length']} tokens")
     console.print(f"embedding: {manifest.embedding['dim']} channels, space {manifest.embedding['digest'][:12]}")
     console.print(f"exported from checkpoint {manifest.provenance['checkpoint_sha256'][:12]}")
+    if manifest.metrics:
+        show(manifest.metrics, as_json=False)
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

@@ -22,7 +22,8 @@ EngineName = Annotated[
 DeviceName = Annotated[
     str | None,
     typer.Option(
-        "--device", help="cuda: the engine on an NVIDIA GPU, where it runs there (ort, ort-graph, torch, trt)."
+        "--device",
+        help="cuda: the engine on an NVIDIA GPU, where it runs there (ort, ort-graph, torch, torch-compile, trt).",
     ),
 ]
 PrecisionName = Annotated[

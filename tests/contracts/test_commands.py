@@ -26,6 +26,13 @@ def test_every_command_that_prints_a_result_has_json(program: str, name: str, co
 
 
 @pytest.mark.parametrize(("program", "name", "command"), COMMANDS, ids=IDS)
+def test_every_command_that_writes_what_is_named_replaces_it_only_when_told(program: str, name: str, command) -> None:
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    writes = {flag for p in command.params for flag in p.opts if flag != "--json" or not p.is_flag}
+    assert not {"--output", "--explain", "--json"} & writes or "--overwrite" in flags
+
+
+@pytest.mark.parametrize(("program", "name", "command"), COMMANDS, ids=IDS)
 def test_help_does_not_load_anything_heavy(program: str, name: str, command) -> None:
     module = command_reference.PROGRAMS[program]
     arguments = [a for a in (name, "--help") if a]

@@ -1,0 +1,28 @@
+"""Commands of ours in processes of their own, as a user would type them. Knows exit codes; must not know what a command does."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+from simmim_export.errors import EngineUnavailable, GateFailed, InputError, SimmimError, UsageError
+
+_KINDS: dict[int, type[SimmimError]] = {
+    kind.exit_code: kind for kind in (UsageError, EngineUnavailable, GateFailed, InputError)
+}
+
+
+def run(module: str, *words: str) -> str:
+    """What ``python -m simmim_export.MODULE WORDS`` prints on stdout.
+
+    Raise the kind of error that it ended with, in its own words; RuntimeError, with the end of what it said, for a bug.
+    """
+    command = [sys.executable, "-m", f"simmim_export.{module}", *words]
+    done = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace")
+    if done.returncode == 0:
+        return done.stdout
+    _, told, error = done.stderr.rpartition("error: ")
+    if told and done.returncode in _KINDS:
+        raise _KINDS[done.returncode](error.strip())
+    raise RuntimeError(f"{shlex.join(command[2:])} ended with {done.returncode}:\n{done.stderr[-2000:]}")
