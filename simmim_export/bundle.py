@@ -2,9 +2,16 @@
 
 ::
 
-    manifest.json                      what is inside, with a digest of every file and of itself
+    manifest.json                      what is inside, with a digest of every file named below and of itself
     graphs/<graph>.<variant>.onnx
-    tokenizer.json  golden.npz
+    tokenizer.json
+    golden.npz                         inputs of every graph, and what PyTorch gave for them
+    evidence.npz                       questions with their answers, and what PyTorch answered
+
+and, made on a device and named in no manifest, each with digests of its own:
+
+    certificate.json                   what was proven there (certificate.py)
+    engines/<engine>/                  what was compiled there (engines/)
 
 Knows files, digests and the manifest. Must not know engines, PyTorch or ONNX. Nothing is unpickled; a path that leaves
 the folder is refused; a file is used only after its SHA-256 was checked.
@@ -31,7 +38,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.files import digest, require_writable, room_for
+from simmim_export.files import digest, reading, room_for
 from simmim_export.spec import GraphSpec, Pipeline, as_json, graph_from_json
 
 SCHEMA = 1
@@ -107,7 +114,7 @@ def parse_manifest(text: str, where: object) -> Manifest:
     again = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a recursion of a million brackets
         raise BundleError(f"the manifest is not JSON: {error}", where=where, fix=again) from error
     found = content.get("schema") if isinstance(content, dict) else None
     if isinstance(found, int) and found > SCHEMA:
@@ -147,7 +154,11 @@ class Bundle:
         Digests of the files are checked when a file is first used, so that a device which only embeds images does not
         read the text tower; :meth:`check` reads them all. Raise :class:`BundleError` for anything that is wrong.
         """
-        root = Path(path)
+        with reading(Path(path), BundleError):
+            return cls._open(Path(path))
+
+    @classmethod
+    def _open(cls, root: Path) -> Bundle:
         manifest_path = root / "manifest.json"
         fix = "make one: simmim-export onnx ckpt.pt -o BUNDLE"
         if not root.exists():
@@ -183,7 +194,7 @@ class Bundle:
         pure = PurePosixPath(relative)
         path = self.root / relative
         leaves = pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative
-        if leaves or not path.resolve().is_relative_to(self.root.resolve()):
+        if leaves or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             raise BundleError(
                 f"the manifest names a path outside the bundle: {relative!r}",
                 where=self.root,
@@ -195,16 +206,17 @@ class Bundle:
 
     def file(self, relative: str) -> Path:
         """The path of a file named in the manifest, once its digest has been checked."""
-        path = self._locate(relative)
-        if relative not in self._checked:
-            if digest(path) != self._digests()[relative]:
-                raise BundleError(
-                    f"{relative} was altered: its SHA-256 is not the manifest's",
-                    where=path,
-                    fix="copy the bundle again, whole",
-                )
-            self._checked.add(relative)
-        return path
+        with reading(self.root / relative, BundleError):
+            path = self._locate(relative)
+            if relative not in self._checked:
+                if digest(path) != self._digests()[relative]:
+                    raise BundleError(
+                        f"{relative} was altered: its SHA-256 is not the manifest's",
+                        where=path,
+                        fix="copy the bundle again, whole",
+                    )
+                self._checked.add(relative)
+            return path
 
     def check(self) -> int:
         """Check the digest of every file, and return how many there are."""
@@ -234,24 +246,23 @@ class Staging:
     """
 
     def __init__(self, target: Path, overwrite: bool) -> None:
-        """Raise :class:`UsageError` if ``target`` exists and is not to be overwritten, is no bundle, or cannot be written."""
-        self.target = target
-        require_writable(target)
-        if target.exists():
-            if not overwrite:
-                raise UsageError("the output already exists", where=target, fix="add --overwrite, or choose another -o")
-            if not (target / "manifest.json").is_file() and (not target.is_dir() or any(target.iterdir())):
-                raise UsageError("the output exists and is not a bundle", where=target, fix="choose another -o")
-        prefix = f".{target.name}.{os.getpid()}."
-        with room_for(target):
-            self._remove_abandoned()
-            self.root = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.absolute().parent))
+        """Raise :class:`UsageError` if ``target`` exists and is not to be overwritten, is no bundle, or cannot be written.
 
-    def _remove_abandoned(self) -> None:
-        for left in self.target.absolute().parent.glob(f".{self.target.name}.*.partial"):
-            owner = left.name.removeprefix(f".{self.target.name}.").split(".")[0]
-            if owner.isdigit() and not _alive(int(owner)):
-                shutil.rmtree(left, ignore_errors=True)
+        Of a ``target`` that is a link, what it points to is replaced, and the link stays.
+        """
+        # A link is no folder to swap with one.
+        asked, self.target = target, Path(os.path.realpath(target)) if target.is_symlink() else target
+        target = self.target
+        with room_for(target):
+            if target.exists() and not overwrite:
+                raise UsageError("the output already exists", where=target, fix="add --overwrite, or choose another -o")
+            if target.exists() and not (target.is_dir() and (_is_ours(target) or not any(target.iterdir()))):
+                fix = "choose another -o, or remove it yourself"
+                raise UsageError("the output exists and is not a bundle", where=target, fix=fix)
+            for path in {asked, target}:
+                _remove_abandoned(path.absolute())
+            prefix = f".{target.name}.{os.getpid()}."
+            self.root = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.absolute().parent))
 
     def __enter__(self) -> Staging:
         return self
@@ -284,6 +295,33 @@ class Staging:
             shutil.rmtree(aside)
         _sync(self.target.absolute().parent)
         return Bundle.open(self.target)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what a killed export to ``target`` left beside it."""
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        owner = left.name.removeprefix(f".{target.name}.").split(".")[0]
+        if not owner.isdigit() or _alive(int(owner)):
+            continue
+        if left.is_symlink():
+            left.unlink()
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether ``folder`` is a bundle, perhaps a damaged one: its manifest has what only ours have together, or, where that is no
+    JSON any more, what belongs to it lies beside it. Other projects have a manifest.json too."""
+    try:
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return (folder / "graphs").is_dir() and all(
+            (folder / name).is_file() for name in ("tokenizer.json", "golden.npz")
+        )
+    keys = {"schema": int, "digest": str, "graphs": list, "artifacts": list}
+    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items())
 
 
 def _alive(pid: int) -> bool:

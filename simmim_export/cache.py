@@ -10,24 +10,28 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from simmim_export.errors import UsageError
+from simmim_export.errors import NoCache, UsageError
 from simmim_export.files import digest, replacing
 from simmim_export.host import cache_folder
 
 DIGESTS, LOCK = "digests.json", "lock"
 # So much under one name is kept, the least recently used going first.
 BYTES = 4 << 30
+# Seconds that a process waits for another, which may be compiling: longer than that takes but for the largest graphs.
+WAIT = 120.0
 
 
 @contextmanager
 def kept(name: str, key: str) -> Iterator[Path | None]:
     """The folder under ``name`` for ``key`` (hexadecimal), without anything damaged in it; None where nothing is cached.
 
-    Of several processes one at a time has it, so that none reads what another has half written.
+    Of several processes one at a time has it, so that none reads what another has half written. None as well, with a
+    :class:`NoCache` warning, where another has it for longer than :data:`WAIT`.
     """
     home = cache_folder(name)
     if home is None:
@@ -36,7 +40,12 @@ def kept(name: str, key: str) -> Iterator[Path | None]:
     folder = home / key[:32]
     with contextlib.suppress(OSError):  # a cache that vanishes meanwhile is no reason to fail
         folder.mkdir(exist_ok=True)
-    with _alone(folder):
+    with _alone(folder) as mine:
+        if not mine:
+            what = f"no cache: another process has held {folder} for {WAIT:g} s"
+            warnings.warn(f"{what}; the work is done again. End that process if it hangs", NoCache, stacklevel=3)
+            yield None
+            return
         with contextlib.suppress(OSError):
             (folder / DIGESTS).touch()
             known = _read(folder)
@@ -54,14 +63,20 @@ def kept(name: str, key: str) -> Iterator[Path | None]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``; without one where a folder that has vanished, or its file system, gives none."""
-    from filelock import FileLock
+def _alone(folder: Path) -> Iterator[bool]:
+    """Hold the lock of ``folder``, or be False where another has it too long; without a lock where a folder that has vanished, or
+    its file system, gives none."""
+    from filelock import FileLock, Timeout
 
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, NotImplementedError):
-            stack.enter_context(FileLock(folder / LOCK))
-        yield
+        mine = True
+        try:
+            stack.enter_context(FileLock(folder / LOCK, timeout=WAIT))
+        except Timeout:  # an OSError too
+            mine = False
+        except (OSError, NotImplementedError):
+            pass
+        yield mine
 
 
 def _files(folder: Path) -> list[Path]:
@@ -71,7 +86,7 @@ def _files(folder: Path) -> list[Path]:
 def _read(folder: Path) -> dict[str, str]:
     try:
         found = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -1,6 +1,6 @@
 """What this machine has, and what each engine would say if it were asked to run here.
 
-Knows engines, package versions, and what of both does not go together. Must not open a bundle or import torch.
+Knows engines, package versions, and what of both does not go together. Must not open a bundle.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from simmim_export import nvidia
 from simmim_export.conflicts import conflicts, installed
 from simmim_export.engines import ENGINES, get_engine
+from simmim_export.engines import torch as torch_engine
 from simmim_export.host import available_threads, cpu_features, cpu_model, has_integer_dot
 from simmim_export.version import __version__
 
@@ -34,12 +35,18 @@ PACKAGES = (
 )
 
 
-def examine() -> dict[str, Any]:
-    """Host, GPU, package versions (None where missing), each engine's state with what to install, and known conflicts."""
+def examine(thorough: bool = False) -> dict[str, Any]:
+    """Host, GPU, package versions (None where missing), each engine's state with what to install, and known conflicts.
+
+    ``thorough`` imports what the models are made with too, which takes seconds: without it PyTorch counts as available where it
+    is installed.
+    """
     engines = {}
     for name in ENGINES:
         engine = get_engine(name)
         reason = engine.why_unavailable()
+        if reason is None and thorough and engine.reads_checkpoint:
+            reason = torch_engine.broken()
         engines[name] = {
             "available": reason is None,
             "reason": reason,

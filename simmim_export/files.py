@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simmim_export.errors import UsageError
+from simmim_export.errors import InputError, UsageError
 
 # What reading a damaged .npz raises.
 DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -27,6 +27,17 @@ def digest(path: Path) -> str:
         return hashlib.sha256(joined.encode()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def reading(path: Path, error: type[InputError]) -> Iterator[None]:
+    """For a block that reads ``path`` or what is under it: what the system refuses is raised as ``error``, naming the file."""
+    try:
+        yield
+    except OSError as refused:
+        what = f"it cannot be read: {refused.strerror or refused}"
+        fix = "allow reading it (ls -l shows whose it is), or copy it again"
+        raise error(what, where=refused.filename or path, fix=fix) from refused
 
 
 def require_writable(path: Path) -> None:

@@ -6,6 +6,7 @@ machine among others of its kind: no name, no address, no path.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -128,23 +129,41 @@ def fingerprint() -> dict[str, Any]:
 
 
 def available_threads() -> int:
-    """Threads that this process may really use: its CPU affinity, and the quota of its control group (v2 or v1)."""
+    """Threads that this process may really use: its CPU affinity, and the least quota of its control group (v2 or v1) and of
+    those above it."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    quota = cgroup_quota(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
-def _cgroup_quota(root: Path) -> float | None:
-    """CPUs granted under ``root``, or None where no limit is set."""
+def cgroup_quota(root: Path, groups: Path) -> float | None:
+    """CPUs granted under ``root`` to the groups that the file ``groups`` lists, or None where no limit is set.
+
+    A line of it is "0::/path" for v2, and "4:cpu,cpuacct:/path" for v1, whose controllers have folders of their own. In a
+    container the path may be that of the host, which is not to be seen there: what is mounted at the top is its own then.
+    """
+    found = [_quota(root), _quota(root / "cpu")]
+    with contextlib.suppress(OSError):
+        for line in groups.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, path = (*line.split(":", 2), "", "")[:3]
+            tops = (root, root / "unified") if not controllers else (root / controllers, root / "cpu")
+            if not controllers or "cpu" in controllers.split(","):
+                parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+                found += [_quota(top.joinpath(*parts[:depth])) for top in tops for depth in range(len(parts) + 1)]
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _quota(folder: Path) -> float | None:
+    """CPUs that the control group ``folder`` itself grants, or None."""
     try:
-        granted, period = (root / "cpu.max").read_text().split()
+        granted, period = (folder / "cpu.max").read_text().split()
         return None if granted == "max" else int(granted) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         pass
     try:
-        microseconds = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        return None if microseconds <= 0 else microseconds / int((root / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
+        microseconds = int((folder / "cpu.cfs_quota_us").read_text())
+        return None if microseconds <= 0 else microseconds / int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError, ZeroDivisionError):
         return None
 
 
@@ -156,11 +175,13 @@ def cache_folder(name: str, environment: Mapping[str, str] = os.environ) -> Path
     wanted = environment.get(CACHE, "")
     if wanted == "off":
         return None
-    home = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = (Path(wanted) if wanted else Path(home) / "simmim-export") / name
     try:
+        if wanted:
+            folder = Path(wanted) / name
+        else:
+            folder = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simmim-export" / name
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         warnings.warn(f"no cache: {error}; set {CACHE} to a folder, or to off", NoCache, stacklevel=2)
         return None
     if not os.access(folder, os.W_OK):

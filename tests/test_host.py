@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +20,9 @@ from simmim_export.engines.base import INTEGER_DOT, require_host
 from simmim_export.errors import EngineUnavailable, NoCache, UnknownHost
 from simmim_export.host import (
     FEATURES,
-    _cgroup_quota,
     available_threads,
     cache_folder,
+    cgroup_quota,
     cpu_features,
     fingerprint,
     has_integer_dot,
@@ -67,17 +70,43 @@ def test_a_fingerprint_is_of_a_kind_and_not_of_a_machine() -> None:
     assert platform.node() not in text and str(Path.home()) not in text
 
 
-def test_threads_respect_affinity_and_quota(tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _cgroup_quota(tmp_path) == 1.5
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _cgroup_quota(tmp_path) is None
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu/cpu.cfs_quota_us").write_text("50000")
-    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
-    assert _cgroup_quota(tmp_path) == 0.5
-    assert _cgroup_quota(tmp_path / "none") is None
+def grant(folder: Path, quota: str, version: int = 2) -> None:
+    """Make a control group that grants so many CPUs, or "max"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if version == 2:
+        (folder / "cpu.max").write_text(f"{quota if quota == 'max' else int(float(quota) * 100000)} 100000\n")
+    else:
+        (folder / "cpu.cfs_quota_us").write_text("-1" if quota == "max" else str(int(float(quota) * 100000)))
+        (folder / "cpu.cfs_period_us").write_text("100000")
+
+
+@pytest.mark.parametrize(
+    ("version", "granted", "groups", "expected"),
+    [
+        (2, {".": "1.5"}, "0::/", 1.5),
+        (2, {".": "max"}, "0::/", None),
+        # CPUQuota= of a unit of systemd, and of the slice that it is in.
+        (2, {"system.slice/vision.service": "2"}, "0::/system.slice/vision.service", 2.0),
+        (2, {"edge.slice": "1", "edge.slice/vision.service": "max"}, "0::/edge.slice/vision.service", 1.0),
+        (2, {"edge.slice": "3", "edge.slice/vision.service": "2.5"}, "0::/edge.slice/vision.service", 2.5),
+        (2, {"edge.slice/other.service": "1"}, "0::/edge.slice/vision.service", None),
+        (2, {"unified/vision": "2"}, "4:cpu,cpuacct:/\n0::/vision", 2.0),
+        (1, {"cpu": "0.5"}, "4:cpu:/", 0.5),
+        (1, {"cpu,cpuacct/vision": "2", "cpu,cpuacct": "max"}, "4:cpu,cpuacct:/vision\n3:cpuset:/x", 2.0),
+        # A container on v1: the path is the host's, and what is mounted is its own.
+        (1, {"cpu": "3"}, "4:cpu:/docker/1cbc", 3.0),
+        (2, {".": "1"}, "nonsense\n0:\n::\n", 1.0),
+        (2, {}, None, None),
+    ],
+)
+def test_threads_respect_the_quota_of_the_own_group_and_of_those_above(
+    tmp_path: Path, version: int, granted: dict[str, str], groups: str | None, expected: float | None
+) -> None:
+    for folder, quota in granted.items():
+        grant(tmp_path / "cgroup" / folder, quota, version)
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups)
+    assert cgroup_quota(tmp_path / "cgroup", tmp_path / "groups") == expected
 
 
 def test_a_cache_is_where_it_was_asked_for_or_nowhere(tmp_path: Path) -> None:
@@ -88,6 +117,24 @@ def test_a_cache_is_where_it_was_asked_for_or_nowhere(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.warns(NoCache, match="SIMMIM_EXPORT_CACHE"):
         assert cache_folder("x", {"SIMMIM_EXPORT_CACHE": str(tmp_path / "file")}) is None
+
+
+def test_a_user_without_a_home_has_no_cache() -> None:
+    """As in a container that runs under a number: no HOME, and nothing about it in passwd."""
+    code = """
+import os, pwd, warnings
+from simmim_export.host import cache_folder
+os.environ.pop("HOME")
+if os.getuid() == 0:
+    os.setuid(54321)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert cache_folder("x", {}) is None or os.getuid() != 54321
+print(*(f"{w.category.__name__}: {w.message}" for w in caught))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert os.getuid() != 0 or ("NoCache" in done.stdout and "SIMMIM_EXPORT_CACHE" in done.stdout)
 
 
 @pytest.fixture

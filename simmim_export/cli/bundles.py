@@ -154,7 +154,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has and what each engine is missing."""
     from simmim_export.doctor import examine
 
-    found = examine()
+    found = examine(thorough=True)
     if as_json:
         print_json(found)
         return

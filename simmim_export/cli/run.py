@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,7 +145,7 @@ def classify(
         print(f"{name}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
 
 
-def _frames(model: Runtime, image: Path, video_pipeline: str) -> list[ImageSource]:
+def _frames(model: Runtime, image: Path, video_pipeline: str) -> Sequence[ImageSource]:
     """The frames of a clip: of a folder, or of an animation where the bundle has ``video_pipeline``; else the one picture."""
     from simmim_export.runtime.clips import is_animation, read_clip
 
@@ -154,7 +155,7 @@ def _frames(model: Runtime, image: Path, video_pipeline: str) -> list[ImageSourc
     return [image]
 
 
-def _see(model: Runtime, frames: list[ImageSource]) -> EncodedImage:
+def _see(model: Runtime, frames: Sequence[ImageSource]) -> EncodedImage:
     """What :func:`_frames` gave, through the tower."""
     return model.encode_clip(frames) if len(frames) > 1 else model.encode_image(frames[0])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,13 +17,17 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from simmim_export.errors import EngineUnavailable, UnknownHost, UsageError
-from simmim_export.host import has_integer_dot
-from simmim_export.spec import GraphSpec, Precision, TensorSpec
+from simmim_export.host import available_threads, has_integer_dot
+from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
 
 # What an artifact may need of a host ("needs" of its built_for): products of INT8 that do not saturate.
 INTEGER_DOT = "integer_dot"
 # What a session is opened for: to answer one call as soon as it can, or many calls at once.
 LATENCY, THROUGHPUT = "latency", "throughput"
+# The axis whose rows know nothing of each other.
+BATCH = "batch"
+# What importing a package raises whose libraries are missing, or were built for other versions of what they need.
+_BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class PrecisionProof:
 
 @runtime_checkable
 class Session(Protocol):
-    """One graph, ready to run. Inputs are checked against ``inputs``; an output is a fresh array owned by the caller.
+    """One graph, ready to run. Inputs are checked (:func:`check_feeds`); an output is a fresh array owned by the caller.
 
     Several threads may run one session: calls beyond what it was opened for wait.
     """
@@ -44,11 +49,12 @@ class Session(Protocol):
     outputs: tuple[TensorSpec, ...]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute every output. Raise :class:`UsageError` naming a tensor that is missing or does not fit."""
+        """Compute every output. Raise :class:`UsageError` naming a tensor that is missing or does not fit, or once the session
+        is closed."""
         ...
 
     def close(self) -> None:
-        """Give memory and threads back. Calling it twice is fine; running afterwards is a bug."""
+        """Give memory and threads back, those of a running call when it ends. Calling it twice is fine."""
         ...
 
     def precision_proof(self) -> PrecisionProof:
@@ -105,7 +111,7 @@ class Engine(Protocol):
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> Session:
         """A session for ``spec`` from the file at ``path``, a graph or what :meth:`compiled` gave. ``threads`` None means what
-        this process may use (:func:`simmim_export.host.available_threads`); ``hint`` is one of :attr:`hints`."""
+        this process may use (:func:`threads_for`); ``hint`` is one of :attr:`hints`."""
         ...
 
 
@@ -143,14 +149,42 @@ def require_host(engine: Engine, built_for: Mapping[str, str], where: object) ->
 
 
 def missing_package(package: str) -> str | None:
-    """None when ``package`` can be imported, else the reason. Imports nothing."""
+    """None when ``package`` is installed, else the reason. Imports nothing."""
     return None if find_spec(package) is not None else f"the package {package} is not installed"
 
 
-def check_feeds(feeds: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...]) -> dict[str, np.ndarray]:
+def broken_package(package: str) -> str | None:
+    """None when ``package`` is installed and can be imported, which is done; else the reason in one line."""
+    if (missing := missing_package(package)) is not None:
+        return missing
+    try:
+        import_module(package)
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"the package {package} is installed and cannot be imported: {reason}"
+    return None
+
+
+def threads_for(threads: int | None) -> int:
+    """``threads``, or what this process may use for None; raise :class:`UsageError` for fewer than one."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}", fix="give 1 or more, or none for what this process may use")
+    return threads or available_threads()
+
+
+def closed(graph: str) -> UsageError:
+    """The error for a run of a session that was closed."""
+    return UsageError(f"the session of {graph} was closed", fix="open it again")
+
+
+def check_feeds(
+    feeds: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...], axes: tuple[Axis, ...] = ()
+) -> dict[str, np.ndarray]:
     """Exactly the ``inputs`` out of ``feeds`` (which may hold more), each checked.
 
-    Raise :class:`UsageError` for one that is missing or does not fit, or for a dynamic axis with two sizes.
+    Raise :class:`UsageError` for one that is missing or does not fit, and for a dynamic axis that is empty (a mean over nothing
+    is NaN), has two sizes, or is longer than its own of ``axes``: past a table of positions ONNX Runtime fails and OpenVINO
+    answers. A batch may be larger than what was proven: its rows know nothing of each other.
     """
     found = {}
     for spec in inputs:
@@ -158,7 +192,13 @@ def check_feeds(feeds: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...])
             raise UsageError(f"input {spec.name!r} is missing", fix=f"feed {', '.join(s.name for s in inputs)}")
         spec.check(feeds[spec.name])
         found[spec.name] = feeds[spec.name]
-    axis_sizes(found, inputs)
+    most = {axis.name: axis.maximum for axis in axes if axis.name != BATCH}
+    for name, size in axis_sizes(found, inputs).items():
+        if size < 1:
+            raise UsageError(f"axis {name!r} is empty", fix="feed one row or more")
+        if size > most.get(name, size):
+            what = f"axis {name!r} is {size}, and the graph was exported for {most[name]} at most"
+            raise UsageError(what, fix=f"feed {most[name]} or fewer")
     return found
 
 

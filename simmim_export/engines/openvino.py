@@ -1,7 +1,7 @@
 """OpenVINO on the CPU.
 
-Knows openvino. Must not know bundles, PyTorch or what a graph means. FP32, BF16 and FP16 are one graph with another
-inference hint; INT8 is what the graph says, and what it leaves in float runs in float32.
+Knows openvino, which is imported without its telemetry. Must not know bundles, PyTorch or what a graph means. FP32, BF16 and
+FP16 are one graph with another inference hint; INT8 is what the graph says, and what it leaves in float runs in float32.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,18 @@ from simmim_export.engines.base import (
     LATENCY,
     THROUGHPUT,
     PrecisionProof,
+    broken_package,
     check_feeds,
-    missing_package,
+    closed,
     no_such_precision,
     require_hint,
+    threads_for,
 )
 from simmim_export.errors import BundleError, FewerThreads
 from simmim_export.files import digest
-from simmim_export.host import available_threads, has_integer_dot
+from simmim_export.host import has_integer_dot
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.telemetry import untold
 
 DEVICE = "CPU"
 # The hint for each precision, the capability that the device must report for it, and the graph variant.
@@ -57,9 +61,15 @@ _CONVERSIONS = ("FakeQuantize", "Convert", "Reorder", "Quantize", "Dequantize")
 
 @cache
 def _core() -> Any:
-    import openvino
+    with untold():
+        import openvino
 
     return openvino.Core()
+
+
+def _capabilities() -> list[str]:
+    """What the CPU's plugin says it has; RuntimeError where the plugin cannot be loaded."""
+    return list(_core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVinoSession:
@@ -67,6 +77,7 @@ class OpenVinoSession:
 
     def __init__(self, path: Path, spec: GraphSpec, precision: Precision, threads: int, hint: str) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
+        self._spec = spec
         # LATENCY is one stream over all threads: a call answers as soon as it can. THROUGHPUT is several streams of fewer
         # threads each, for as many calls at once. Threads are said, because OpenVINO knows affinity but no control group's
         # quota.
@@ -91,17 +102,24 @@ class OpenVinoSession:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute every output; feeds may hold more tensors than the graph takes."""
-        arrays = check_feeds(feeds, self.inputs)
+        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
         request = self._free.get()
         try:
+            if self._model is None:
+                raise closed(self._spec.name)
             found = request.infer(arrays)
             return {tensor.name: found[tensor.name] for tensor in self.outputs}
         finally:
             self._free.put(request)
 
     def close(self) -> None:
-        """Drop the session."""
-        self._free, self._model = SimpleQueue(), None
+        """Drop the session, and let calls that wait know."""
+        self._model = None
+        with suppress(Empty):
+            while True:
+                self._free.get_nowait()
+        # In place of a request, passed on from call to call.
+        self._free.put(None)
 
     def _executed(self) -> Iterator[tuple[str, str]]:
         """Kind and type of every node of OpenVINO's own execution graph; constants, inputs and outputs run nothing, and what only
@@ -144,14 +162,22 @@ class OpenVinoEngine:
     hints = (LATENCY, THROUGHPUT)
 
     def why_unavailable(self) -> str | None:
-        """None when openvino is installed."""
-        return missing_package("openvino")
+        """None when openvino can be imported, which is done, and has its plugin for the CPU."""
+        with untold():
+            reason = broken_package("openvino")
+        if reason is not None:
+            return reason
+        try:
+            _capabilities()
+        except RuntimeError as error:
+            return f"OpenVINO cannot load its CPU plugin: {' '.join(str(error).split())}"
+        return None
 
     def variant(self, precision: Precision) -> str:
         """The graph for ``precision``; raise :class:`EngineUnavailable` for one that this CPU has no instructions for."""
         has: tuple[Precision, ...] = (Precision.FP32,)
         if self.why_unavailable() is None:
-            found = _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+            found = _capabilities()
             has = tuple(known for known, (_, capability, _) in _PRECISIONS.items() if capability in found)
         if precision not in has:
             raise no_such_precision(self.name, precision, has)
@@ -166,4 +192,4 @@ class OpenVinoEngine:
         """Open an ONNX file; raise :class:`BundleError` if OpenVINO refuses it."""
         self.variant(precision)
         require_hint(self.name, hint, self.hints)
-        return OpenVinoSession(path, spec, precision, threads or available_threads(), hint)
+        return OpenVinoSession(path, spec, precision, threads_for(threads), hint)

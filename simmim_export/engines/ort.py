@@ -18,13 +18,14 @@ from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
     Session,
+    broken_package,
     check_feeds,
-    missing_package,
+    closed,
     no_such_precision,
     require_hint,
+    threads_for,
 )
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.host import available_threads
 from simmim_export.spec import GraphSpec, Precision
 
 PROVIDER = "CPUExecutionProvider"
@@ -113,7 +114,10 @@ class OrtSession:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute every output; feeds may hold more tensors than the graph takes."""
-        values = self._session.run(self._names, check_feeds(feeds, self.inputs))
+        arrays, session = check_feeds(feeds, self.inputs, self._spec.axes), self._session
+        if session is None:
+            raise closed(self._spec.name)
+        values = session.run(self._names, arrays)
         return dict(zip(self._names, values, strict=True))
 
     def close(self) -> None:
@@ -135,8 +139,8 @@ class OrtEngine:
     saturates = False
 
     def why_unavailable(self) -> str | None:
-        """None when onnxruntime is installed."""
-        return missing_package("onnxruntime")
+        """None when onnxruntime can be imported, which is done."""
+        return broken_package("onnxruntime")
 
     def variant(self, precision: Precision) -> str:
         """FP32 and INT8; its CPU kernels compute FP16 and BF16 in FP32 with casts around it, so there is nothing to gain."""
@@ -153,4 +157,4 @@ class OrtEngine:
         """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it."""
         self.variant(precision)
         require_hint(self.name, hint, self.hints)
-        return OrtSession(path, spec, threads or available_threads())
+        return OrtSession(path, spec, threads_for(threads))

@@ -27,14 +27,16 @@ from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
     Session,
+    broken_package,
     check_feeds,
+    closed,
     missing_package,
     no_such_precision,
     require_hint,
+    threads_for,
 )
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.host import available_threads
 from simmim_export.spec import GraphSpec, Precision
 
 PROVIDER = "CUDAExecutionProvider"
@@ -92,8 +94,10 @@ class OrtCudaSession:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute every output; feeds may hold more tensors than the graph takes."""
-        arrays = check_feeds(feeds, self.inputs)
+        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
         with self._lock:
+            if self._session is None:
+                raise closed(self._spec.name)
             with _out_of_memory(self._spec):
                 bound = self._bound(arrays)
                 for name, array in arrays.items():
@@ -142,8 +146,9 @@ class OrtCudaSession:
 
     def close(self) -> None:
         """Drop the session and its memory."""
-        self._kept.clear()
-        self._session = None
+        with self._lock:
+            self._kept.clear()
+            self._session = None
 
     def precision_proof(self) -> PrecisionProof:
         """Executed nodes by type, those that ran on the CPU apart; see :func:`~simmim_export.engines.ort.proof_of`. A
@@ -201,13 +206,13 @@ class OrtCudaEngine(OrtEngine):
     graphs: ClassVar[bool] = False
 
     def why_unavailable(self) -> str | None:
-        """The package, the provider or the GPU that is missing."""
+        """The package, the provider or the GPU that is missing, or why the package cannot be imported."""
         files = ort_files()
         if files is None:
             return missing_package("onnxruntime")
         if not files.provider:
             return f"{files.package} has no {PROVIDER}"
-        return nvidia.why_no_gpu()
+        return nvidia.why_no_gpu() or broken_package("onnxruntime")
 
     def variant(self, precision: Precision) -> str:
         """FP32 and FP16. INT8 is refused: ONNX Runtime fuses Q and DQ to operators that have no CUDA kernel, which run on the
@@ -227,7 +232,7 @@ class OrtCudaEngine(OrtEngine):
         not what it would run on."""
         self.variant(precision)
         require_hint(self.name, hint, self.hints)
-        return OrtCudaSession(path, spec, threads or available_threads(), self.graphs)
+        return OrtCudaSession(path, spec, threads_for(threads), self.graphs)
 
 
 class OrtCudaGraphEngine(OrtCudaEngine):

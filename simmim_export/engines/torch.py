@@ -19,14 +19,24 @@ from simmim_export import nvidia
 from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
+    broken_package,
     check_feeds,
+    closed,
     missing_package,
     no_such_precision,
     require_hint,
+    threads_for,
 )
 from simmim_export.errors import CheckpointError, EngineUnavailable
-from simmim_export.host import available_threads
 from simmim_export.spec import GraphSpec, Precision
+
+# What the models are made with.
+PACKAGES = ("torch", "torchvision", "transformers")
+
+
+def broken() -> str | None:
+    """None when all of :data:`PACKAGES` can be imported, which is done and takes seconds; else the reason in one line."""
+    return next((reason for package in PACKAGES if (reason := broken_package(package))), None)
 
 
 class TorchSession:
@@ -36,6 +46,7 @@ class TorchSession:
         self, module: Any, spec: GraphSpec, device: str = "cpu", half: bool = False, compiled: bool = False
     ) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
+        self._spec = spec
         self._parameters = module.parameters
         self._device, self._half = device, half
         self._call: Any = module
@@ -48,16 +59,19 @@ class TorchSession:
     def _tensors(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         import torch
 
-        arrays = check_feeds(feeds, self.inputs)
+        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
         tensors = [torch.from_numpy(np.ascontiguousarray(arrays[t.name])).to(self._device) for t in self.inputs]
         return [tensor.half() if self._half and tensor.is_floating_point() else tensor for tensor in tensors]
 
     def _forward(self, tensors: list[Any]) -> tuple[Any, ...]:
         import torch
 
+        call = self._call
+        if call is None:
+            raise closed(self._spec.name)
         # The weights are halves; autocast is for what meets them as float32 (a mask) or must not be half (a softmax).
         with torch.inference_mode(), torch.autocast(self._device, torch.float16, enabled=self._half):
-            found = self._call(*tensors)
+            found = call(*tensors)
         return found if isinstance(found, tuple) else (found,)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,9 +128,9 @@ class TorchEngine:
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32,)
 
     def why_unavailable(self) -> str | None:
-        """None when torch, torchvision and transformers are installed."""
-        reasons = [missing_package(name) for name in ("torch", "torchvision", "transformers")]
-        return next((reason for reason in reasons if reason), None)
+        """None when :data:`PACKAGES` are installed. Whether they can be imported shows when a graph is opened, so that a process
+        which only asks, as a benchmark does, stays small."""
+        return next((reason for package in PACKAGES if (reason := missing_package(package))), None)
 
     def variant(self, precision: Precision) -> str:
         """The precision's own name: this engine reads no graph."""
@@ -127,15 +141,21 @@ class TorchEngine:
     def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> None:
         """None: it runs from a checkpoint."""
 
+    def _require(self) -> None:
+        """Raise :class:`EngineUnavailable` where a package is installed and cannot be imported."""
+        if (reason := broken()) is not None:
+            raise EngineUnavailable(f"engine {self.name!r} cannot run here: {reason}", fix=self.install)
+
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TorchSession:
         """Open one graph of the checkpoint at ``path``; sets torch's threads for the whole process."""
-        import torch
-
         self.variant(precision)
         require_hint(self.name, hint, self.hints)
-        torch.set_num_threads(threads or available_threads())
+        self._require()
+        import torch
+
+        torch.set_num_threads(threads_for(threads))
         if not path.exists():
             raise CheckpointError("no such checkpoint", where=path, fix="give --checkpoint ckpt.pt")
         # Only a fusion that was exported with attention maps has that output.
@@ -164,6 +184,7 @@ class TorchCudaEngine(TorchEngine):
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TorchSession:
         """As on the CPU; raise :class:`EngineUnavailable` for a PyTorch that was built without CUDA, or for another."""
+        self._require()
         import torch
 
         if not torch.cuda.is_available():

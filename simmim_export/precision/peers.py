@@ -13,6 +13,7 @@ from pathlib import Path
 from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.precision.quantizer import Feeds, quantize, quiet
 from simmim_export.precision.weights import unshare
+from simmim_export.telemetry import untold
 
 
 def static(source: Path, target: Path, feeds: Feeds) -> None:
@@ -30,12 +31,14 @@ def dynamic(source: Path, target: Path, feeds: Feeds) -> None:
 
 def nncf(source: Path, target: Path, feeds: Feeds) -> None:
     """nncf.quantize with the transformer recipe: SmoothQuant, then static ranges, asymmetric for activations."""
-    import nncf
     import onnx
 
-    nncf.set_log_level(logging.ERROR)
-    data = nncf.Dataset([dict(feed) for feed in feeds])
-    model = nncf.quantize(onnx.load(source), data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(feeds))
+    with untold():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        data = nncf.Dataset([dict(feed) for feed in feeds])
+        model = nncf.quantize(onnx.load(source), data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(feeds))
     onnx.save(model, target)
 
 

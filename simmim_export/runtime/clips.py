@@ -1,20 +1,53 @@
-"""A clip on disk to its frames. Knows folders and animations; must not know graphs or how a frame is resized."""
+"""A clip on disk to its frames. Knows folders and animations; must not know graphs or how a frame is resized.
+
+An animation is decoded frame by frame, and only those that are asked for are kept: how long it is costs time and no memory.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from simmim_export.errors import ImageError
 from simmim_export.runtime.images import ImageSource, opened
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class Animation(Sequence[ImageSource]):
+    """The ``count`` frames of the animated picture at ``path``, as RGB or RGBA, decoded when they are taken: each time anew.
+    Raise :class:`ImageError` then for damaged ones, and for more pixels at once than are decoded safely."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path, self._count = path, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        wanted = range(self._count)[index]
+        return self.take(wanted) if isinstance(index, slice) else self.take([wanted])[0]
+
+    def __iter__(self) -> Iterator[ImageSource]:
+        return iter(self.take(range(self._count)))
+
+    def take(self, indices: Sequence[int]) -> list[ImageSource]:
+        """Those of ``indices``, in one pass over the file if they ascend."""
+        with opened(self._path, len(indices)) as image:
+            return [_frame(image, index) for index in indices]
+
+
+def _frame(image: Image.Image, index: int) -> Image.Image:
+    image.seek(index)
+    # A copy in either mode: the next frame is drawn over this one.
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 class SampledFrames(UserWarning):
@@ -35,29 +68,26 @@ def is_animation(path: Path) -> bool:
         return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
 
 
-def read_clip(path: str | os.PathLike[str]) -> list[ImageSource]:
-    """The frames of a folder of pictures, in natural order of their names, or of an animated picture (GIF, WebP, PNG).
+def read_clip(path: str | os.PathLike[str]) -> Sequence[ImageSource]:
+    """The frames of a folder of pictures, in natural order of their names, or of an animated picture (GIF, WebP, PNG), which
+    are decoded when they are used.
 
     Raise :class:`ImageError` if there is no such path, or fewer than two frames.
     """
     source = Path(path)
-    found: list[ImageSource]
+    found: Sequence[ImageSource]
     if source.is_dir():
         names = (child for child in source.iterdir() if child.suffix.lower() in SUFFIXES)
         found = [*sorted(names, key=lambda child: natural(child.name))]
         what = f"a folder with {len(found)} pictures is no clip"
     else:
         with opened(source) as image:
-            found = [frame.convert("RGBA" if frame.has_transparency_data else "RGB") for frame in _frames(image)]
+            found = Animation(source, getattr(image, "n_frames", 1))
         what = f"a picture with {len(found)} frame is no clip"
     if len(found) < 2:
         fix = f"give a folder of 2 or more frames ({', '.join(SUFFIXES)}) or an animation"
         raise ImageError(what, where=source, fix=fix)
     return found
-
-
-def _frames(image: Image.Image) -> list[Image.Image]:
-    return [frame.copy() for frame in ImageSequence.Iterator(image)]
 
 
 def choose_frames(frames: Sequence[ImageSource], least: int, most: int) -> list[ImageSource]:
@@ -71,4 +101,4 @@ def choose_frames(frames: Sequence[ImageSource], least: int, most: int) -> list[
         return list(frames)
     chosen = np.linspace(0, len(frames) - 1, most).round().astype(int)
     warnings.warn(f"{most} of the clip's {len(frames)} frames are used", SampledFrames, stacklevel=3)
-    return [frames[index] for index in chosen]
+    return frames.take(chosen.tolist()) if isinstance(frames, Animation) else [frames[index] for index in chosen]

@@ -25,9 +25,10 @@ from simmim_export.errors import BundleError, ImageError
 ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 # Larger pictures are refused from their header, before a pixel is decoded. The number is where Pillow begins to warn of a
-# decompression bomb, 256 MiB of RGB: the two limits must agree, since a size hidden behind the header (a PNG in an ICO)
-# is seen by Pillow alone.
+# decompression bomb, 256 MiB of RGB. Pillow itself refuses from twice that on, which bounds what a header does not say.
 MAX_PIXELS = 2**28 // 3
+# An animation is decoded up to its last frame and kept but for a few: so many pixels take a minute, and no memory.
+MAX_ANIMATED = 32 * MAX_PIXELS
 # Twice what the largest picture takes uncompressed. A path may be a device or a pipe that never ends.
 MAX_BYTES = 2**29
 # Above this a JPEG is decoded at a fraction of its size; below, path, bytes, PIL and array give the same pixels.
@@ -40,6 +41,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO", "AV
 _DAMAGE: tuple[type[Exception], ...] = (OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError)
 _DAMAGE += (ArithmeticError, AttributeError, AssertionError, struct.error, zlib.error, RuntimeError, MemoryError)
 
+_ICON, _PNG = b"\0\0\1\0", b"\x89PNG\r\n\x1a\n"
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR}
 
 
@@ -91,9 +93,9 @@ def load_pixels(sources: Sequence[ImageSource], preprocessing: ImagePreprocessin
 def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.Image:
     """An RGB picture, upright. Raise :class:`ImageError` for whatever cannot be read as one.
 
-    EXIF orientation is applied; CMYK is converted; 16-bit grey is scaled to 8 bits, 65535 being white; transparency is
-    laid over white; of an animation the first frame is taken (of a PIL image, the frame it stands at), with an
-    :class:`AnimatedImage` warning. A PIL image that is handed in keeps its size, mode and frame.
+    EXIF orientation is applied; CMYK is converted; 16-bit grey is scaled to 8 bits, 65535 being white (so that 12 bits kept in
+    16 are dark: scale them first); transparency is laid over white; of an animation the first frame is taken (of a PIL image,
+    the frame it stands at), with an :class:`AnimatedImage` warning. A PIL image that is handed in keeps its size, mode and frame.
 
     ``target`` (width, height, in pixels) allows a JPEG of more than ``DRAFT_PIXELS`` that is not decoded yet to be decoded
     straight to 1/2, 1/4 or 1/8 of its size, as long as that leaves twice ``target`` in both axes and divides both sides:
@@ -121,11 +123,16 @@ def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The picture at ``path``, not decoded yet. Whatever Pillow raises inside is an :class:`ImageError`."""
+def opened(path: Path, kept: int = 1) -> Iterator[Image.Image]:
+    """The picture at ``path``, not decoded yet, of which so many frames are to be ``kept`` at once. Whatever Pillow raises inside
+    is an :class:`ImageError`."""
     with _opened(_read(path), path) as image, _decoding(path):
-        if image.width * image.height * getattr(image, "n_frames", 1) > MAX_PIXELS:
-            raise _too_large(f"{image.width} x {image.height} pixels, {getattr(image, 'n_frames', 1)} frames", path)
+        pixels, frames = image.width * image.height, getattr(image, "n_frames", 1)
+        size = f"{image.width} x {image.height} pixels, {frames} frames"
+        if pixels * frames > MAX_ANIMATED:
+            raise _too_large(size, path, MAX_ANIMATED)
+        if pixels * kept > MAX_PIXELS:
+            raise _too_large(size if kept == 1 else f"{size}, {kept} of them at once", path)
         yield image
 
 
@@ -134,6 +141,8 @@ def _opened(data: bytes, where: object) -> Iterator[Image.Image]:
     if not data:
         raise ImageError("the image is empty", where=where, fix="give a whole image file")
     with _decoding(where):
+        if data.startswith(_ICON):
+            _check_icon(data, where)
         image = _open(data)
     with image:
         yield image
@@ -141,11 +150,10 @@ def _opened(data: bytes, where: object) -> Iterator[Image.Image]:
 
 @contextmanager
 def _decoding(where: object) -> Iterator[None]:
-    """The one place where what Pillow raises becomes an :class:`ImageError`."""
+    """The one place where what Pillow raises becomes an :class:`ImageError`. Its warning of a decompression bomb is left as it
+    is, and sizes are checked beside it: filters of warnings belong to the process, and threads decode at once."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+        yield
     except UnidentifiedImageError as error:
         fix = f"give one of {', '.join(FORMATS)}"
         raise ImageError("not an image, or not of a format that is read", where=where, fix=fix) from error
@@ -194,8 +202,23 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _too_large(size: str, where: object) -> ImageError:
-    what = f"the image is too large to decode safely: {size}; the limit is {MAX_PIXELS:,} pixels"
+def _check_icon(data: bytes, where: object) -> None:
+    """Raise :class:`ImageError` for an icon with a picture in it that is too large: its own header says 256 at most, and what the
+    pictures say (a PNG, or a bitmap without its file's header) Pillow decodes as soon as it opens them."""
+    (count,) = struct.unpack_from("<H", data, 4)
+    for entry in range(count):
+        (offset,) = struct.unpack_from("<I", data, 6 + 16 * entry + 12)
+        if data.startswith(_PNG, offset):
+            width, height = struct.unpack_from(">II", data, offset + 16)
+        else:
+            (length,) = struct.unpack_from("<I", data, offset)
+            width, height = struct.unpack_from("<HH" if length == 12 else "<ii", data, offset + 4)
+        if abs(width * height) > MAX_PIXELS:
+            raise _too_large(f"{width} x {abs(height)} pixels in an icon", where)
+
+
+def _too_large(size: str, where: object, limit: int | None = None) -> ImageError:
+    what = f"the image is too large to decode safely: {size}; the limit is {limit or MAX_PIXELS:,} pixels"
     return ImageError(what, where=where, fix="shrink it first")
 
 
@@ -213,7 +236,10 @@ def _to_rgb(image: Image.Image, where: object, target: tuple[int, int] | None) -
             fits = (s for s in (8, 4, 2) if width % s == height % s == 0 and min(width, height) // s >= least)
             scale = next(fits, 1)
             image.draft("RGB", (width // scale, height // scale))
-        found = _flatten(ImageOps.exif_transpose(image), where)
+        upright = ImageOps.exif_transpose(image)
+        if upright.width * upright.height > MAX_PIXELS:
+            raise _too_large(f"{upright.width} x {upright.height} pixels behind its header", where)
+        found = _flatten(upright, where)
     # The second picture of an MPO is a thumbnail or the other eye, not a moment later.
     if frames > 1 and image.format != "MPO":
         used = "the first" if image.tell() == 0 else f"frame {image.tell() + 1}"
@@ -229,6 +255,9 @@ def _flatten(image: Image.Image, where: object) -> Image.Image:
         if values.min() < 0 or values.max() > 65535:
             span = f"{values.min()} to {values.max()}"
             raise ImageError(f"grey values {span} are not 16 bits", where=where, fix="scale them to 0 to 65535")
+        if image.mode == "I" and 0 < values.max() <= 255:  # white is 255 as likely as 65535, which would make it black
+            what = f"grey values up to {values.max()} in 32 bits have no known white"
+            raise ImageError(what, where=where, fix="save it with 8 bits, or scale its values to 0 to 65535")
         grey = np.rint(values / 257.0).astype(np.uint8)
         if "transparency" in image.info:
             grey[values == image.info["transparency"]] = 255

@@ -7,27 +7,29 @@ graph like any other, and its labels come from the manifest.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import Certificate, choose, read
 from simmim_export.engines import get_engine, on_device, require_engine, versions
-from simmim_export.engines.base import LATENCY, Engine, KeepsOnDevice, Session, require_hint, require_host
+from simmim_export.engines.base import LATENCY, Engine, KeepsOnDevice, Session, require_hint, require_host, threads_for
 from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, UsageError
-from simmim_export.files import digest
+from simmim_export.files import digest, reading
 from simmim_export.host import available_threads, fingerprint
 from simmim_export.parity import Golden, ParityReport, compare
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
+from simmim_export.runtime.inputs import EncodedImage, Tensors, is_picture, is_text, listed
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision, PrecisionPlan
 
-Tensors: TypeAlias = dict[str, np.ndarray]
-
+# The pipelines that have one for clips beside that for images.
+_OF_CLIPS = {"classify_image": "classify_video", "answer": "answer_video"}
 # The precision that means the planner's choice, and the engine that means the certificates'.
 PLANNED, AUTO = "planned", "auto"
 
@@ -37,14 +39,6 @@ class Answer(NamedTuple):
 
     label: str
     score: float
-
-
-class EncodedImage:
-    """An image, or a ``clip``, that has been through the tower; every verb takes it in place of an image and reuses it."""
-
-    def __init__(self, tensors: Tensors, clip: bool = False) -> None:
-        self.tensors = tensors
-        self.clip = clip
 
 
 class Explanation(NamedTuple):
@@ -83,11 +77,13 @@ def load(
             raise UsageError(f"engine auto chooses the device itself, not {device!r}", fix="drop the device")
         if precision is not None:
             raise UsageError(f"engine auto chooses the precision itself, not {precision!r}", fix="drop the precision")
-        if threads not in (None, available_threads()):
+        if threads_for(threads) != available_threads():
             what = f"engine auto goes by what was certified on {available_threads()} threads, not on {threads}"
             raise UsageError(what, fix="drop the threads, or name an engine")
+        if hint != LATENCY:
+            raise UsageError(f"engine auto goes by latency, not by {hint}", fix="drop the hint, or name an engine")
         chosen, why = choose(
-            read(opened), fingerprint(), versions(), where=opened.root, stands=lambda found: _stands(opened, found)
+            read(opened), fingerprint(), versions, where=opened.root, stands=lambda found: _stands(opened, found)
         )
         engine, precision = chosen.engine, chosen.precision
     engine = on_device(engine, device)
@@ -129,7 +125,7 @@ def plan_of(bundle: Bundle, engine: str, precision: str) -> PrecisionPlan:
 
 
 class Runtime:
-    """The verbs. A graph is opened, and its file's digest checked, when a verb first needs it."""
+    """The verbs. A graph is opened, and its file's digest checked, when a verb first needs it. Threads may share a model."""
 
     def __init__(
         self,
@@ -150,7 +146,10 @@ class Runtime:
         # Asked for now and not when a graph is first needed, so that a precision which is not to be had is an error here.
         self._variants = {g.name: self.engine.variant(plan.of(g.name)) for g in bundle.manifest.graphs}
         require_hint(engine, hint, self.engine.hints)
+        threads_for(threads)
         self._threads, self._hint = threads, hint
+        # Held while a graph or the tokenizer is opened: threads that need it wait, and none opens a second.
+        self._opening, self._closed = Lock(), False
         self._sessions: dict[str, Session] = {}
         self._tokenizer: Tokenizer | None = None
         self._images = ImagePreprocessing.from_json(bundle.manifest.preprocessing["image"])
@@ -163,11 +162,12 @@ class Runtime:
             return None
         if path is None:
             raise UsageError(f"engine {self.engine.name!r} runs from a checkpoint", fix="give --checkpoint ckpt.pt")
-        if not path.exists():
-            raise CheckpointError(
-                "no such checkpoint", where=path, fix="give the ckpt.pt that the bundle was made from"
-            )
-        if digest(path) != self.bundle.manifest.provenance["checkpoint_sha256"]:
+        with reading(path, CheckpointError):
+            if not path.exists():
+                fix = "give the ckpt.pt that the bundle was made from"
+                raise CheckpointError("no such checkpoint", where=path, fix=fix)
+            found = digest(path)
+        if found != self.bundle.manifest.provenance["checkpoint_sha256"]:
             raise CheckpointError(
                 "this bundle was exported from another checkpoint", where=path, fix="give its own, or export this one"
             )
@@ -176,16 +176,25 @@ class Runtime:
     # -- graphs --------------------------------------------------------------------------------------------------------
 
     def session(self, graph: str) -> Session:
-        """The open session of ``graph``, opening it on first use."""
-        if graph not in self._sessions:
-            spec, path = self.bundle.manifest.graph(graph), self._checkpoint
-            if path is None:
-                artifact = self.bundle.artifact(graph, self._variants[graph])
-                require_host(self.engine, artifact.built_for, self.bundle.root / artifact.path)
-                own = self.engine.compiled(self.bundle.root, spec, self.plan.of(graph), artifact.sha256)
-                path = self.bundle.file(artifact.path) if own is None else own
-            self._sessions[graph] = self.engine.open(path, spec, self.plan.of(graph), self._threads, self._hint)
-        return self._sessions[graph]
+        """The open session of ``graph``, opening it on first use. Raise :class:`UsageError` once the model is closed."""
+        found = self._sessions.get(graph)
+        if found is not None:
+            return found
+        with self._opening:
+            if self._closed:
+                raise UsageError("this model was closed", where=self.bundle.root, fix="load the bundle again")
+            if graph not in self._sessions:
+                self._sessions[graph] = self._open(graph)
+            return self._sessions[graph]
+
+    def _open(self, graph: str) -> Session:
+        spec, path = self.bundle.manifest.graph(graph), self._checkpoint
+        if path is None:
+            artifact = self.bundle.artifact(graph, self._variants[graph])
+            require_host(self.engine, artifact.built_for, self.bundle.root / artifact.path)
+            own = self.engine.compiled(self.bundle.root, spec, self.plan.of(graph), artifact.sha256)
+            path = self.bundle.file(artifact.path) if own is None else own
+        return self.engine.open(path, spec, self.plan.of(graph), self._threads, self._hint)
 
     def run(self, pipeline: str, feeds: Mapping[str, np.ndarray]) -> Tensors:
         """Run the graphs of ``pipeline`` in order over one dict of tensors, and return that dict.
@@ -193,23 +202,39 @@ class Runtime:
         A graph whose outputs are all in ``feeds`` is skipped: leaving ``image_tokens`` and ``image_embed`` there is how
         an image is encoded once. Only the promised outputs count for ``logits``-like names given twice, and only they are
         arrays for sure: the rest may have stayed on a GPU, and becomes one by ``numpy.asarray``.
+
+        Raise :class:`BundleError` for a promised output that is not finite: what follows from it is no answer.
         """
         tensors, wanted = dict(feeds), self.bundle.manifest.pipeline(pipeline)
         for name in wanted.graphs:
-            outputs = self.bundle.manifest.graph(name).outputs
-            if not all(tensor.name in feeds for tensor in outputs):
+            if not all(output in feeds for output in self._outputs(name)):
                 session = self.session(name)
                 if isinstance(session, KeepsOnDevice) and name != wanted.graphs[-1]:
                     tensors |= session.run_on_device(tensors)
                 else:
                     tensors |= session.run(tensors)
-        return tensors | {name: np.asarray(tensors[name]) for name in wanted.outputs}
+        promised = {name: np.asarray(tensors[name]) for name in wanted.outputs}
+        for name, array in promised.items():
+            if not np.isfinite(array).all():
+                graph = next(g for g in reversed(wanted.graphs) if name in self._outputs(g))
+                what = (
+                    f"{graph} gave a {name} that is not finite, in engine {self.engine.name!r} at {self.plan.of(graph)}"
+                )
+                how = f"--engine {self.engine.name} --precision {self.plan}"
+                fix = f"simmim-export verify {self.bundle.root} {how}, to see which graph begins it; or another --precision"
+                raise BundleError(what, where=self.bundle.root, fix=fix)
+        return tensors | promised
+
+    def _outputs(self, graph: str) -> list[str]:
+        return [tensor.name for tensor in self.bundle.manifest.graph(graph).outputs]
 
     def close(self) -> None:
-        """Close every session."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        """Close every session. Calling it twice is fine; any verb that needs a graph afterwards is a :class:`UsageError`."""
+        with self._opening:
+            self._closed = True
+            for session in self._sessions.values():
+                session.close()
+            self._sessions.clear()
 
     def __enter__(self) -> Runtime:
         return self
@@ -223,41 +248,44 @@ class Runtime:
         """uint8 [n, H, W, 3], as the image graph takes it."""
         return load_pixels(images, self._images)
 
-    def tokens(self, texts: Sequence[str]) -> Tensors:
-        """``input_ids`` and ``attention_mask``, int64 [n, s] each; warns :class:`TruncatedText` for one that is cut."""
-        if self._tokenizer is None:
-            source = self.bundle.file("tokenizer.json").read_text(encoding="utf-8")
-            self._tokenizer = Tokenizer(source, self.bundle.manifest.preprocessing["text"]["max_length"])
-        return self._tokenizer.feeds(texts)
+    def tokens(self, texts: Sequence[str], first: int = 0) -> Tensors:
+        """``input_ids`` and ``attention_mask``, int64 [n, s] each; warns :class:`TruncatedText` for one that is cut. Raise
+        :class:`TextError` for one of which the model can read nothing.
+
+        ``first`` is the index of the first text among all that the caller has, for what is said of one.
+        """
+        with self._opening:
+            if self._tokenizer is None:
+                source = self.bundle.file("tokenizer.json").read_text(encoding="utf-8")
+                self._tokenizer = Tokenizer(source, self.bundle.manifest.preprocessing["text"]["max_length"])
+        return self._tokenizer.feeds(texts, first, known=True)
 
     def _max_batch(self, pipeline: str) -> int:
         graphs = self.bundle.manifest.pipeline(pipeline).graphs
         return min(self.bundle.manifest.graph(name).axis("batch").maximum for name in graphs)
 
+    def _pixel_batches(self, pipeline: str, images: Sequence[ImageSource]) -> Iterator[Tensors]:
+        step = self._max_batch(pipeline)
+        return ({"pixels": self.pixels(images[start : start + step])} for start in range(0, len(images), step))
+
+    def _token_batches(self, pipeline: str, texts: Sequence[str]) -> list[Tensors]:
+        """Of all texts before the first of them runs, so that one which cannot be read costs no work."""
+        step = self._max_batch(pipeline)
+        return [self.tokens(texts[start : start + step], start) for start in range(0, len(texts), step)]
+
     # -- verbs ---------------------------------------------------------------------------------------------------------
 
     def embed_image(self, images: Sequence[ImageSource]) -> np.ndarray:
         """float32 [n, E], each row of unit length."""
-        if isinstance(images, str | bytes | os.PathLike):
-            raise UsageError("embed_image takes a list of images", fix="write embed_image([image])")
-        return self._embed("embed_image", "image_embed", list(images))
+        found = listed("embed_image", "image", images, is_picture(images))
+        batches = self._pixel_batches("embed_image", found)
+        return np.concatenate([self.run("embed_image", feeds)["image_embed"] for feeds in batches])
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, E], each row of unit length."""
-        if isinstance(texts, str):
-            raise UsageError("embed_text takes a list of texts", fix="write embed_text([text])")
-        return self._embed("embed_text", "text_embed", list(texts))
-
-    def _embed(self, pipeline: str, output: str, items: list) -> np.ndarray:
-        if not items:
-            raise UsageError(f"{pipeline} needs at least one input", fix="give a list of one or more")
-        step = self._max_batch(pipeline)
-        rows = []
-        for start in range(0, len(items), step):
-            part = items[start : start + step]
-            feeds = {"pixels": self.pixels(part)} if pipeline == "embed_image" else self.tokens(part)
-            rows.append(self.run(pipeline, feeds)[output])
-        return np.concatenate(rows)
+        found = listed("embed_text", "text", texts, is_text(texts))
+        batches = self._token_batches("embed_text", found)
+        return np.concatenate([self.run("embed_text", feeds)["text_embed"] for feeds in batches])
 
     def encode_image(self, image: ImageSource) -> EncodedImage:
         """Run the image tower once; hand the result to any verb in place of the image."""
@@ -272,18 +300,18 @@ class Runtime:
         """
         if "video_encoder" not in (graph.name for graph in self.bundle.manifest.graphs):
             raise UsageError("this bundle was made for images, not for clips", fix="export one with a video_encoder")
+        found = listed("encode_clip", "frame", frames, is_picture(frames), least=0)
         axis = self.bundle.manifest.graph("video_encoder").axis("frames")
-        chosen, step = choose_frames(frames, axis.minimum, axis.maximum), self._max_batch("embed_image")
-        parts = [
-            self.run("embed_image", {"pixels": self.pixels(chosen[start : start + step])})["image_tokens"]
-            for start in range(0, len(chosen), step)
-        ]
+        chosen = choose_frames(found, axis.minimum, axis.maximum)
+        batches = self._pixel_batches("embed_image", chosen)
+        parts = [self.run("embed_image", feeds)["image_tokens"] for feeds in batches]
         feeds = {"frame_tokens": np.concatenate(parts)[None], "frame_mask": np.ones((1, len(chosen)), np.int64)}
         return EncodedImage(self.session("video_encoder").run(feeds), clip=True)
 
     def match(self, image: ImageSource | EncodedImage, texts: Sequence[str]) -> np.ndarray:
         """float32 [n]: for each text the probability in [0, 1] that it describes the image."""
-        return self._scores("match", self._encoded(image), texts)[:, 1]
+        encoded = self._encoded(image)
+        return self._scores(self._pipeline("match", encoded), encoded, texts)[:, 1]
 
     def answer(self, image: ImageSource | EncodedImage, question: str, top_k: int = 3) -> list[Answer]:
         """The ``top_k`` most probable answers, best first."""
@@ -297,7 +325,7 @@ class Runtime:
 
     def classify(self, image: ImageSource | EncodedImage, top_k: int = 3) -> list[Answer]:
         """The ``top_k`` most probable classes of an image (or clip), best first."""
-        return self._best("classify", image, None, top_k)[0]
+        return self._best("classify_image", image, None, top_k)[0]
 
     def classify_text(
         self, image: ImageSource | EncodedImage, texts: Sequence[str], top_k: int = 3
@@ -310,11 +338,11 @@ class Runtime:
 
         Raise :class:`UsageError` for a bundle that was exported without ``--attention``.
         """
-        if "attention" not in (tensor.name for tensor in self.bundle.manifest.graph("fusion").outputs):
+        if "attention" not in self._outputs("fusion"):
             raise UsageError("this bundle has no attention maps", fix="export it again with --attention")
         encoded = self._encoded(image)
         answers = self._best("answer", encoded, [question], top_k)[0]
-        tensors = self.run("answer_video" if encoded.clip else "answer", encoded.tensors | self.tokens([question]))
+        tensors = self.run(self._pipeline("answer", encoded), encoded.tensors | self.tokens([question]))
         tokens = np.asarray(tensors["attention"])[0].mean(axis=0)
         side = round(len(tokens) ** 0.5)
         return Explanation(answers, (tokens / tokens.sum()).reshape(side, side))
@@ -322,14 +350,20 @@ class Runtime:
     def _encoded(self, image: ImageSource | EncodedImage) -> EncodedImage:
         return image if isinstance(image, EncodedImage) else self.encode_image(image)
 
+    def _pipeline(self, name: str, encoded: EncodedImage) -> str:
+        """The pipeline ``name``, or what stands for it where ``encoded`` is a clip."""
+        if encoded.clip and name not in _OF_CLIPS:
+            fix = "give one of its frames, or use answer or classify, which take clips"
+            raise UsageError(f"{name} is for images, and this is a clip", fix=fix)
+        return _OF_CLIPS[name] if encoded.clip else name
+
     def _best(
-        self, verb: str, image: ImageSource | EncodedImage, texts: Sequence[str] | None, top_k: int
+        self, pipeline: str, image: ImageSource | EncodedImage, texts: Sequence[str] | None, top_k: int
     ) -> list[list[Answer]]:
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}", fix="give 1 or more")
         encoded = self._encoded(image)
-        kinds = {"classify": ("classify_image", "classify_video"), "answer": ("answer", "answer_video")}
-        pipeline = kinds[verb][encoded.clip] if verb in kinds else verb
+        pipeline = self._pipeline(pipeline, encoded)
         labels = self.bundle.manifest.labels[self._head(pipeline)]
         found = []
         for row in self._scores(pipeline, encoded, texts):
@@ -344,16 +378,12 @@ class Runtime:
         """float32 [n, classes]: the softmax of a head's logits for one image with each of n texts, or for it alone."""
         if texts is None:
             return softmax(self.run(pipeline, encoded.tensors)["logits"])
-        if isinstance(texts, str) or not texts:
-            raise UsageError(f"{pipeline} takes a list of one or more texts", fix="write [text]")
-        step = self._max_batch(pipeline)
+        found = listed(pipeline, "text", texts, is_text(texts))
         rows = []
-        for start in range(0, len(texts), step):
-            part = list(texts[start : start + step])
-            feeds = self.tokens(part)
-            for name, array in encoded.tensors.items():
-                feeds[name] = np.repeat(array, len(part), axis=0)
-            rows.append(softmax(self.run(pipeline, feeds)["logits"]))
+        for tokens in self._token_batches(pipeline, found):
+            count = len(tokens["input_ids"])
+            image = {name: np.repeat(array, count, axis=0) for name, array in encoded.tensors.items()}
+            rows.append(softmax(self.run(pipeline, tokens | image)["logits"]))
         return np.concatenate(rows)
 
     # -- proof ---------------------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from tokenizers import Encoding
 from tokenizers import Tokenizer as _Tokenizer
 
 from simmim_export.errors import BundleError, TextError, TruncatedText
+from simmim_export.vocabulary import parse
 
 
 class Tokenizer:
@@ -40,20 +42,27 @@ class Tokenizer:
             )
         self.max_length = max_length
 
-    def feeds(self, texts: Sequence[str | bytes]) -> dict[str, np.ndarray]:
+    def feeds(self, texts: Sequence[str | bytes], first: int = 0, known: bool = False) -> dict[str, np.ndarray]:
         """:meth:`encode` by the names under which graphs take it."""
-        ids, mask = self.encode(texts)
+        ids, mask = self.encode(texts, first, known)
         return {"input_ids": ids, "attention_mask": mask}
 
-    def encode(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(
+        self, texts: Sequence[str | bytes], first: int = 0, known: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask, int64 [n, s] each, padded to the longest text of this call: s <= max_length.
 
         A text over the limit is cut, keeping the special tokens at both ends, with a :class:`TruncatedText` warning.
-        Raise :class:`TextError`, naming the text's index, for one that is empty, not UTF-8, no text, or holds no token.
+        Raise :class:`TextError`, naming the text's index counted from ``first``, for one that is empty, not UTF-8, no text, or
+        holds no token; and, where every text has to be ``known``, for one of which the model reads nothing but unknown words: its
+        answer would be the same for any other such text.
         """
         if isinstance(texts, str | bytes):
             raise TextError("one text instead of a list", fix="write encode([text])")
-        rows = [self._encode(check_text(text, f"texts[{index}]"), index) for index, text in enumerate(texts)]
+        rows = [
+            self._encode(check_text(text, f"texts[{index}]"), f"texts[{index}]", known)
+            for index, text in enumerate(texts, start=first)
+        ]
         longest = max((len(row) for row in rows), default=0)
         ids = np.full((len(rows), longest), self._pad, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
@@ -62,39 +71,43 @@ class Tokenizer:
             mask[index, : len(row)] = 1
         return ids, mask
 
-    def _encode(self, text: str, index: int) -> list[int]:
+    def _encode(self, text: str, where: str, known: bool) -> list[int]:
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
         # The Rust library raises plain Exception for everything: here, an unknown word where there is no [UNK].
         except Exception as error:
             what = f"the text cannot be tokenised: {error}: {_shown(text)}"
-            raise TextError(what, where=f"texts[{index}]", fix="use words that the model knows") from error
+            raise TextError(what, where=where, fix="use words that the model knows") from error
         if len(encoding) == 0:
             what = f"the text holds no word: {_shown(text)}"
-            raise TextError(what, where=f"texts[{index}]", fix="give a text of one word or more")
+            raise TextError(what, where=where, fix="give a text of one word or more")
         length = len(encoding) + self._specials
         if length > self.max_length:
-            warnings.warn(
-                f"a text of {length} tokens was cut to the model's limit of {self.max_length}: {_shown(text)}",
-                TruncatedText,
-                stacklevel=4,
-            )
+            lost = text[encoding.offsets[self.max_length - self._specials][0] :]
+            # Python shows equal messages once: what was lost tells one text from the next.
+            what = f"{where}, of {length} tokens, was cut to the model's limit of {self.max_length}"
+            warnings.warn(f"{what}: {_shown(text)} lost {_both_ends(lost)}", TruncatedText, stacklevel=4)
             encoding.truncate(self.max_length - self._specials)
+        if known and not self._knows(encoding):
+            what = f"the model knows no word of the text: {_shown(text)}"
+            raise TextError(what, where=where, fix="use words that the model knows")
         return self._tokenizer.post_process(encoding).ids
+
+    def _knows(self, encoding: Encoding) -> bool:
+        """Whether any token is in the vocabulary. An unknown word is the token that stands for it, or, where the model has none
+        by name (Unigram), itself with the id of another; the mark that begins a word says nothing alone."""
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        return any(
+            token != unknown and token.strip("\u2581") and self._tokenizer.id_to_token(index) == token
+            for index, token in zip(encoding.ids, encoding.tokens, strict=True)
+        )
 
 
 def _parse(tokenizer_json: str) -> _Tokenizer:
     try:
-        tokenizer = _Tokenizer.from_str(tokenizer_json)
-        # A template that names a token it does not list shows only when it is first applied.
-        tokenizer.encode("")
-    except BaseException as error:
-        # The Rust library raises plain Exception for everything, and a panic of its own is no Exception and has no
-        # importable class.
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise BundleError(f"tokenizer.json cannot be read: {error}", fix="export the bundle again") from error
-        raise
-    return tokenizer
+        return parse(tokenizer_json)
+    except ValueError as error:
+        raise BundleError(f"tokenizer.json cannot be read: {error}", fix="export the bundle again") from error
 
 
 def check_text(text: str | bytes, where: str | None = None) -> str:
@@ -116,6 +129,10 @@ def check_text(text: str | bytes, where: str | None = None) -> str:
     if not text.strip():
         raise TextError("the text is empty", where=where, fix="give a text of one word or more")
     return text
+
+
+def _both_ends(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:30]} ... {text[-30:]}")
 
 
 def _shown(text: str) -> str:

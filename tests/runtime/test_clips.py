@@ -11,6 +11,7 @@ from PIL import Image
 
 import simmim_export
 from simmim_export.errors import ImageError, UsageError
+from simmim_export.runtime import images
 from simmim_export.runtime.clips import SampledFrames, choose_frames, is_animation, natural, read_clip
 from simmim_export.runtime.explain import SIDE, overlay, sheet
 
@@ -77,6 +78,42 @@ def test_too_many_frames_are_sampled_with_a_word(model, folder: Path) -> None:
         model.encode_clip(read_clip(folder))
     with pytest.warns(SampledFrames):
         assert choose_frames(list(range(12)), 2, 4) == [0, 4, 7, 11]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_a_long_animation_only_what_is_used_is_kept(
+    model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    twelve, path = frames(12), tmp_path / "clip"
+    options = {"lossless": True} if kind == "WEBP" else {}
+    twelve[0].save(path, format=kind, save_all=True, append_images=twelve[1:], duration=100, **options)
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 64 * 8)
+    clip = read_clip(path)
+    assert len(clip) == 12 and clip[-1].size == clip[11].size == (64, 64)  # type: ignore[union-attr]
+    with pytest.warns(SampledFrames):
+        found = model.encode_clip(clip).tensors["image_tokens"]
+    if kind != "GIF":  # which has 256 colours
+        with pytest.warns(SampledFrames):
+            np.testing.assert_array_equal(found, model.encode_clip(twelve).tensors["image_tokens"])
+    with pytest.raises(ImageError, match="12 frames, 12 of them at once; the limit is 32,768"):
+        list(clip)
+    monkeypatch.setattr(images, "MAX_ANIMATED", 64 * 64 * 11)
+    with pytest.raises(ImageError, match="64 x 64 pixels, 12 frames; the limit is 45,056"):
+        read_clip(path)
+
+
+@pytest.mark.parametrize("alone", ["img", Path("img"), b"img", *frames(1), np.zeros((48, 64, 3), np.uint8)])
+def test_one_picture_is_no_list_of_frames(model, alone) -> None:
+    with pytest.raises(UsageError, match=r"encode_clip takes a list of frames.*\n.*\[frame\]"):
+        model.encode_clip(alone)
+
+
+def test_what_is_for_images_says_so_of_a_clip(model) -> None:
+    clip = model.encode_clip(np.zeros((4, 64, 64, 3), np.uint8))
+    for verb in (model.match, model.classify_text):
+        with pytest.raises(UsageError, match="is for images, and this is a clip") as caught:
+            verb(clip, ["a circle"])
+        assert "one of its frames" in str(caught.value)
 
 
 def test_too_few_frames_are_refused(model, tmp_path: Path) -> None:

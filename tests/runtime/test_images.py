@@ -8,6 +8,7 @@ import os
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,10 @@ def test_grey_of_unknown_range_is_refused_and_not_guessed() -> None:
     refused(encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"), "70000 to 70000 are not 16 bits")
     refused(Image.fromarray(np.full((2, 2), -1, np.int32)), "not 16 bits", "PIL image")
     refused(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "floats")
+    for image in (Image.fromarray(np.array([[0, 255]], np.int32)), Image.fromarray(np.array([[0, 1]], np.int32))):
+        refused(encoded(image, "TIFF"), "in 32 bits have no known white", "8 bits")
+    assert np.asarray(decode(Image.fromarray(np.array([[0, 65535]], np.int32))))[0, :, 0].tolist() == [0, 255]
+    assert not np.asarray(decode(Image.fromarray(np.zeros((2, 2), np.int32)))).any()
 
 
 def test_transparency_lies_over_white() -> None:
@@ -183,8 +188,29 @@ def test_a_decompression_bomb_hidden_in_an_icon() -> None:
     """The icon's own header says 32 x 32; the PNG in it claims more than the limit."""
     hidden = png(12000, 12000, 8, 2, b"")
     refused(
-        struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 32, len(hidden), 22) + hidden, "too large", "144000000"
+        struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 32, len(hidden), 22) + hidden,
+        "too large",
+        "12000 x 12000",
     )
+
+
+@pytest.mark.parametrize("length", [12, 40])
+def test_a_bitmap_in_an_icon_too(length: int) -> None:
+    bitmap = struct.pack("<IHHHH" if length == 12 else "<IiiHH", length, 12000, 24000, 1, 24) + bytes(40)
+    refused(struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 24, len(bitmap), 22) + bitmap, "too large", "12000")
+    refused(struct.pack("<HHH", 0, 1, 9), "damaged")
+
+
+def test_an_icon() -> None:
+    assert decode(encoded(Image.fromarray(smooth(32, 32)), "ICO", sizes=[(32, 32)])).size == (32, 32)
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
+    """They belong to the process: what one thread sets for a while, another takes for what was there before."""
+    data, before = encoded(Image.fromarray(smooth()), "PNG"), list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: decode(data), range(400)))
+    assert list(warnings.filters) == before
 
 
 def test_an_array_over_the_limit() -> None:

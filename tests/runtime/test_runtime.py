@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 import simmim_export
 from simmim_export.bundle import Bundle
-from simmim_export.errors import CheckpointError, EngineUnavailable, UsageError
+from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, TextError, UsageError
+from simmim_export.files import digest
 from simmim_export.runtime.runtime import softmax
 
 
@@ -112,20 +119,110 @@ def test_only_what_is_needed_is_opened(tiny_bundle: Path) -> None:
 
 
 def test_requests_that_make_no_sense(model, tiny_bundle: Path) -> None:
-    with pytest.raises(UsageError, match="embed_text takes a list"):
-        model.embed_text("red")
-    with pytest.raises(UsageError, match="embed_image takes a list"):
-        model.embed_image("a.jpg")
-    with pytest.raises(UsageError, match="at least one"):
+    one = np.zeros((48, 64, 3), np.uint8)
+    for alone in ("a.jpg", Path("a.jpg"), b"", one, one[0], Image.fromarray(one), 3):
+        with pytest.raises(UsageError, match=r"embed_image takes a list of images.*\n.*write \[image\]"):
+            model.embed_image(alone)
+    for call in (model.embed_text, lambda texts: model.match(one, texts), lambda texts: model.answers(one, texts)):
+        for alone in ("red", b"red", np.array("red"), 3):
+            with pytest.raises(UsageError, match=r"takes a list of texts.*\n.*write \[text\]"):
+                call(alone)
+        for nothing in ([], (), np.array([]), iter(())):
+            with pytest.raises(UsageError, match="list of one or more texts, and this is empty"):
+                call(nothing)
+    with pytest.raises(UsageError, match="list of one or more images, and this is empty"):
         model.embed_image([])
-    with pytest.raises(UsageError, match="list of one or more"):
-        model.match(photographs()[0], [])
     with pytest.raises(UsageError, match="top_k is 0"):
         model.answer(photographs()[0], "how many?", top_k=0)
     with pytest.raises(UsageError, match="no pipeline 'dance'"):
         model.run("dance", {})
     with pytest.raises(EngineUnavailable, match="has no bf16"):
         simmim_export.load(tiny_bundle, precision="bf16")
+    for engine in ("ort", "openvino", "auto"):
+        for threads in (0, -1):
+            with pytest.raises(UsageError, match=f"threads is {threads}"):
+                simmim_export.load(tiny_bundle, engine, threads=threads)
+
+
+def test_lists_of_every_kind(model) -> None:
+    one, texts = np.zeros((48, 64, 3), np.uint8), ["a red circle", "a square"]
+    np.testing.assert_array_equal(model.embed_image(np.stack([one, one])), model.embed_image(one for _ in range(2)))
+    scores = model.match(one, texts)
+    np.testing.assert_array_equal(model.match(one, np.array(texts)), scores)
+    np.testing.assert_array_equal(model.match(one, (text for text in texts)), scores)
+    assert model.answers(one, iter(texts)) == model.answers(one, tuple(texts))
+
+
+def test_a_text_that_says_nothing_is_named_before_anything_runs(model) -> None:
+    texts = ["red circle"] * 20
+    texts[17] = "\U0001f600"
+    with pytest.raises(TextError, match="knows no word") as caught:
+        model.embed_text(texts)
+    assert caught.value.where == "texts[17]" and caught.value.exit_code == 5
+
+
+def test_threads_that_start_at_once_open_a_graph_once(tiny_bundle: Path) -> None:
+    with simmim_export.load(tiny_bundle) as model:
+        opened, engine, start = [], model.engine.open, Barrier(8)
+
+        def open_slowly(*arguments):
+            opened.append(arguments[1].name)
+            time.sleep(0.1)
+            return engine(*arguments)
+
+        def ask(_: int) -> np.ndarray:
+            start.wait()
+            return model.embed_text(["red circle"])
+
+        model.engine.open = open_slowly
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(ask, range(8)))
+        assert opened == ["text_encoder"] and all(np.array_equal(row, found[0]) for row in found)
+
+
+def test_a_closed_model_stays_closed(tiny_bundle: Path) -> None:
+    model = simmim_export.load(tiny_bundle)
+    model.embed_text(["red"])
+    for _ in range(2):
+        model.close()
+    for call in (lambda: model.embed_text(["red"]), model.verify, lambda: model.session("fusion")):
+        with pytest.raises(UsageError, match="this model was closed") as caught:
+            call()
+        assert "load" in caught.value.fix
+    assert not model._sessions
+
+
+def test_what_is_not_finite_is_no_answer(tiny_bundle: Path, tmp_path: Path, run_cli, picture: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    manifest, artifacts = Bundle.open(bundle).manifest, []
+    for artifact in manifest.artifacts:
+        path = bundle / artifact.path
+        if artifact.graph == "head.vqa":
+            graph = onnx.load(path)
+            for held in graph.graph.initializer:
+                values = onnx.numpy_helper.to_array(held)
+                if values.dtype == np.float32:
+                    held.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), held.name))
+            onnx.save(graph, path)
+        artifacts.append(replace(artifact, sha256=digest(path), bytes=path.stat().st_size))
+    (bundle / "manifest.json").write_text(replace(manifest, artifacts=tuple(artifacts)).dumps(), encoding="utf-8")
+    with simmim_export.load(bundle) as model:
+        model.match(picture, ["a circle"])
+        with pytest.raises(BundleError, match=r"head\.vqa gave a logits that is not finite, in engine 'ort' at fp32"):
+            model.answer(picture, "what colour ?")
+    for more in ((), ("--json",)):
+        done = run_cli("export", "ask", bundle, picture, "what colour ?", *more)
+        assert done.returncode == 5 and not done.stdout and "not finite" in done.stderr
+        assert f"simmim-export verify {bundle} --engine ort --precision fp32" in done.stderr
+
+
+def test_a_checkpoint_that_cannot_be_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "loop.pt", tmp_path / "file" / "ckpt.pt", tmp_path / "none.pt"):
+        with pytest.raises(CheckpointError) as caught:
+            simmim_export.load(tiny_bundle, "torch", checkpoint=path)
+        assert caught.value.where == str(path) and caught.value.fix
 
 
 def test_public_names() -> None:

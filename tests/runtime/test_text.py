@@ -33,7 +33,7 @@ def test_a_text_alone_has_no_padding() -> None:
 
 
 def test_over_long_is_cut_and_said_and_keeps_its_ends() -> None:
-    with pytest.warns(TruncatedText, match="102 tokens was cut to the model's limit of 10: 'red red"):
+    with pytest.warns(TruncatedText, match=r"texts\[0\], of 102 tokens, was cut to the model's limit of 10: 'red red"):
         ids, mask = TOKENIZER.encode(["red " * 100])
     assert ids.shape == (1, 10) and mask.all() and ids[0, 0] == CLS and ids[0, -1] == SEP
     with warnings.catch_warnings():
@@ -45,6 +45,18 @@ def test_each_cut_text_is_said_once() -> None:
     with pytest.warns(TruncatedText) as caught:
         TOKENIZER.encode(["red " * 20, "circle", "blue " * 30])
     assert ["red" in str(w.message) for w in caught] == [True, False]
+
+
+def test_no_cut_is_swallowed_by_pythons_own_filter() -> None:
+    """It shows equal messages once: these begin alike, have one length, and are asked one by one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for last in ("circle", "square"):
+            TOKENIZER.encode(["red " * 20 + last])
+        TOKENIZER.encode(["blue " * 20] * 2, first=8)
+    said = [str(w.message) for w in caught]
+    assert len(said) == len(set(said)) == 4
+    assert said[0].endswith("circle'") and said[2].startswith("texts[8], of 22 tokens")
 
 
 @pytest.mark.parametrize("max_length", [-1, 0, 2, 2.5, None])
@@ -103,6 +115,28 @@ def test_a_text_of_nothing_but_control_characters() -> None:
 def test_unknown_words_are_read_as_unknown() -> None:
     assert TOKENIZER.encode(["red zebra"])[0][0].tolist()[2] == UNK
     assert TOKENIZER.encode(["zebra"])[0].tolist() == [[CLS, UNK, SEP]]
+
+
+EMOJI = "\U0001f600"
+
+
+def unigram() -> str:
+    """A model whose unknown token has no name: an unknown word is given as itself."""
+    model = tokenizers.models.Unigram([("<unk>", 0.0), ("\u2581red", -1.0), ("\u2581", -2.0)], unk_id=0)
+    found = tokenizers.Tokenizer(model)
+    found.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    return str(found.to_str())
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, Tokenizer(unigram(), 10)], ids=["WordLevel", "Unigram"])
+def test_a_text_of_unknown_words_alone_is_refused_where_it_would_be_answered(tokenizer: Tokenizer) -> None:
+    for text in ("red", f"red {EMOJI}"):
+        assert tokenizer.feeds([text], known=True)["input_ids"].shape[0] == 1
+    with pytest.raises(TextError, match="knows no word of the text") as caught:
+        tokenizer.feeds(["red", EMOJI], first=8, known=True)
+    assert caught.value.where == "texts[9]" and EMOJI in str(caught.value) and caught.value.fix
+    # Evidence and calibration are what they are.
+    assert tokenizer.encode([EMOJI])[0].shape[0] == 1
 
 
 def test_unknown_words_without_an_unknown_token() -> None:

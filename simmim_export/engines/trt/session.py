@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorrt as trt
 
-from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds
+from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds, closed
 from simmim_export.engines.trt.callbacks import log
 from simmim_export.engines.trt.device import DeviceTensor, Graph, Memory, Pinned, queue
 from simmim_export.engines.trt.proof import read_layers
@@ -117,7 +117,7 @@ class TrtSession:
     def _prepare(self, feeds: Mapping[str, np.ndarray]) -> _Shape:
         """The shape that ``feeds`` have, its inputs on the way to the GPU and the network behind them."""
         if self._engine is None or self._scratch is None:
-            raise RuntimeError("the session is closed")
+            raise closed(self._spec.name)
         arrays = check_feeds(feeds, self.inputs)
         sizes = axis_sizes(arrays, self.inputs)
         self._profile.require(sizes)
