@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fastjsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from simmim_export.bundle import SCHEMA, Bundle, Staging, _digest_of, _exchange, parse_manifest
@@ -69,6 +73,37 @@ def test_one_flipped_byte_in_any_file(bundle: Path) -> None:
     Bundle.open(bundle).check()
 
 
+@contextmanager
+def as_nobody(tiny_bundle: Path) -> Iterator[Path]:
+    """A bundle of another user's, who may close it. Root reads everything, and is nobody meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    root = os.getuid() == 0
+    try:
+        yield Path(shutil.copytree(tiny_bundle, folder / "bundle"))
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+        for path in folder.rglob("*"):
+            path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", [".", "manifest.json", "graphs", "graphs/fusion.fp32.onnx", "tokenizer.json"])
+def test_what_may_not_be_read(tiny_bundle: Path, name: str) -> None:
+    with as_nobody(tiny_bundle) as bundle:
+        (bundle / name).chmod(0)
+        if os.getuid() == 0:
+            os.setresuid(65534, 65534, 0)
+        refused(bundle, "it cannot be read: Permission denied", str(bundle / name), "ls -l")
+
+
+def test_links_that_go_in_a_circle(bundle: Path) -> None:
+    (bundle / "tokenizer.json").unlink()
+    (bundle / "tokenizer.json").symlink_to("tokenizer.json")
+    refused(bundle, "lacks tokenizer.json")
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(1, 127))
 def test_a_flipped_byte_in_the_manifest_is_always_seen(tiny_bundle: Path, position: float, value: int) -> None:
@@ -89,6 +124,8 @@ def test_manifest_not_utf8(bundle: Path) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.text())
+@example("[" * 1_000_000)
+@example('{"a":' * 1_000_000)
 def test_any_text_as_manifest(text: str) -> None:
     with pytest.raises(BundleError):
         parse_manifest(text, "here")
@@ -140,6 +177,50 @@ def test_an_existing_output_is_refused(tiny_bundle: Path, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="not a bundle"):
         Staging(tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"name": "extension", "manifest_version": 3}', "[]", "{", '{"schema": 1}', "\xff"]
+)
+def test_another_projects_manifest_is_no_bundle(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UsageError, match="not a bundle") as caught:
+        Staging(tmp_path / "mine", overwrite=True)
+    assert "yourself" in str(caught.value) and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:500], lambda text: text.replace('"', '"x', 1), lambda text: ""])
+def test_a_damaged_bundle_is_ours_all_the_same(bundle: Path, damage) -> None:
+    text = (bundle / "manifest.json").read_text()
+    (bundle / "manifest.json").write_text(damage(text))
+    with pytest.raises(BundleError):
+        Bundle.open(bundle)
+    with Staging(bundle, overwrite=True) as staging:
+        assert staging.root.exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_goes_on_pointing_to_what_was_replaced(tiny_bundle: Path, tmp_path: Path, there: bool) -> None:
+    (tmp_path / "models").mkdir()
+    target, link = tmp_path / "models" / "v1", tmp_path / "current"
+    if there:
+        shutil.copytree(tiny_bundle, target)
+        (target / "old").touch()
+    link.symlink_to("models/v1")
+    # What an export that was killed had made of a link.
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".current.{dead.pid}.x.partial").symlink_to("models/v1")
+    manifest = Bundle.open(tiny_bundle).manifest
+    with Staging(link, overwrite=True) as staging:
+        for path in (path for path in tiny_bundle.rglob("*") if path.is_file()):
+            staging.add(str(path.relative_to(tiny_bundle)), path.read_bytes())
+        staging.publish(manifest, tuple(manifest.files))
+    assert link.is_symlink() and not target.is_symlink() and not (target / "old").exists()
+    Bundle.open(link).check()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "models"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["v1"]
 
 
 def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
