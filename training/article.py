@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torchvision.models import get_model, list_models
 
-from simmim_export.errors import CheckpointError, DataError, UsageError
+from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.files import digest
-from simmim_export.models.checkpoint import Checkpoint, check_state, read_tensors
+from simmim_export.models.checkpoint import Checkpoint, check_state, check_tokenizer, read_tensors
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.assemble import as_checkpoint, samples
 from simmim_export.training.data.shapes import Shapes
+from simmim_export.vocabulary import rows_needed
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _NESTED = ("state_dict", "model", "model_state_dict")
@@ -37,6 +37,8 @@ _PROJECTORS = {
     768: "the encoders alone: it never saw the image",
 }
 _EMBED = 256
+# The longest text in tokens, where nobody says.
+_LENGTH = 32
 _LAYERS = 3
 
 
@@ -46,9 +48,9 @@ def import_article(
     """The checkpoint, and notes on what was dropped, assumed, or starts untrained.
 
     ``tokenizer`` is the encoder's tokenizer.json and ``text_heads`` its number of attention heads: neither is in a state
-    dict. Raises :class:`UsageError` where one is missing or does not divide, :class:`CheckpointError` for a file that is
-    no such state dict (ALBEF's and BLIP's share the roots), naming every key, and :class:`DataError` for a tokenizer
-    that does not fit.
+    dict. Raises :class:`UsageError` where one is missing or does not divide, or for a ``max_length`` over the encoder's
+    positions, and :class:`CheckpointError` for a file that is no such state dict (ALBEF's and BLIP's share the roots), naming
+    every key, and for a tokenizer that does not fit.
     """
     state, notes = _state(path)
     image = {key.removeprefix("visual_encoder."): v for key, v in state.items() if key.startswith("visual_encoder.")}
@@ -59,7 +61,7 @@ def import_article(
         _note_projector(projector, notes)
     found, text = _text(text, text_heads, path, notes)
     source = _tokenizer(tokenizer, found["vocab_size"], notes)
-    length = min(max_length or 32, found["max_position_embeddings"])
+    length = max_length or min(_LENGTH, found["max_position_embeddings"])
     width = found["hidden_size"]
     heads = found["num_attention_heads"]
     config = ModelConfig("imported", trunk, image_size, found, length, width, _EMBED, _LAYERS, heads)
@@ -116,23 +118,26 @@ def _image(state: dict[str, Tensor], path: Path, notes: list[str]) -> tuple[str,
         notes.append("visual_encoder.fc is dropped: class logits of ImageNet are no features")
     state = {key: value for key, value in state.items() if key not in dropped}
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    best, problems = "", [""] * 10**6
-    for name in list_models(include=["resnet*", "wide_resnet*", "resnext*"]):
-        with torch.device("meta"):
-            wanted = {k: tuple(v.shape) for k, v in get_model(name, weights=None).state_dict().items()}
-        wanted = {key: shape for key, shape in wanted.items() if not key.startswith("fc.")}
-        found = [f"missing: {key}" for key in wanted if key not in shapes]
-        found += [f"unexpected: {key}" for key in shapes if key not in wanted]
-        found += [
-            f"misshapen: {k} is {list(shapes[k])}, not {list(s)}" for k, s in wanted.items() if shapes.get(k, s) != s
-        ]
-        if len(found) < len(problems):
-            best, problems = name, found
-    if problems:
+    names = list_models(include=["resnet*", "wide_resnet*", "resnext*"])
+    differences = {name: _differences(shapes, name) for name in names}
+    best = min(names, key=lambda name: len(differences[name]))
+    if problems := differences[best]:
         what = f"visual_encoder is no ResNet of torchvision; the nearest is {best}: {_few(problems)}"
         raise CheckpointError(what, where=path, fix="save the whole state dict of the article's class")
     notes.append(f"visual_encoder is {best}")
     return best, state
+
+
+def _differences(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
+    """What of ``shapes`` is not as in torchvision's ResNet ``name`` without fc, in words."""
+    with torch.device("meta"):
+        wanted = {k: tuple(v.shape) for k, v in get_model(name, weights=None).state_dict().items()}
+    wanted = {key: shape for key, shape in wanted.items() if not key.startswith("fc.")}
+    found = [f"missing: {key}" for key in wanted if key not in shapes]
+    found += [f"unexpected: {key}" for key in shapes if key not in wanted]
+    return found + [
+        f"misshapen: {k} is {list(shapes[k])}, not {list(s)}" for k, s in wanted.items() if shapes.get(k, s) != s
+    ]
 
 
 def _text(
@@ -170,8 +175,6 @@ def _text(
         "intermediate_size": inner.shape[0],
         "max_position_embeddings": positions[0],
         "type_vocab_size": kinds[0],
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
     }
     notes.append(f"text_encoder is a BERT of {len(layers)} layers, width {width}, {heads} heads as you said")
     return found, state
@@ -186,17 +189,12 @@ def _note_projector(state: Mapping[str, Tensor], notes: list[str]) -> None:
 def _tokenizer(path: Path | None, rows: int, notes: list[str]) -> str:
     if path is None:
         raise UsageError("a state dict holds no tokenizer", fix="give --tokenizer tokenizer.json of its text encoder")
+    fix = "give the tokenizer.json that the encoder was trained with"
     try:
         source = path.read_text(encoding="utf-8")
-        size = Tokenizer.from_str(source).get_vocab_size()
-    # tokenizers raises bare Exception for whatever does not parse.
-    except Exception as error:
-        raise DataError(
-            f"not a tokenizer.json: {error}", where=path, fix="give the encoder's tokenizer.json"
-        ) from error
-    if size > rows:
-        what = f"the tokenizer has {size} tokens, the text encoder only {rows} embeddings"
-        raise DataError(what, where=path, fix="give the tokenizer that the encoder was trained with")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"not a tokenizer.json: {error}", where=path, fix=fix) from error
+    size = rows_needed(check_tokenizer(source, rows, path, fix))
     if size < rows:
         notes.append(f"the tokenizer has {size} tokens for {rows} embeddings: the rest are never used")
     return source

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from simmim_export.errors import UsageError
+from simmim_export.errors import GateFailed, UsageError
 from simmim_export.models.checkpoint import Checkpoint, check_state
 from simmim_export.models.presets import PRESETS, ModelConfig, preset
 from simmim_export.models.simmim import SimMIM
@@ -34,7 +34,7 @@ class NewModel:
 
     ``image_encoder`` names a trunk and ``image_weights`` its weights, a file or torchvision's name for them;
     ``text_encoder`` is a folder in Hugging Face's layout, or a name on its hub, whose weights, configuration and tokenizer
-    are taken; ``frames`` is the most that a clip may have; ``image_size`` is in pixels.
+    are taken; ``frames`` is the most that a clip may have; ``image_size`` is in pixels, ``max_length`` in tokens.
     """
 
     preset: str = "tiny"
@@ -45,17 +45,19 @@ class NewModel:
     image_weights: str | None = None
     text_encoder: str | None = None
     image_size: int | None = None
+    max_length: int | None = None
 
 
 def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Checkpoint:
     """An untrained checkpoint: random weights from ``seed``, vocabulary and samples of ``data`` (`shapes` without it).
 
-    Raises :class:`UsageError` for an unknown name or a pair that makes no sense, and :class:`InputError` for a folder that
-    does not load.
+    Without ``max_length`` texts are as long as the preset's, or as a pretrained encoder has positions for. Raises
+    :class:`UsageError` for an unknown name, a pair that makes no sense or texts that a pretrained encoder has no positions
+    for, and :class:`InputError` for a folder that does not load.
     """
     config = preset(new.preset)
     wanted = {"fusion": new.fusion, "interaction": new.interaction, "frames": new.frames}
-    wanted |= {"image_trunk": new.image_encoder, "image_size": new.image_size}
+    wanted |= {"image_trunk": new.image_encoder, "image_size": new.image_size, "max_length": new.max_length}
     config = replace(config, **{name: value for name, value in wanted.items() if value is not None})  # type: ignore[arg-type]
     shapes = Shapes(seed, "samples", size=config.image_size)
     data = data or shapes
@@ -65,8 +67,12 @@ def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Che
     text, loaded = tokenizer.to_str(), None
     if new.text_encoder is not None:
         loaded = pretrained_text(new.text_encoder)
-        limit = min(config.max_length, loaded.config.get("max_position_embeddings", config.max_length))
-        config, text = replace(config, text=loaded.config, max_length=limit), loaded.tokenizer
+        config, text = replace(config, text=loaded.config), loaded.tokenizer
+        if new.max_length is None and loaded.positions is not None:
+            config = replace(config, max_length=min(config.max_length, loaded.positions))
+    else:
+        positions = max(config.text["max_position_embeddings"], config.max_length)
+        config = replace(config, text=dict(config.text) | {"max_position_embeddings": positions})
     torch.manual_seed(seed)
     model = SimMIM(config)
     if loaded is not None:
@@ -97,8 +103,12 @@ def _word_tokenizer(words: Sequence[str], config: ModelConfig) -> tuple[Tokenize
 def with_head(checkpoint: Checkpoint, head: str, labels: Sequence[str], frames: int, seed: int) -> Checkpoint:
     """``checkpoint`` with a ``head`` for ``labels``, fresh unless it has one for exactly these, and ``frames`` for clips.
 
-    Everything else keeps its weights.
+    Everything else keeps its weights. Raise :class:`UsageError` for a checkpoint whose clips have fewer frames: what it
+    learned of time depends on their number.
     """
+    if 0 < checkpoint.config.frames < frames:
+        what = f"the checkpoint takes clips of up to {checkpoint.config.frames} frames, the data have clips of {frames}"
+        raise UsageError(what, fix=f"start from a model that takes them: simmim-train init --frames {frames} -o NEW.pt")
     known = checkpoint.labels.get(head) == list(labels)
     if known and (checkpoint.config.frames or not frames):
         return checkpoint
@@ -111,21 +121,24 @@ def with_head(checkpoint: Checkpoint, head: str, labels: Sequence[str], frames: 
     return replace(checkpoint, config=config, labels=every, state=fresh | old)
 
 
-def resized(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
-    """``checkpoint`` for images of ``image_size`` pixels, with the weights it has: a trunk is convolutional, positions are
-    computed.
+def resized(checkpoint: Checkpoint, image_size: int | None = None, max_length: int | None = None) -> Checkpoint:
+    """``checkpoint`` for images of ``image_size`` pixels and texts of up to ``max_length`` tokens (None: as it is), with the
+    weights it has: a trunk is convolutional, positions of images are computed.
 
     Training at a low resolution first and at the final one last costs a fraction of training there throughout (Touvron et
     al., 2019, "Fixing the train-test resolution discrepancy"). Raises :class:`UsageError` where the weights of an
-    interaction belong to one number of image tokens.
+    interaction belong to one number of image tokens or of words, and where the text encoder has too few positions.
     """
-    config = replace(checkpoint.config, image_size=image_size)
+    old = checkpoint.config
+    config = replace(old, image_size=image_size or old.image_size, max_length=max_length or old.max_length)
     with torch.device("meta"):
         expected = {key: value.shape for key, value in SimMIM(config).state_dict().items()}
     odd = [key for key, shape in expected.items() if key in checkpoint.state and checkpoint.state[key].shape != shape]
     if odd:
-        what = f"the weights of {odd[0]} belong to images of {checkpoint.config.image_size} pixels"
-        raise UsageError(what, fix="drop --image-size, or start from a new model")
+        what = (
+            f"the weights of {odd[0]} belong to images of {old.image_size} pixels and texts of {old.max_length} tokens"
+        )
+        raise UsageError(what, fix="drop --image-size and --max-length, or start from a new model")
     return replace(checkpoint, config=config)
 
 
@@ -138,6 +151,23 @@ def freeze(model: SimMIM, encoder: str) -> None:
     if encoder not in bodies:
         raise UsageError(f"there is no encoder {encoder!r} to freeze", fix=f"choose {' or '.join(bodies)}")
     bodies[encoder].requires_grad_(False)
+
+
+def check_batch(model: SimMIM, images: int) -> None:
+    """Raise :class:`UsageError` where a batch of ``images`` (every frame is one) leaves batch norm one value a channel, in a
+    trunk that is trained."""
+    trained = any(parameter.requires_grad for parameter in model.image_encoder.trunk.parameters())
+    if trained and images * model.image_encoder.tokens == 1:
+        size = model.config.image_size
+        what = f"batch norm cannot train on one image of {size} pixels, of which this encoder makes a single token"
+        raise UsageError(what, fix=f"give --batch-size 2 or more, or --image-size {2 * size}")
+
+
+def check_finite(model: SimMIM, fix: str) -> None:
+    """Raise :class:`GateFailed` with ``fix``, naming the first of the model's tensors that holds NaN or Inf."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise GateFailed(f"training ended with NaN or Inf in {name}: no checkpoint is written", fix=fix)
 
 
 def as_checkpoint(

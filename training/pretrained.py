@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
-from tokenizers import Tokenizer
 from torch import Tensor
 from torchvision.models import get_model_weights
 
 from simmim_export.errors import CheckpointError, InputError, UsageError
-from simmim_export.models.checkpoint import read_tensors
+from simmim_export.models.checkpoint import check_tokenizer, read_tensors
+from simmim_export.models.encoders import text_positions
 
 
 class PretrainedText(NamedTuple):
-    """A Hugging Face configuration, the text of its tokenizer.json, and the encoder's weights without a pooler."""
+    """A Hugging Face configuration, the text of its tokenizer.json, the encoder's weights without a pooler, and the most
+    tokens that it has positions for (None: any number)."""
 
     config: dict[str, Any]
     tokenizer: str
     state: dict[str, Tensor]
+    positions: int | None
 
 
 def pretrained_image(trunk: str, weights: str) -> dict[str, Tensor]:
@@ -64,8 +66,8 @@ def _download_image(trunk: str, weights: str) -> dict[str, Tensor]:
 def pretrained_text(source: str) -> PretrainedText:
     """The encoder in a folder of Hugging Face's layout, or of that name on the hub (or in its cache).
 
-    Raise :class:`InputError` for a folder that does not load, a tokenizer that is none and a hub that cannot be reached, and
-    :class:`CheckpointError` for weights that are not those of the configuration, or not all of them.
+    Raise :class:`InputError` for a folder that does not load and a hub that cannot be reached, and :class:`CheckpointError`
+    for weights that are not those of the configuration, or not all of them, and a tokenizer that is none or not the encoder's.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils import logging
@@ -99,12 +101,17 @@ def pretrained_text(source: str) -> PretrainedText:
     finally:
         logging.set_verbosity_warning()
     _check_weights(found, source)
-    _check_tokenizer(tokenizer, source)
+    where = Path(source) / "tokenizer.json" if local else source
+    check_tokenizer(
+        tokenizer,
+        getattr(config, "vocab_size", None),
+        where,
+        fix="give the tokenizer.json that the encoder was trained with",
+    )
     text = {key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if value is not None}
     text = {key: value for key, value in text.items() if not key.startswith("_") and key != "dtype"}
-    text["hidden_dropout_prob"] = text["attention_probs_dropout_prob"] = 0.0
     state = {key: value for key, value in model.state_dict().items() if not key.startswith("pooler.")}
-    return PretrainedText(text, tokenizer, state)
+    return PretrainedText(text, tokenizer, state, text_positions(model))
 
 
 def _check_weights(found: Mapping[str, Any], source: str) -> None:
@@ -118,15 +125,3 @@ def _check_weights(found: Mapping[str, Any], source: str) -> None:
         shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
         what = f"the text encoder's weights do not fit its config.json:\n  {shown}"
         raise CheckpointError(what, where=source, fix="copy the folder again, whole; nothing is loaded in part")
-
-
-def _check_tokenizer(text: str, source: str) -> None:
-    """Raise :class:`InputError` for what is no tokenizer.json, or has no token."""
-    fix = "give the tokenizer.json that the encoder was trained with"
-    try:
-        size = Tokenizer.from_str(text).get_vocab_size()
-    # tokenizers raises bare Exception for whatever does not parse.
-    except Exception as error:
-        raise InputError(f"not a tokenizer.json: {error}", where=Path(source) / "tokenizer.json", fix=fix) from error
-    if size == 0:
-        raise InputError("the tokenizer.json has no tokens", where=Path(source) / "tokenizer.json", fix=fix)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from simmim_export.errors import DataError
 
+# Texts that are tokenised at once: more would only fill memory.
+_TOGETHER = 10_000
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -39,6 +41,18 @@ def read_tokenizer(text: str) -> Tokenizer:
     return tokenizer
 
 
+def check_lengths(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> None:
+    """Raise :class:`DataError` as :func:`encode` would, for the longest of ``texts``."""
+    unpadded = Tokenizer.from_str(tokenizer.to_str())
+    unpadded.no_padding()
+    longest, where = 0, 0
+    for start in range(0, len(texts), _TOGETHER):
+        for index, row in enumerate(unpadded.encode_batch_fast(list(texts[start : start + _TOGETHER])), start):
+            longest, where = max((longest, where), (len(row), index), key=lambda found: found[0])
+    if longest > max_length:
+        raise _too_long(texts[where], longest, max_length)
+
+
 def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
     """``input_ids`` and ``attention_mask``, int64 [n, s], padded to the longest text.
 
@@ -49,11 +63,13 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> dict[
     longest = max(len(row.ids) for row in rows)
     if longest > max_length:
         text = texts[max(range(len(rows)), key=lambda i: sum(rows[i].attention_mask))]
-        raise DataError(
-            f"a text of {longest} tokens is over the model's limit of {max_length}: {text!r}",
-            fix="choose a preset with longer texts, or shorten the data",
-        )
+        raise _too_long(text, longest, max_length)
     return {
         "input_ids": torch.tensor([row.ids for row in rows]),
         "attention_mask": torch.tensor([row.attention_mask for row in rows]),
     }
+
+
+def _too_long(text: str, tokens: int, max_length: int) -> DataError:
+    what = f"a text of {tokens} tokens is over the model's limit of {max_length}: {text!r}"
+    return DataError(what, fix=f"train with --max-length {tokens} or more, or shorten the data")

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.errors import CheckpointError
 from simmim_export.files import replacing
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
+from simmim_export.vocabulary import parse, rows_needed
 
 SCHEMA = 1
 KIND = "simmim-checkpoint"
@@ -120,27 +122,44 @@ def build(checkpoint: Checkpoint, where: object = "checkpoint") -> SimMIM:
 
     Raise :class:`CheckpointError` naming every missing, unexpected or misshapen key, or the first with NaN or Inf.
     """
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in _model(checkpoint.config, where).state_dict().items()}
+    check_state(checkpoint.state, expected, where)
+    model = _model(checkpoint.config, where)
+    model.load_state_dict(checkpoint.state, strict=True)
+    return model.eval()
+
+
+def _model(config: ModelConfig, where: object) -> SimMIM:
     try:
-        with torch.device("meta"):
-            expected = {key: tuple(value.shape) for key, value in SimMIM(checkpoint.config).state_dict().items()}
-    except (
-        UsageError,
-        TypeError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        ZeroDivisionError,
-        AttributeError,
-    ) as error:
+        return SimMIM(config)
+    # Whatever transformers and torch raise over nonsense, it means the same to the user.
+    except Exception as error:
         raise CheckpointError(
             f"the configuration describes no model: {error}",
             where=where,
             fix="retrain or re-export it with simmim-train",
         ) from error
-    check_state(checkpoint.state, expected, where)
-    model = SimMIM(checkpoint.config)
-    model.load_state_dict(checkpoint.state, strict=True)
-    return model.eval()
+
+
+def check_tokenizer(
+    text: str, rows: Any, where: object, fix: str = "copy the checkpoint again, whole, or train it again"
+) -> Tokenizer:
+    """The tokenizer whose tokenizer.json is ``text``, for an encoder of ``rows`` embeddings.
+
+    Raise :class:`CheckpointError` for what is no tokenizer.json, has no token, or has one without an embedding.
+    """
+    try:
+        tokenizer = parse(text)
+    except ValueError as error:
+        raise CheckpointError(f"not a tokenizer.json: {error}", where=where, fix=fix) from error
+    needed = rows_needed(tokenizer)
+    if needed == 0:
+        raise CheckpointError("the tokenizer.json has no tokens", where=where, fix=fix)
+    if not isinstance(rows, int) or needed > rows:
+        what = f"the tokenizer has {needed} tokens, the text encoder {rows!r} embeddings"
+        raise CheckpointError(what, where=where, fix=fix)
+    return tokenizer
 
 
 def check_state(
@@ -220,6 +239,17 @@ def _read_folder(path: Path) -> Any:
     return content
 
 
+def _odd_field(config: ModelConfig) -> str | None:
+    """What of ``config`` is of another type than its field; None if nothing."""
+    for f in fields(ModelConfig):
+        value, wanted = getattr(config, f.name), {"str": str, "int": int}.get(str(f.type), dict)
+        # To Python, True is a number.
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            return f"{f.name} is {value!r}"
+    odd = [name for name, count in config.heads.items() if not isinstance(count, int) or isinstance(count, bool)]
+    return f"the classes of head {odd[0]!r} are {config.heads[odd[0]]!r}" if odd else None
+
+
 def _parse(content: Any, path: Path) -> Checkpoint:
     def refuse(what: str, fix: str = "give the ckpt.pt that simmim-train wrote") -> CheckpointError:
         return CheckpointError(what, where=path, fix=fix)
@@ -244,15 +274,33 @@ def _parse(content: Any, path: Path) -> Checkpoint:
         config = ModelConfig(**content["config"])
     except TypeError as error:
         raise refuse(f"the checkpoint's configuration does not parse: {error}") from error
+    if odd := _odd_field(config):
+        raise refuse(f"the checkpoint's configuration does not parse: {odd}")
     loaded = Checkpoint(config=config, **{name: content[name] for name in types if name != "config"})
     if not all(isinstance(value, Tensor) for value in loaded.state.values()):
         raise refuse("the checkpoint's state holds something that is no tensor")
+    # A number of layers is built before it is compared: one that is damaged would be built for ever.
+    layers = {name: n for name, n in config.text.items() if "layers" in name} | {
+        "interaction": config.interaction_layers
+    }
+    if any(isinstance(number, int) and number > len(loaded.state) for number in layers.values()):
+        raise refuse(f"the checkpoint's configuration has more layers than there are tensors: {layers}")
+    for name, found in loaded.labels.items():
+        if not isinstance(found, list) or not all(isinstance(label, str) for label in found):
+            raise refuse(f"the labels of head {name!r} are no list of names")
     for name, count in config.heads.items():
         if len(loaded.labels.get(name, ())) != count:
             raise refuse(f"head {name!r} has {count} classes but {len(loaded.labels.get(name, ()))} labels")
+    for name, rows in (("metrics", loaded.metrics), ("preprocessing", loaded.preprocessing)):
+        if not all(isinstance(row, dict) for row in rows.values()):
+            raise refuse(f"the checkpoint's {name!r} holds something that is no dict")
+    if not {"image", "text"} <= set(loaded.preprocessing):
+        raise refuse("the checkpoint's 'preprocessing' lacks that of images or that of texts")
+    check_tokenizer(loaded.tokenizer, config.text.get("vocab_size"), path)
     pixels, texts = loaded.samples.get("pixels"), loaded.samples.get("texts")
     size = config.image_size
     good = isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and tuple(pixels.shape[1:]) == (size, size, 3)
-    if not good or not isinstance(pixels, Tensor) or not isinstance(texts, list) or not 0 < len(texts) == len(pixels):
+    said = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    if not good or not said or not 0 < len(texts) == len(pixels):
         raise refuse(f"the checkpoint's samples are not n images uint8 [n, {size}, {size}, 3] with n texts, n >= 1")
     return loaded

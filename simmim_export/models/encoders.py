@@ -145,7 +145,8 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """input_ids, attention_mask int64 [b, s] to text_tokens [b, s, D] and text_embed [b, E] of unit length.
 
-    Tokens of padding come out as exact zeros, so nothing downstream can depend on them.
+    Tokens of padding come out as exact zeros, so nothing downstream can depend on them. There is no dropout, whatever the
+    configuration calls it. ``positions`` is the most tokens that a text may have, None where nothing limits it.
     """
 
     def __init__(self, config: Mapping[str, Any], width: int, embed_dim: int) -> None:
@@ -155,6 +156,10 @@ class TextEncoder(nn.Module):
         hf_config = AutoConfig.for_model(family, **options)
         hf_config._attn_implementation = ATTENTION
         self.encoder = build_text_model(hf_config)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        self.positions = text_positions(self.encoder)
         # One segment: a [1, 1] zero broadcasts over batch and sequence and leaves a constant in the exported graph.
         takes_segments = "token_type_ids" in inspect.signature(self.encoder.forward).parameters
         self.segment_names = ("token_type_ids",) if takes_segments else ()
@@ -171,6 +176,17 @@ class TextEncoder(nn.Module):
         real = attention_mask.to(x.dtype)[:, :, None]  # b s 1
         tokens = self.project(x) * real
         return tokens, unit_length(self.embed(tokens.sum(dim=1) / real.sum(dim=1)))
+
+
+def text_positions(encoder: nn.Module) -> int | None:
+    """The most tokens that a Hugging Face encoder has positions for; None where they are computed.
+
+    RoBERTa's family numbers positions from after that of padding, so some rows of the table are never a token's.
+    """
+    for name, table in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return None
 
 
 def build_text_model(config: Any) -> nn.Module:

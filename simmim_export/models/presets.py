@@ -48,8 +48,6 @@ def _bert(layers: int, width: int, heads: int, vocabulary: int, max_length: int)
         "max_position_embeddings": max(max_length, 64),
         # BERT's 0.02 is for a width of 768 (about 768 ** -0.5 / 2); a narrow encoder needs more to pass anything on.
         "initializer_range": 0.1 if width < 128 else 0.02,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
     }
 
 

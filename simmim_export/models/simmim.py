@@ -23,13 +23,20 @@ VIDEO_LAYERS = 1
 
 
 class SimMIM(nn.Module):
-    """A model of the given configuration, randomly initialised (seed torch before)."""
+    """A model of the given configuration, randomly initialised (seed torch before).
+
+    Raise :class:`UsageError` for parts that do not go together, and texts longer than the text encoder has positions for.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.image_encoder = ImageEncoder(config.image_trunk, config.image_size, config.width, config.embed_dim)
         self.text_encoder = TextEncoder(config.text, config.width, config.embed_dim)
+        most = self.text_encoder.positions
+        if most is not None and config.max_length > most:
+            what = f"the text encoder has {most} positions, too few for texts of {config.max_length} tokens"
+            raise UsageError(what, fix=f"give --max-length {most}, or an encoder with more positions")
         self.video_encoder = (
             VideoEncoder(config.width, config.attention_heads, VIDEO_LAYERS, config.frames) if config.frames else None
         )

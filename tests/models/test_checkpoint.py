@@ -131,7 +131,18 @@ def test_future_schema(tiny_checkpoint: Path, tmp_path: Path) -> None:
         (lambda c: c["config"].update(image_trunk="magic"), "unknown image encoder 'magic'"),
         (lambda c: c["config"]["text"].update(model_type="magic"), "configuration describes no model"),
         (lambda c: c["config"].update(attention_heads=5), "configuration describes no model"),
+        (lambda c: c["config"].update(heads=5), "heads is 5"),
+        (lambda c: c["config"].update(heads={"match": "2"}), "the classes of head 'match' are '2'"),
+        (lambda c: c["config"].update(frames=True), "frames is True"),
+        (lambda c: c["config"].update(max_length=65), "64 positions, too few for texts of 65 tokens"),
+        (lambda c: c["config"].update(interaction_layers=2**40), "more layers than there are tensors"),
+        (lambda c: c["config"]["text"].update(vocab_size="x"), "'x' embeddings"),
+        (lambda c: c["config"]["text"].update(vocab_size=8), "tokens, the text encoder 8 embeddings"),
         (lambda c: c["labels"].update(vqa=["one"]), "4 classes but 1 labels"),
+        (lambda c: c.update(labels={"match": 2}), "labels of head 'match' are no list"),
+        (lambda c: c["metrics"].update(match=5), "'metrics' holds something that is no dict"),
+        (lambda c: c["preprocessing"].pop("image"), "'preprocessing' lacks"),
+        (lambda c: c.update(tokenizer="x"), "not a tokenizer.json"),
         (lambda c: c["state"].update(logit_scale=3.0), "no tensor"),
         (lambda c: c["samples"].update(texts=[]), "samples"),
         (lambda c: c["samples"].update(pixels=torch.zeros(16, 3, 64, 64)), "samples"),
@@ -139,6 +150,37 @@ def test_future_schema(tiny_checkpoint: Path, tmp_path: Path) -> None:
 )
 def test_content_that_does_not_fit(tiny_checkpoint: Path, tmp_path: Path, edit, expected: str) -> None:
     refused(edited(tiny_checkpoint, tmp_path / "odd.pt", edit), expected)
+
+
+def places(content: dict, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The keys that lead to everything in nested dicts."""
+    found = []
+    for key, value in content.items():
+        found += [(*above, key), *(places(value, (*above, key)) if isinstance(value, dict) else [])]
+    return found
+
+
+ODD = st.one_of(
+    st.sampled_from([None, True, 0, -1, 5, 2**40, 2**70, 0.5, float("nan"), "", "x", [], ["a"], {}, {"match": 2}]),
+    st.dictionaries(st.text(max_size=3), st.integers(-3, 3) | st.text(max_size=3), max_size=2),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_where_something_else_belongs(tiny_checkpoint: Path, data: st.DataObject) -> None:
+    """Any value anywhere but in the state is harmless, or there is a CheckpointError."""
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    state = content.pop("state")
+    *above, key = data.draw(st.sampled_from(places(content)))
+    inner = content
+    for name in above:
+        inner = inner[name]
+    inner[key] = data.draw(ODD)
+    try:
+        ckpt.build(ckpt._parse({"state": state} | content, tiny_checkpoint))
+    except CheckpointError as error:
+        assert error.fix
 
 
 def test_damaged_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:

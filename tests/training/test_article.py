@@ -12,7 +12,7 @@ from support import word_tokenizer
 from torchvision.models import get_model
 from transformers import BertConfig, BertModel
 
-from simmim_export.errors import CheckpointError, DataError, UsageError
+from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.checkpoint import build, load, save
 from simmim_export.training.article import import_article
 
@@ -103,8 +103,12 @@ def test_what_no_state_dict_holds_is_asked_for(tmp_path: Path, tokenizer: Path, 
     with pytest.raises(UsageError, match="holds no tokenizer"):
         taken(tmp_path / "state.pt", None)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match=r"not a tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"not a tokenizer\.json"):
         taken(tmp_path / "state.pt", tmp_path / "tokenizer.json")
+    options = {"tokenizer": tokenizer, "text_heads": 4, "image_size": 64}
+    assert import_article(tmp_path / "state.pt", max_length=24, **options)[0].config.max_length == 24
+    with pytest.raises(UsageError, match="24 positions, too few for texts of 1000 tokens"):
+        import_article(tmp_path / "state.pt", max_length=1000, **options)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,29 @@ def test_a_damaged_encoder_is_bad_input(bert: Path, kept: int) -> None:
     assert caught.value.exit_code == 5 and caught.value.where == str(bert)
 
 
+@pytest.mark.parametrize("max_length", [None, 16, 17])
+def test_texts_are_as_long_as_a_pretrained_encoder_has_positions_for(bert: Path, max_length: int | None) -> None:
+    new = NewModel("tiny", text_encoder=str(bert), max_length=max_length)
+    if max_length != 17:
+        assert new_checkpoint(new, seed=0).config.max_length == 16
+        return
+    with pytest.raises(UsageError, match="16 positions, too few for texts of 17 tokens") as caught:
+        new_checkpoint(new, seed=0)
+    assert "--max-length 16" in str(caught.value.fix)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_encoder_has_embeddings(bert: Path) -> None:
+    from simmim_export.training.tokenizer import word_tokenizer
+
+    words = [f"word{number}" for number in range(55)]
+    (bert / "tokenizer.json").write_text(word_tokenizer(words).to_str())
+    assert pretrained_text(str(bert)).positions == 16
+    (bert / "tokenizer.json").write_text(word_tokenizer([*words, "more"]).to_str())
+    with pytest.raises(CheckpointError, match="61 tokens, the text encoder 60 embeddings") as caught:
+        pretrained_text(str(bert))
+    assert caught.value.where == str(bert / "tokenizer.json")
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "no JSON", '{"version": "1.0", "model": {"type": "Other"}}'])
 def test_a_tokenizer_that_is_none(bert: Path, text: str) -> None:
     (bert / "tokenizer.json").write_text(text)
