@@ -1,25 +1,26 @@
 """What a checkpoint takes along to be judged by on a device: held-out examples of every task that it was trained for.
 
-Knows data sets; must not know models. The stream is `val`, which neither training nor a checkpoint's own figures use, or
-`test` where a data set has no third split.
+Knows data sets; must not know models. The stream is `val`, which neither training nor a checkpoint's own figures use. Where
+a data set has no third split it is the figures' own, from its other end: figures on half a public split could be compared
+with nobody's, while a device is only ever compared with PyTorch on the same images, whichever they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from simmim_export.errors import UsageError
 from simmim_export.proof.evidence import RETRIEVAL, Evidence, Task, matching
-from simmim_export.training.data.base import CAPTIONS, QUESTIONS, Data
+from simmim_export.training.data.base import CAPTIONS, ONCE, Data
 
 # With 1,024 images of 8 questions a loss of answers is known to about 0.3 points, one of retrieval to about 0.5.
 IMAGES = 1024
 # A clip weighs as much as its frames.
 FRAMES = 8
-# Captions of an image that look for it.
-CAPTIONS_EACH = 5
+# Captions of an image that look for it, and the most questions, or statements, about one.
+CAPTIONS_EACH, TEXTS_EACH = 5, 8
 
 
 def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -> Evidence | None:
@@ -27,15 +28,19 @@ def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -
     None where that is nothing."""
     if count == 0:
         return None
-    held_out = _held_out(data)
+    held_out, shared = _held_out(data)
     images: dict[str, np.ndarray] = {}
     tasks: dict[str, Task] = {}
     clips = any(head.startswith("video") for head in data.labels)
     count = max(1, count // FRAMES) if clips else count
 
-    def size(kind: str) -> int:
+    def part(kind: str) -> tuple[int, int]:
+        """(number of a batch, images in it)."""
         limit = held_out.limit(kind)
-        return count if limit is None else min(count, limit)
+        if limit is None:
+            return 0, count
+        # Figures begin with the first batch of a stream; of the same stream the last is as far from them as there is.
+        return max(0, limit // count - 1) if shared else 0, min(count, limit)
 
     def keep(name: str, pixels: np.ndarray) -> str:
         for known, array in images.items():
@@ -44,32 +49,46 @@ def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -
         images[name] = pixels
         return name
 
-    if "match" in trained and "match" in data.labels and size("captions") > 1:
-        found = held_out.batch(0, size("captions"), CAPTIONS)
+    if "match" in trained and "match" in data.labels and part("captions")[1] > 1:
+        found = held_out.batch(*part("captions"), CAPTIONS)
         each = min(CAPTIONS_EACH, *(len(row) for row in found.captions))
         captions = tuple(tuple(row[:each]) for row in found.captions)
         name = keep("captioned", found.pixels)
         tasks[RETRIEVAL] = Task(name, captions, np.zeros((len(captions), each), np.int64))
         tasks["match"] = matching(captions, name)
     for head in ("vqa", "video_qa"):
-        if head in trained and head in data.labels and size("questions"):
-            found = held_out.batch(0, size("questions"), QUESTIONS)
-            texts = tuple(tuple(row) for row in found.questions)
-            tasks[head] = Task(keep("asked", found.pixels), texts, found.answers.astype(np.int64), found.scores)
+        if head in trained and head in data.labels and part("questions")[1]:
+            found = held_out.batch(*part("questions"), ONCE)
+            rows, each = _most([len(row) for row in found.questions])
+            texts = tuple(tuple(found.questions[row][:each]) for row in rows)
+            scores = None if found.scores is None else found.scores[rows, :each]
+            answers = found.answers[rows, :each].astype(np.int64)
+            tasks[head] = Task(keep("asked", found.pixels[rows]), texts, answers, scores)
     for head in ("image_class", "video_class"):
-        if head in trained and head in data.labels and size("classes"):
-            pixels, labels = held_out.labelled(0, size("classes"))
+        if head in trained and head in data.labels and part("classes")[1]:
+            pixels, labels = held_out.labelled(*part("classes"))
             tasks[head] = Task(keep("classed", pixels), (), labels[:, None])
-    if "text_class" in trained and "text_class" in data.labels and size("statements"):
-        pixels, stated, labels = held_out.stated(0, size("statements"))
-        tasks["text_class"] = Task(keep("stated", pixels), tuple(tuple(row) for row in stated), labels)
+    if "text_class" in trained and "text_class" in data.labels and part("statements")[1]:
+        pixels, stated, labels = held_out.stated(*part("statements"), ONCE)
+        rows, each = _most([len(row) for row in stated])
+        texts = tuple(tuple(stated[row][:each]) for row in rows)
+        tasks["text_class"] = Task(keep("stated", pixels[rows]), texts, labels[rows, :each])
     return Evidence(images, tasks, held_out.describe()) if tasks else None
 
 
-def _held_out(data: Data) -> Data:
-    found = data.on("val")
+def _most(lengths: Sequence[int]) -> tuple[np.ndarray, int]:
+    """(rows, texts of each): so many of a row, and all the rows that have them, that the most texts are asked, none twice."""
+    counts = np.array(lengths)
+    each = max(range(1, min(TEXTS_EACH, int(counts.max())) + 1), key=lambda each: each * int((counts >= each).sum()))
+    return np.flatnonzero(counts >= each), each
+
+
+def _held_out(data: Data) -> tuple[Data, bool]:
+    """The stream, and whether a checkpoint's own figures are of it too."""
+    found, test = data.on("val"), data.on("test")
     try:
-        found.limit("captions")
+        found.open()
     except UsageError:
-        return data.on("test")
-    return found
+        return test, True
+    # On disk val may stand in for test.
+    return found, found.describe() == test.describe()

@@ -16,20 +16,26 @@ MAX_LOGIT_SCALE = 4.6052
 
 
 def similarities(image_embed: Tensor, text_embed: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled cosines [b, b]: image i with text j, from embeddings [b, E] of unit length and log(1 / temperature)."""
-    return logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * image_embed.float() @ text_embed.float().T
+    """Scaled cosines float32 [b, b]: image i with text j, from embeddings [b, E] of unit length and log(1 / temperature).
+
+    Mixed precision would take the product in 16 bits whatever the type of its factors, and at 100 times a cosine round it
+    by up to 0.25.
+    """
+    with torch.autocast(image_embed.device.type, enabled=False):
+        scale = logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+        return scale * image_embed.float() @ text_embed.float().T
 
 
-def contrastive_loss(scores: Tensor, image_ids: Tensor) -> Tensor:
+def contrastive_loss(scores: Tensor, same: Tensor) -> Tensor:
     """Symmetric InfoNCE (van den Oord et al., 2018) over scores [b, b], both directions averaged.
 
-    Every text of the same image (equal ``image_ids`` [b]) is a positive and shares the target equally. Raises
-    :class:`UsageError` for a batch of 1, which has nothing to contrast.
+    Every text of which ``same`` (bool [b, b], symmetric, true on its diagonal) says that it belongs to the image is a
+    positive, and all of them share the target equally. Raises :class:`UsageError` for a batch of 1, which has nothing to
+    contrast.
     """
     if len(scores) < 2:
         raise UsageError("a contrastive loss needs a batch of 2 or more", fix="raise --batch-size")
-    targets = (image_ids[:, None] == image_ids[None, :]).float()
-    targets = targets / targets.sum(dim=1, keepdim=True)
+    targets = same.float() / same.sum(dim=1, keepdim=True)
     return (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
 
 

@@ -37,7 +37,7 @@ from simmim_export.training.tokenizer import encode
 Batch = Mapping[str, Tensor]
 
 
-def caption_id(text: str) -> int:
+def identity(text: str) -> int:
     """63 bits of the text's SHA-256: the same in every process, unlike Python's own hash."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -68,16 +68,23 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
+def alike(images: Tensor, captions: Tensor) -> Tensor:
+    """bool [b, b]: whether caption j is one of image i, from the ids of both, int64 [b]: it is if i's own caption is equal to
+    it, or if j is the same image, which a batch may hold twice with two captions."""
+    return (images[:, None] == images) | (captions[:, None] == captions)
+
+
 class Itc(Objective):
     """Contrast: an image is closer to its own caption than to the others', and the other way round."""
 
     compares_captions = True
 
     def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
-        """Symmetric InfoNCE over the batches of all processes; an equal caption of another image is a positive too."""
+        """Symmetric InfoNCE over the batches of all processes; see :func:`alike` for what is a positive."""
         assert seen.text_embed is not None
-        image, text, ids = gather(seen.image_embed), gather(seen.text_embed), gather(batch["caption_ids"])
-        return contrastive_loss(similarities(image, text, model.logit_scale), ids)
+        image, text = gather(seen.image_embed), gather(seen.text_embed)
+        same = alike(gather(batch["image_ids"]), gather(batch["caption_ids"]))
+        return contrastive_loss(similarities(image, text, model.logit_scale), same)
 
 
 class Itm(Objective):
@@ -88,8 +95,9 @@ class Itm(Objective):
     def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
         """Cross-entropy of b pairs that match and 2 b that do not, these drawn from the batch of this process."""
         assert seen.text_embed is not None and seen.text_tokens is not None
-        image, text, mask, ids = seen.image_tokens, seen.text_tokens, batch["attention_mask"], batch["caption_ids"]
-        scores, same = similarities(seen.image_embed, seen.text_embed, model.logit_scale), ids[:, None] == ids[None]
+        image, text, mask = seen.image_tokens, seen.text_tokens, batch["attention_mask"]
+        scores = similarities(seen.image_embed, seen.text_embed, model.logit_scale)
+        same = alike(batch["image_ids"], batch["caption_ids"])
         other_text, other_image = hard_negatives(scores, same), hard_negatives(scores.T, same)
         fused = model.fuse(
             torch.cat([image, image, image[other_image]]),
@@ -100,7 +108,11 @@ class Itm(Objective):
 
 
 class Mlm(Objective):
-    """Masked language modelling, conditioned on the image: which word is hidden here? Every caption of every image."""
+    """Masked language modelling, conditioned on the image: which word is hidden here?
+
+    Of every image as many captions as the one that has the fewest: all of `shapes`, in turn of a data set in which they
+    differ.
+    """
 
     RATE = 0.3
 
@@ -109,7 +121,7 @@ class Mlm(Objective):
         super().__init__(model, tokenizer, source)
         if not model.fusion.keeps_words:
             what = f"the fusion {model.config.fusion} keeps no row a word, so none can be filled in"
-            raise UsageError(what, fix="use --mlm 0, or --fusion concat_sequence")
+            raise UsageError(what, fix="use --mlm 0, or start from simmim-train init --fusion concat_sequence")
         self.tokenizer, self.max_length = tokenizer, model.config.max_length
         mask_id = tokenizer.token_to_id("[MASK]")
         if mask_id is None:
@@ -122,8 +134,11 @@ class Mlm(Objective):
         self.predict = nn.Linear(model.config.width, size)
 
     def prepare(self, captions: Sequence[Sequence[str]], index: int) -> dict[str, Tensor]:
-        """masked_ids, masked_attention int64 [b k, s]; hidden bool [b k, s]; hidden_words int64, one for each true one."""
-        tokens = encode(self.tokenizer, [text for row in captions for text in row], self.max_length)
+        """masked_ids, masked_attention int64 [b k, s], k captions of each image one after the other; hidden bool [b k, s];
+        hidden_words int64, one for each true one."""
+        each = min(map(len, captions))
+        chosen = [own[(index + row + turn) % len(own)] for row, own in enumerate(captions) for turn in range(each)]
+        tokens = encode(self.tokenizer, chosen, self.max_length)
         random = torch.Generator().manual_seed(index)
         ids, hidden = mask_words(tokens["input_ids"], self.maskable, self.RATE, self.mask_id, random)
         words = tokens["input_ids"][hidden]
@@ -160,7 +175,7 @@ class Tags(Objective):
         present = torch.zeros(len(captions), len(self.phrases))
         for row, texts in enumerate(captions):
             for text in texts:
-                words = re.findall(r"\w+", text)
+                words = re.findall(r"\w+", text.lower())
                 pairs = [f"{a} {b}" for a, b in pairwise(words)]
                 present[row, [self.phrases[phrase] for phrase in (*words, *pairs) if phrase in self.phrases]] = 1
         return {"present": present}
@@ -245,16 +260,22 @@ class Pretrain(nn.Module):
         self.compares = any(OBJECTIVES[name].compares_captions for name in self.weights)
         if self.compares and source.images < 2:
             raise UsageError("itc and itm need 2 images or more in a batch", fix="raise --batch-size")
+        limit = source.data.limit("captions") if self.compares else None
+        if limit is not None and limit < 2:
+            what = f"itc and itm need 2 images or more, and there is {limit} with captions"
+            raise UsageError(what, fix="give more; or train without them: pretrain --itc 0 --itm 0, finetune --rehearse 0")
 
     def batch(self, index: int, done: float) -> dict[str, Any]:
         """pixels uint8 [b, H, W, 3]; where captions are compared input_ids, attention_mask [b, s], a caption each in turn,
-        and caption_ids int64 [b], the same for equal captions; and what each objective adds."""
+        and image_ids, caption_ids int64 [b], the same for the same image and for equal captions; and what each objective
+        adds."""
         found = self.source.data.batch(self.source.number(index), self.source.images, CAPTIONS)
         batch: dict[str, Any] = {"pixels": torch.from_numpy(found.pixels)}
         if self.compares:
             texts = [captions[(index + row) % len(captions)] for row, captions in enumerate(found.captions)]
             batch |= encode(self.tokenizer, texts, self.model.config.max_length)
-            batch["caption_ids"] = torch.tensor([caption_id(text) for text in texts])
+            batch["image_ids"] = torch.tensor([identity(key) for key in found.keys])
+            batch["caption_ids"] = torch.tensor([identity(text) for text in texts])
         for name in self.weights:
             batch |= self._objective(name).prepare(found.captions, self.source.number(index))
         return batch

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from simmim_export.errors import DataError
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.data.base import Want
 from simmim_export.training.objectives import answer_loss, soft_answer_loss
@@ -46,7 +47,14 @@ class Stage(nn.Module):
     """A model and where its batches come from."""
 
     def __init__(self, head: str, model: SimMIM, tokenizer: Tokenizer, source: Source, plan: Plan) -> None:
+        """Raise :class:`DataError` for data with a single class, which a model names without looking."""
         super().__init__()
+        classes = source.data.labels[head]
+        if len(classes) < 2:
+            what = (
+                f"the data set {source.data.name} has one class for {head}, {classes[0]!r}: there is nothing to learn"
+            )
+            raise DataError(what, fix="give data of two classes or more")
         self.head, self.model, self.tokenizer, self.source, self.plan = head, model, tokenizer, source, plan
 
     def encode(self, texts: Sequence[Sequence[str]]) -> dict[str, Tensor]:
@@ -85,12 +93,13 @@ class Answers(Stage):
             self.pretrain = Pretrain(model, tokenizer, replace(source, data=data), weights)
 
     def batch(self, index: int, done: float) -> dict[str, Any]:
-        """pixels; input_ids, attention_mask [b q, s]; answers int64 [b q], or scores float32 [b q, c]."""
+        """pixels; input_ids, attention_mask [b q, s]; answers int64 [b q], or scores float32 [b q, c]. Every so often a batch of
+        pretraining, with ``rehearsal`` true."""
         if int(self.level) < len(CURRICULUM) and done >= CURRICULUM[int(self.level)][1]:
             self._next_level()
         level = int(self.level)
         if self.pretrain is not None and level == len(CURRICULUM) and (index + 1) % self.plan.rehearse == 0:
-            return self.pretrain.batch(index, done)
+            return self.pretrain.batch(index, done) | {"rehearsal": True}
         families = None if level == len(CURRICULUM) else CURRICULUM[level][2]
         number, images = self.source.number(index), self.source.images
         found = self.source.data.batch(number, images, Want(captions=False, families=families))
@@ -105,8 +114,10 @@ class Answers(Stage):
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """The mean loss of all questions, or that of a pretraining batch."""
-        if self.pretrain is not None and "caption_ids" in batch:
-            return self.pretrain(batch)
+        if "rehearsal" in batch:
+            assert self.pretrain is not None
+            loss: Tensor = self.pretrain(batch)
+            return loss
         logits = self.logits(batch)
         if "scores" in batch:
             return soft_answer_loss(logits, batch["scores"])

@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
         with torch.no_grad():
             for _ in range(steps):
                 stage(batch)
-        kind = "rehearsal" if "caption_ids" in stage.batch(1, 0.0) else "questions"
+        kind = "rehearsal" if "rehearsal" in stage.batch(1, 0.0) else "questions"
         lines.append(f"{int(stage.level)} {kind} {float(stage.accuracy):.4f}")
     (folder / str(rank)).write_text("\n".join(lines))
     dist.barrier()

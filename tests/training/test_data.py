@@ -15,7 +15,7 @@ from PIL import Image
 
 from simmim_export.errors import DataError, UsageError
 from simmim_export.training.data import dataset
-from simmim_export.training.data.base import CAPTIONS, QUESTIONS
+from simmim_export.training.data.base import CAPTIONS, ONCE, QUESTIONS, UNSEEN
 from simmim_export.training.data.digits import Digits
 from simmim_export.training.data.files import Files
 from simmim_export.training.data.records import Question, Record, Statement
@@ -114,6 +114,8 @@ def test_clip_questions() -> None:
     again = Clips(0).batch(3, 64)
     assert np.array_equal(found.pixels, again.pixels) and found.questions == again.questions
     assert not np.array_equal(Clips(0, "test").batch(3, 64).pixels, found.pixels)
+    once = Clips(0).batch(3, 64, ONCE)
+    assert [list(dict.fromkeys(row)) for row in found.questions] == once.questions != found.questions
     for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
         for text, answer, kind in zip(texts, answers, kinds, strict=True):
             allowed = (DIRECTIONS, (*COLOURS, *SHAPES), ("yes", "no"))[kind]
@@ -150,6 +152,11 @@ def test_records_become_batches_and_each_comes_once_before_any_comes_again(tmp_p
     questions = (Question("what colour?", {"red": 1.0, "dark red": 0.3}, "colour"), Question("dark?", {"no": 1.0}))
     data = opened({"train": records(tmp_path, 5, captions=("a red picture",), questions=questions)})
     assert data.labels == {"match": ("no", "yes"), "vqa": ("no", "red")} and data.families == ("all", "colour")
+    # A batch that reaches into the next round may hold an image twice: its name says so.
+    for index in range(5):
+        part = data.batch(index, 4)
+        values = [pixels[0, 0, 0] for pixels in part.pixels]
+        assert [key == other for key in part.keys for other in part.keys] == [a == b for a in values for b in values]
     found = [data.batch(index, 2) for index in range(5)]
     values = [int(pixels[0, 0, 0]) for part in found for pixels in part.pixels]
     assert sorted(values[:5]) == sorted(values[5:]) == [0, 20, 40, 60, 80]
@@ -177,7 +184,7 @@ def test_answers_that_training_has_not_are_counted_aloud(tmp_path: Path) -> None
 def test_statements_classes_and_clips_of_records(tmp_path: Path) -> None:
     stated = records(tmp_path, 3, statements=(Statement("it is red", "entailment"), Statement("it is blue", "neutral")))
     found = opened({"train": stated}).stated(0, 3)
-    assert found.labels.tolist() == [[0, 1, 0]] * 3
+    assert all(sorted(row) in ([0, 0, 1], [0, 1, 1]) for row in found.labels.tolist())
     classed = [Record(r.key, r.images, label="ab"[i % 2]) for i, r in enumerate(records(tmp_path, 4))]
     assert sorted(opened({"train": classed}).labelled(0, 4).labels.tolist()) == [0, 0, 1, 1]
     clips = [Record(r.key, r.images * 3, label="up") for r in records(tmp_path, 2)]
@@ -191,6 +198,78 @@ def test_statements_classes_and_clips_of_records(tmp_path: Path) -> None:
         other.labelled(0, 1)
     with pytest.raises(DataError, match="no record has captions"):
         opened({"train": classed}).batch(0, 2, CAPTIONS)
+
+
+def test_every_statement_is_trained_on_and_each_is_judged_once(tmp_path: Path) -> None:
+    said = [
+        tuple(Statement(f"{row} {n}", ("entailment", "neutral")[n % 2]) for n in range(7 - row)) for row in range(3)
+    ]
+    stated = [Record(f"{row}", r.images, statements=said[row]) for row, r in enumerate(records(tmp_path, 3))]
+    data = opened({"train": stated})
+    trained = {text for index in range(40) for row in data.stated(index, 3).texts for text in row}
+    assert trained == {statement.text for row in said for statement in row}
+    once = data.stated(0, 3, ONCE)
+    assert sorted(text for row in once.texts for text in row) == sorted(trained)
+    for texts, labels in zip(once.texts, once.labels, strict=True):
+        assert [int(text[-1]) % 2 for text in texts] == labels[: len(texts)].tolist() and len(labels) == 7
+
+
+def test_every_question_is_judged_once_and_in_its_own_family(tmp_path: Path) -> None:
+    def asking(count: int, family: str) -> tuple[Question, ...]:
+        return tuple(Question(f"{family} {n}?", {str(n % 3): 1.0}, family) for n in range(count))
+
+    one, two, three = records(tmp_path, 3)
+    train = [Record("a", one.images, questions=asking(4, "b"))]
+    val = [
+        Record("b", two.images, questions=asking(1, "a")),
+        Record("c", three.images, questions=asking(10, "b")),
+    ]
+    data = opened({"train": train, "val": val}, stream="test")
+    found = data.batch(0, 2, ONCE)
+    assert found.scores is not None and found.scores.shape == (2, 10, 3) and found.pixels.shape[0] == 2
+    asked = [text for row in found.questions for text in row]
+    assert sorted(asked) == sorted(q.text for record in val for q in record.questions)
+    for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
+        for text, answer, kind in zip(texts, answers, kinds, strict=False):
+            assert data.families[kind] == text[0] and answer == int(text[2]) % 3
+    nothing = data.batch(0, 2, UNSEEN)
+    assert nothing.questions == found.questions and not nothing.pixels.size
+    # In training as many as ever, some twice.
+    assert data.batch(0, 2, QUESTIONS).answers.shape == (2, 4)
+
+
+def test_there_are_no_more_samples_than_pictures(tmp_path: Path) -> None:
+    few = opened({"train": records(tmp_path, 4, captions=("x",))}).on("samples")
+    pixels, texts = few.samples(256)
+    assert len({p.tobytes() for p in pixels}) == len(pixels) == 4 == len(texts)
+    assert len(few.samples(3)[0]) == 3 and len(Digits(0, "samples").samples(2000)[0]) == 1438
+
+
+@pytest.mark.parametrize("size", [8, 36, 44, 64, 65])
+def test_digits_are_whole_at_every_size(size: int) -> None:
+    from simmim_export.training.data.digits import _digits, _parts
+
+    grey = np.sort([digit.tobytes() for digit in _digits()[0][_parts()["test"]]])
+    found = Digits(0, "test", size).labelled(0, 177).pixels
+    assert found.shape == (177, size, size, 3)
+    middles = ((np.arange(8) + 0.5) * size / 8).astype(int)
+    small = np.ascontiguousarray(found[:, middles[:, None], middles, 0])
+    assert np.array_equal(np.sort([digit.tobytes() for digit in small]), grey)
+
+
+def test_splits_are_read_once_and_shared_by_the_streams(tmp_path: Path) -> None:
+    made, read = records(tmp_path, 3, captions=("x",)), []
+
+    def reader(name: str, root: Path, split: str) -> list[Record]:
+        read.append(split)
+        return made
+
+    data = Files("made", Path("root"), reader, {"train": "train", "test": "val"}, size=16)
+    data.open()
+    for stream in ("test", "train", "samples"):
+        data.on(stream).open()
+        assert data.on(stream).labels == {"match": ("no", "yes")}
+    assert read == ["train", "val"]
 
 
 def test_a_stream_that_is_not_on_disk_is_no_other_one(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +16,20 @@ from tokenizers import Tokenizer
 from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import build
 from simmim_export.training.assemble import SAMPLES, NewModel, new_checkpoint, samples, with_head
-from simmim_export.training.data.base import EVERYTHING, Batch, Data, Stated, Want
+from simmim_export.training.data.base import EVERYTHING, ONCE, QUESTIONS, UNSEEN, Batch, Data, Stated, Want
 from simmim_export.training.data.digits import Digits
+from simmim_export.training.data.files import Files
+from simmim_export.training.data.records import Question, Record, Statement
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.clips import ANSWERS, DIRECTIONS, Clips
+from simmim_export.training.data.shapes.dataset import ShapesBatch
 from simmim_export.training.evaluation.answers import evaluate_answers, question_only, seen
 from simmim_export.training.evaluation.classes import evaluate_classes, evaluate_statements
-from simmim_export.training.evaluation.retrieval import evaluate_match, recall
+from simmim_export.training.evaluation.pointing import pointing_game
+from simmim_export.training.evaluation.retrieval import evaluate_match, evaluate_retrieval, recall
 from simmim_export.training.evaluation.statistics import accuracy, batches, wilson
 from simmim_export.training.evidence import gather_evidence
+from simmim_export.training.tokenizer import encode
 
 
 @settings(max_examples=150, deadline=None)
@@ -135,6 +141,86 @@ def test_chance_is_that_of_the_galleries_there_were(scenes: int, galleries: list
     assert found["chance"] == pytest.approx(chance)
 
 
+@dataclass(frozen=True)
+class Uneven(Shapes):
+    """Of every image another number of questions, and of statements; padded as on disk."""
+
+    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> ShapesBatch:
+        found = super().batch(index, images, want)
+        return replace(found, questions=[row[: 1 + place % 5] for place, row in enumerate(found.questions)])
+
+    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
+        found = super().stated(index, images, want)
+        return found._replace(texts=[row[: 1 + place % 3] for place, row in enumerate(found.texts)])
+
+
+@torch.inference_mode()
+def test_rows_of_any_length_are_asked_as_they_are() -> None:
+    """The answers are those of the same questions asked one by one, and a control asks about another image."""
+    model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
+    figures = evaluate_answers("vqa", model, tokenizer, Uneven(0, "test"), 12, quiet)
+    found = Uneven(0, "test").batch(0, 64, ONCE).first(12)
+    lengths = [len(row) for row in found.questions]
+    assert figures["n"] == sum(lengths) == 33 == figures["controls"]["image_only"]["n"]
+    hits, others, swapped = [], [], []
+    for row, texts in enumerate(found.questions):
+        for column, answer in enumerate(found.answers[row, : len(texts)]):
+            before = found.questions[row - 1]
+            for right, image, text in (
+                (hits, row, texts[column]),
+                (others, row - 1, texts[column]),
+                (swapped, row, before[column % len(before)]),
+            ):
+                images = model.see(torch.from_numpy(found.pixels[image][None]))
+                tokens = encode(tokenizer, [text], model.config.max_length)
+                words, _ = model.encode_text(**tokens)
+                fused = model.fuse(images, words, tokens["attention_mask"])
+                right.append(int(model.classify("vqa", fused).argmax()) == answer)
+    assert figures["accuracy"] == pytest.approx(np.mean(hits))
+    assert figures["controls"]["shuffled_image"]["accuracy"] == pytest.approx(np.mean(others))
+    assert figures["controls"]["image_only"]["accuracy"] == pytest.approx(np.mean(swapped))
+    model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
+    assert evaluate_statements("text_class", model, tokenizer, Uneven(0, "test"), 12, quiet)["n"] == 4 * (1 + 2 + 3)
+
+
+def test_evidence_asks_the_most_that_it_can_and_nothing_twice() -> None:
+    found = gather_evidence(Uneven(0), ("vqa", "text_class"), 60)
+    assert found is not None
+    # 60, 48, 36, 24 and 12 images have 1 to 5 questions or more: 3 of 36 are the most, 2 of 40 the most statements.
+    assert found.tasks["vqa"].labels.shape == (36, 3) and found.tasks["text_class"].labels.shape == (40, 2)
+    assert all(len(set(row)) == len(row) for task in found.tasks.values() for row in task.texts)
+    found.check()
+
+
+def test_a_question_of_a_new_kind_is_guessed_by_all_that_were_asked() -> None:
+    assert question_only(Scored(), 64)("new", "of its own") == 1
+
+
+def test_controls_that_see_no_image_decode_none() -> None:
+    said = (Statement("it is so", "entailment"), Statement("it is not", "neutral"), Statement("it may be", "neutral"))
+    asked = Question("how many?", {"2": 1.0})
+    broken = [Record("a", (b"no picture",), questions=(asked,), statements=said, label="x")]
+    data = Files("made", Path("root"), lambda *_: broken, {"train": "train", "test": "test"})
+    assert question_only(data)("how many?", "all") == 0
+    assert data.labelled(0, 2, UNSEEN).labels.shape == (2,) and data.stated(0, 2, UNSEEN).labels.shape == (2, 3)
+    for found in (Shapes(0).batch(0, 4, UNSEEN), Clips(0).labelled(0, 2, UNSEEN), Digits(0).labelled(0, 4, UNSEEN)):
+        assert not found.pixels.size
+
+
+def test_the_pointing_game_is_played_on_so_many_scenes() -> None:
+    model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
+    found = Shapes(0, "test").batch(0, 64, QUESTIONS)
+    counts = [sum(thing is not None for thing in row) for row in found.about]
+    for scenes in (1, 5):
+        assert pointing_game(model, tokenizer, Shapes(0, "test"), scenes, quiet)["n"] == sum(counts[:scenes])
+
+
+def test_one_image_is_not_retrieved() -> None:
+    model, tokenizer = made("match", ["no", "yes"])
+    alone = evaluate_retrieval("match", model, tokenizer, Shapes(0, "test"), 1, quiet)
+    assert alone == {"not_measured": "retrieval needs two scenes or more"}
+
+
 def quiet(*_: object) -> None:
     """No progress."""
 
@@ -156,8 +242,8 @@ def test_an_image_alone_is_no_other_image() -> None:
 class Skewed(Shapes):
     """Every statement of training is true, of any other stream false."""
 
-    def stated(self, index: int, images: int) -> Stated:
-        found = super().stated(index, images)
+    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
+        found = super().stated(index, images, want)
         return found._replace(labels=np.full_like(found.labels, int(self.stream == "train")))
 
 

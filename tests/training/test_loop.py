@@ -283,7 +283,7 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
     for _ in range(100):
         stage._advance(right, answers)
     assert int(stage.level) == len(CURRICULUM) == int(stage.state_dict()["level"])
-    assert "caption_ids" in stage.batch(1, 1.0) and "answers" in stage.batch(2, 1.0)
+    assert "rehearsal" in stage.batch(1, 1.0) and "answers" in stage.batch(2, 1.0)
     late = Answers("vqa", *parts, Plan(rehearse=0)).train()
     late.batch(0, CURRICULUM[0][1])
     assert int(late.level) == 1

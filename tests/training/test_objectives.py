@@ -21,7 +21,10 @@ from simmim_export.training.objectives import (
     tag_loss,
 )
 
-IDS = torch.arange(2)
+
+def own(ids: list[int]) -> torch.Tensor:
+    """Which images of a batch are the same."""
+    return torch.tensor(ids)[:, None] == torch.tensor(ids)
 
 
 def test_similarities_are_scaled_cosines_and_the_scale_is_clamped() -> None:
@@ -31,23 +34,32 @@ def test_similarities_are_scaled_cosines_and_the_scale_is_clamped() -> None:
     assert math.exp(MAX_LOGIT_SCALE) == pytest.approx(100, rel=1e-3)
 
 
+def test_mixed_precision_does_not_round_the_scores() -> None:
+    image, text = torch.nn.functional.normalize(torch.randn(2, 8, 96, generator=torch.manual_seed(0)), dim=-1)
+    exact = similarities(image, text, torch.tensor(4.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = similarities(image.bfloat16(), text.bfloat16(), torch.tensor(4.0))
+        mixed = similarities(image, text, torch.tensor(4.0))
+    assert found.dtype == torch.float32 and torch.equal(mixed, exact)
+
+
 def test_contrastive_by_hand() -> None:
     scores = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
     rows = (math.log(1 + math.exp(-2)) + math.log(2)) / 2
     columns = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-1))) / 2
-    assert contrastive_loss(scores, IDS).item() == pytest.approx((rows + columns) / 2, rel=1e-6)
+    assert contrastive_loss(scores, own([0, 1])).item() == pytest.approx((rows + columns) / 2, rel=1e-6)
 
 
 def test_two_texts_of_one_image_are_both_positives() -> None:
     scores = torch.zeros(3, 3)
-    assert contrastive_loss(scores, torch.tensor([0, 0, 1])).item() == pytest.approx(math.log(3))
+    assert contrastive_loss(scores, own([0, 0, 1])).item() == pytest.approx(math.log(3))
     same = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
-    assert contrastive_loss(same, torch.tensor([0, 0, 1])) < contrastive_loss(same, torch.arange(3))
+    assert contrastive_loss(same, own([0, 0, 1])) < contrastive_loss(same, own([0, 1, 2]))
 
 
 def test_a_batch_of_one_is_refused() -> None:
     with pytest.raises(UsageError, match="2 or more") as caught:
-        contrastive_loss(torch.zeros(1, 1), torch.zeros(1))
+        contrastive_loss(torch.zeros(1, 1), own([0]))
     assert caught.value.exit_code == 2
 
 

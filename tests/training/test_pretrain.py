@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import build
 from simmim_export.training.assemble import NewModel, new_checkpoint
 from simmim_export.training.data.base import CAPTIONS
+from simmim_export.training.data.files import Files
+from simmim_export.training.data.records import Record
 from simmim_export.training.data.shapes import Shapes
-from simmim_export.training.pretrain import OBJECTIVES, Pretrain
+from simmim_export.training.data.shapes.scene import COLOURS
+from simmim_export.training.data.shapes.words import NUMBERS
+from simmim_export.training.pretrain import OBJECTIVES, Pretrain, alike
 from simmim_export.training.source import Source
 
 
@@ -41,6 +46,12 @@ def test_what_cannot_be_trained_is_refused(parts, weights: dict[str, float], ima
     with pytest.raises(UsageError, match=expected) as caught:
         stage(parts, images, **weights)
     assert caught.value.exit_code == 2 and caught.value.fix
+
+
+def test_one_image_has_no_other(parts) -> None:
+    with pytest.raises(UsageError, match="2 images or more, and there is 1"):
+        Pretrain(*parts, Source(Shapes(0, examples=1), 4), {"itc": 1.0})
+    Pretrain(*parts, Source(Shapes(0, examples=1), 4), {"mlm": 1.0})
 
 
 def test_a_tokenizer_without_mask_is_refused_for_mlm_alone(parts) -> None:
@@ -97,6 +108,56 @@ def test_an_image_alone_can_fill_in_words_and_is_never_given_the_answer(parts) -
     words = [parts[1].id_to_token(int(i)) for i in batch["hidden_words"]]
     assert set(words) <= set(Shapes(0).visual_words()) and len(words) == batch["hidden"].sum()
     assert pretrain(batch).isfinite()
+
+
+COUNTS = (5, 7, 6)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Three pictures on disk of 5, 7 and 6 captions, as those of COCO have: the picture's number and the caption's."""
+    folder = tmp_path_factory.mktemp("told")
+    made = []
+    for row, count in enumerate(COUNTS):
+        Image.new("RGB", (64, 64), (80 * row, 0, 0)).save(folder / f"{row}.png")
+        words = tuple(f"A {NUMBERS[row]} {COLOURS[place]} circle" for place in range(count))
+        made.append(Record(f"{row}", (folder / f"{row}.png",), captions=words))
+    return Files("told", folder, lambda name, root, split: made, {"train": "train"})
+
+
+def test_hidden_words_are_those_of_captions_of_their_own_image(parts, told: Files) -> None:
+    pretrain = Pretrain(*parts, Source(told, 3), {"mlm": 1.0})
+    seen = set()
+    for index in range(60):
+        batch = pretrain.batch(index, 0.0)
+        ids = batch["masked_ids"].clone()
+        ids[batch["hidden"]] = batch["hidden_words"]
+        texts = [text.split() for text in parts[1].decode_batch(ids.tolist())]
+        images = [NUMBERS[int(pixels[0, 0, 0]) // 80] for pixels in batch["pixels"]]
+        assert [text[2] for text in texts] == [image for image in images for _ in range(5)]
+        assert len({tuple(text) for text in texts}) == 15
+        seen |= {tuple(text) for text in texts}
+    assert len(seen) == sum(COUNTS) and pretrain(batch).isfinite()
+
+
+def test_another_caption_of_the_same_image_is_no_other_image(parts, told: Files) -> None:
+    """A batch of four of three pictures holds one of them twice, with another caption."""
+    pretrain = Pretrain(*parts, Source(told, 4), {"itc": 1.0, "itm": 1.0})
+    batch = pretrain.batch(0, 0.0)
+    images = [int(pixels[0, 0, 0]) for pixels in batch["pixels"]]
+    assert len(set(batch["caption_ids"].tolist())) == 4 and len(set(images)) == 3
+    same = alike(batch["image_ids"], batch["caption_ids"])
+    assert same.tolist() == [[a == b for b in images] for a in images]
+    equal = alike(torch.tensor([1, 2, 3]), torch.tensor([7, 8, 7]))
+    assert equal.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    assert pretrain(batch).isfinite()
+
+
+def test_tags_are_read_as_the_phrases_are_written(parts, told: Files) -> None:
+    pretrain = Pretrain(*parts, Source(told, 3), {"tags": 1.0})
+    prepared = pretrain.objectives["tags"].prepare([["A ONE Red CIRCLE"], ["nothing"]], 0)["present"]
+    names = [name for name, row in zip(told.phrases(), prepared.T.tolist(), strict=True) if row[0]]
+    assert names == ["circle"] and not prepared[1].any()
 
 
 def test_tags_are_the_words_and_pairs_that_the_captions_hold(parts) -> None:

@@ -108,6 +108,7 @@ def image_folder(root: Path, split: str = "train") -> str:
 def frames(root: Path, split: str = "train") -> str:
     for number in (10, 2, 1):
         picture(root / f"{split}/wave/clip7/frame{number}.jpg")
+        picture(root / f"{split}/nod/clip3/frame{number}.jpg")
     return split
 
 
@@ -166,7 +167,7 @@ def test_snli_ve_says_what_it_leaves_out(tmp_path: Path) -> None:
 def test_image_folder_and_frames(tmp_path: Path) -> None:
     found = made("image_folder", tmp_path / "images")
     assert [(r.label, r.images[0].name) for r in found] == [("cat", "1.png"), ("cat", "10.png"), ("dog", "2.png")]
-    (clip,) = made("frames", tmp_path / "clips")
+    _, clip = made("frames", tmp_path / "clips")
     assert [p.name for p in clip.images] == ["frame1.jpg", "frame2.jpg", "frame10.jpg"] and clip.label == "wave"
 
 

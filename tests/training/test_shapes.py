@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simmim_export.errors import UsageError
-from simmim_export.training.data.base import CAPTIONS, QUESTIONS
+from simmim_export.training.data.base import CAPTIONS, QUESTIONS, Want
 from simmim_export.training.data.shapes import ANSWERS, FAMILIES, Scene, Shapes, contact_sheet, draw_scene, vocabulary
 from simmim_export.training.data.shapes.draw import RGB
 from simmim_export.training.data.shapes.scene import COLOURS, SHAPES, SIZES, TEXTURES
@@ -120,6 +120,42 @@ def test_the_same_number_is_the_same_batch_and_streams_share_nothing() -> None:
             scenes = set(Shapes(1, stream).batch(index, 32, CAPTIONS).scenes)
             assert not scenes & seen
             seen |= scenes
+
+
+@pytest.mark.parametrize(("examples", "images"), [(10, 4), (10, 32), (40, 8)])
+def test_few_examples_are_so_many_and_all_of_what_is_said_of_them_is_learned(examples: int, images: int) -> None:
+    """40 of 8 are 5 batches: as many as a scene has captions, and every 8th batch is one of rehearsal."""
+    data = Shapes(0, size=16, examples=examples)
+    assert data.limit("captions") == examples and data.on("test").limit("captions") is None
+    shown: dict[str, set[str]] = defaultdict(set)
+    scenes, asked = {}, set()
+    for index in range(-(-40 * examples // images)):
+        found = data.batch(index, images, CAPTIONS)
+        for row, (key, scene, captions) in enumerate(zip(found.keys, found.scenes, found.captions, strict=True)):
+            assert scenes.setdefault(key, scene) == scene
+            shown[key].add(captions[(index + row) % 5])  # as pretraining takes them
+            if (index + 1) % 8:
+                asked.add(key)
+    assert len(set(scenes.values())) == len(scenes) == len(asked) == examples
+    assert {len(captions) for captions in shown.values()} == {5}
+    first, again = data.batch(0, 64, QUESTIONS), data.batch(1, 64, QUESTIONS)
+    said = [dict(zip(found.keys, found.questions, strict=True)) for found in (first, again)]
+    assert all(said[0][key] == said[1][key] for key in said[0].keys() & said[1].keys())
+    stated = [data.stated(index, examples) for index in range(2)]
+    assert sorted(stated[0].texts) == sorted(stated[1].texts) and stated[0].labels.tolist() == [[1, 1, 0, 0]] * examples
+
+
+def test_when_all_has_been_asked_it_is_asked_again() -> None:
+    """Of three things there are at most 24 questions about places."""
+    want = Want(captions=False, families=("spatial",))
+    found = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want)
+    assert found.answers.shape == (16, 60)
+    for scene, texts, answers in zip(found.scenes, found.questions, found.answers, strict=True):
+        counts = Counter(texts)
+        assert max(counts.values()) - min(counts.values()) <= 1
+        assert all(solve(scene, text) == ANSWERS[answer] for text, answer in zip(texts, answers, strict=True))
+    once = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want._replace(every=True))
+    assert [list(dict.fromkeys(row)) for row in found.questions] == once.questions
 
 
 def test_the_text_alone_gives_little_away() -> None:

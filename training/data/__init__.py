@@ -15,15 +15,17 @@ from simmim_export.training.data.shapes.clips import Clips
 
 MADE = ("shapes", "clips", "digits")
 DATASETS = (*MADE, *READERS)
-# reader -> the splits that streams are read from.
+STREAMS = ("train", "val", "test", "samples")
+# reader -> the splits that streams are read from. Without val evidence and figures are of the same split: VQAv2 and COCO have
+# no third one, the answers of CLEVR's are withheld.
 SPLITS: Mapping[str, Mapping[str, str]] = {
     "vqav2": {"train": "train2014", "test": "val2014"},
     "coco": {"train": "train2014", "test": "val2014"},
-    "karpathy": {"train": "train", "test": "test"},
+    "karpathy": {"train": "train", "val": "val", "test": "test"},
     "clevr": {"train": "train", "test": "val"},
-    "snli_ve": {"train": "train", "test": "test"},
+    "snli_ve": {"train": "train", "val": "dev", "test": "test"},
 }
-_PLAIN = {"train": "train", "test": "test"}
+_PLAIN = {"train": "train", "val": "val", "test": "test"}
 
 
 def dataset(
@@ -40,12 +42,16 @@ def dataset(
     """The data set called ``name``; ``split`` is the CoGenT split of shapes, ``root`` the folder of one on disk;
     ``questions`` an image in a batch.
 
-    Raise :class:`UsageError` for an unknown name, naming the choices, and for a root that is missing or makes no sense.
+    Raise :class:`UsageError` for an unknown name, naming the choices, a stream that is none, and for a root that is missing or
+    makes no sense.
     """
     if name not in DATASETS:
         raise UsageError(f"unknown data set {name!r}", fix=f"choose one of {', '.join(DATASETS)}")
     if name in MADE and root is not None:
         raise UsageError(f"the data set {name} is not on disk", fix="drop --data-root")
+    if name in MADE and stream not in STREAMS:
+        # A stream that is made would be made under any name, a misspelt one too.
+        raise UsageError(f"the data set {name} has no stream {stream!r}", fix=f"choose one of {', '.join(STREAMS)}")
     if name == "shapes":
         return Shapes(seed, stream, split, size, questions or 8, examples)
     if split != "iid":

@@ -6,7 +6,7 @@ Batches are addressed by number: the same number is the same batch, in every pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import NamedTuple, Self
 
@@ -20,7 +20,9 @@ class Batch:
     """n images: ``pixels`` uint8 [n, H, W, 3], or of clips [n, f, H, W, 3]; captions; q questions an image.
 
     ``answers`` and ``families`` are int64 [n, q], indices into the labels of ``vqa`` and into the data's families;
-    ``scores`` float32 [n, q, labels] where several answers are right in part. What was not asked for is empty.
+    ``scores`` float32 [n, q, labels] where several answers are right in part. ``keys`` name the images: equal for the same
+    one, in whatever batch. What was not asked for is empty. With :attr:`Want.every` the rows of ``questions`` may differ in
+    length: q is that of the longest, and the arrays hold zeros where a row has ended.
     """
 
     pixels: np.ndarray
@@ -29,12 +31,12 @@ class Batch:
     answers: np.ndarray
     families: np.ndarray
     scores: np.ndarray | None = None
+    keys: Sequence[str] = ()
 
-    def first(self, count: int) -> Batch:
+    def first(self, count: int) -> Self:
         """The first ``count`` images with what belongs to them."""
-        scores = None if self.scores is None else self.scores[:count]
-        texts = (self.captions[:count], self.questions[:count])
-        return Batch(self.pixels[:count], *texts, self.answers[:count], self.families[:count], scores)
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return replace(self, **{name: None if part is None else part[:count] for name, part in parts.items()})
 
 
 class Labelled(NamedTuple):
@@ -45,7 +47,7 @@ class Labelled(NamedTuple):
 
 
 class Stated(NamedTuple):
-    """``pixels`` as in :class:`Batch`; k texts an image; what holds of each: int64 [n, k]."""
+    """``pixels`` as in :class:`Batch`; k texts an image; what holds of each: int64 [n, k]. With :attr:`Want.every` as there."""
 
     pixels: np.ndarray
     texts: list[list[str]]
@@ -63,16 +65,38 @@ def in_turn(seed: int, index: int, images: int, count: int) -> list[int]:
     return [_order(seed, place // count, count)[place % count] for place in places]
 
 
+def nothing(size: int) -> np.ndarray:
+    """Pixels of no image: uint8 [0, size, size, 3]."""
+    return np.zeros((0, size, size, 3), np.uint8)
+
+
+def filled(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """int64 [n, longest]: ``rows`` with zeros behind those that are shorter."""
+    found = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+    return found
+
+
 class Want(NamedTuple):
-    """What of a batch to make; questions of the given families, of all without."""
+    """What of a batch to make; questions of the given families, of all without.
+
+    ``every``: each question (or statement) of an image once, for figures, instead of a fixed number of which some may come
+    twice. Without ``pixels`` none are drawn or decoded, for whoever counts labels.
+    """
 
     captions: bool = True
     questions: bool = True
-    families: Sequence[str] | None = None
+    families: tuple[str, ...] | None = None
+    every: bool = False
+    pixels: bool = True
 
 
 EVERYTHING = Want()
 CAPTIONS, QUESTIONS = Want(questions=False), Want(captions=False)
+# What figures are measured on, and what their controls count.
+ONCE = QUESTIONS._replace(every=True)
+UNSEEN = ONCE._replace(pixels=False)
 # The streams that a model learns from: a number of examples holds for both.
 REHEARSAL = "train-rehearsal"
 LEARNED = ("train", REHEARSAL)
@@ -102,9 +126,17 @@ class Data:
         """The same data set, another stream; a limited number of examples holds for what is learned from alone."""
         raise NotImplementedError
 
+    def open(self) -> None:
+        """Read what is to be read, so that what is missing or malformed is said now; nothing for what is made."""
+
     def limit(self, kind: str) -> int | None:
         """How many images of this stream have captions, questions, classes or statements (``kind``); None: endless."""
         return None
+
+    def texts(self, kind: str) -> Sequence[str]:
+        """Every text of this stream's captions, questions or statements (``kind``), to be checked before training; none of what
+        is made."""
+        return ()
 
     def describe(self) -> dict[str, object]:
         """What a checkpoint records of its data."""
@@ -114,11 +146,11 @@ class Data:
         """Batch number ``index``."""
         raise self._has_no("captions or questions")
 
-    def labelled(self, index: int, images: int) -> Labelled:
+    def labelled(self, index: int, images: int, want: Want = EVERYTHING) -> Labelled:
         """Batch number ``index`` of images or clips with a class each."""
         raise self._has_no("classes")
 
-    def stated(self, index: int, images: int) -> Stated:
+    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
         """Batch number ``index`` of images with statements."""
         raise self._has_no("statements")
 
@@ -139,7 +171,8 @@ class Data:
         return []
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
-        """``count`` pictures uint8 [count, H, W, 3] of this stream and as many texts; no texts where it has none."""
+        """``count`` different pictures uint8 [count, H, W, 3] of this stream, or all where it has fewer, and at most ``count``
+        texts; no texts where it has none."""
         raise NotImplementedError
 
     def _has_no(self, what: str) -> UsageError:

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from simmim_export.errors import EngineUnavailable, UsageError
-from simmim_export.training.data.base import Data, Labelled, in_turn
+from simmim_export.training.data.base import EVERYTHING, Data, Labelled, Want, in_turn, nothing
 
 CLASSES = tuple(str(digit) for digit in range(10))
 # Samples are what INT8 is calibrated on: of training, so that it is judged on digits which it has not seen.
@@ -72,6 +72,10 @@ class Digits(Data):
         """The same data set, another stream; see :meth:`Data.on`."""
         return replace(self, stream=stream, examples=self.examples if stream == "train" else None)
 
+    def open(self) -> None:
+        """See :meth:`Data.open`."""
+        self._members()
+
     def limit(self, kind: str) -> int | None:
         """The digits of this stream."""
         return len(self._members())
@@ -95,15 +99,18 @@ class Digits(Data):
         members = np.random.default_rng(self.seed).permutation(_parts()[_PARTS[self.stream]])
         return members[np.argsort(_ranks(labels[members]), kind="stable")][: self.examples]
 
-    def labelled(self, index: int, images: int) -> Labelled:
+    def labelled(self, index: int, images: int, want: Want = EVERYTHING) -> Labelled:
         """Batch number ``index``: every digit once before any comes again."""
         members = self._members()
         chosen = members[in_turn(self.seed, index, images, len(members))]
         grey, labels = _digits()
-        factor = -(-self.size // 8)
-        large = grey[chosen].repeat(factor, axis=1).repeat(factor, axis=2)[:, : self.size, : self.size]
+        if not want.pixels:
+            return Labelled(nothing(self.size), labels[chosen])
+        # The nearest of the 8 x 8: whole blocks at multiples of 8, and nothing cut off at other sizes.
+        places = np.arange(self.size) * 8 // self.size
+        large = grey[chosen][:, places[:, None], places]
         return Labelled(np.ascontiguousarray(large[..., None].repeat(3, axis=3)), labels[chosen])
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
-        """``count`` digits, no texts."""
-        return self.labelled(0, count).pixels, []
+        """``count`` digits, or all where there are fewer; no texts."""
+        return self.labelled(0, min(count, len(self._members()))).pixels, []

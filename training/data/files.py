@@ -10,9 +10,10 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,17 +28,26 @@ from simmim_export.training.data.base import (
     Labelled,
     Stated,
     Want,
+    filled,
     in_turn,
+    nothing,
 )
-from simmim_export.training.data.records import Question, Record
+from simmim_export.training.data.records import NoSplit, Question, Record, Statement
 
 # Answers that become classes, after VQAv2's usual 3,129: those that are given at least so often, the most frequent first.
 MOST_ANSWERS, LEAST_COUNT = 3129, 9
 READ = Callable[[str, Path, str], list[Record]]
+# Statements an image in a batch: of SNLI-VE's labels, one each on average.
+STATEMENTS = 3
+T = TypeVar("T")
 
 
 class UnknownAnswers(UserWarning):
     """Questions that no class answers: the answers are rare in training, or do not occur there. The message counts them."""
+
+
+class NoTestSplit(UserWarning):
+    """A data set without a test split is judged on its val split, as the message says."""
 
 
 def askable(record: Record) -> list[Question]:
@@ -52,12 +62,18 @@ _HAS: Mapping[str, Callable[[Record], object]] = {
     "statements": lambda record: record.statements,
     "classes": lambda record: record.label is not None,
 }
+_TEXTS: Mapping[str, Callable[[Record], Sequence[str]]] = {
+    "captions": lambda record: record.captions,
+    "questions": lambda record: [question.text for question in askable(record)],
+    "statements": lambda record: [statement.text for statement in record.statements],
+}
 
 
 @dataclass(frozen=True)
 class Files(Data):
     """One stream of the data set that ``read(name, root, split)`` reads; ``splits`` maps a stream to its split on disk.
 
+    Where there is no split for ``test`` on disk, that of ``val`` stands in for it, with a :class:`NoTestSplit` warning.
     The classes of each head are those of the whole training split, however few ``examples`` of it are trained on;
     questions that none of them answers stay and count as wrong, with a :class:`UnknownAnswers` warning. ``frames``: clips
     are taken at so many frames, at even distances.
@@ -73,36 +89,66 @@ class Files(Data):
     frames: int = 8
     questions_per_image: int = 4
     examples: int | None = None
+    # What was read, by split: shared by all streams of one data set, since a large file takes a while.
+    known: dict[str, list[Record]] = field(default_factory=dict, repr=False, compare=False)
 
     def on(self, stream: str) -> Files:
         """The same data set, another stream; see :meth:`Data.on`."""
         return replace(self, stream=stream, examples=self.examples if stream in LEARNED else None)
 
+    def open(self) -> None:
+        """See :meth:`Data.open`; also says how many questions have no known answer."""
+        _ = self._members
+
     def limit(self, kind: str) -> int | None:
         """The records that have what is asked for."""
         return len(self._members[kind])
+
+    def texts(self, kind: str) -> Sequence[str]:
+        """See :meth:`Data.texts`."""
+        return [text for record in self.records for text in _TEXTS.get(kind, lambda record: ())(record)]
 
     def describe(self) -> dict[str, object]:
         """What a checkpoint records of its data."""
         found: dict[str, object] = {
             "name": self.name,
             "root": str(self.root),
-            "split": self._split(),
+            "split": self.split,
             "size": self.size,
         }
         return found | {"records": len(self.records), "examples": self.examples}
 
-    def _split(self) -> str:
+    @cached_property
+    def split(self) -> str:
+        """The split on disk that this stream is read from. Raise :class:`UsageError` where there is none."""
         # Rehearsal and the samples for calibration are of training; nothing else may be, least of all in silence.
         stream = "train" if self.stream in (REHEARSAL, "samples") else self.stream
         if stream not in self.splits:
             fix = f"choose one of {', '.join(self.splits)}"
             raise UsageError(f"the data set {self.name} has no stream {stream!r}", where=self.root, fix=fix)
+        try:
+            self._read(self.splits[stream])
+        except NoSplit as missing:
+            val = self.splits.get("val")
+            if stream != "test" or val is None:
+                raise
+            try:
+                self._read(val)
+            except NoSplit:
+                raise missing from None
+            what = f"{self.root}: there is no split {self.splits[stream]!r}: {val!r} stands in for it"
+            warnings.warn(what, NoTestSplit, stacklevel=2)
+            return val
         return self.splits[stream]
 
-    @cached_property
+    def _read(self, split: str) -> list[Record]:
+        if split not in self.known:
+            self.known[split] = self.read(self.name, self.root, split)
+        return self.known[split]
+
+    @property
     def _all(self) -> list[Record]:
-        return self.read(self.name, self.root, self._split())
+        return self._read(self.split)
 
     @cached_property
     def records(self) -> list[Record]:
@@ -110,11 +156,10 @@ class Files(Data):
         order = np.random.default_rng(self.seed).permutation(len(self._all))[: self.examples]
         return [self._all[index] for index in order]
 
-    @cached_property
+    @property
     def _training(self) -> list[Record]:
         """The whole training split in its own order, so that every stream finds the same classes in it."""
-        train = self.splits["train"]
-        return self._all if self._split() == train else self.read(self.name, self.root, train)
+        return self._read(self.splits["train"])
 
     @cached_property
     def labels(self) -> Mapping[str, Sequence[str]]:
@@ -137,8 +182,9 @@ class Files(Data):
 
     @cached_property
     def families(self) -> Sequence[str]:
-        """The kinds of the training split's questions."""
-        return tuple(sorted({q.family for record in self._training for q in record.questions})) or ("all",)
+        """The kinds of this split's questions and of those of training."""
+        both = (*self._training, *self._all)
+        return tuple(sorted({question.family for record in both for question in record.questions}))
 
     def words(self) -> list[str]:
         """Every word of the training split's texts, the most frequent first."""
@@ -160,7 +206,7 @@ class Files(Data):
         """Batch number ``index`` of the records that have ``kind``: each once before any comes again."""
         members = self._members[kind]
         if not members:
-            raise DataError(f"no record has {kind}", where=f"{self.root}, {self._split()}", fix="choose another --task")
+            raise DataError(f"no record has {kind}", where=f"{self.root}, {self.split}", fix="choose another --task")
         return [members[place] for place in in_turn(self.seed, index, images, len(members))]
 
     @cached_property
@@ -170,11 +216,15 @@ class Files(Data):
         known = set(self.labels.get("vqa", ()))
         unknown = sum(not known & set(question.answers) for question in asked)
         if unknown:
-            what = f"{unknown} of the {len(asked)} questions of {self._split()} have no answer among the {len(known)} classes"
+            what = (
+                f"{unknown} of the {len(asked)} questions of {self.split} have no answer among the {len(known)} classes"
+            )
             warnings.warn(f"{self.root}: {what}: whatever the model says is wrong", UnknownAnswers, stacklevel=2)
         return found
 
-    def _pixels(self, records: Sequence[Record]) -> np.ndarray:
+    def _pixels(self, records: Sequence[Record], want: Want) -> np.ndarray:
+        if not want.pixels:
+            return nothing(self.size)
         preprocessing = ImagePreprocessing(self.size, self.size)
         if all(len(record.images) == 1 for record in records):
             return load_pixels([record.images[0] for record in records], preprocessing)
@@ -187,45 +237,61 @@ class Files(Data):
             clips.append(load_pixels([record.images[place] for place in places], preprocessing))
         return np.stack(clips)
 
+    def _some(self, said: Sequence[T], index: int, row: int, count: int, want: Want) -> list[T]:
+        """``count`` of what is ``said`` of the image in ``row`` of batch number ``index``, mixed anew for each batch; of
+        fewer some twice. Or everything once."""
+        if want.every:
+            return list(said)
+        order = np.random.default_rng((self.seed, index, row)).permutation(len(said))
+        return [said[order[place % len(said)]] for place in range(count)]
+
     def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
         """See :class:`Batch`; of an image with fewer questions than are asked for, some are asked twice."""
         asks = want.questions and not want.captions
         records = self._chosen(index, images, "questions" if asks else "captions")
-        pixels, captions = self._pixels(records), [list(r.captions) for r in records] if want.captions else []
+        pixels, keys = self._pixels(records, want), [record.key for record in records]
         if not asks:
             empty = np.zeros((len(records), 0), np.int64)
-            return Batch(pixels, captions, [], empty, empty)
-        answers = {answer: place for place, answer in enumerate(self.labels["vqa"])}
+            return Batch(pixels, [list(record.captions) for record in records], [], empty, empty, keys=keys)
         count = self.questions_per_image
-        scores = np.zeros((len(records), count, len(answers)), np.float32)
-        kinds, texts = np.zeros((len(records), count), np.int64), []
-        for row, record in enumerate(records):
-            asked = askable(record)
-            order = np.random.default_rng((self.seed, index, row)).permutation(len(asked))
-            chosen = [asked[order[place % len(asked)]] for place in range(count)]
-            texts.append([question.text for question in chosen])
+        asked = [self._some(askable(record), index, row, count, want) for row, record in enumerate(records)]
+        kinds = filled([[self._family[question.family] for question in row] for row in asked])
+        scores = np.zeros((*kinds.shape, len(self._answer)), np.float32)
+        for row, chosen in enumerate(asked):
             for column, question in enumerate(chosen):
-                kinds[row, column] = self.families.index(question.family) if question.family in self.families else 0
                 for answer, score in question.answers.items():
-                    if answer in answers:
-                        scores[row, column, answers[answer]] = score
-        return Batch(pixels, captions, texts, scores.argmax(axis=2), kinds, scores)
+                    if answer in self._answer:
+                        scores[row, column, self._answer[answer]] = score
+        texts = [[question.text for question in row] for row in asked]
+        return Batch(pixels, [], texts, scores.argmax(axis=2), kinds, scores, keys)
 
-    def labelled(self, index: int, images: int) -> Labelled:
+    @cached_property
+    def _answer(self) -> Mapping[str, int]:
+        return {answer: place for place, answer in enumerate(self.labels["vqa"])}
+
+    @cached_property
+    def _family(self) -> Mapping[str, int]:
+        return {family: place for place, family in enumerate(self.families)}
+
+    def labelled(self, index: int, images: int, want: Want = EVERYTHING) -> Labelled:
         """See :class:`Labelled`. Raise :class:`DataError` for a class that training has not."""
         head = next((name for name in ("image_class", "video_class") if name in self.labels), None)
         if head is None:
             raise UsageError(f"the data set {self.name} has no classes", fix="choose another --task")
         records = self._chosen(index, images, "classes")
-        return Labelled(self._pixels(records), self._places(head, [(r.key, r.label or "") for r in records]))
+        return Labelled(self._pixels(records, want), self._places(head, [(r.key, r.label or "") for r in records]))
 
-    def stated(self, index: int, images: int) -> Stated:
+    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
         """See :class:`Stated`: three statements an image, of one with fewer some twice."""
         records = self._chosen(index, images, "statements")
-        chosen = [[r.statements[place % len(r.statements)] for place in range(3)] for r in records]
-        flat = [(r.key, statement.label) for r, row in zip(records, chosen, strict=True) for statement in row]
-        labels = self._places("text_class", flat).reshape(len(records), 3)
-        return Stated(self._pixels(records), [[s.text for s in row] for row in chosen], labels)
+        chosen: list[list[Statement]] = [
+            self._some(record.statements, index, row, STATEMENTS, want) for row, record in enumerate(records)
+        ]
+        labels = [
+            self._places("text_class", [(record.key, statement.label) for statement in row])
+            for record, row in zip(records, chosen, strict=True)
+        ]
+        return Stated(self._pixels(records, want), [[s.text for s in row] for row in chosen], filled(labels))
 
     def _places(self, head: str, found: Sequence[tuple[str, str]]) -> np.ndarray:
         classes = {name: place for place, name in enumerate(self.labels[head])}
@@ -236,8 +302,8 @@ class Files(Data):
         return np.array([classes[label] for _, label in found], np.int64)
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
-        """``count`` pictures uint8 [count, H, W, 3], frames of clips one by one, and their texts (none where it has none)."""
-        records = self._chosen(0, count, "pictures")
+        """Up to ``count`` pictures uint8 [n, H, W, 3], frames of clips one by one, and their texts (none where it has none)."""
+        records = self._chosen(0, min(count, len(self._members["pictures"])), "pictures")
         pictures = [image for record in records for image in record.images][:count]
         texts = [text for r in records for text in (*r.captions, *(q.text for q in r.questions)) if text.strip()]
         return load_pixels(pictures, ImagePreprocessing(self.size, self.size)), texts[:count]

@@ -10,6 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim_export.errors import UsageError
+
+
+class NoSplit(UsageError):
+    """A split that is not on disk; the message names those that are."""
+
 
 @dataclass(frozen=True)
 class Question:

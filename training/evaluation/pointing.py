@@ -30,8 +30,8 @@ def pointing_game(model: SimMIM, tokenizer: Tokenizer, data: Shapes, scenes: int
     model.eval()
     hits, cells = Hits(), round(model.image_encoder.tokens**0.5)
     chance: list[float] = []
-    for index, _ in batches(scenes, None, "pointing game", watch):
-        found = data.batch(index, BATCH, QUESTIONS)
+    for index, count in batches(scenes, None, "pointing game", watch):
+        found = data.batch(index, BATCH, QUESTIONS).first(count)
         tokens = encode(tokenizer, [text for row in found.questions for text in row], model.config.max_length)
         images, texts = model.see(torch.from_numpy(found.pixels)), model.encode_text(**tokens)[0]
         repeats, mask = found.answers.shape[1], tokens["attention_mask"]
@@ -45,6 +45,8 @@ def pointing_game(model: SimMIM, tokenizer: Tokenizer, data: Shapes, scenes: int
                     hits.add("model", np.array([hottest in mine]))
                     hits.add("any_thing", np.array([any(hottest in cell for cell in on)]))
                     chance.append(len(mine) / heat.size)
+    if not chance:
+        return {"not_measured": "no question is about one thing: give more --eval-scenes"}
     return {
         **accuracy(hits.of("model")),
         "any_thing": float(hits.of("any_thing").mean()),

@@ -19,8 +19,8 @@ CONTROL_SCENES = 8192
 
 # What each control is, for whoever reads the checkpoint.
 CONTROLS = {
-    "question_only": f"majority answer of the exact text (else of its family) among the questions of {CONTROL_SCENES} "
-    "training scenes",
+    "question_only": "majority answer of the exact text (else of its family, else of all) among the questions of "
+    f"{CONTROL_SCENES} training scenes",
     "shuffled_image": f"the model itself, every question asked about another image of its batch of {BATCH}",
     "image_only": f"the model itself, every question replaced by that of another image of its batch of {BATCH}",
     "shuffled_frames": "the model itself, the frames of every clip in random order",

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_export.errors import DataError, UsageError
-from simmim_export.training.data.records import Record
+from simmim_export.errors import DataError
+from simmim_export.training.data.records import NoSplit, Record
 
 
 def load_json(path: Path) -> Any:
@@ -93,7 +93,7 @@ def finished(records: Sequence[Record], where: object) -> list[Record]:
     return list(records)
 
 
-def no_split(split: str, found: Iterable[str], root: Path) -> Exception:
+def no_split(split: str, found: Iterable[str], root: Path) -> NoSplit:
     """The error for a split that is not there."""
     names = ", ".join(sorted(set(found))) or "none"
-    return UsageError(f"no split {split!r}", where=root, fix=f"splits found: {names}")
+    return NoSplit(f"no split {split!r}", where=root, fix=f"splits found: {names}")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labelled, Want
+from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labelled, Want, filled, nothing
 from simmim_export.training.data.shapes.draw import draw_scene
 from simmim_export.training.data.shapes.scene import COLOURS, GRID, SHAPES, Scene, Thing
 from simmim_export.training.data.shapes.words import describe_thing, vocabulary
@@ -143,21 +143,23 @@ class Clips(Data):
         for clip in clips:
             kinds = [name for name in want.families or FAMILIES if name != "order" or sum(map(bool, clip.motions)) == 2]
             chosen = [kinds[i % len(kinds)] for i in range(self.questions_per_clip)]
-            asked.append([(*_ask(clip, random, kind), kind) for kind in chosen])
+            row = [(*_ask(clip, random, kind), kind) for kind in chosen]
+            asked.append(list(dict.fromkeys(row)) if want.every else row)
         return Batch(
-            self._draw(clips),
+            self._draw(clips) if want.pixels else nothing(self.size),
             [],
             [[text for text, _, _ in row] for row in asked],
-            np.array([[ANSWERS.index(answer) for _, answer, _ in row] for row in asked], np.int64),
-            np.array([[FAMILIES.index(kind) for _, _, kind in row] for row in asked], np.int64),
+            filled([[ANSWERS.index(answer) for _, answer, _ in row] for row in asked]),
+            filled([[FAMILIES.index(kind) for _, _, kind in row] for row in asked]),
+            keys=[str(number) for number in range(index * images, (index + 1) * images)],
         )
 
-    def labelled(self, index: int, images: int) -> Labelled:
+    def labelled(self, index: int, images: int, want: Want = EVERYTHING) -> Labelled:
         """Clips with one mover, and its direction."""
         random = self._random("direction", index, images)
         clips = [sample_clip(random, 1) for _ in range(images)]
         labels = [DIRECTIONS.index(next(m.direction for m in clip.motions if m is not None)) for clip in clips]
-        return Labelled(self._draw(clips), np.array(labels, np.int64))
+        return Labelled(self._draw(clips) if want.pixels else nothing(self.size), np.array(labels, np.int64))
 
     def words(self) -> list[str]:
         """See :func:`words.vocabulary`."""

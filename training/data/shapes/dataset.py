@@ -9,14 +9,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
-from simmim_export.training.data.base import EVERYTHING, LEARNED, Batch, Data, Labelled, Stated, Want
+from simmim_export.training.data.base import (
+    EVERYTHING,
+    LEARNED,
+    Batch,
+    Data,
+    Labelled,
+    Stated,
+    Want,
+    filled,
+    in_turn,
+    nothing,
+)
 from simmim_export.training.data.shapes.captions import captions
 from simmim_export.training.data.shapes.draw import draw_scene
-from simmim_export.training.data.shapes.questions import ANSWERS, FAMILIES, Balance, questions
+from simmim_export.training.data.shapes.questions import ANSWERS, FAMILIES, Balance, Question, questions
 from simmim_export.training.data.shapes.scene import Scene, Thing, check_split, sample_scene
 from simmim_export.training.data.shapes.truth import foil, parse
 from simmim_export.training.data.shapes.words import phrases, visual_words, vocabulary
@@ -26,6 +39,19 @@ COUNTS = ("3", "4", "5", "6")
 
 _ANSWER_INDEX = {answer: index for index, answer in enumerate(ANSWERS)}
 _FAMILY_INDEX = {family: index for index, family in enumerate(FAMILIES)}
+
+
+# Of few examples so many are made at once, with answers that are balanced among them, and so many times as many are kept.
+BLOCK, KEPT = 32, 2048
+
+
+class Told(NamedTuple):
+    """A scene and what is said of it: captions and questions, or statements, each with its index in ``STATEMENTS``."""
+
+    scene: Scene
+    captions: list[str]
+    questions: list[Question]
+    statements: list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +67,8 @@ class ShapesBatch(Batch):
 class Shapes(Data):
     """The data set for one seed, stream and CoGenT split. ``size`` is in pixels.
 
-    ``examples`` makes the stream repeat after so many scenes (rounded to whole batches), for training with few labels.
+    ``examples``: the stream is of so many scenes, each once, in mixed order, before any comes again, for training with few
+    labels.
     """
 
     seed: int = 0
@@ -72,6 +99,10 @@ class Shapes(Data):
             return replace(self, stream="train")
         return replace(self, stream=stream, examples=None)
 
+    def limit(self, kind: str) -> int | None:
+        """The examples; without, a stream has no end."""
+        return self.examples
+
     def describe(self) -> dict[str, object]:
         """What a checkpoint records of its data."""
         found = {"name": self.name, "seed": self.seed, "stream": self.stream, "split": self.split, "size": self.size}
@@ -85,51 +116,71 @@ class Shapes(Data):
         """The words of captions that speak of what is seen; see :func:`words.visual_words`."""
         return visual_words()
 
-    def _scenes(self, what: str, index: int, count: int) -> tuple[Random, list[Scene]]:
-        if self.examples is not None:
-            index %= max(1, self.examples // count)
+    def _random(self, what: str, index: int, count: int) -> Random:
         key = f"shapes/2/{self.seed}/{self.stream}/{self.split}/{count}/{index}{what}"
-        random = Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
-        return random, [sample_scene(random, self.split) for _ in range(count)]
+        return Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big"))
 
-    def _draw(self, scenes: Sequence[Scene]) -> np.ndarray:
-        return np.stack([draw_scene(scene, self.size) for scene in scenes])
+    def tell(self, index: int, count: int, want: Want) -> list[Told]:
+        """Block number ``index`` of ``count`` scenes, with captions and questions."""
+        random = self._random("", index, count)
+        scenes = [sample_scene(random, self.split) for _ in range(count)]
+        texts = [captions(scene, random) if want.captions else [] for scene in scenes]
+        number, balance = self.questions_per_scene if want.questions else 0, Balance()
+        asked = [questions(scene, random, number, balance, want.families or FAMILIES) for scene in scenes]
+        return [Told(scene, *said, []) for scene, *said in zip(scenes, texts, asked, strict=True)]
 
-    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> ShapesBatch:
-        """Batch number ``index`` of ``images`` scenes, with questions of the given ``families``, of all by default."""
-        random, found = self._scenes("", index, images)
-        pixels = self._draw(found)
-        texts = [captions(scene, random) for scene in found] if want.captions else []
-        count = self.questions_per_scene if want.questions else 0
-        balance = Balance()
-        asked = (
-            [questions(scene, random, count, balance, want.families or FAMILIES) for scene in found] if count else []
-        )
-        answers = np.array([[_ANSWER_INDEX[q.answer] for q in row] for row in asked], np.int64).reshape(
-            len(asked), count
-        )
-        kinds = np.array([[_FAMILY_INDEX[q.family] for q in row] for row in asked], np.int64).reshape(len(asked), count)
-        texts_asked = [[q.text for q in row] for row in asked]
-        about = [[q.about for q in row] for row in asked]
-        return ShapesBatch(pixels, texts, texts_asked, answers, kinds, scenes=found, about=about)
-
-    def labelled(self, index: int, images: int) -> Labelled:
-        """Scenes with the number of their things."""
-        _, found = self._scenes("", index, images)
-        labels = [COUNTS.index(str(len(scene.things))) for scene in found]
-        return Labelled(self._draw(found), np.array(labels, np.int64))
-
-    def stated(self, index: int, images: int) -> Stated:
-        """Scenes with four statements: two captions, and two of which one word was changed so that they are false."""
-        random, found = self._scenes("/stated", index, images)
-        texts, labels = [], []
-        for scene in found:
+    def state(self, index: int, count: int) -> list[Told]:
+        """Block number ``index`` of ``count`` scenes, with four statements each: two captions, and two of which one word was
+        changed so that they are false."""
+        random = self._random("/stated", index, count)
+        found = []
+        for scene in [sample_scene(random, self.split) for _ in range(count)]:
             own = captions(scene, random)
             random.shuffle(own)
             false = [text for caption in own if (text := foil(caption, scene, random)) is not None]
-            texts.append([*own[:2], *false[:2]])
-            labels.append([1, 1, 0, 0])
-        return Stated(self._draw(found), texts, np.array(labels, np.int64))
+            found.append(Told(scene, [], [], [*((text, 1) for text in own[:2]), *((text, 0) for text in false[:2])]))
+        return found
+
+    def _told(self, index: int, images: int, want: Want | None) -> tuple[list[str], list[Told]]:
+        """The names of the scenes of batch number ``index``, and what is said of them; statements with ``want`` None."""
+        if self.examples is None:
+            made = self.state(index, images) if want is None else self.tell(index, images, want)
+            return [str(number) for number in range(index * images, (index + 1) * images)], made
+        places = in_turn(self.seed, index, images, self.examples)
+        return [str(place) for place in places], [_block(self, place // BLOCK, want)[place % BLOCK] for place in places]
+
+    def _draw(self, told: Sequence[Told], want: Want) -> np.ndarray:
+        return np.stack([draw_scene(one.scene, self.size) for one in told]) if want.pixels else nothing(self.size)
+
+    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> ShapesBatch:
+        """Batch number ``index`` of ``images`` scenes, with questions of the given ``families``, of all by default."""
+        keys, told = self._told(index, images, want._replace(every=False, pixels=True))
+        asked = [one.questions for one in told]
+        if want.every:
+            asked = [list({question.text: question for question in row}.values()) for row in asked]
+        return ShapesBatch(
+            self._draw(told, want),
+            [one.captions for one in told] if want.captions else [],
+            [[question.text for question in row] for row in asked] if want.questions else [],
+            filled([[_ANSWER_INDEX[question.answer] for question in row] for row in asked]),
+            filled([[_FAMILY_INDEX[question.family] for question in row] for row in asked]),
+            keys=keys,
+            scenes=[one.scene for one in told],
+            about=[[question.about for question in row] for row in asked],
+        )
+
+    def labelled(self, index: int, images: int, want: Want = EVERYTHING) -> Labelled:
+        """Scenes with the number of their things."""
+        _, told = self._told(index, images, Want(captions=False, questions=False))
+        labels = [COUNTS.index(str(len(one.scene.things))) for one in told]
+        return Labelled(self._draw(told, want), np.array(labels, np.int64))
+
+    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
+        """Scenes with four statements, two of them true."""
+        _, told = self._told(index, images, None)
+        rows = [one.statements for one in told]
+        texts = [[text for text, _ in row] for row in rows]
+        return Stated(self._draw(told, want), texts, np.array([[label for _, label in row] for row in rows], np.int64))
 
     def truth(self, batch: Batch) -> np.ndarray:
         """bool [captions of the batch, images]: of which scenes each caption is true."""
@@ -149,3 +200,10 @@ class Shapes(Data):
             for row in range(count)
         ]
         return found.pixels, texts
+
+
+@lru_cache(KEPT)
+def _block(data: Shapes, number: int, want: Want | None) -> list[Told]:
+    """Block number ``number`` of few examples; the last may be shorter."""
+    count = min(BLOCK, (data.examples or 0) - number * BLOCK)
+    return data.state(number, count) if want is None else data.tell(number, count, want)

@@ -204,9 +204,6 @@ FORMS: dict[str, tuple[Form, ...]] = {
 class Balance:
     """How often each form has given each answer so far; the memory of one batch."""
 
-    # An answer may lead the rarest of its form by this much when it is given once more.
-    SLACK = 0
-
     def __init__(self) -> None:
         self.families: Counter[str] = Counter()
         self._answers: defaultdict[tuple[str, int], Counter[str]] = defaultdict(Counter)
@@ -215,7 +212,7 @@ class Balance:
         """Whether ``answer`` is among the rarest of its form."""
         given = self._answers[key]
         rarest = min(given.values()) if len(given) >= self._size(key) else 0
-        return given[answer] <= rarest + self.SLACK
+        return given[answer] <= rarest
 
     def add(self, key: tuple[str, int], answer: str) -> None:
         """Count a question."""
@@ -237,9 +234,10 @@ class Balance:
 def questions(
     scene: Scene, random: Random, count: int, balance: Balance, families: Sequence[str] = FAMILIES
 ) -> list[Question]:
-    """``count`` different questions about ``scene``: rare families first, each answer among the rarest of its form.
+    """``count`` questions about ``scene``: rare families first, each answer among the rarest of its form; none comes twice
+    before all that there are have come.
 
-    ``families`` must hold "spatial", which alone has enough questions for every scene.
+    ``families`` must hold "spatial", which alone has questions for every scene.
     """
     found: list[Question] = []
     texts: set[str] = set()
@@ -254,8 +252,14 @@ def questions(
                 found.append(question)
         if len(found) == before:
             # No balanced question is left for this scene: take any, so that every scene has its full number.
-            question = next(q for f in order if (q := _one(f, scene, random, balance, texts, strict=False)) is not None)
-            found.append(question)
+            left = (_one(family, scene, random, balance, texts, strict=False) for family in order)
+            question = next((one for one in left if one is not None), None)
+            if question is not None:
+                found.append(question)
+            elif texts:
+                texts.clear()  # Not even that: everything has been asked, and is asked again.
+            else:
+                raise ValueError(f"there is no question of {', '.join(families)} about this scene")
     return found
 
 
