@@ -313,8 +313,12 @@ def _held_out(job: Job, data: Data, started: Checkpoint, tasks: Sequence[str]) -
     """
     if job.eval_scenes == 0 or not (tasks or _judged(started.metrics, data, started.labels)):
         return None
-    found = job.data.open(job.recipe.seed, "test", started.config.image_size)
-    found.limit("captions")  # reads the split, whatever is asked for
+    found = data.on("test")
+    try:
+        found.open()
+    except UsageError as error:
+        error.fix = f"{error.fix}; or train without figures: --eval-scenes 0"
+        raise
     for task in tasks:
         check_classes(found, _head(task), started.labels[_head(task)])
     return found

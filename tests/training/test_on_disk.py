@@ -126,9 +126,46 @@ def test_a_missing_test_split_is_said_before_training(run_cli, tmp_path: Path) -
     root = classes(tmp_path / "data", "train")
     # Nobody waits for so many steps: the message comes first.
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--steps", "1000000")
-    assert done.returncode == 2 and "no split 'test'" in done.stderr
+    assert done.returncode == 2 and "no split 'test'" in done.stderr and "--eval-scenes 0" in done.stderr
     assert not (tmp_path / "x.pt").exists() and not (tmp_path / "x.pt.trainer").exists()
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--eval-scenes", "0")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_val_split_stands_in_for_a_missing_test_and_says_so(run_cli, tmp_path: Path) -> None:
+    from simmim_export.models.checkpoint import load
+    from simmim_export.proof.evidence import Evidence
+
+    root = classes(classes(tmp_path / "data", "train"), "val", each=20)
+    done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--eval-scenes", "40")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("there is no split 'test': 'val' stands in for it") == 1
+    checkpoint = load(tmp_path / "x.pt")
+    assert checkpoint.metrics["image_class"]["n"] == 40 and checkpoint.metrics["image_class"]["data"]["split"] == "val"
+    # Figures and evidence share the split, and no picture.
+    measured = DataChoice("image_folder", root).open(0, "test", 64)
+    figures = {p.tobytes() for p in measured.labelled(0, 40).pixels}
+    evidence = Evidence.load(checkpoint.evidence.numpy().tobytes()).images["classed"]
+    assert len(evidence) == len(figures) == 40 and not figures & {p.tobytes() for p in evidence}
+    classes(root, "test")
+    done = run_cli("train", "evaluate", tmp_path / "x.pt", "--data", "image_folder", "--data-root", root, "--json")
+    assert done.returncode == 0 and "stands in" not in done.stderr, done.stderr
+    assert json.loads(done.stdout)["image_class"]["n"] == 12
+
+
+def test_a_single_class_is_nothing_to_learn(run_cli, tmp_path: Path) -> None:
+    root = classes(classes(tmp_path / "data", "train", ("ant",)), "test", ("ant",))
+    done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt")
+    assert done.returncode == 5 and "one class for image_class, 'ant'" in done.stderr, done.stderr
+
+
+def test_images_of_unequal_captions_pretrain(run_cli, tmp_path: Path) -> None:
+    from test_readers import coco
+
+    for split in ("train2014", "val2014"):
+        coco(tmp_path / "data", split)
+    words = ("--data", "coco", "--data-root", tmp_path / "data", "--steps", "2", "--batch-size", "3")
+    done = run_cli("train", "pretrain", *words, "-o", tmp_path / "x.pt", "--json")
     assert done.returncode == 0, done.stderr
 
 
