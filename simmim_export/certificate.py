@@ -20,7 +20,7 @@ from typing import Any
 
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable
-from simmim_export.files import replacing, require_writable
+from simmim_export.files import reading, replacing, require_writable
 from simmim_export.spec import as_json, shown
 
 SCHEMA = 1
@@ -105,18 +105,20 @@ def read(bundle: Bundle) -> list[Certificate]:
     """Every certificate of these very graphs; none where there is no file. Raise :class:`BundleError` for a damaged one, or
     one of other graphs."""
     path = bundle.root / FILE
-    if not path.is_file():
-        return []
     again = f"make it again: simmim-export certify {bundle.root}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path, BundleError):
+            if not path.is_file():
+                return []
+            text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
         schema, owner, rows = content["schema"], content["bundle"], content["certificates"]
         if schema != SCHEMA:
             raise ValueError(f"it has schema {schema!r}; this version reads {SCHEMA}")
         if content.pop("digest") != _digest_of(content):
             raise ValueError("it was altered, its digest does not match")
         found = [Certificate(**row) for row in rows]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BundleError(f"{FILE} cannot be read: {error}", where=path, fix=again) from error
     if owner != bundle.digest:
         raise OfAnother(f"{FILE} is of another bundle than this", where=path, fix=again)
@@ -134,6 +136,8 @@ def _known(bundle: Bundle) -> list[Certificate]:
     except OfAnother:
         return []
     except BundleError as error:
+        if isinstance(error.__cause__, OSError):  # what may not be read may be whole
+            raise
         warnings.warn(f"{error.what}: what it held is replaced", CertificatesLost, stacklevel=3)
         return []
 
@@ -142,7 +146,7 @@ def _require_schema(path: Path) -> None:
     """Raise :class:`BundleError` where ``path`` holds certificates that another version wrote, and may read."""
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))["schema"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return
     if schema != SCHEMA:
         what = f"{FILE} has schema {schema!r}; this version writes {SCHEMA}, and would lose what is in it"

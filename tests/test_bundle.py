@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from simmim_export import certificate
 from simmim_export.bundle import SCHEMA, Bundle, Staging, _digest_of, _exchange, parse_manifest
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 
@@ -96,6 +97,21 @@ def test_what_may_not_be_read(tiny_bundle: Path, name: str) -> None:
         if os.getuid() == 0:
             os.setresuid(65534, 65534, 0)
         refused(bundle, "it cannot be read: Permission denied", str(bundle / name), "ls -l")
+
+
+def test_certificates_that_may_not_be_read_are_not_replaced(tiny_bundle: Path) -> None:
+    with as_nobody(tiny_bundle) as bundle:
+        path = bundle / "certificate.json"
+        path.write_text("[]")
+        path.chmod(0)
+        bundle.chmod(0o777)
+        if os.getuid() == 0:
+            os.setresuid(65534, 65534, 0)
+        opened = Bundle.open(bundle)
+        for call in (lambda: certificate.read(opened), lambda: certificate.write(opened, [])):
+            with pytest.raises(BundleError, match="cannot be read: Permission denied"):
+                call()
+        assert path.stat().st_size == 2
 
 
 def test_links_that_go_in_a_circle(bundle: Path) -> None:

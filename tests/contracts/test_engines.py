@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -191,7 +192,7 @@ def test_nothing_runs_between_two_calls(engine: Engine, sessions: dict[str, Sess
 
 
 def test_feeds_that_do_not_fit_are_refused(sessions: dict[str, Session]) -> None:
-    ids = np.ones((2, 5), np.int64)
+    ids, long = np.ones((2, 5), np.int64), np.ones((2, 21), np.int64)
     text = sessions["text_encoder"]
     for feeds, expected in [
         ({"input_ids": ids}, "'attention_mask' is missing"),
@@ -199,9 +200,23 @@ def test_feeds_that_do_not_fit_are_refused(sessions: dict[str, Session]) -> None
         ({"input_ids": ids[0], "attention_mask": ids}, "expected input_ids"),
         ({"input_ids": ids, "attention_mask": ids[:1]}, "axis 'batch' is 2 in one input and 1"),
         ({"input_ids": ids, "attention_mask": ids[:, :4]}, "axis 'sequence' is 5 in one input and 4"),
+        # No row has no answer, and the mean of no token is NaN. Past the longest text engines fail, or answer with zeros.
+        ({"input_ids": ids[:0], "attention_mask": ids[:0]}, "axis 'batch' is empty|not built for batch 0"),
+        ({"input_ids": ids[:, :0], "attention_mask": ids[:, :0]}, "axis 'sequence' is empty|not built for"),
+        ({"input_ids": long, "attention_mask": long}, "axis 'sequence' is 21, .* exported for 20|not built for"),
     ]:
         with pytest.raises(UsageError, match=expected):
             text.run(feeds)
+
+
+def test_a_batch_may_be_larger_than_what_was_proven(engine: Engine, sessions: dict[str, Session]) -> None:
+    if isinstance(engine, TrtEngine):
+        pytest.skip("a plan is built for a largest batch")
+    ids = np.random.default_rng(0).integers(4, 20, (20, 5))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    many = sessions["text_encoder"].run(feeds)["text_embed"]
+    alone = [sessions["text_encoder"].run({n: a[i : i + 1] for n, a in feeds.items()})["text_embed"] for i in (0, 19)]
+    np.testing.assert_allclose(many[[0, 19]], np.concatenate(alone), atol=1e-5)
 
 
 def test_precision_proof_is_read_from_the_engine(sessions: dict[str, Session]) -> None:
@@ -212,10 +227,63 @@ def test_precision_proof_is_read_from_the_engine(sessions: dict[str, Session]) -
         assert not any("float16" in kind or kind in ("bfloat16", "int8") for kind in proof.executed)
 
 
-def test_close_twice(sessions: dict[str, Session]) -> None:
-    for session in sessions.values():
+def test_a_closed_session_says_so(sessions: dict[str, Session], tiny_bundle: Path) -> None:
+    golden, bundle = Golden.load(tiny_bundle / "golden.npz"), Bundle.open(tiny_bundle)
+    for name, session in sessions.items():
         session.close()
         session.close()
+        with pytest.raises(UsageError, match=rf"the session of {name} was closed") as caught:
+            session.run(golden.feeds("batch 1, sequence 3", bundle.manifest.graph(name)))
+        assert caught.value.fix
+
+
+def test_fewer_threads_than_one_are_refused(engine: Engine, tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    if isinstance(engine, TrtEngine) or engine.why_unavailable() is not None:
+        pytest.skip(f"engine {engine.name} cannot run here, or has no threads")
+    path = tiny_checkpoint if engine.reads_checkpoint else tiny_bundle / "graphs/head.match.fp32.onnx"
+    for threads in (0, -1):
+        with pytest.raises(UsageError, match=f"threads is {threads}"):
+            engine.open(path, Bundle.open(tiny_bundle).manifest.graph("head.match"), Precision.FP32, threads)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which each engine's package is installed and fails as one does whose libraries are not there."""
+    folder = tmp_path_factory.mktemp("broken")
+    errors = {
+        "onnxruntime": "ImportError('libtbb.so.12: cannot open shared object file')",
+        "openvino": "OSError('/lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34\\' not found')",
+        "torchvision": "RuntimeError('operator torchvision::nms does not exist')",
+    }
+    for package, error in errors.items():
+        (folder / package).mkdir()
+        (folder / package / "__init__.py").write_text(f"raise {error}\n")
+    # Stands for what takes seconds to import.
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text("")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+REASONS = {"ort": "libtbb.so.12: cannot open", "openvino": "GLIBC_2.34' not found", "torch": "torchvision::nms"}
+
+
+def test_doctor_tries_what_is_installed(run_cli, broken: dict[str, str]) -> None:
+    done = run_cli("export", "doctor", "--json", env=broken)
+    assert done.returncode == 0, done.stderr
+    for name, reason in REASONS.items():
+        found = json.loads(done.stdout)["engines"][name]
+        assert not found["available"] and reason in found["reason"] and found["install"]
+
+
+@pytest.mark.parametrize("name", sorted(REASONS))
+def test_a_broken_package_is_an_engine_that_is_not_available(
+    run_cli, broken: dict[str, str], tiny_bundle: Path, tiny_checkpoint: Path, name: str
+) -> None:
+    more = ("--checkpoint", tiny_checkpoint) if name == "torch" else ()
+    done = run_cli("export", "embed", tiny_bundle, "--text", "a circle", "--engine", name, *more, env=broken)
+    assert done.returncode == 3 and not done.stdout and "Traceback" not in done.stderr
+    assert REASONS[name] in done.stderr and f"engine '{name}' cannot run here" in done.stderr
+    assert get_engine(name).install in " ".join(done.stderr.split())
 
 
 def test_a_damaged_file_is_an_input_error(engine: Engine, tiny_bundle: Path, tmp_path: Path) -> None:

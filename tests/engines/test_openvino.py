@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from simmim_export import cache as store
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.engines.base import LATENCY, THROUGHPUT
-from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.errors import EngineUnavailable, NoCache, UsageError
 from simmim_export.parity import Golden, compare
 from simmim_export.runtime import load
 from simmim_export.spec import Precision
+from simmim_export.telemetry import untold
 
 pytest.importorskip("openvino")
 
@@ -145,3 +152,76 @@ def test_int8_gives_the_same_every_time(tiny_bundle: Path, graph: str) -> None:
         for _ in range(30):
             again = session.run(feeds)
             assert all(np.array_equal(values, again[name]) for name, values in first.items())
+
+
+def test_a_call_that_waits_hears_of_the_end(tiny_bundle: Path) -> None:
+    """It waited for a request of a session that had none any more."""
+    with load(tiny_bundle, "openvino") as model:
+        session, pixels = model.session("image_encoder"), np.zeros((8, 64, 64, 3), np.uint8)
+
+        def run(_: int) -> bool:
+            try:
+                session.run({"pixels": pixels})
+            except UsageError as error:
+                return "was closed" in error.what
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(run, index) for index in range(24)]
+            calls[0].result(timeout=60)
+            session.close()
+            assert all(call.result(timeout=60) for call in calls)
+
+
+# Whatever opens a socket, forks or starts a process is seen by the interpreter, whoever asks for it.
+WATCH = """
+import os, sys
+import simmim_export
+seen = []
+watched = ("socket.", "os.fork", "os.posix_spawn", "subprocess.", "urllib.", "http.")
+sys.addaudithook(lambda event, args: seen.append((event, str(args))) if event.startswith(watched) else None)
+with simmim_export.load(sys.argv[1], "openvino") as model:
+    assert model.embed_text(["red circle"]).shape == (1, 64)
+assert not seen, seen
+assert not os.listdir(os.environ["HOME"]), os.listdir(os.environ["HOME"])
+# What an application asks for itself is its own.
+assert "openvino_telemetry" not in sys.modules
+import openvino_telemetry
+"""
+
+
+def test_nothing_is_told_to_anybody(tiny_bundle: Path, tmp_path: Path) -> None:
+    """openvino_telemetry, which openvino brings, sends an event on import unless it sees that it runs in CI."""
+    (tmp_path / "home").mkdir()
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH")}
+    environment = {**kept, "HOME": str(tmp_path / "home"), "SIMMIM_EXPORT_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", WATCH, str(tiny_bundle)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_an_application_imported_before_is_left_to_it() -> None:
+    with untold():
+        assert sys.modules["openvino_telemetry"] is None
+        with pytest.raises(ImportError):
+            import openvino_telemetry
+    import openvino_telemetry
+
+    with untold(), pytest.raises(ImportError):
+        import_module("openvino_telemetry")
+    assert sys.modules["openvino_telemetry"] is openvino_telemetry
+
+
+def test_a_cache_that_another_holds_is_gone_without(
+    cache: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(tiny_bundle)["embed"]
+    (folder,) = cache.iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.setattr(store, "WAIT", 0.1)
+    with FileLock(folder / store.LOCK), pytest.warns(NoCache, match=r"another process has held .* for 0\.1 s"):
+        assert np.array_equal(opened(tiny_bundle)["embed"], first)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoCache)
+        opened(tiny_bundle)
