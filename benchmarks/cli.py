@@ -74,9 +74,13 @@ def bench(
     for contestant in engines:
         contestant.require()
     from simmim_export.benchmarks import reference, report, suites
+    from simmim_export.errors import UsageError
 
+    read = any(contestant.reads_checkpoint for contestant in engines)
+    if checkpoint is not None and not read:
+        raise UsageError("no engine that was named reads a checkpoint", where=checkpoint, fix="drop --checkpoint")
     bundle, checkpoint = reference.find(bundle, checkpoint)
-    if any(contestant.reads_checkpoint for contestant in engines):
+    if read:
         checkpoint = reference.require_checkpoint(checkpoint, bundle)
     targets, graphs = suites.targets(bundle, pipeline, batch)
     plan = driver.Plan(bundle, checkpoint, engines, targets, graphs, batch, rounds, iterations, warmup)
@@ -203,7 +207,8 @@ def train(
 def quantization(
     text_encoder: Annotated[str, typer.Option("--text-encoder", help="Folder of a Hugging Face encoder with weights.")],
     engine: Annotated[
-        list[str] | None, typer.Option("--engine", help="ENGINE:PRECISION; repeatable; ort and openvino by default.")
+        list[str] | None,
+        typer.Option("--engine", help="ENGINE:PRECISION; repeatable; by default ort and openvino, as there are here."),
     ] = None,
     recipe: Annotated[
         list[str] | None,
@@ -228,12 +233,14 @@ def quantization(
     from simmim_export.errors import UsageError
     from simmim_export.precision import peers
 
-    names = engine or ["ort:int8", "openvino", "openvino:bf16", "openvino:int8"]
-    contestants = [driver.Contestant.parse(name) for name in names]
+    if engine is None:
+        contestants, absent = suite.available()
+    else:
+        contestants, absent = [driver.Contestant.parse(name) for name in engine], {}
     for contestant in contestants:
         contestant.require()
-    absent = {name: reason for name in peers.RECIPES if (reason := peers.lacking(name))}
-    recipes = recipe or [*(name for name in peers.RECIPES if name not in absent), *suite.OWN]
+    lacking = {name: reason for name in peers.RECIPES if (reason := peers.lacking(name))}
+    recipes = recipe or [*(name for name in peers.RECIPES if name not in lacking), *suite.OWN]
     recipes = [] if recipes == ["none"] else recipes
     for name in recipes:
         if name not in suite.OWN:
@@ -252,13 +259,14 @@ def quantization(
             lowered = dict.fromkeys(c.engine for c in contestants if c.precision == "int8")
             contestants += [driver.Contestant(engine, "int8", name, made) for engine in lowered]
         found = suite.measure(bundle, contestants, judges, rounds, watch)
+    if recipe is None:
+        absent |= {name: f"{reason}; pip install 'simmim-export[peers]'" for name, reason in lacking.items()}
     if as_json:
-        print_json(found)
+        print_json(found | {"not_measured": absent})
         return
     report.show_quantization(found)
     for name, reason in absent.items():
-        if recipe is None:
-            stdout_console().print(f"not measured: {name}: {reason}; pip install 'simmim-export[peers]'")
+        stdout_console().print(f"not measured: {name}: {reason}")
 
 
 def main() -> None:

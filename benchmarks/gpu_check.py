@@ -133,7 +133,8 @@ def check(
     engines = [word for name in proven for word in ("--engine", name)]
     # With nothing to measure the benchmark is not run, and that is no pass.
     needs = [f"verify {name}" for name in proven or CONTESTANTS]
-    bench = ("--bundle", bundle, "--checkpoint", checkpoint, *engines, "--json", folder / "bench.json", "--overwrite")
+    source = ("--checkpoint", checkpoint) if any(Contestant.parse(name).reads_checkpoint for name in proven) else ()
+    bench = ("--bundle", bundle, *source, *engines, "--json", folder / "bench.json", "--overwrite")
     step("bench", "simmim-bench", *bench, needs=needs)
     step(
         "tests",

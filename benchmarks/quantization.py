@@ -18,7 +18,7 @@ import numpy as np
 from simmim_export.benchmarks import commands, driver
 from simmim_export.benchmarks.report import ratio_to
 from simmim_export.bundle import Bundle
-from simmim_export.errors import TruncatedText
+from simmim_export.errors import EngineUnavailable, TruncatedText
 from simmim_export.files import digest
 from simmim_export.precision import peers
 from simmim_export.precision.int8 import to_int8
@@ -32,6 +32,8 @@ SYMMETRIC = "int8-s8"
 # Ours with weights of 8 bits.
 FULL = "full-range"
 OWN = (SYMMETRIC, FULL)
+# What is measured by default, where a machine has it.
+CONTESTANTS = ("ort:int8", "openvino", "openvino:bf16", "openvino:int8")
 # Sentences that are for calibration, behind those that judge.
 CALIBRATION = 128
 Watch = Callable[[str, int, int], None]
@@ -54,6 +56,20 @@ def sentences() -> list[str]:
                     found |= {sentence} if words > 0.85 * len(sentence) else set()
     ordered = sorted(found)
     return [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
+
+
+def available() -> tuple[list[driver.Contestant], dict[str, str]]:
+    """Those of :data:`CONTESTANTS` that run here, and why the others do not."""
+    found, absent = [], {}
+    for name in CONTESTANTS:
+        contestant = driver.Contestant.parse(name)
+        try:
+            contestant.require()
+        except EngineUnavailable as error:
+            absent[name] = error.what
+        else:
+            found.append(contestant)
+    return found, absent
 
 
 def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Path) -> Path:

@@ -42,7 +42,7 @@ def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | Non
         folder = reference_folder()
         if not (folder / "bundle" / "manifest.json").is_file():
             build(folder)
-        return folder / "bundle", folder / "ckpt.pt"
+        return folder / "bundle", checkpoint or folder / "ckpt.pt"
     beside = bundle.parent / "ckpt.pt"
     return bundle, checkpoint or (beside if beside.is_file() else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,12 @@ from pathlib import Path
 import pytest
 from support import spoil
 
-from simmim_export.benchmarks import commands
+from simmim_export.benchmarks import commands, quantization, report
 from simmim_export.benchmarks.driver import Contestant, Process, WorkerDied
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import write
 from simmim_export.engines import get_engine
-from simmim_export.errors import BundleError, InputError
+from simmim_export.errors import BundleError, EngineUnavailable, InputError
 from simmim_export.spec import Pipeline, Precision
 
 FAST = ("--rounds", "2", "--iterations", "10", "--warmup", "1")
@@ -130,6 +131,7 @@ def test_an_engine_that_is_missing_ends_at_once(run_cli) -> None:
         (("--engine", "ort", "--bundle", "{bundle}", "--json", "{copy}", "--overwrite"), 2, "is a folder"),
         (("--rounds", "3", "--bundle", "{bundle}", "compare", "a", "b"), 2, "--bundle, --rounds before compare"),
         (("--bundle", "{copy}"), 2, "--checkpoint"),
+        (("--engine", "ort", "--bundle", "{bundle}", "--checkpoint", "x.pt"), 2, "drop --checkpoint"),
         (("footprint", "--bundle", "{tmp}/none"), 5, "not a bundle"),
         (("footprint", "--bundle", "{bundle}", "--source", "{tmp}"), 2, "no source to install"),
     ],
@@ -227,15 +229,20 @@ def test_pipelines_of_clips_are_measured(every_bundle: Path, run_cli, tmp_path: 
 
 
 def test_lost_parity_is_written_shown_and_fails(tiny_bundle: Path, run_cli, tmp_path: Path) -> None:
-    bundle, path = spoil(tiny_bundle, tmp_path / "spoiled", float("nan")), tmp_path / "a.json"
+    bundle, path = spoil(tiny_bundle, tmp_path / "spoiled", 1.01), tmp_path / "a.json"
     path.touch()
     words = ("--bundle", bundle, "--engine", "ort", "--pipeline", "embed_text", "--pipeline", "embed_image")
     done = run_cli("bench", *words, *FAST, "--json", path, "--overwrite")
     assert done.returncode == 4 and "differs from PyTorch: text_encoder on ort\n" in done.stderr, done.stderr
     rows = {line.split()[1]: line for line in done.stdout.splitlines() if "fp32" in line}
     assert "FAILED" in rows["embed_text"] and "passed" in rows["embed_image"]
-    parity = {row["target"]: row["parity"] for row in json.loads(path.read_text())["results"]}
-    assert parity["graph:text_encoder"] == {"passed": False, "scaled_error": None, "cosine": -1.0}
+    passed = {row["target"]: row["parity"]["passed"] for row in json.loads(path.read_text())["results"]}
+    assert passed["pipeline:embed_image"] and not passed["graph:text_encoder"] and not passed["pipeline:embed_text"]
+
+
+def test_an_error_that_is_no_number_is_written(tmp_path: Path) -> None:
+    report.write({"results": [{"parity": {"passed": False, "scaled_error": float("inf")}}]}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text())["results"][0]["parity"]["scaled_error"] is None
 
 
 def test_a_command_in_a_command_ends_with_its_own_error(tmp_path: Path) -> None:
@@ -243,3 +250,12 @@ def test_a_command_in_a_command_ends_with_its_own_error(tmp_path: Path) -> None:
         commands.run("cli", "inspect", str(tmp_path / "none"))
     with pytest.raises(RuntimeError, match="cli inspect --nope ended with 2:"):
         commands.run("cli", "inspect", "--nope")
+
+
+def test_what_a_machine_lacks_is_left_out_of_the_default_and_said() -> None:
+    """BF16 of OpenVINO is not to be had on every processor."""
+    found, absent = quantization.available()
+    assert {str(contestant) for contestant in found} | set(absent) == set(quantization.CONTESTANTS)
+    for name, reason in absent.items():
+        with pytest.raises(EngineUnavailable, match=re.escape(reason)):
+            Contestant.parse(name).require()
