@@ -143,7 +143,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     console.print(f"embedding: {manifest.embedding['dim']} channels, space {manifest.embedding['digest'][:12]}")
     console.print(f"exported from checkpoint {manifest.provenance['checkpoint_sha256'][:12]}")
     if manifest.metrics:
-        show(manifest.metrics, as_json=False)
+        show(dict(manifest.metrics), as_json=False)
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

@@ -138,7 +138,7 @@ def certify(
             console.print(f"not measured: {reason}")
         if unjudged:
             console.print(
-                f"not judged, the evidence is too little: {', '.join(unjudged)}; simmim-train --eval-scenes brings more"
+                f"not judged, too little travels with the bundle: {', '.join(unjudged)}; train with more --eval-scenes"
             )
         console.print(f"wrote {path}")
     failed = [one for one in found if not one.passed]

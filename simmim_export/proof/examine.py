@@ -70,7 +70,7 @@ class Examiner:
             found[f"logits/{name}"] = self._logits(name, graphs, session, made_by)
         return found
 
-    def figures(self, outputs: Tensors) -> dict[str, Any]:
+    def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """``embeddings``: of each, its agreement with the reference; ``tasks``: of each, the paired loss and ``top1``, the
         share of answers that are the reference's. Raise :class:`BundleError` for evidence without a reference."""
         reference = self.evidence.reference
@@ -98,7 +98,9 @@ class Examiner:
             found["tasks"][name] = row
         return found
 
-    def _retrieval(self, task: Task, reference: Mapping[str, np.ndarray], outputs: Tensors) -> dict[str, Any]:
+    def _retrieval(
+        self, task: Task, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any]:
         rows = np.array([[self._number[text] for text in texts] for texts in task.texts])
         chosen = [first_choices(o[f"images/{task.images}"], o[TEXTS][rows]) for o in (reference, outputs)]
         own = np.arange(len(rows))[:, None]
