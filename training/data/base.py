@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -35,8 +35,9 @@ class Batch:
 
     def first(self, count: int) -> Self:
         """The first ``count`` images with what belongs to them."""
-        parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        return replace(self, **{name: None if part is None else part[:count] for name, part in parts.items()})
+        parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        kept: dict[str, Any] = {name: None if part is None else part[:count] for name, part in parts.items()}
+        return replace(self, **kept)
 
 
 class Labelled(NamedTuple):

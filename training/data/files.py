@@ -288,7 +288,7 @@ class Files(Data):
             self._some(record.statements, index, row, STATEMENTS, want) for row, record in enumerate(records)
         ]
         labels = [
-            self._places("text_class", [(record.key, statement.label) for statement in row])
+            self._places("text_class", [(record.key, statement.label) for statement in row]).tolist()
             for record, row in zip(records, chosen, strict=True)
         ]
         return Stated(self._pixels(records, want), [[s.text for s in row] for row in chosen], filled(labels))

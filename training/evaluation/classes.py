@@ -55,10 +55,10 @@ def evaluate_statements(
 
     majority = _majority(labels, training.limit("statements"), watch)
     for index, count in batches(scenes, data.limit("statements"), head, watch):
-        pixels, texts, classes = (part[:count] for part in data.stated(index, BATCH, ONCE))
-        asked = Asked.of(texts, tokenizer, model.config.max_length)
-        wanted = asked.flat(classes)
-        images = model.see(torch.from_numpy(pixels))
+        pixels, texts, classes = data.stated(index, BATCH, ONCE)
+        asked = Asked.of(texts[:count], tokenizer, model.config.max_length)
+        wanted = asked.flat(classes[:count])
+        images = model.see(torch.from_numpy(pixels[:count]))
         text_tokens, _ = model.encode_text(**asked.tokens)
         views = {"model": images}
         if count > 1:  # one alone has no other

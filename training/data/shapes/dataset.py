@@ -127,7 +127,7 @@ class Shapes(Data):
         texts = [captions(scene, random) if want.captions else [] for scene in scenes]
         number, balance = self.questions_per_scene if want.questions else 0, Balance()
         asked = [questions(scene, random, number, balance, want.families or FAMILIES) for scene in scenes]
-        return [Told(scene, *said, []) for scene, *said in zip(scenes, texts, asked, strict=True)]
+        return [Told(*parts, []) for parts in zip(scenes, texts, asked, strict=True)]
 
     def state(self, index: int, count: int) -> list[Told]:
         """Block number ``index`` of ``count`` scenes, with four statements each: two captions, and two of which one word was
