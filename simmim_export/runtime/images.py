@@ -27,7 +27,7 @@ ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 # Larger pictures are refused from their header, before a pixel is decoded. The number is where Pillow begins to warn of a
 # decompression bomb, 256 MiB of RGB. Pillow itself refuses from twice that on, which bounds what a header does not say.
 MAX_PIXELS = 2**28 // 3
-# An animation is decoded up to its last frame and kept but for a few: so many pixels take a minute, and no memory.
+# Of an animation every frame up to the last that is used is decoded, and few are kept: this bounds time, and not memory.
 MAX_ANIMATED = 32 * MAX_PIXELS
 # Twice what the largest picture takes uncompressed. A path may be a device or a pipe that never ends.
 MAX_BYTES = 2**29
