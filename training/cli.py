@@ -54,13 +54,21 @@ ImageSize = Annotated[
     int | None,
     typer.Option("--image-size", min=32, help="Side of an image in pixels; the preset's, or --from's, without."),
 ]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length", min=3, help="Longest text in tokens; the preset's (or the encoder's), or --from's, without."
+    ),
+]
 Freeze = Annotated[
     str | None, typer.Option("--freeze", help="image or text: leave that encoder's pretrained body as it is.")
 ]
 Scenes = Annotated[
     int,
     typer.Option(
-        "--eval-scenes", min=0, help="Held-out scenes to evaluate on, and others to take along as evidence; 0 for none."
+        "--eval-scenes",
+        min=0,
+        help="Held-out scenes to evaluate on (on the CPU), and others to take along as evidence; 0 for none.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -91,6 +99,7 @@ def init(
         ),
     ] = None,
     image_size: ImageSize = None,
+    max_length: MaxLength = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -99,7 +108,8 @@ def init(
     from simmim_export.training import run
     from simmim_export.training.assemble import NewModel
 
-    new = NewModel(preset, fusion, interaction, frames, image_encoder, image_weights, text_encoder, image_size)
+    encoders = (image_encoder, image_weights, text_encoder)
+    new = NewModel(preset, fusion, interaction, frames, *encoders, image_size, max_length)
     report(run.init(output, new, seed, overwrite), as_json)
 
 
@@ -116,7 +126,8 @@ def import_state(
         int | None, typer.Option("--text-heads", help="Attention heads of the text encoder; no shape tells them.")
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", min=3, help="Longest text in tokens; 32 by default.")
+        int | None,
+        typer.Option("--max-length", min=3, help="Longest text in tokens, at most its positions; 32 by default."),
     ] = None,
     image_size: Annotated[int, typer.Option("--image-size", min=32, help="Side of an image in pixels.")] = 224,
     overwrite: Overwrite = False,
@@ -144,6 +155,7 @@ def pretrain(
     split: Split = "iid",
     examples: Examples = None,
     image_size: ImageSize = None,
+    max_length: MaxLength = None,
     freeze: Freeze = None,
     steps: Steps = None,
     minutes: Minutes = None,
@@ -184,7 +196,8 @@ def pretrain(
     )
     with progress_bar("pretrain") as watch:
         choice = run.DataChoice(data, data_root, split, examples)
-        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, image_size, freeze)
+        kept = (image_size, freeze, max_length)
+        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, *kept)
         weights = {"itc": itc, "itm": itm, "mlm": mlm, "tags": tags, "mim": mim}
         checkpoint = run.pretrain(job, start, preset, weights)
     report(checkpoint, as_json)
@@ -203,6 +216,7 @@ def finetune(
     split: Split = "iid",
     examples: Examples = None,
     image_size: ImageSize = None,
+    max_length: MaxLength = None,
     freeze: Freeze = None,
     steps: Steps = None,
     minutes: Minutes = None,
@@ -247,7 +261,8 @@ def finetune(
     )
     with progress_bar("finetune") as watch:
         choice = run.DataChoice(data, data_root, split, examples, questions)
-        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, image_size, freeze)
+        kept = (image_size, freeze, max_length)
+        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, *kept)
         checkpoint = run.finetune(job, task, start, preset, Plan(rehearse, curriculum))
     report(checkpoint, as_json)
 
@@ -291,11 +306,11 @@ def draw(
     """Write images of the data set as PNG files (clips as WebP), with their captions, questions and answers in records.json."""
     from simmim_export.training.drawing import draw as write
 
-    records = write(output, data, split, stream, seed, count, size, overwrite)
+    records, beside = write(output, data, split, stream, seed, count, size, overwrite)
     if as_json:
         print_json(records)
     else:
-        print(f"wrote {len(records)} images, records.json and sheet.png to {output}")
+        print(f"wrote {len(records)} pictures, {', '.join(beside)} to {output}")
 
 
 def report(path_and_metrics: tuple[Path, dict[str, Any]], as_json: bool) -> None:

@@ -12,24 +12,29 @@ from simmim_export.errors import UsageError
 from simmim_export.training.data import dataset
 from simmim_export.training.data.shapes import contact_sheet
 from simmim_export.training.data.shapes.dataset import ShapesBatch
+from simmim_export.training.output import check_folder
 
+# The data sets that are drawn, and are asked about.
+DRAWN = ("shapes", "clips")
 # Milliseconds that a frame of a clip is shown.
 _FRAME_MS = 150
 
 
 def draw(
     folder: Path, data: str, split: str, stream: str, seed: int, count: int, size: int, overwrite: bool
-) -> list[dict[str, Any]]:
-    """Write ``count`` pictures of ``size`` pixels, records.json and (of shapes) sheet.png to ``folder``; return the records.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Write ``count`` pictures of ``size`` pixels, records.json and (of shapes) sheet.png to ``folder``; return the records,
+    and the names of the files beside the pictures.
 
-    An image is a PNG, a clip a lossless animated WebP.
+    An image is a PNG, a clip a lossless animated WebP. Raise :class:`UsageError` for data that are not drawn, a stream that is
+    none, and a folder that cannot be written to.
     """
+    if data not in DRAWN:
+        raise UsageError(f"{data!r} are no data that are drawn", fix=f"choose --data {' or '.join(DRAWN)}")
     source = dataset(data, seed, stream, split, size)
-    if folder.exists() and not overwrite:
-        raise UsageError("the output already exists", where=folder, fix="add --overwrite, or choose another -o")
+    check_folder(folder, overwrite)
     found = source.batch(0, count)
     answers = source.labels["vqa" if "vqa" in source.labels else "video_qa"]
-    folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     for index, pixels in enumerate(found.pixels):
         clip = pixels.ndim == 4
@@ -47,4 +52,5 @@ def draw(
     if isinstance(found, ShapesBatch):
         lines = [[f"{row['question']} {row['answer']}" for row in record["questions"]] for record in records]
         contact_sheet(found.scenes, lines, size).save(folder / "sheet.png")
-    return records
+        return records, ["records.json", "sheet.png"]
+    return records, ["records.json"]

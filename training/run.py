@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from simmim_export.training.article import import_article
 from simmim_export.training.assemble import (
     NewModel,
     as_checkpoint,
+    check_batch,
+    check_finite,
     freeze,
     new_checkpoint,
     resized,
@@ -36,11 +38,12 @@ from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.evidence import IMAGES as EVIDENCE
 from simmim_export.training.evidence import gather_evidence
 from simmim_export.training.loop import Progress, Recipe, train
+from simmim_export.training.output import check_output
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.processes import leave, state
 from simmim_export.training.source import Source
 from simmim_export.training.tasks import TASKS, Plan
-from simmim_export.training.tokenizer import read_tokenizer
+from simmim_export.training.tokenizer import check_lengths, read_tokenizer
 
 Watch = Callable[[str, int, int], None]
 Result = tuple[Path, dict[str, Any]]
@@ -74,8 +77,8 @@ class DataChoice:
 class Job:
     """What pretraining and fine-tuning share: where to write, what to read, how to optimise, who watches.
 
-    ``image_size``: train (and leave) the model at so many pixels, None at those it has. ``frozen``: the encoder, ``image``
-    or ``text``, whose pretrained body stays as it is.
+    ``image_size`` and ``max_length``: train (and leave) the model at so many pixels and with texts of up to so many tokens,
+    None as it is. ``frozen``: the encoder, ``image`` or ``text``, whose pretrained body stays as it is.
     """
 
     output: Path
@@ -88,30 +91,12 @@ class Job:
     watch: Watch
     image_size: int | None = None
     frozen: str | None = None
+    max_length: int | None = None
 
     @property
     def state_path(self) -> Path:
         """Where the trainer's state is kept while training lasts."""
         return self.output.with_name(f"{self.output.name}.trainer")
-
-
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raise :class:`UsageError` if ``path`` exists and is not to be replaced, or is a folder where a file is to be written
-    (a name in .pt), or the other way round."""
-    if path.exists() and not overwrite:
-        raise UsageError("the output already exists", where=path, fix="add --overwrite, or choose another -o")
-    if path.suffix == ".pt" and path.is_dir():
-        raise UsageError(
-            "the output is a folder, and a checkpoint in .pt is a file", where=path, fix="choose another -o"
-        )
-    if path.suffix != ".pt" and path.exists() and not path.is_dir():
-        what = "the output is a file, and a checkpoint without .pt is a folder"
-        raise UsageError(what, where=path, fix="choose an -o that ends in .pt")
-    try:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = f"the output's folder cannot be made: {error.strerror}"
-        raise UsageError(what, where=path.parent, fix="choose another -o") from error
 
 
 def init(output: Path, new: NewModel, seed: int, overwrite: bool) -> Result:
@@ -150,12 +135,14 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
     if weights.get("itm"):
         started = with_head(started, "match", source.data.labels["match"], 0, job.recipe.seed)
     model, tokenizer = _build(job, started, start)
+    check_batch(model, job.images)
     stage = Pretrain(model, tokenizer, source, weights)
     # Matching has learned something only from itm; a figure for an untrained head would be noise.
     tasks = ("match",) if "itm" in stage.weights else ()
     held_out = _held_out(job, source.data, started, tasks)
+    _check_texts(job, model, tokenizer, {"captions"}, (source.data, held_out))
     extra = {"stage": "pretrain", "objectives": stage.weights}
-    progress = _train(job, stage, _batches(job, source, parent, **extra))
+    progress = _train(job, model, stage, _batches(job, source, parent, **extra))
     with _kept(job):
         metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
         return _write(job, model, started, progress, metrics, extra | parent)
@@ -171,17 +158,23 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
     source = _source(job, started)
     labels = source.data.labels
     if row.head not in labels:
-        fix = f"choose --task {' or '.join(sorted(name for name, t in TASKS.items() if t.head in labels))}"
+        others = sorted(name for name, t in TASKS.items() if t.head in labels)
+        fix = f"choose --task {' or '.join(others)}" if others else "give data with questions, captions or classes"
         raise UsageError(f"the data set {job.data.name} has nothing for the task {task}", fix=fix)
     started = with_head(started, row.head, labels[row.head], FRAMES if row.video else 0, job.recipe.seed)
-    if plan.rehearse and MEASURED_ON.get(task) == "questions" and "match" in labels:
+    if plan.rehearse and MEASURED_ON[task] == "questions" and "match" in labels:
+        if job.images < 2:
+            what = "rehearsal compares captions, and needs 2 images or more in a batch"
+            raise UsageError(what, fix="raise --batch-size, or add --rehearse 0")
         started = with_head(started, "match", labels["match"], 0, job.recipe.seed)
     model, tokenizer = _build(job, started, start)
+    check_batch(model, job.images * (FRAMES if row.video else 1))
     stage = row.stage(row.head, model, tokenizer, source, plan)
     rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
     tasks, extra = (task, *rehearsed), {"stage": "finetune", "task": task, **asdict(plan)}
     held_out = _held_out(job, source.data, started, tasks)
-    progress = _train(job, stage, _batches(job, source, parent, **extra))
+    _check_texts(job, model, tokenizer, {MEASURED_ON[name] for name in tasks}, (source.data, held_out))
+    progress = _train(job, model, stage, _batches(job, source, parent, **extra))
     with _kept(job):
         metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
         return _write(job, model, started, progress, metrics, extra | parent)
@@ -203,6 +196,7 @@ def evaluate(
     checkpoint = load(path)
     model, tokenizer = build(checkpoint, path), read_tokenizer(checkpoint.tokenizer)
     held_out = data.open(seed, stream, model.config.image_size)
+    held_out.open()
     metrics = {}
     for name, found in checkpoint.metrics.items():
         head = _head(name)
@@ -226,15 +220,16 @@ def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint
         what = f"--freeze {job.frozen} would keep an encoder that has learned nothing"
         raise UsageError(what, fix="give a checkpoint to start from with --from")
     if start is None:
-        new, seed = NewModel(preset or "tiny", image_size=job.image_size), job.recipe.seed
+        new = NewModel(preset or "tiny", image_size=job.image_size, max_length=job.max_length)
         size = job.image_size or find_preset(new.preset).image_size
-        return new_checkpoint(new, seed=seed, data=job.data.open(seed, "train", size)), {}
+        data = job.data.open(job.recipe.seed, "train", size)
+        return new_checkpoint(new, seed=job.recipe.seed, data=data), {}
     started = load(start)
     if preset is not None and preset != started.config.preset:
         what = f"--preset {preset} disagrees with the checkpoint's {started.config.preset}"
         raise UsageError(what, where=start, fix="drop --preset")
     parent = {"parent": {"sha256": digest(start), "provenance": started.provenance}}
-    return started if job.image_size is None else resized(started, job.image_size), parent
+    return resized(started, job.image_size, job.max_length), parent
 
 
 def _build(job: Job, started: Checkpoint, start: Path | None) -> tuple[SimMIM, Tokenizer]:
@@ -264,12 +259,15 @@ def _batches(job: Job, source: Source, parent: Mapping[str, Any], **more: Any) -
         "records": source.data.describe().get("records"),
         "batch_size": job.images,
         "image_size": job.image_size,
+        "max_length": job.max_length,
         "frozen": job.frozen,
         "parent": started.get("sha256"),
     }
 
 
-def _train(job: Job, stage: nn.Module, batches: Mapping[str, Any]) -> Progress:
+def _train(job: Job, model: SimMIM, stage: nn.Module, batches: Mapping[str, Any]) -> Progress:
+    """Train ``stage``, and with it ``model``. Raise as :func:`train`, and :func:`check_finite`."""
+
     def watch(progress: Progress, done: float) -> None:
         rate = progress.samples / max(progress.seconds, 1e-9)
         left = progress.seconds * (1 - done) / max(done, 1e-9)
@@ -281,6 +279,7 @@ def _train(job: Job, stage: nn.Module, batches: Mapping[str, Any]) -> Progress:
     progress = train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch, batches=batches)
     # What follows, figures and the file, is the first process's alone.
     leave()
+    check_finite(model, f"lower --lr (it was {job.recipe.lr}) and start again")
     return progress
 
 
@@ -324,6 +323,16 @@ def _held_out(job: Job, data: Data, started: Checkpoint, tasks: Sequence[str]) -
     return found
 
 
+def _check_texts(
+    job: Job, model: SimMIM, tokenizer: Tokenizer, kinds: Collection[str], streams: Sequence[Data | None]
+) -> None:
+    """Raise :class:`DataError` for a text on disk that is too long for the model, before the first step."""
+    for data, kind in ((data, kind) for data in streams if data is not None for kind in kinds):
+        if texts := data.texts(kind):
+            job.watch(f"lengths of {len(texts)} {kind}", 0, 1)
+            check_lengths(tokenizer, texts, model.config.max_length)
+
+
 def check_classes(held_out: Data, head: str, trained: Sequence[str]) -> None:
     """Raise :class:`DataError` unless ``held_out`` numbers the classes of ``head`` as training does."""
     found = list(held_out.labels.get(head, ()))
@@ -354,8 +363,14 @@ def _metrics(
     kept = {name: found if "untrained" in found else stale for name, found in started.metrics.items()}
     if held_out is None:
         return kept | {task: {"not_measured": "--eval-scenes 0"} for task in tasks}
+    # Figures are computed on the CPU, whatever trained: who waits for them should know.
+    where = "" if next(model.parameters()).device.type == "cpu" else ", on the CPU"
     model.to("cpu")
-    return kept | {task: _measure(task, model, tokenizer, held_out, job.eval_scenes, job.watch) for task in tasks}
+
+    def watch(step: str, done: int, total: int) -> None:
+        job.watch(step + where, done, total)
+
+    return kept | {task: _measure(task, model, tokenizer, held_out, job.eval_scenes, watch) for task in tasks}
 
 
 def _write(

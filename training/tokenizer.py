@@ -45,9 +45,9 @@ def check_lengths(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -
     """Raise :class:`DataError` as :func:`encode` would, for the longest of ``texts``."""
     unpadded = Tokenizer.from_str(tokenizer.to_str())
     unpadded.no_padding()
-    longest, where = 0, 0
+    texts, longest, where = list(dict.fromkeys(texts)), 0, 0
     for start in range(0, len(texts), _TOGETHER):
-        for index, row in enumerate(unpadded.encode_batch_fast(list(texts[start : start + _TOGETHER])), start):
+        for index, row in enumerate(unpadded.encode_batch_fast(texts[start : start + _TOGETHER]), start):
             longest, where = max((longest, where), (len(row), index), key=lambda found: found[0])
     if longest > max_length:
         raise _too_long(texts[where], longest, max_length)

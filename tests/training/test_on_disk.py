@@ -122,6 +122,30 @@ def test_training_on_few_examples_is_judged_by_all_classes(run_cli, tmp_path: Pa
     assert json.loads(done.stdout)["image_class"]["accuracy"] == checkpoint.metrics["image_class"]["accuracy"]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_text_that_is_too_long_is_named_before_training(run_cli, tmp_path: Path, split: str) -> None:
+    from simmim_export.models.checkpoint import load
+
+    root = asked(asked(tmp_path / "data", "train", 4), "test", 4)
+    said = {"caption": "long " * 40, "questions": [{"question": "how many ?", "answer": "0"}]}
+    tar(root / f"{split}.tar", {"0.png": png((0, 0, 0)), "0.json": json.dumps(said).encode()} | {
+        "1.png": png((9, 0, 0)), "1.json": json.dumps(said | {"caption": "short"}).encode()
+    })  # fmt: skip
+    # Nobody waits for so many steps: the message comes first.
+    done = finetune(run_cli, "retrieval", "webdataset", root, tmp_path / "x.pt", "--steps", "1000000")
+    assert done.returncode == 5 and "a text of 42 tokens" in done.stderr and "--max-length 42" in done.stderr
+    if split == "train":
+        done = finetune(run_cli, "retrieval", "webdataset", root, tmp_path / "x.pt", "--max-length", "42")
+        assert done.returncode == 0, done.stderr
+        assert load(tmp_path / "x.pt").config.max_length == 42
+
+
+def test_data_for_no_task_at_all(run_cli, tmp_path: Path) -> None:
+    tar(tmp_path / "data/train.tar", {"0.png": png((0, 0, 0)), "0.json": b"{}"})
+    done = finetune(run_cli, "vqa", "webdataset", tmp_path / "data", tmp_path / "x.pt")
+    assert done.returncode == 2 and "give data with questions, captions or classes" in done.stderr
+
+
 def test_a_missing_test_split_is_said_before_training(run_cli, tmp_path: Path) -> None:
     root = classes(tmp_path / "data", "train")
     # Nobody waits for so many steps: the message comes first.

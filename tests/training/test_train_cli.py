@@ -12,6 +12,7 @@ import pytest
 from simmim_export.training.evaluation.statistics import wilson
 
 FAST = ("--steps", "3", "--batch-size", "4", "--eval-scenes", "64")
+ONCE = ("--steps", "1", "--batch-size", "4", "--eval-scenes", "0")
 
 
 def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
@@ -145,15 +146,22 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("evaluate", "{ckpt}", "--stream", "train-rehearsal"), 2, "what the model learned from"),
         (("evaluate", "{ckpt}", "--stream", "samples"), 2, "--stream samples is for calibration"),
         (("evaluate", "{ckpt}", "--eval-scenes", "0"), 2, "measures nothing"),
-        (("draw", "--data", "cocoa", "-o", "{tmp}/pictures"), 2, "unknown data set"),
+        (("evaluate", "{ckpt}", "--stream", "tset"), 2, "no stream 'tset'"),
+        (("evaluate", "{ckpt}", "--data", "coco", "--data-root", "{tmp}/nowhere"), 2, "{tmp}/nowhere"),
+        (("finetune", "--steps", "1", "--batch-size", "1", "-o", "{tmp}/x.pt"), 2, "--rehearse 0"),
+        (("pretrain", *ONCE, "--optimizer", "adamw", "--lr", "1e45", "-o", "{tmp}/x.pt"), 4, "NaN or Inf in"),
+        (("init", "-o", "{tmp}/m.safetensors"), 2, "-o {tmp}/m.pt for a file, or -o {tmp}/m for a folder"),
+        (("draw", "--data", "coco", "-o", "{tmp}/pictures"), 2, "choose --data shapes or clips"),
+        (("draw", "--stream", "tset", "-o", "{tmp}/pictures"), 2, "no stream 'tset'"),
         (("draw", "-o", "{tmp}"), 2, "already exists"),
+        (("draw", "-o", "{tmp}/exists.pt", "--overwrite"), 2, "what is drawn is a folder"),
     ],
 )
 def test_bad_input(run_cli, tiny_checkpoint: Path, tmp_path: Path, arguments, code: int, expected: str) -> None:
     (tmp_path / "exists.pt").write_text("precious")
     done = run_cli("train", *(a.format(tmp=tmp_path, ckpt=tiny_checkpoint) for a in arguments))
     assert done.returncode == code, done.stderr
-    assert "error: " in done.stderr and expected in done.stderr and "next:" in done.stderr
+    assert "error: " in done.stderr and expected.format(tmp=tmp_path) in done.stderr and "next:" in done.stderr
     assert (tmp_path / "exists.pt").read_text() == "precious" and not (tmp_path / "x.pt").exists()
 
 
@@ -166,20 +174,27 @@ def test_a_seed_below_zero_is_refused(run_cli, tmp_path: Path, command: tuple[st
 
 def test_the_kind_of_the_output_is_checked_first(tmp_path: Path) -> None:
     from simmim_export.errors import UsageError
-    from simmim_export.training.run import check_output
+    from simmim_export.training.output import check_output
 
     (tmp_path / "folder.pt").mkdir()
     (tmp_path / "folder").mkdir()
     for name in ("file", "file.pt"):
         (tmp_path / name).write_text("precious")
-    for good in ("file.pt", "folder", "new.pt", "new", "deep/new.pt"):
+    for good in ("file.pt", "folder", "new.pt", "new", "lr0.001", "deep/new.pt"):
         check_output(tmp_path / good, overwrite=True)
+    assert not any((tmp_path / "deep").iterdir()) and not any((tmp_path / "folder").iterdir())
+    for bad in ("m.safetensors", "m.pth", "m.PT", "m.h5"):
+        with pytest.raises(UsageError, match=r"a checkpoint is no \.\w+ file"):
+            check_output(tmp_path / bad, overwrite=True)
     with pytest.raises(UsageError, match="the output is a folder"):
         check_output(tmp_path / "folder.pt", overwrite=True)
     with pytest.raises(UsageError, match="the output is a file"):
         check_output(tmp_path / "file", overwrite=True)
-    with pytest.raises(UsageError, match="folder cannot be made"):
+    with pytest.raises(UsageError, match="what is no folder"):
         check_output(tmp_path / "file" / "x.pt", overwrite=True)
+    # To an administrator its permissions allow writing there; it takes no file all the same.
+    with pytest.raises(UsageError, match="written"):
+        check_output(Path("/proc/x.pt"), overwrite=True)
     assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -252,6 +267,56 @@ def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) 
     linear = load(make_checkpoint(tmp_path / "b.pt", interaction="linear"))
     with pytest.raises(UsageError, match="belong to images of 64 pixels"):
         resized(linear, 96)
+    longer = resized(attention, max_length=64)
+    assert build(longer) and (longer.config.max_length, longer.config.image_size) == (64, 64)
+    with pytest.raises(UsageError, match="64 positions, too few for texts of 65 tokens") as caught:
+        resized(attention, max_length=65)
+    assert "--max-length 64" in str(caught.value.fix)
+    with pytest.raises(UsageError, match="and texts of 20 tokens"):
+        resized(linear, max_length=21)
+
+
+def test_a_model_of_longer_texts_has_positions_for_them() -> None:
+    from simmim_export.models.checkpoint import build
+    from simmim_export.training.assemble import NewModel, new_checkpoint
+    from simmim_export.training.tokenizer import encode, read_tokenizer
+
+    made = new_checkpoint(NewModel("tiny", max_length=100), seed=0)
+    assert made.config.max_length == made.preprocessing["text"]["max_length"] == 100
+    tokens = encode(read_tokenizer(made.tokenizer), ["red " * 98], made.config.max_length)
+    assert build(made).encode_text(**tokens)[0].shape == (1, 100, 96)
+
+
+def test_clips_of_more_frames_than_the_checkpoint_takes(tmp_path: Path) -> None:
+    from support import make_checkpoint
+
+    from simmim_export.errors import UsageError
+    from simmim_export.models.checkpoint import load
+    from simmim_export.training.assemble import with_head
+
+    known = load(make_checkpoint(tmp_path / "a.pt", frames=4, heads=("video_class",)))
+    assert with_head(known, "video_class", known.labels["video_class"], 4, 0) is known
+    for labels in (known.labels["video_class"], ["up", "down", "left"]):
+        with pytest.raises(UsageError, match="up to 4 frames, the data have clips of 8") as caught:
+            with_head(known, "video_class", labels, 8, 0)
+        assert "init --frames 8" in str(caught.value.fix)
+
+
+def test_a_single_value_a_channel_is_refused_before_training() -> None:
+    from dataclasses import replace
+
+    from simmim_export.errors import UsageError
+    from simmim_export.models.presets import preset
+    from simmim_export.models.simmim import SimMIM
+    from simmim_export.training.assemble import check_batch, freeze
+
+    model = SimMIM(replace(preset("tiny"), image_trunk="resnet18", image_size=32))
+    with pytest.raises(UsageError, match="a single token") as caught:
+        check_batch(model, 1)
+    assert "--batch-size 2 or more, or --image-size 64" in str(caught.value.fix)
+    check_batch(model, 2)
+    freeze(model, "image")
+    check_batch(model, 1)
 
 
 def test_draw(run_cli, tmp_path: Path) -> None:
@@ -264,6 +329,9 @@ def test_draw(run_cli, tmp_path: Path) -> None:
     with Image.open(tmp_path / "out" / records[0]["image"]) as image:
         assert image.size == (96, 96)
     assert (tmp_path / "out/sheet.png").exists()
+    done = run_cli("train", "draw", "--data", "clips", "--count", "1", "-o", tmp_path / "clips")
+    assert f"wrote 1 pictures, records.json to {tmp_path / 'clips'}" in done.stdout, done.stderr
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["0000.webp", "records.json"]
 
 
 def test_wilson_by_hand() -> None:
