@@ -300,7 +300,7 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     pixels, texts = loaded.samples.get("pixels"), loaded.samples.get("texts")
     size = config.image_size
     good = isinstance(pixels, Tensor) and pixels.dtype == torch.uint8 and tuple(pixels.shape[1:]) == (size, size, 3)
-    said = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-    if not good or not said or not 0 < len(texts) == len(pixels):
+    said = len(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else 0
+    if not good or not isinstance(pixels, Tensor) or not 0 < said == len(pixels):
         raise refuse(f"the checkpoint's samples are not n images uint8 [n, {size}, {size}, 3] with n texts, n >= 1")
     return loaded
