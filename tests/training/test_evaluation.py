@@ -143,7 +143,10 @@ def test_chance_is_that_of_the_galleries_there_were(scenes: int, galleries: list
 
 @dataclass(frozen=True)
 class Uneven(Shapes):
-    """Of every image another number of questions, and of statements; padded as on disk."""
+    """64 images, of every one another number of questions, and of statements; padded as on disk."""
+
+    def limit(self, kind: str) -> int:
+        return 64
 
     def batch(self, index: int, images: int, want: Want = EVERYTHING) -> ShapesBatch:
         found = super().batch(index, images, want)
