@@ -263,7 +263,9 @@ class Pretrain(nn.Module):
         limit = source.data.limit("captions") if self.compares else None
         if limit is not None and limit < 2:
             what = f"itc and itm need 2 images or more, and there is {limit} with captions"
-            raise UsageError(what, fix="give more; or train without them: pretrain --itc 0 --itm 0, finetune --rehearse 0")
+            raise UsageError(
+                what, fix="give more; or train without them: pretrain --itc 0 --itm 0, finetune --rehearse 0"
+            )
 
     def batch(self, index: int, done: float) -> dict[str, Any]:
         """pixels uint8 [b, H, W, 3]; where captions are compared input_ids, attention_mask [b, s], a caption each in turn,
