@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from simmim_export.benchmarks.results_page import page, plot
+from simmim_export.benchmarks.results_page import REVISION, page, plot
 from simmim_export.console import progress_bar
 from simmim_export.errors import GateFailed
 from simmim_export.files import replacing
@@ -144,7 +144,7 @@ def execute(run: Run, folder: Path) -> dict[str, Any]:
         if done.returncode:
             raise GateFailed(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}", where=run.key)
         output = done.stdout
-    return {"metrics": json.loads(output), "seconds": round(time.monotonic() - started)}
+    return {"metrics": json.loads(output), "seconds": round(time.monotonic() - started), "revision": REVISION}
 
 
 def main() -> None:
