@@ -85,9 +85,7 @@ def certify(
         if get_engine(contestant.engine).reads_checkpoint:
             what = f"engine {contestant.engine!r} is what the others are proven by"
             raise UsageError(what, fix="name another --engine, or none for all that there are")
-    # Clips take their frames from the host: golden inputs are not enough for those pipelines.
-    pipelines = [pipeline for pipeline in bundle.manifest.pipelines if "video_encoder" not in pipeline.graphs]
-    targets = [f"pipeline:{pipeline.name}" for pipeline in pipelines]
+    targets = [f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines]
     graphs = [graph.name for graph in bundle.manifest.graphs]
     plan = driver.Plan(path, None, contestants, targets, graphs, 1, rounds, iterations=20, warmup=3, evidence=True)
     run = datetime.now(UTC).isoformat(timespec="seconds")

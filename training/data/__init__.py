@@ -15,7 +15,8 @@ from simmim_export.training.data.shapes.clips import Clips
 
 MADE = ("shapes", "clips", "digits")
 DATASETS = (*MADE, *READERS)
-STREAMS = ("train", "val", "test", "samples")
+# Of what is made. "demo" is what `make demo` asks about: neither learned from nor judged on.
+STREAMS = ("train", "val", "test", "samples", "demo")
 # reader -> the splits that streams are read from. Without val evidence and figures are of the same split: VQAv2 and COCO have
 # no third one, the answers of CLEVR's are withheld.
 SPLITS: Mapping[str, Mapping[str, str]] = {
