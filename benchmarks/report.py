@@ -18,7 +18,7 @@ from simmim_export.bundle import Bundle
 from simmim_export.console import stdout_console
 from simmim_export.doctor import examine
 from simmim_export.errors import DataError, GateFailed
-from simmim_export.files import digest, replacing
+from simmim_export.files import digest, parse_json, replacing
 from simmim_export.spec import as_json
 
 SCHEMA = 1
@@ -175,10 +175,10 @@ def read(path: Path) -> dict[str, Any]:
     """``host``, ``bundle`` and ``results`` of a document; raise :class:`DataError` naming what is wrong with it."""
     fix = "make one: simmim-bench --json FILE"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError("no such benchmark file", where=path, fix=fix) from error
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"the benchmark file cannot be read: {error}", where=path, fix=fix) from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise DataError("not a benchmark file of this version", where=path, fix=fix)

@@ -38,7 +38,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.files import digest, reading, room_for
+from simmim_export.files import digest, parse_json, reading, require_new, room_for
 from simmim_export.spec import GraphSpec, Pipeline, as_json, graph_from_json
 
 SCHEMA = 1
@@ -113,8 +113,8 @@ def parse_manifest(text: str, where: object) -> Manifest:
 
     again = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a recursion of a million brackets
+        content = parse_json(text)
+    except ValueError as error:
         raise BundleError(f"the manifest is not JSON: {error}", where=where, fix=again) from error
     found = content.get("schema") if isinstance(content, dict) else None
     if isinstance(found, int) and found > SCHEMA:
@@ -254,8 +254,7 @@ class Staging:
         asked, self.target = target, Path(os.path.realpath(target)) if target.is_symlink() else target
         target = self.target
         with room_for(target):
-            if target.exists() and not overwrite:
-                raise UsageError("the output already exists", where=target, fix="add --overwrite, or choose another -o")
+            require_new(target, overwrite)
             if target.exists() and not (target.is_dir() and (_is_ours(target) or not any(target.iterdir()))):
                 fix = "choose another -o, or remove it yourself"
                 raise UsageError("the output exists and is not a bundle", where=target, fix=fix)
@@ -313,10 +312,10 @@ def _is_ours(folder: Path) -> bool:
     """Whether ``folder`` is a bundle, perhaps a damaged one: its manifest has what only ours have together, or, where that is no
     JSON any more, what belongs to it lies beside it. Other projects have a manifest.json too."""
     try:
-        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
     except OSError:
         return False
-    except (ValueError, RecursionError):
+    except ValueError:
         return (folder / "graphs").is_dir() and all(
             (folder / name).is_file() for name in ("tokenizer.json", "golden.npz")
         )

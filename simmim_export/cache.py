@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simmim_export.errors import NoCache, UsageError
-from simmim_export.files import digest, replacing
+from simmim_export.files import digest, parse_json, replacing
 from simmim_export.host import cache_folder
 
 DIGESTS, LOCK = "digests.json", "lock"
@@ -85,8 +85,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = parse_json((folder / DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable
-from simmim_export.files import reading, replacing, require_writable
+from simmim_export.files import parse_json, reading, replacing, require_writable
 from simmim_export.spec import as_json, shown
 
 SCHEMA = 1
@@ -111,14 +111,14 @@ def read(bundle: Bundle) -> list[Certificate]:
             if not path.is_file():
                 return []
             text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        content = parse_json(text)
         schema, owner, rows = content["schema"], content["bundle"], content["certificates"]
         if schema != SCHEMA:
             raise ValueError(f"it has schema {schema!r}; this version reads {SCHEMA}")
         if content.pop("digest") != _digest_of(content):
             raise ValueError("it was altered, its digest does not match")
         found = [Certificate(**row) for row in rows]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{FILE} cannot be read: {error}", where=path, fix=again) from error
     if owner != bundle.digest:
         raise OfAnother(f"{FILE} is of another bundle than this", where=path, fix=again)
@@ -145,8 +145,8 @@ def _known(bundle: Bundle) -> list[Certificate]:
 def _require_schema(path: Path) -> None:
     """Raise :class:`BundleError` where ``path`` holds certificates that another version wrote, and may read."""
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))["schema"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        schema = parse_json(path.read_text(encoding="utf-8"))["schema"]
+    except (OSError, ValueError, TypeError, KeyError):
         return
     if schema != SCHEMA:
         what = f"{FILE} has schema {schema!r}; this version writes {SCHEMA}, and would lose what is in it"

@@ -72,13 +72,12 @@ def run_app(app: Callable[[], object]) -> None:
 
 def check_output(path: Path, overwrite: bool, option: str) -> None:
     """Raise :class:`UsageError`, before anything is computed, for an output file that is there already, or cannot be."""
-    from simmim_export.files import require_writable
+    from simmim_export.files import require_new, require_writable
 
     require_writable(path)
     if path.is_dir():
         raise UsageError("the output is a folder", where=path, fix=f"give the name of a file with {option}")
-    if path.exists() and not overwrite:
-        raise UsageError("the output already exists", where=path, fix=f"add --overwrite, or choose another {option}")
+    require_new(path, overwrite, option)
 
 
 def print_json(value: Any) -> None:

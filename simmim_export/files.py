@@ -1,16 +1,18 @@
-"""Digests of files, files that are whole or not there, and arrays as bytes. Knows paths and bytes; must not know what they
-mean."""
+"""Digests of files, files that are whole or not there, JSON to values, and arrays to bytes. Knows paths and bytes; must not know
+what they mean."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,14 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raise ValueError for what is none, and for one that is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply: {error}") from error
+
+
 @contextmanager
 def reading(path: Path, error: type[InputError]) -> Iterator[None]:
     """For a block that reads ``path`` or what is under it: what the system refuses is raised as ``error``, naming the file."""
@@ -38,6 +48,12 @@ def reading(path: Path, error: type[InputError]) -> Iterator[None]:
         what = f"it cannot be read: {refused.strerror or refused}"
         fix = "allow reading it (ls -l shows whose it is), or copy it again"
         raise error(what, where=refused.filename or path, fix=fix) from refused
+
+
+def require_new(path: Path, overwrite: bool, option: str = "-o") -> None:
+    """Raise :class:`UsageError` for an output that is there already and is not to be replaced."""
+    if path.exists() and not overwrite:
+        raise UsageError("the output already exists", where=path, fix=f"add --overwrite, or choose another {option}")
 
 
 def require_writable(path: Path) -> None:

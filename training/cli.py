@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from simmim_export.console import new_app, print_json, progress_bar, run_app, stdout_console
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from simmim_export.console import new_app, print_json, progress_bar, run_app
+from simmim_export.metrics import print_metrics
 
 app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
 
@@ -330,48 +328,7 @@ def show(metrics: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(metrics)
         return
-    from rich.table import Table
-
-    table = Table(title="held-out data; 95 % intervals")
-    for column in ("task", "figure", "interval", "n", "controls"):
-        table.add_column(column, justify="left" if column in ("task", "controls") else "right")
-    for task, found in metrics.items():
-        if "accuracy" in found:
-            _add_accuracy(table, task, found)
-        elif "text_to_image" in found:
-            _add_recall(table, task, found)
-        else:
-            table.add_row(
-                task, "untrained" if "untrained" in found else "not measured", "", "", found.get("not_measured")
-            )
-    stdout_console().print(table)
-
-
-def _add_accuracy(table: Table, task: str, found: dict[str, Any]) -> None:
-    controls = {name.replace("_", " "): row["accuracy"] for name, row in found.get("controls", {}).items()}
-    controls |= {name.replace("_", " "): found[name] for name in ("chance", "any_thing") if name in found}
-    table.add_row(task, *_figures(found), ", ".join(f"{name} {value:.1%}" for name, value in controls.items()))
-    for family, figure in found.get("by_family", {}).items():
-        table.add_row(f"  {family}", *_figures(figure))
-    recall = found.get("text_to_image_recall_at_1")
-    if recall:
-        table.add_row(f"  text to image R@1 of {recall['among']}", *_figures(recall), f"chance {recall['chance']:.1%}")
-
-
-def _add_recall(table: Table, task: str, found: dict[str, Any]) -> None:
-    table.add_row(task, "", "", "", f"{found['captions']} captions of {found['images']} images")
-    for way in ("text_to_image", "image_to_text"):
-        row = found[way]
-        oracle = f", a perfect model {row['oracle']:.1%}" if "oracle" in row else ""
-        for stage in ("embeddings", "reranked"):
-            for cut, figure in row[stage].items():
-                controls = f"chance {row['chance']:.1%}{oracle}" if cut.endswith("_1") else ""
-                table.add_row(f"  {way} {stage} {cut}".replace("_", " "), *_figures(figure), controls)
-
-
-def _figures(found: dict[str, Any]) -> tuple[str, str, str]:
-    low, high = found["interval"]
-    return f"{found['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(found["n"])
+    print_metrics(metrics)
 
 
 def main() -> None:

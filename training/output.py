@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from simmim_export.errors import UsageError
-from simmim_export.files import room_for
+from simmim_export.files import require_new, room_for
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -19,8 +19,7 @@ def check_output(path: Path, overwrite: bool) -> None:
     if path.suffix != ".pt" and kind.isalpha():
         fix = f"choose -o {path.with_suffix('.pt')} for a file, or -o {path.with_suffix('')} for a folder"
         raise UsageError(f"a checkpoint is no {path.suffix} file", where=path, fix=fix)
-    if path.exists() and not overwrite:
-        raise UsageError("the output already exists", where=path, fix="add --overwrite, or choose another -o")
+    require_new(path, overwrite)
     if path.suffix == ".pt" and path.is_dir():
         raise UsageError(
             "the output is a folder, and a checkpoint in .pt is a file", where=path, fix="choose another -o"
@@ -36,8 +35,7 @@ def check_folder(path: Path, overwrite: bool) -> None:
     with ``overwrite`` alone."""
     if path.exists():
         _check_is_folder(path, "what is drawn")
-    if path.exists() and not overwrite:
-        raise UsageError("the output already exists", where=path, fix="add --overwrite, or choose another -o")
+    require_new(path, overwrite)
     try_writing(path / "records.json")
 
 

@@ -145,7 +145,7 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
     progress = _train(job, model, stage, _batches(job, source, parent, **extra))
     with _kept(job):
         metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
-        return _write(job, model, started, progress, metrics, extra | parent)
+        return _write(job, source.data, model, started, progress, metrics, extra | parent)
 
 
 def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: Plan) -> Result:
@@ -177,7 +177,7 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
     progress = _train(job, model, stage, _batches(job, source, parent, **extra))
     with _kept(job):
         metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
-        return _write(job, model, started, progress, metrics, extra | parent)
+        return _write(job, source.data, model, started, progress, metrics, extra | parent)
 
 
 def evaluate(
@@ -375,13 +375,13 @@ def _metrics(
 
 def _write(
     job: Job,
+    data: Data,
     model: SimMIM,
     started: Checkpoint,
     progress: Progress,
     metrics: dict[str, Any],
     provenance: dict[str, Any],
 ) -> Result:
-    data = job.data.open(job.recipe.seed, "train", model.config.image_size)
     provenance |= {"recipe": asdict(job.recipe), "images": job.images, "data": data.describe()}
     provenance |= {"steps": progress.step, "samples": progress.samples, "seconds": round(progress.seconds, 1)}
     provenance |= {"processes": state().num_processes, "image_size": model.config.image_size, "frozen": job.frozen}

@@ -11,6 +11,7 @@ from simmim_export.cli.options import AsJson, BudgetOption, BundlePath
 from simmim_export.cli.tables import by_graph, print_parity, print_plan
 from simmim_export.console import print_json, progress_bar, stdout_console
 from simmim_export.export.limits import MAX_BATCH, OPSET
+from simmim_export.metrics import print_metrics
 
 
 def register(app: typer.Typer) -> None:
@@ -119,8 +120,6 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
         return
     from rich.table import Table
 
-    from simmim_export.training.cli import show
-
     console = stdout_console()
     table = Table(title=f"{bundle}: preset {manifest.model['preset']}, schema {manifest.schema}")
     for column in ("graph", "variant", "inputs", "outputs", "MB", "error to PyTorch"):
@@ -143,7 +142,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     console.print(f"embedding: {manifest.embedding['dim']} channels, space {manifest.embedding['digest'][:12]}")
     console.print(f"exported from checkpoint {manifest.provenance['checkpoint_sha256'][:12]}")
     if manifest.metrics:
-        show(dict(manifest.metrics), as_json=False)
+        print_metrics(manifest.metrics)
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from simmim_export.engines.base import Engine
-from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.engines.base import Engine, cannot_run
+from simmim_export.errors import UsageError
 from simmim_export.version import __version__
 
 # name -> module, class. A string, so that asking for one engine never imports another.
@@ -78,5 +78,5 @@ def require_engine(name: str) -> Engine:
     engine = get_engine(name)
     reason = engine.why_unavailable()
     if reason is not None:
-        raise EngineUnavailable(f"engine {name!r} cannot run here: {reason}", fix=engine.install)
+        raise cannot_run(name, reason, engine.install)
     return engine

@@ -115,6 +115,11 @@ class Engine(Protocol):
         ...
 
 
+def cannot_run(engine: str, reason: str, install: str) -> EngineUnavailable:
+    """The error for an engine that cannot run here."""
+    return EngineUnavailable(f"engine {engine!r} cannot run here: {reason}", fix=install)
+
+
 def no_such_precision(engine: str, precision: Precision, has: tuple[Precision, ...]) -> EngineUnavailable:
     """The error for a precision that an engine lacks."""
     names = ", ".join(has)

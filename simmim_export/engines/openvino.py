@@ -67,9 +67,10 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _capabilities() -> list[str]:
+@cache
+def _capabilities() -> tuple[str, ...]:
     """What the CPU's plugin says it has; RuntimeError where the plugin cannot be loaded."""
-    return list(_core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
+    return tuple(_core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVinoSession:

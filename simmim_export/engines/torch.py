@@ -20,6 +20,7 @@ from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
     broken_package,
+    cannot_run,
     check_feeds,
     closed,
     missing_package,
@@ -144,7 +145,7 @@ class TorchEngine:
     def _require(self) -> None:
         """Raise :class:`EngineUnavailable` where a package is installed and cannot be imported."""
         if (reason := broken()) is not None:
-            raise EngineUnavailable(f"engine {self.name!r} cannot run here: {reason}", fix=self.install)
+            raise cannot_run(self.name, reason, self.install)
 
     def open(
         self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY

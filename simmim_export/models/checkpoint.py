@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simmim_export.errors import CheckpointError
-from simmim_export.files import replacing
+from simmim_export.files import parse_json, replacing
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
 from simmim_export.vocabulary import parse, rows_needed
@@ -228,7 +228,7 @@ def _read_folder(path: Path) -> Any:
                 f"the checkpoint folder has no {name}", where=path, fix="copy the folder again, whole"
             )
     try:
-        content = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        content = parse_json((path / "checkpoint.json").read_text(encoding="utf-8"))
         state = load_file(path / "model.safetensors")
     except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole") from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from simmim_export.errors import BundleError
-from simmim_export.files import DAMAGED, pack, unpack
+from simmim_export.files import DAMAGED, pack, parse_json, unpack
 
 FILE = "evidence.npz"
 # The task that ranks images by captions; every other task is named after its head.
@@ -72,7 +72,7 @@ class Evidence:
         """The inverse of :meth:`save`; raise :class:`BundleError` for bytes that are no evidence, or do not fit together."""
         try:
             arrays = unpack(source)
-            words = json.loads(arrays.pop("words").tobytes().decode())
+            words = parse_json(arrays.pop("words").tobytes().decode())
             parts: dict[str, dict[str, np.ndarray]] = {"images": {}, "labels": {}, "scores": {}, "reference": {}}
             for key, array in arrays.items():
                 part, _, name = key.partition("/")

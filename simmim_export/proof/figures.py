@@ -66,9 +66,8 @@ def paired_loss(exact: np.ndarray, found: np.ndarray) -> dict[str, Any]:
 def _bounds(difference: np.ndarray, one: float) -> tuple[float, float]:
     """The interval of :func:`paired_loss` as shares, of each image's loss [images]; ``one`` answer less is the least loss."""
     changed, count = difference[difference != 0], len(difference)
-    if not len(
-        changed
-    ):  # what the draws below tend to, without their noise: a limit may be just what this many images show
+    if not len(changed):
+        # What the draws below tend to, without their noise: a limit may be just what this many images show.
         rare = float(one * (1 - 0.05 ** (1 / count)))
         return -rare, rare
     ends = np.array([min(difference.min(), -one), max(difference.max(), one)])

@@ -254,11 +254,15 @@ class Runtime:
 
         ``first`` is the index of the first text among all that the caller has, for what is said of one.
         """
+        tokenizer = self._tokenizer or self._open_tokenizer()
+        return tokenizer.feeds(texts, first, known=True)
+
+    def _open_tokenizer(self) -> Tokenizer:
         with self._opening:
             if self._tokenizer is None:
                 source = self.bundle.file("tokenizer.json").read_text(encoding="utf-8")
                 self._tokenizer = Tokenizer(source, self.bundle.manifest.preprocessing["text"]["max_length"])
-        return self._tokenizer.feeds(texts, first, known=True)
+            return self._tokenizer
 
     def _max_batch(self, pipeline: str) -> int:
         graphs = self.bundle.manifest.pipeline(pipeline).graphs

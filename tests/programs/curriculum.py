@@ -9,11 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from tokenizers import Tokenizer
+from programs.ranks import join, leave
 
-from simmim_export.models.checkpoint import build
-from simmim_export.training.assemble import NewModel, new_checkpoint
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.source import Source
 from simmim_export.training.tasks import CURRICULUM, Answers, Plan
@@ -21,11 +18,7 @@ from simmim_export.training.tasks import CURRICULUM, Answers, Plan
 
 def main(folder: Path) -> None:
     """See the module."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    started = new_checkpoint(NewModel(), seed=0)
-    model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
+    rank, world, model, tokenizer = join()
     stage = Answers("vqa", model, tokenizer, Source(Shapes(0), 4, rank, world), Plan(rehearse=2)).train()
     last = model.heads["vqa"].classify[-1]
     with torch.no_grad():  # it answers class 0, whatever it is asked
@@ -43,8 +36,7 @@ def main(folder: Path) -> None:
         kind = "rehearsal" if "rehearsal" in stage.batch(1, 0.0) else "questions"
         lines.append(f"{int(stage.level)} {kind} {float(stage.accuracy):.4f}")
     (folder / str(rank)).write_text("\n".join(lines))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

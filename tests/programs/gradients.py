@@ -11,11 +11,9 @@ import sys
 
 import torch
 import torch.distributed as dist
-from tokenizers import Tokenizer
+from programs.ranks import join, leave
 from torch.nn.parallel import DistributedDataParallel
 
-from simmim_export.models.checkpoint import build
-from simmim_export.training.assemble import NewModel, new_checkpoint
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.source import Source
@@ -45,11 +43,7 @@ def joined(stage: Answers | Pretrain) -> Batch:
 
 def main(target: str) -> None:
     """See the module."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    started = new_checkpoint(NewModel(), seed=0)
-    model, tokenizer = build(started), Tokenizer.from_str(started.tokenizer)
+    rank, world, model, tokenizer = join()
     found = {}
     for what in OBJECTIVES:
         source = Source(Shapes(0), 4, rank, world)
@@ -71,8 +65,7 @@ def main(target: str) -> None:
         found[what] = {"loss": mean / world, "grads": grads}
     if rank == 0:
         torch.save(found, target)
-    dist.barrier()  # a process that leaves while another still listens aborts it
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

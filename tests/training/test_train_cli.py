@@ -322,7 +322,9 @@ def test_a_single_value_a_channel_is_refused_before_training() -> None:
 def test_draw(run_cli, tmp_path: Path) -> None:
     from PIL import Image
 
-    done = run_cli("train", "draw", "--stream", "demo", "--count", "3", "--size", "96", "-o", tmp_path / "out", "--json")
+    done = run_cli(
+        "train", "draw", "--stream", "demo", "--count", "3", "--size", "96", "-o", tmp_path / "out", "--json"
+    )
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
     assert records == json.loads((tmp_path / "out/records.json").read_text()) and len(records) == 3

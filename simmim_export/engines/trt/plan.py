@@ -19,7 +19,7 @@ from typing import Any
 
 from simmim_export.engines.trt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import digest, replacing
+from simmim_export.files import digest, parse_json, replacing
 from simmim_export.spec import as_json
 
 SCHEMA = 1
@@ -84,7 +84,7 @@ def read(plan: Path) -> Sidecar:
     if not plan.is_file():
         raise EngineUnavailable("this graph is not built for this device yet", where=plan, fix=fix)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
             raise ValueError("it has another schema than this version reads")
         found = Sidecar(**content | {"target": Target(**content["target"])})

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.errors import DataError, UsageError
+from simmim_export.files import parse_json
 from simmim_export.spec import Axis, GraphSpec, TensorSpec
 
 # TensorRT's own names, in lower case. A plan for "none" runs on the kind of GPU that it was built on.
@@ -187,7 +188,7 @@ def read_traffic(path: Path) -> dict[str, Range]:
             continue
         where = f"{path}, line {number}"
         try:
-            sizes = json.loads(line)
+            sizes = parse_json(line)
         except ValueError as error:
             raise DataError(f"not JSON: {error}", where=where, fix=fix) from error
         if not isinstance(sizes, dict) or not sizes:
