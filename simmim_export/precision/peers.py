@@ -6,7 +6,9 @@ Knows other quantisers and ONNX files. Must not know engines, or how any of it i
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,7 +35,8 @@ def nncf(source: Path, target: Path, feeds: Feeds) -> None:
     """nncf.quantize with the transformer recipe: SmoothQuant, then static ranges, asymmetric for activations."""
     import onnx
 
-    with untold():
+    # Its progress bars go to stdout, which may be for JSON.
+    with untold(), redirect_stdout(sys.stderr):
         import nncf
 
         nncf.set_log_level(logging.ERROR)
