@@ -9,6 +9,7 @@ import errno
 import json
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,11 @@ from simmim_export.errors import SimmimError, UsageError, show_warnings_plainly
 SECONDS_A_LINE = 5.0
 # Columns of what is no terminal.
 WIDEST = 1000
+# Unicode categories that a terminal acts upon: control characters, format characters (such as a change of reading direction),
+# surrogates and separators of lines.
+_UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# What text needs of those: line breaks, tabs, and the joiners of emoji and of Arabic and Indic scripts.
+_SAFE = "\n\t\u200c\u200d"
 # What a system refuses, in whatever line of ours, and a user can mend.
 REFUSED = {
     errno.ENAMETOOLONG: "give a shorter name",
@@ -78,6 +84,23 @@ def check_output(path: Path, overwrite: bool, option: str) -> None:
     if path.is_dir():
         raise UsageError("the output is a folder", where=path, fix=f"give the name of a file with {option}")
     require_new(path, overwrite, option)
+
+
+def printable(text: str) -> str:
+    """``text`` with every character that a terminal would obey written as an escape, such as ``\\x1b``.
+
+    Line breaks and tabs stay. Labels, file names and metrics come from strangers, and could move the cursor or hide lines.
+    """
+    return "".join(c if c in _SAFE or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def say(*parts: object, error: bool = False) -> None:
+    """Print ``parts``, separated by spaces and :func:`printable`, to stdout, or with ``error`` to stderr."""
+    print(*(printable(str(part)) for part in parts), file=sys.stderr if error else sys.stdout, flush=error)
 
 
 def print_json(value: Any) -> None:

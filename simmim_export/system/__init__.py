@@ -1,0 +1,1 @@
+"""The machine that this runs on: child processes, telemetry of packages."""
