@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from simmim_export.benchmarks.measure import ROUNDS, Ratio
-from simmim_export.console import check_output, print_json, progress_bar, run_app, stdout_console
+from simmim_export.console import Version, check_output, print_json, progress_bar, run_app, stdout_console
 
 app = typer.Typer(
     help="Measure a bundle's engines against PyTorch: one process an engine, rounds alternated, parity beside latency.",
@@ -58,6 +58,7 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything, raw samples included, here.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    version: Version = False,
 ) -> None:
     """Measure engines on a bundle; exit 4 if one of them does not compute what PyTorch computed."""
     if context.invoked_subcommand is not None:

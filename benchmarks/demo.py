@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from simmim_export.benchmarks.measure import Ratio
-from simmim_export.console import stdout_console
+from simmim_export.console import run_app, say, stdout_console
+from simmim_export.system.children import child_environment, python_command
 
 MODULES = {
     "simmim-train": "simmim_export.training.cli",
@@ -29,8 +30,9 @@ ASKED = 3
 def run(program: str, *arguments: object) -> None:
     """Print a command and run it; end with its exit code if it fails."""
     words = [str(argument) for argument in arguments]
-    print(f"\n$ {program} {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", MODULES[program], *words])
+    say(f"\n$ {program} {shlex.join(words)}")
+    sys.stdout.flush()
+    done = subprocess.run(python_command(MODULES[program], *words), env=child_environment())
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -63,13 +65,13 @@ def main() -> None:
     for record in json.loads((images / "records.json").read_text(encoding="utf-8")):
         questions = [row["question"] for row in record["questions"]]
         run("simmim-export", "ask", bundle, images / record["image"], *questions, "--top-k", 1)
-        print("the right answers: " + ", ".join(row["answer"] for row in record["questions"]))
+        say("the right answers: " + ", ".join(row["answer"] for row in record["questions"]))
     captions = json.loads((images / "records.json").read_text(encoding="utf-8"))
     run("simmim-export", "match", bundle, images / "0000.png", captions[0]["captions"][0], captions[1]["captions"][0])
     summary = summarise(checkpoint, bundle, FOLDER / "bench.json")
     (FOLDER / "summary.md").write_text(summary, encoding="utf-8")
     stdout_console().print(f"\n{summary}")
-    print(f"{time.monotonic() - started:.0f} s in all; left {checkpoint}, {bundle}, {images}, {FOLDER / 'summary.md'}")
+    say(f"{time.monotonic() - started:.0f} s in all; left {checkpoint}, {bundle}, {images}, {FOLDER / 'summary.md'}")
 
 
 def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
@@ -108,4 +110,4 @@ def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_app(main)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from simmim_export.console import new_app, print_json, progress_bar, run_app
+from simmim_export.console import new_app, print_json, progress_bar, run_app, say
 from simmim_export.metrics import print_metrics
 
 app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
@@ -139,8 +139,8 @@ def import_state(
         print_json({"checkpoint": str(output), "notes": notes})
         return
     for note in notes:
-        print(note)
-    print(f"wrote {output}")
+        say(note)
+    say(f"wrote {output}")
 
 
 @app.command()
@@ -308,7 +308,7 @@ def draw(
     if as_json:
         print_json(records)
     else:
-        print(f"wrote {len(records)} pictures, {', '.join(beside)} to {output}")
+        say(f"wrote {len(records)} pictures, {', '.join(beside)} to {output}")
 
 
 def report(path_and_metrics: tuple[Path, dict[str, Any]], as_json: bool) -> None:
@@ -320,7 +320,7 @@ def report(path_and_metrics: tuple[Path, dict[str, Any]], as_json: bool) -> None
         return
     show(metrics | {"checkpoint": str(path)} if as_json else metrics, as_json)
     if not as_json:
-        print(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def show(metrics: dict[str, Any], as_json: bool) -> None:

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from simmim_export.errors import DataError, EngineUnavailable, GateFailed, UsageError
 from simmim_export.files import replacing
+from simmim_export.system.telemetry import without_telemetry
 from simmim_export.training.muon import Muon
 from simmim_export.training.processes import agreed, count, every, on_cpu, rank, state
+
+with without_telemetry("accelerate"):
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
 OPTIMIZERS = ("muon", "adamw")
 MIXED = ("no", "bf16", "fp16")

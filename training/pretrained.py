@@ -18,6 +18,7 @@ from torchvision.models import get_model_weights
 from simmim_export.errors import CheckpointError, InputError, UsageError
 from simmim_export.models.checkpoint import check_tokenizer, read_tensors
 from simmim_export.models.encoders import text_positions
+from simmim_export.system.telemetry import without_telemetry
 
 
 class PretrainedText(NamedTuple):
@@ -69,8 +70,9 @@ def pretrained_text(source: str) -> PretrainedText:
     Raise :class:`InputError` for a folder that does not load and a hub that cannot be reached, and :class:`CheckpointError`
     for weights that are not those of the configuration, or not all of them, and a tokenizer that is none or not the encoder's.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-    from transformers.utils import logging
+    with without_telemetry("transformers"):
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
     folder = Path(source)
     local = folder.exists() or source.startswith((".", "/", "~"))

@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch import Tensor
 
 from simmim_export.errors import UsageError
+from simmim_export.system.telemetry import without_telemetry
+
+with without_telemetry("accelerate"):
+    from accelerate import PartialState
 
 
 def on_cpu() -> bool:

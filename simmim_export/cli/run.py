@@ -18,7 +18,7 @@ from simmim_export.cli.options import (
     Threads,
     opened,
 )
-from simmim_export.console import check_output, print_json
+from simmim_export.console import check_output, print_json, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,9 +111,9 @@ def ask(
         print_json([{"question": q, "answers": row} for q, row in zip(questions, rows, strict=True)])
         return
     for question, row in zip(questions, answers, strict=True):
-        print(f"{question}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
+        say(f"{question}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
     if explain is not None:
-        print(f"wrote {explain}")
+        say(f"wrote {explain}")
 
 
 def classify(
@@ -142,7 +142,7 @@ def classify(
         print_json([{"input": name, "classes": row} for name, row in zip(names, scored, strict=True)])
         return
     for name, row in zip(names, rows, strict=True):
-        print(f"{name}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
+        say(f"{name}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
 
 
 def _frames(model: Runtime, image: Path, video_pipeline: str) -> Sequence[ImageSource]:
@@ -200,4 +200,4 @@ def match(
         print_json([{"text": text, "score": float(score)} for text, score in zip(texts, scores, strict=True)])
         return
     for text, score in zip(texts, scores, strict=True):
-        print(f"{score:6.1%}  {text}")
+        say(f"{score:6.1%}  {text}")

@@ -19,6 +19,7 @@ import numpy as np
 from simmim_export.errors import EngineUnavailable, UnknownHost, UsageError
 from simmim_export.host import available_threads, has_integer_dot
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
+from simmim_export.system.telemetry import SWITCHES, without_telemetry
 
 # What an artifact may need of a host ("needs" of its built_for): products of INT8 that do not saturate.
 INTEGER_DOT = "integer_dot"
@@ -163,7 +164,8 @@ def broken_package(package: str) -> str | None:
     if (missing := missing_package(package)) is not None:
         return missing
     try:
-        import_module(package)
+        with without_telemetry(*({package} & SWITCHES.keys())):
+            import_module(package)
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"the package {package} is installed and cannot be imported: {reason}"

@@ -33,7 +33,7 @@ from simmim_export.errors import BundleError, FewerThreads
 from simmim_export.files import digest
 from simmim_export.host import has_integer_dot
 from simmim_export.spec import GraphSpec, Precision
-from simmim_export.telemetry import untold
+from simmim_export.system.telemetry import without_telemetry
 
 DEVICE = "CPU"
 # The hint for each precision, the capability that the device must report for it, and the graph variant.
@@ -61,7 +61,7 @@ _CONVERSIONS = ("FakeQuantize", "Convert", "Reorder", "Quantize", "Dequantize")
 
 @cache
 def _core() -> Any:
-    with untold():
+    with without_telemetry("openvino"):
         import openvino
 
     return openvino.Core()
@@ -164,7 +164,7 @@ class OpenVinoEngine:
 
     def why_unavailable(self) -> str | None:
         """None when openvino can be imported, which is done, and has its plugin for the CPU."""
-        with untold():
+        with without_telemetry("openvino"):
             reason = broken_package("openvino")
         if reason is not None:
             return reason

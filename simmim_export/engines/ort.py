@@ -27,6 +27,7 @@ from simmim_export.engines.base import (
 )
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.system.telemetry import without_telemetry
 
 PROVIDER = "CPUExecutionProvider"
 _VARIANTS = {Precision.FP32: "fp32", Precision.INT8: "int8-u8"}
@@ -40,14 +41,15 @@ def open_session(
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` of the file at ``path``; raise :class:`BundleError` if it is no graph to
     ONNX Runtime. With ``profile`` it writes what it runs into that folder."""
-    import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import (
-        Fail,
-        InvalidArgument,
-        InvalidGraph,
-        InvalidProtobuf,
-        NotImplemented,
-    )
+    with without_telemetry("onnxruntime"):
+        import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import (
+            Fail,
+            InvalidArgument,
+            InvalidGraph,
+            InvalidProtobuf,
+            NotImplemented,
+        )
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

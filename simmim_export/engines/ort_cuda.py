@@ -38,6 +38,7 @@ from simmim_export.engines.base import (
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.system.telemetry import without_telemetry
 
 PROVIDER = "CUDAExecutionProvider"
 # TF32 keeps 10 bits of a factor: FP32 with it is no FP32.
@@ -118,7 +119,8 @@ class OrtCudaSession:
         return bound
 
     def _bind(self, arrays: Mapping[str, np.ndarray], graph: int) -> _Bound:
-        import onnxruntime
+        with without_telemetry("onnxruntime"):
+            import onnxruntime
 
         sizes = {
             axis: size
@@ -172,7 +174,8 @@ def _out_of_memory(spec: GraphSpec) -> Iterator[None]:
 
 def _failures() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises for a provider that does not come up; of no common kind but Exception."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
+    with without_telemetry("onnxruntime"):
+        from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
 
     return RuntimeError, RuntimeException, EPFail
 
@@ -184,7 +187,8 @@ def _last_line(error: Exception) -> str:
 
 def _preload() -> None:
     """Load CUDA's and cuDNN's libraries from their wheels, which no loader finds by itself; what it says goes to stderr."""
-    import onnxruntime
+    with without_telemetry("onnxruntime"):
+        import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
         with contextlib.redirect_stdout(sys.stderr):

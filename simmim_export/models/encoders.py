@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 from torchvision.models.resnet import BasicBlock, conv1x1
-from transformers import AutoConfig, AutoModel
 
 from simmim_export.errors import UsageError
 from simmim_export.models.attention import NAME as ATTENTION
 from simmim_export.models.attention import mask_bias
+from simmim_export.system.telemetry import without_telemetry
+
+with without_telemetry("transformers"):
+    from transformers import AutoConfig, AutoModel
 
 # Of ImageNet, as torchvision's weights expect them; in the graph, so that a host cannot apply them twice or not at all.
 MEAN = (0.485, 0.456, 0.406)
