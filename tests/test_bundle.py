@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import fastjsonschema
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from simmim_export import certificate
-from simmim_export.bundle import SCHEMA, Bundle, Staging, _digest_of, _exchange, parse_manifest
+from simmim_export.bundle import SCHEMA, Bundle, Staging, digest_of, parse_manifest
+from simmim_export.bundle.staging import _exchange
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 
 
@@ -34,7 +34,7 @@ def rewrite(bundle: Path, edit) -> None:
     """Edit the manifest and give it a digest that fits, as an attacker would."""
     content = json.loads((bundle / "manifest.json").read_text())
     edit(content)
-    (bundle / "manifest.json").write_text(json.dumps(content | {"digest": _digest_of(content)}))
+    (bundle / "manifest.json").write_text(json.dumps(content | {"digest": digest_of(content)}))
 
 
 def refused(bundle: Path, *expected: str) -> None:
@@ -182,11 +182,6 @@ def test_unknown_variant_names_what_there_is(tiny_bundle: Path) -> None:
     ) as caught:
         Bundle.open(tiny_bundle).artifact("image_encoder", "fp8")
     assert caught.value.exit_code == 3
-
-
-def test_schema_file_is_itself_valid() -> None:
-    path = Path(sys.modules["simmim_export.bundle"].__file__ or "").parent / "schemas" / "manifest.schema.json"
-    fastjsonschema.compile(json.loads(path.read_text()))
 
 
 def test_an_existing_output_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -50,7 +50,12 @@ def write(path: Path) -> None:
         raise AssertionError("the block began")
 
 
-OUTPUTS = [write, lambda path: Staging(path, overwrite=True), lambda path: check_output(path, True, "-o")]
+def stage(path: Path) -> None:
+    with Staging(path, overwrite=True):
+        raise AssertionError("the block began")
+
+
+OUTPUTS = [write, stage, lambda path: check_output(path, True, "-o")]
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
