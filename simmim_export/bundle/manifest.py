@@ -108,8 +108,10 @@ def parse_manifest(text: str, where: object) -> Manifest:
         what = f"the bundle has schema {str(schema)[:20]}; this version reads up to {SCHEMA}"
         raise BundleError(what, where=where, fix="pip install -U simmim-export")
     try:
+        # First, because it refuses what is not Unicode, on which msgspec stumbles.
+        digest = digest_of(content) if isinstance(content, dict) else ""
         row = msgspec.convert(content, ManifestRow)
-        if digest_of(content) != row.digest:
+        if digest != row.digest:
             raise BundleError("the manifest was altered: its digest does not match", fix=EXPORT_AGAIN)
         del content["digest"]
         manifest = msgspec.convert(content, Manifest)
