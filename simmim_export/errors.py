@@ -119,6 +119,10 @@ class LeftOut(UserWarning):
     """A bundle lacks a form of a graph that was asked for and that nothing in it needs; the message says why."""
 
 
+class BundleRestored(UserWarning):
+    """A bundle was put back in its place: an export that was to replace it had been killed half-way; the message names it."""
+
+
 class CertificatesLost(UserWarning):
     """A certificate.json that could not be read was replaced; the message says what was wrong with it."""
 

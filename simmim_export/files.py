@@ -80,16 +80,46 @@ def room_for(path: Path) -> Iterator[None]:
         raise UsageError(what, where=path, fix="choose another output") from error
 
 
+def leftovers(path: Path, suffix: str) -> list[Path]:
+    """What processes that have ended left beside ``path``: all that is named ``.NAME.PID``, perhaps more, and ``suffix``.
+
+    A process is known by its number on this machine: in a folder that several machines or containers share, one must not write
+    what another is writing.
+    """
+    start = f".{path.name}."
+    left = []
+    for each in path.absolute().parent.iterdir():
+        if each.name.startswith(start) and each.name.endswith(suffix):
+            number = each.name[len(start) : -len(suffix)].partition(".")[0]
+            if number.isascii() and number.isdigit() and not _alive(int(number)):
+                left.append(each)
+    return sorted(left)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this number runs here; for a number that none can have, True: the name is not one of ours."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place when the block ends, and goes when the block fails.
+    """A temporary path beside ``path`` to write to: it replaces ``path`` when the block ends, and goes when the block fails.
 
-    Raise :class:`UsageError`, before the block begins, where nothing can be written there.
+    What a killed process was writing for the same ``path`` is removed first. Raise :class:`UsageError`, before the block begins,
+    where nothing can be written there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with room_for(path):
         if path.is_dir():
             raise UsageError("the output is a folder", where=path, fix="give the name of a file")
+        for left in leftovers(path, ".tmp"):
+            left.unlink(missing_ok=True)
         temporary.touch()
     try:
         yield temporary

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +29,27 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "trainer [1]"
+    code = (
+        "import os, pathlib, signal, sys; from simmim_export.files import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for target in (path, tmp_path / "other"):
+        assert subprocess.run([sys.executable, "-P", "-c", code, target]).returncode == -signal.SIGKILL
+    alive = tmp_path / f".{path.name}.{os.getppid()}.tmp"
+    mine = tmp_path / f".{path.name}.notes.tmp"
+    for kept in (alive, mine):
+        kept.touch()
+    assert len(list(tmp_path.iterdir())) == 4
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    # What a live process is writing, what is not ours, and what is of another file stay.
+    left = {each.name for each in tmp_path.iterdir()}
+    assert left >= {path.name, alive.name, mine.name} and len(left) == 4
+    assert any(name.startswith(".other.") for name in left)
 
 
 @contextmanager
@@ -50,7 +74,12 @@ def write(path: Path) -> None:
         raise AssertionError("the block began")
 
 
-OUTPUTS = [write, lambda path: Staging(path, overwrite=True), lambda path: check_output(path, True, "-o")]
+def stage(path: Path) -> None:
+    with Staging(path, overwrite=True):
+        raise AssertionError("the block began")
+
+
+OUTPUTS = [write, stage, lambda path: check_output(path, True, "-o")]
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from simmim_export.bundle import Artifact, Bundle, Manifest, Staging
+from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, check_draft
 from simmim_export.engines import get_engine, require_engine, versions
 from simmim_export.engines.base import Engine
 from simmim_export.errors import GateFailed, LeftOut, ShortcutLearned
@@ -38,7 +38,7 @@ from simmim_export.precision.planner import Planned, Planner
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.spec import GraphSpec, Precision
+from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.version import __version__
 
 # Engines that INT8 is planned for, where they are installed.
@@ -88,6 +88,8 @@ def export_bundle(
         model = build(checkpoint, checkpoint_path)
         found = graphs(model, max_batch, maps)
         source = provenance(checkpoint_path, checkpoint, opset)
+        manifest = _manifest(checkpoint, model, found, source)
+        check_draft(manifest, checkpoint_path)
         samples, full_range = _samples(checkpoint, lower), bool(lower.full_range)
         wanted = [Precision.FP32, *lower.precisions]
         variants = {precision: VARIANTS.get(precision, (str(precision),)) for precision in wanted}
@@ -101,7 +103,6 @@ def export_bundle(
         for name, graph in found.items():
             progress(name, next(steps), total)
             trace(graph, folder / f"{name}.fp32.onnx", opset)
-        manifest = _manifest(checkpoint, model, found, source)
         progress("what PyTorch answers to the evidence", next(steps), total)
         watch = _within(progress, total)
         staging.add(EVIDENCE, make_evidence(checkpoint, manifest, found, checkpoint_path, watch).save())
@@ -140,7 +141,7 @@ def export_bundle(
             needs = {} if made is None else made.needs(name, variant)
             parity = report.summary() | {"engine": engine.name}
             where = (str(path.relative_to(staging.root)), digest(path), path.stat().st_size)
-            artifacts.append(Artifact(name, variant, *where, None, precision, needs, parity))
+            artifacts.append(Artifact(name, Variant(variant), *where, None, precision, needs, parity))
         progress("write the bundle", total - 1, total)
         plans = {plan.engine: str(plan.chosen.plan) for plan in planned}
         manifest = replace(manifest, artifacts=tuple(artifacts), provenance=source, plans=plans)
