@@ -225,8 +225,8 @@ class WordPiece(_Part):
     vocab: dict[Token, Id]
     unk_token: Token
     continuing_subword_prefix: Short
-    # A word takes time with its square.
-    max_input_chars_per_word: Annotated[int, Meta(ge=1, le=200)]
+    # Time grows with its square. Public tokenizers have 100.
+    max_input_chars_per_word: Annotated[int, Meta(ge=1, le=100)]
 
 
 class BPE(_Part):

@@ -25,11 +25,11 @@ from simmim_export import tokenizer_json as parts
 # Characters of a tokenizer.json; the largest public one, Gemma's, has 33 million.
 MAX_FILE = 48 << 20
 # Characters of a text, and what a normalizer and a pre-tokenizer may make of it.
-MAX_TEXT, MAX_GROWN = 50_000, 500_000
-# By how much a text may grow: the longest accepted text then still has 500 characters.
+MAX_TEXT, MAX_GROWN = 50_000, 300_000
+# By how much a text may grow: the longest accepted text then still has 300 characters.
 MAX_GROWTH = 1000
 # Each takes time for every text. ALBERT's normalizer has 7 parts.
-MAX_NORMALIZERS, MAX_PRE_TOKENIZERS, MAX_PROCESSORS, MAX_DEPTH = 16, 8, 4, 4
+MAX_NORMALIZERS, MAX_PRE_TOKENIZERS, MAX_PROCESSORS, MAX_DEPTH = 12, 8, 4, 4
 # The most characters that Unicode's canonical and compatible forms, in upper and lower case, have for one character.
 CANONICAL, COMPATIBLE = 4, 18
 
