@@ -47,8 +47,8 @@ class Worker:
     def open(self, bundle: str, engine: str, precision: str, checkpoint: str | None, batch: int, first: str) -> Any:
         """Open the bundle and give the first result of the target ``first``; reply with the clock at every phase."""
         self.model = load(bundle, engine, precision, checkpoint=checkpoint)
-        self.golden = Golden.load(self.model.bundle.file("golden.npz"))
-        self.case = max(self.golden.cases, key=lambda name: self.golden.cases[name]["input_ids"].size)
+        self.golden = Golden.load(self.model.bundle.file("golden.npz"), graphs=self.model.bundle.manifest.graphs)
+        self.case = self.golden.largest()
         self.batch = batch
         opened = time.monotonic()
         self.call(first)

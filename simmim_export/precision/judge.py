@@ -45,7 +45,7 @@ class _Bench:
         self.engine, self.manifest = require_engine(engine), manifest
         read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"])
         self.examiner = Examiner(manifest, Evidence.load(evidence), read.feeds)
-        self.golden = Golden.load(golden)
+        self.golden = Golden.load(golden, graphs=manifest.graphs)
 
     def open(self, candidate: Candidate) -> Session:
         return self.engine.open(candidate.path, self.manifest.graph(candidate.graph), candidate.precision)
@@ -67,7 +67,7 @@ class _Bench:
                 one.close()
 
     def clock(self, candidates: Sequence[Candidate]) -> list[float]:
-        case = max(self.golden.cases, key=lambda name: self.golden.cases[name]["input_ids"].size)
+        case = self.golden.largest()
         samples: list[list[float]] = [[] for _ in candidates]
         for _ in range(ROUNDS):
             for place, candidate in enumerate(candidates):

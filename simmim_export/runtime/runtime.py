@@ -394,7 +394,7 @@ class Runtime:
 
     def verify(self) -> list[ParityReport]:
         """Compare every graph, on this device, with PyTorch's outputs stored in the bundle."""
-        golden = Golden.load(self.bundle.file("golden.npz"))
+        golden = Golden.load(self.bundle.file("golden.npz"), graphs=self.bundle.manifest.graphs)
         return [compare(self.session(g.name), g, golden, self.plan.of(g.name)) for g in self.bundle.manifest.graphs]
 
 
