@@ -38,7 +38,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.files import digest, parse_json, reading, require_new, room_for
+from simmim_export.files import as_path, digest, parse_json, reading, require_new, room_for
+from simmim_export.onnx_file import check_graph_file
 from simmim_export.spec import GraphSpec, Pipeline, as_json, graph_from_json
 
 SCHEMA = 1
@@ -87,6 +88,13 @@ class Manifest:
         if name not in found:
             raise UsageError(f"this bundle has no pipeline {name!r}", fix=f"choose one of {', '.join(found)}")
         return found[name]
+
+    def check_graphs(self, root: Path, path: str | None = None) -> None:
+        """Raise :class:`BundleError` for an ONNX file under ``root`` (only the one at ``path``, if given) that is not a graph
+        of ours or does not compute what this manifest says; see :func:`~simmim_export.onnx_file.check_graph_file`."""
+        for artifact in self.artifacts:
+            if artifact.engine is None and path in (None, artifact.path):
+                check_graph_file(root / artifact.path, self.graph(artifact.graph))
 
     def dumps(self) -> str:
         """The manifest as JSON text, its own digest included."""
@@ -154,8 +162,9 @@ class Bundle:
         Digests of the files are checked when a file is first used, so that a device which only embeds images does not
         read the text tower; :meth:`check` reads them all. Raise :class:`BundleError` for anything that is wrong.
         """
-        with reading(Path(path), BundleError):
-            return cls._open(Path(path))
+        root = as_path("bundle", path)
+        with reading(root, BundleError):
+            return cls._open(root)
 
     @classmethod
     def _open(cls, root: Path) -> Bundle:
@@ -205,7 +214,8 @@ class Bundle:
         return path
 
     def file(self, relative: str) -> Path:
-        """The path of a file named in the manifest, once its digest has been checked."""
+        """The path of a file named in the manifest, once its digest has been checked, and that it is a graph of ours if it is one
+        of the artifacts."""
         with reading(self.root / relative, BundleError):
             path = self._locate(relative)
             if relative not in self._checked:
@@ -215,6 +225,7 @@ class Bundle:
                         where=path,
                         fix="copy the bundle again, whole",
                     )
+                self.manifest.check_graphs(self.root, relative)
                 self._checked.add(relative)
             return path
 
@@ -279,6 +290,7 @@ class Staging:
 
     def publish(self, manifest: Manifest, digested: tuple[str, ...]) -> Bundle:
         """Fill in the digests of the files named in ``digested``, write the manifest last, and put the bundle in place."""
+        manifest.check_graphs(self.root)
         manifest = replace(manifest, files={name: digest(self.root / name) for name in digested})
         self.add("manifest.json", manifest.dumps())
         for path in sorted(self.root.rglob("*")):
