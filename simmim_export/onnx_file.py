@@ -38,10 +38,12 @@ _STANDARD = ("", "ai.onnx")
 MAX_BYTES = 2**31 - 1
 MAX_FIELDS = 2_000_000
 MAX_RANK = 64
-SHOWN = 10
+MAX_NAME = 4096
+# How many lines an error has, of how many characters.
+SHOWN, WIDTH = 10, 300
 _FIX = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
 
-_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
+_VARINT, _BYTES, _FOUR_BYTES = 0, 2, 5
 # TensorProto.DataType: the name in NumPy (or bfloat16) and the bytes of one value.
 _TYPES: Mapping[int, tuple[str, int]] = {
     1: ("float32", 4),
@@ -79,7 +81,9 @@ _ATTRIBUTE = _Fields(
     _of(_BYTES, 1, 4, 5, 6, 13, 22) | _of(_FOUR_BYTES, 2) | _of(_VARINT, 3, 20),
     _of(_FOUR_BYTES, 7) | _of(_VARINT, 8) | _of(_BYTES, 9, 10, 11, 23),
 )
-_TENSOR = _Fields(_of(_BYTES, 4, 5, 7, 8, 9, 10, 11, 12) | _of(_VARINT, 2, 14), _of(_VARINT, 1) | _of(_BYTES, 13, 16))
+_TENSOR = _Fields(
+    _of(_BYTES, 4, 5, 7, 8, 9, 10, 11, 12) | _of(_VARINT, 2, 14), _of(_VARINT, 1) | _of(_BYTES, 6, 13, 16)
+)
 _VALUE = _Fields(_of(_BYTES, 1, 2, 3), _of(_BYTES, 4))
 _TYPE = _Fields(_of(_BYTES, 1, 6), {})
 _TENSOR_TYPE = _Fields(_of(_VARINT, 1) | _of(_BYTES, 2), {})
@@ -113,7 +117,8 @@ def check_graph_file(path: Path, spec: GraphSpec) -> None:
     ]
     if strange:
         more = [f"and {len(strange) - SHOWN} more"] if len(strange) > SHOWN else []
-        what = f"the file of {spec.name} is not a graph that we export:\n  " + "\n  ".join([*strange[:SHOWN], *more])
+        lines = [line if len(line) <= WIDTH else f"{line[:WIDTH]}..." for line in strange[:SHOWN]]
+        what = f"the file of {spec.name} is not a graph that we export:\n  " + "\n  ".join([*lines, *more])
         raise BundleError(what, where=path, fix=_FIX)
 
 
@@ -203,6 +208,8 @@ class _Reader:
             at += length
 
     def _text(self, start: int, end: int) -> str:
+        if end - start > MAX_NAME:
+            raise _Malformed(f"a name of {end - start:,} bytes at byte {start}")
         try:
             return self._data[start:end].decode("utf-8")
         except UnicodeDecodeError:

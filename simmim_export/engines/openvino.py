@@ -28,9 +28,9 @@ from simmim_export.engines.base import (
     closed,
     no_such_precision,
     require_hint,
-    running,
     threads_for,
 )
+from simmim_export.engines.failures import running
 from simmim_export.errors import FewerThreads
 from simmim_export.files import digest
 from simmim_export.host import has_integer_dot

@@ -21,9 +21,9 @@ from simmim_export.engines.base import (
     closed,
     no_such_precision,
     require_hint,
-    running,
     threads_for,
 )
+from simmim_export.engines.failures import running
 from simmim_export.errors import EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
 
@@ -36,7 +36,7 @@ _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 def open_session(path: Path, threads: int, providers: Sequence[Any], profile: Path | None = None) -> Any:
     """An ``onnxruntime.InferenceSession`` of the file at ``path``. With ``profile`` it writes what it runs into that folder.
-    Raise whatever ONNX Runtime raises: call it within :class:`~simmim_export.engines.base.running`."""
+    Raise whatever ONNX Runtime raises: call it within :class:`~simmim_export.engines.failures.running`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -33,9 +33,9 @@ from simmim_export.engines.base import (
     missing_package,
     no_such_precision,
     require_hint,
-    running,
     threads_for,
 )
+from simmim_export.engines.failures import running
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision

@@ -24,9 +24,9 @@ from simmim_export.engines.base import (
     missing_package,
     no_such_precision,
     require_hint,
-    running,
     threads_for,
 )
+from simmim_export.engines.failures import running
 from simmim_export.errors import CheckpointError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
 

@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simmim_export.engines.base import LATENCY, Session, no_such_precision, require_hint, running
+from simmim_export.engines.base import LATENCY, Session, no_such_precision, require_hint
+from simmim_export.engines.failures import running
 from simmim_export.engines.trt import plan as plans
 from simmim_export.engines.trt.proof import require_precision
 from simmim_export.engines.trt.request import Profile, Request

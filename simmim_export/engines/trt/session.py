@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 import tensorrt as trt
 
-from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds, closed, running
+from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds, closed
+from simmim_export.engines.failures import running
 from simmim_export.engines.trt.callbacks import log
 from simmim_export.engines.trt.device import DeviceTensor, Graph, Memory, Pinned, queue
 from simmim_export.engines.trt.proof import read_layers
