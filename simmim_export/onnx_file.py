@@ -4,9 +4,7 @@ A graph must be complete in itself, because a bundle's digests cover only the fi
 operators that our exporter writes: control flow can run forever, and other operators have not been proven in any engine. The
 file is mapped into memory and tensor values are skipped, so a graph of several hundred megabytes takes milliseconds.
 
-Field numbers are from onnx.proto (IR version 13), the wire format from https://protobuf.dev/programming-guides/encoding.
-Anything that our exporter does not write is an error here, even where a parser of protocol buffers would accept it: a field
-that is unknown, has another wire type, or appears twice where one is expected.
+Field numbers are from onnx.proto (IR version 13). Fields that our exporter does not write are errors; see wire.py.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from pathlib import Path
 from simmim_export.errors import BundleError
 from simmim_export.files import reading
 from simmim_export.spec import GraphSpec, TensorSpec
+from simmim_export.wire import BYTES, FOUR_BYTES, VARINT, Fields, Malformed, Wire, of
 
 # The operators of ONNX's standard domain that a graph of ours may use: what the trunks, fusions, interactions, heads and text
 # encoders need at any opset that --opset offers, and what the precision passes add. The exporter refuses a model that needs
@@ -33,17 +32,13 @@ OPERATORS = frozenset((
 ))
 # fmt: on
 _STANDARD = ("", "ai.onnx")
-# Limits of what is read. A message of protocol buffers has 2 GiB at most. Files of preset base have about 60,000 fields; one
-# that is all empty fields would take minutes.
+# A message of protocol buffers has 2 GiB at most.
 MAX_BYTES = 2**31 - 1
-MAX_FIELDS = 2_000_000
 MAX_RANK = 64
-MAX_NAME = 4096
 # How many lines an error has, of how many characters.
 SHOWN, WIDTH = 10, 300
 _FIX = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
 
-_VARINT, _BYTES, _FOUR_BYTES = 0, 2, 5
 # TensorProto.DataType: the name in NumPy (or bfloat16) and the bytes of one value.
 _TYPES: Mapping[int, tuple[str, int]] = {
     1: ("float32", 4),
@@ -62,46 +57,34 @@ _TYPES: Mapping[int, tuple[str, int]] = {
 }
 
 
-class _Fields:
-    """The fields of a message, by number: ``one`` may appear once, ``many`` any number of times; each has a wire type."""
-
-    def __init__(self, one: Mapping[int, int], many: Mapping[int, int]) -> None:
-        self.wires = {**one, **many}
-        self.one = frozenset(one)
-
-
-def _of(wire: int, *numbers: int) -> dict[int, int]:
-    return dict.fromkeys(numbers, wire)
-
-
-_MODEL = _Fields(_of(_VARINT, 1, 5) | _of(_BYTES, 2, 3, 4, 6, 7), _of(_BYTES, 8, 14, 20, 25))
-_GRAPH = _Fields(_of(_BYTES, 2, 10), _of(_BYTES, 1, 5, 11, 12, 13, 15, 16))
-_NODE = _Fields(_of(_BYTES, 3, 4, 6, 7, 8), _of(_BYTES, 1, 2, 5, 9))
-_ATTRIBUTE = _Fields(
-    _of(_BYTES, 1, 4, 5, 6, 13, 22) | _of(_FOUR_BYTES, 2) | _of(_VARINT, 3, 20),
-    _of(_FOUR_BYTES, 7) | _of(_VARINT, 8) | _of(_BYTES, 9, 10, 11, 23),
+_MODEL = Fields(of(VARINT, 1, 5) | of(BYTES, 2, 3, 4, 6, 7), of(BYTES, 8, 14, 20, 25))
+_GRAPH = Fields(of(BYTES, 2, 10), of(BYTES, 1, 5, 11, 12, 13, 15, 16))
+_NODE = Fields(of(BYTES, 3, 4, 6, 7, 8), of(BYTES, 1, 2, 5, 9))
+_ATTRIBUTE = Fields(
+    of(BYTES, 1, 4, 5, 6, 13, 22) | of(FOUR_BYTES, 2) | of(VARINT, 3, 20),
+    of(FOUR_BYTES, 7) | of(VARINT, 8) | of(BYTES, 9, 10, 11, 23),
 )
-_TENSOR = _Fields(
-    _of(_BYTES, 4, 5, 7, 8, 9, 10, 11, 12) | _of(_VARINT, 2, 14), _of(_VARINT, 1) | _of(_BYTES, 6, 13, 16)
-)
-_VALUE = _Fields(_of(_BYTES, 1, 2, 3), _of(_BYTES, 4))
-_TYPE = _Fields(_of(_BYTES, 1, 6), {})
-_TENSOR_TYPE = _Fields(_of(_VARINT, 1) | _of(_BYTES, 2), {})
-_SHAPE = _Fields({}, _of(_BYTES, 1))
-_DIMENSION = _Fields(_of(_VARINT, 1) | _of(_BYTES, 2, 3), {})
-_OPSET = _Fields(_of(_BYTES, 1) | _of(_VARINT, 2), {})
+_TENSOR = Fields(of(BYTES, 4, 5, 7, 8, 9, 10, 11, 12) | of(VARINT, 2, 14), of(VARINT, 1) | of(BYTES, 6, 13, 16))
+_VALUE = Fields(of(BYTES, 1, 2, 3), of(BYTES, 4))
+_TYPE = Fields(of(BYTES, 1, 6), {})
+_TENSOR_TYPE = Fields(of(VARINT, 1) | of(BYTES, 2), {})
+_SHAPE = Fields({}, of(BYTES, 1))
+_DIMENSION = Fields(of(VARINT, 1) | of(BYTES, 2, 3), {})
+_OPSET = Fields(of(BYTES, 1) | of(VARINT, 2), {})
 
 
 @dataclass
 class GraphFile:
     """What an ONNX file declares. ``operators`` maps each operator (``domain::name`` outside the standard domain) to the first
-    node that uses it; a size of ``inputs`` and ``outputs`` that is not fixed is the axis' name, ``?`` without one; ``strange``
-    says, one line each, what the file holds that no graph of ours does."""
+    node that uses it; a size of ``inputs`` and ``outputs`` that is not fixed is the axis' name, ``?`` without one; ``tables``
+    maps each input that picks rows of a constant (token ids) to the number of its rows; ``strange`` says, one line each, what
+    the file holds that no graph of ours does."""
 
     opset: int = 0
     operators: dict[str, str] = field(default_factory=dict)
     inputs: list[TensorSpec] = field(default_factory=list)
     outputs: list[TensorSpec] = field(default_factory=list)
+    tables: dict[str, int] = field(default_factory=dict)
     strange: list[str] = field(default_factory=list)
 
 
@@ -133,7 +116,7 @@ def read_graph(path: Path) -> GraphFile:
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _Reader(data, size).model()
-            except _Malformed as error:
+            except Malformed as error:
                 raise BundleError(f"not an ONNX graph: {error}", where=path, fix=_FIX) from None
 
 
@@ -149,78 +132,22 @@ def _differences(kind: str, have: list[TensorSpec], wanted: tuple[TensorSpec, ..
             yield f"{kind} {spec.name!r} is {shapes}"
 
 
-class _Malformed(ValueError):
-    """The bytes are not a model as our exporter writes it."""
-
-
 class _Reader:
     """Walks one model. A span is a pair of offsets; messages are nested as deep as the methods below, and no deeper."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
-        self._data, self._size = data, size
-        self._count = 0
+        self._wire, self._size = Wire(data), size
         self._graph = GraphFile()
-
-    # -- the wire format -----------------------------------------------------------------------------------------------
-
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
-        """The number at ``at``, below 2**64, and the offset behind it."""
-        value = shift = 0
-        while at < end and shift < 70:
-            byte = self._data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                if value >= 2**64:
-                    break
-                return value, at
-            shift += 7
-        raise _Malformed(f"a number that does not end, at byte {at}")
-
-    def _fields(self, start: int, end: int, known: _Fields) -> Iterator[tuple[int, int, int]]:
-        """Every field of the message from ``start`` to ``end``: its number, and its value (a varint; then 0) or span. Lists of
-        numbers may be packed, and are then a span."""
-        at, seen = start, set[int]()
-        while at < end:
-            self._count += 1
-            if self._count > MAX_FIELDS:
-                raise _Malformed(f"more than {MAX_FIELDS:,} fields")
-            begin = at
-            key, at = self._varint(at, end)
-            number, wire = key >> 3, key & 7
-            packed = wire == _BYTES and number in known.wires and number not in known.one
-            if known.wires.get(number) != wire and not packed:
-                raise _Malformed(f"a field {number} of kind {wire} at byte {begin}, which no graph of ours has")
-            if number in known.one:
-                if number in seen:
-                    raise _Malformed(f"a second field {number} at byte {begin}")
-                seen.add(number)
-            if wire == _VARINT:
-                value, at = self._varint(at, end)
-                yield number, value, 0
-                continue
-            length = 4
-            if wire == _BYTES:
-                length, at = self._varint(at, end)
-            if length > end - at:
-                raise _Malformed(f"it is cut off, or a length is wrong, at byte {begin}")
-            yield number, at, at + length
-            at += length
-
-    def _text(self, start: int, end: int) -> str:
-        if end - start > MAX_NAME:
-            raise _Malformed(f"a name of {end - start:,} bytes at byte {start}")
-        try:
-            return self._data[start:end].decode("utf-8")
-        except UnicodeDecodeError:
-            raise _Malformed(f"a name that is not UTF-8 at byte {start}") from None
+        # The rows of every constant; and of each Gather along axis 0, the constant and the indices.
+        self._rows: dict[str, int] = {}
+        self._gathers: list[tuple[str, str]] = []
 
     # -- the messages of ONNX ------------------------------------------------------------------------------------------
 
     def model(self) -> GraphFile:
         """The whole file."""
         graphs = 0
-        for number, start, end in self._fields(0, self._size, _MODEL):
+        for number, start, end in self._wire.fields(0, self._size, _MODEL):
             if number == 7:
                 graphs += 1
                 self._read_graph(start, end)
@@ -231,23 +158,28 @@ class _Reader:
             elif number == 25:
                 self._graph.strange.append("it holds a function, which can hide operators")
         if not graphs or not self._graph.opset:
-            raise _Malformed("it has no graph" if not graphs else "it has no opset of the standard domain")
+            raise Malformed("it has no graph" if not graphs else "it has no opset of the standard domain")
+        inputs = {tensor.name for tensor in self._graph.inputs}
+        for table, indices in self._gathers:
+            if table in self._rows and indices in inputs:
+                rows = self._rows[table]
+                self._graph.tables[indices] = min(rows, self._graph.tables.get(indices, rows))
         return self._graph
 
     def _read_opset(self, start: int, end: int) -> None:
         domain, version = "", 0
-        for number, at, to in self._fields(start, end, _OPSET):
+        for number, at, to in self._wire.fields(start, end, _OPSET):
             if number == 1:
-                domain = self._text(at, to)
+                domain = self._wire.text(at, to)
             else:
                 version = at
         if domain in _STANDARD:
             if self._graph.opset:
-                raise _Malformed("two opsets of the standard domain")
+                raise Malformed("two opsets of the standard domain")
             self._graph.opset = version
 
     def _read_graph(self, start: int, end: int) -> None:
-        for number, at, to in self._fields(start, end, _GRAPH):
+        for number, at, to in self._wire.fields(start, end, _GRAPH):
             if number == 1:
                 self._read_node(at, to)
             elif number == 5:
@@ -261,39 +193,47 @@ class _Reader:
 
     def _read_node(self, start: int, end: int) -> None:
         name = operator = domain = ""
-        attributes = []
-        for number, at, to in self._fields(start, end, _NODE):
-            if number == 3:
-                name = self._text(at, to)
+        inputs, attributes = list[tuple[int, int]](), list[tuple[int, int]]()
+        for number, at, to in self._wire.fields(start, end, _NODE):
+            if number == 1:
+                inputs.append((at, to))
+            elif number == 3:
+                name = self._wire.text(at, to)
             elif number == 4:
-                operator = self._text(at, to)
+                operator = self._wire.text(at, to)
             elif number == 7:
-                domain = self._text(at, to)
+                domain = self._wire.text(at, to)
             elif number == 5:
                 attributes.append((at, to))
         kind = operator if domain in _STANDARD else f"{domain}::{operator}"
         self._graph.operators.setdefault(kind, name)
-        for at, to in attributes:
-            self._read_attribute(at, to, f"node {name!r} ({kind})")
+        numbers = [self._read_attribute(at, to, f"node {name!r} ({kind})") for at, to in attributes]
+        if kind == "Gather" and len(inputs) == 2 and not any(numbers):
+            self._gathers.append((self._wire.text(*inputs[0]), self._wire.text(*inputs[1])))
 
-    def _read_attribute(self, start: int, end: int, node: str) -> None:
-        for number, at, to in self._fields(start, end, _ATTRIBUTE):
-            if number in (5, 10):
+    def _read_attribute(self, start: int, end: int, node: str) -> int:
+        """The attribute's number, 0 for one that has none."""
+        value = 0
+        for number, at, to in self._wire.fields(start, end, _ATTRIBUTE):
+            if number == 3:
+                value = at
+            elif number in (5, 10):
                 self._read_tensor(at, to, f" of {node}")
             elif number in (6, 11):
                 self._graph.strange.append(f"{node} holds a graph of its own")
             elif number in (22, 23):
                 self._graph.strange.append(f"{node} holds a sparse tensor")
+        return value
 
     def _read_tensor(self, start: int, end: int, owner: str) -> None:
         name, sizes, kind, raw, elsewhere = "", list[int](), 0, None, False
-        for number, at, to in self._fields(start, end, _TENSOR):
+        for number, at, to in self._wire.fields(start, end, _TENSOR):
             if number == 1:
                 sizes += [at] if not to else self._packed(at, to)
             elif number == 2:
                 kind = at
             elif number == 8:
-                name = self._text(at, to)
+                name = self._wire.text(at, to)
             elif number == 9:
                 raw = to - at
             elif number == 13 or (number == 14 and at):
@@ -305,45 +245,47 @@ class _Reader:
             self._graph.strange.append(f"tensor {name!r}{owner} has the type {kind}, which we do not export")
             return
         if len(sizes) > MAX_RANK or any(size > MAX_BYTES for size in sizes):
-            raise _Malformed(f"tensor {name!r}{owner} has the shape {sizes[:4]}...")
+            raise Malformed(f"tensor {name!r}{owner} has the shape {sizes[:4]}...")
         # An engine may set memory aside for what a tensor claims before it reads what is there. Values that are not raw take a
         # byte or more each.
         count = prod(sizes)
         if (raw is None and count > end - start) or (raw is not None and raw != count * _TYPES[kind][1]):
-            raise _Malformed(f"tensor {name!r}{owner} claims {count:,} values, and has others")
+            raise Malformed(f"tensor {name!r}{owner} claims {count:,} values, and has others")
+        if not owner and sizes:
+            self._rows[name] = sizes[0]
 
     def _packed(self, at: int, end: int) -> list[int]:
         values = list[int]()
         while at < end and len(values) <= MAX_RANK:
-            value, at = self._varint(at, end)
+            value, at = self._wire.varint(at, end)
             values.append(value)
         return values
 
     def _read_value(self, start: int, end: int) -> TensorSpec:
         name, kind, shape = "", 0, tuple[int | str, ...]()
-        for number, at, to in self._fields(start, end, _VALUE):
+        for number, at, to in self._wire.fields(start, end, _VALUE):
             if number == 1:
-                name = self._text(at, to)
+                name = self._wire.text(at, to)
             elif number == 2:
                 kind, shape = self._read_type(at, to)
         return TensorSpec(name, _TYPES.get(kind, (f"type {kind}", 0))[0], shape)
 
     def _read_type(self, start: int, end: int) -> tuple[int, tuple[int | str, ...]]:
         kind, shape = 0, list[int | str]()
-        for number, at, to in self._fields(start, end, _TYPE):
+        for number, at, to in self._wire.fields(start, end, _TYPE):
             if number == 1:
-                for inner, begin, stop in self._fields(at, to, _TENSOR_TYPE):
+                for inner, begin, stop in self._wire.fields(at, to, _TENSOR_TYPE):
                     if inner == 1:
                         kind = begin
                     else:
-                        shape = [self._read_dimension(b, e) for _, b, e in self._fields(begin, stop, _SHAPE)]
+                        shape = [self._read_dimension(b, e) for _, b, e in self._wire.fields(begin, stop, _SHAPE)]
         return kind, tuple(shape)
 
     def _read_dimension(self, start: int, end: int) -> int | str:
         sizes = list[int | str]()
-        for number, at, to in self._fields(start, end, _DIMENSION):
+        for number, at, to in self._wire.fields(start, end, _DIMENSION):
             if number != 3:
-                sizes.append(at if number == 1 else self._text(at, to))
+                sizes.append(at if number == 1 else self._wire.text(at, to))
         if len(sizes) > 1:
-            raise _Malformed(f"a size that is both a number and a name at byte {start}")
+            raise Malformed(f"a size that is both a number and a name at byte {start}")
         return sizes[0] if sizes and sizes[0] != "" else "?"

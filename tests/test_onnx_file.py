@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from support import change_graph
 
-from simmim_export import onnx_file
+from simmim_export import wire
 from simmim_export.bundle import Bundle, Staging
 from simmim_export.errors import BundleError, GateFailed
 from simmim_export.onnx_file import OPERATORS, GraphFile, check_graph_file, read_graph
@@ -218,7 +218,7 @@ def test_bytes_that_are_not_a_whole_model_are_refused(case: str, tmp_path: Path)
 
 
 def test_a_file_of_empty_fields_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "MAX_FIELDS", 10_000)
+    monkeypatch.setattr(wire, "MAX_FIELDS", 10_000)
     path = tmp_path / "g.onnx"
     path.write_bytes(b"\x3a\xa8\xc3\x01" + b"\x0a\x00" * 12_500)
     with pytest.raises(BundleError, match="10,000 fields"):

@@ -30,6 +30,7 @@ from simmim_export.engines.base import (
 from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, UsageError
 from simmim_export.files import as_path, digest, reading
 from simmim_export.host import available_threads, fingerprint
+from simmim_export.onnx_file import read_graph
 from simmim_export.parity import Golden, ParityReport, compare
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
@@ -168,6 +169,8 @@ class Runtime:
         # Held while a graph or the tokenizer is opened: threads that need it wait, and none opens a second.
         self._opening, self._closed = Lock(), False
         self._sessions: dict[str, Session] = {}
+        # For each open graph, the inputs that pick rows of a table, and its rows.
+        self._tables: dict[str, Mapping[str, int]] = {}
         self._tokenizer: Tokenizer | None = None
         self._images = ImagePreprocessing.from_json(bundle.manifest.preprocessing["image"])
         self._checkpoint = self._own_checkpoint(checkpoint)
@@ -214,6 +217,7 @@ class Runtime:
             require_host(self.engine, artifact.built_for, self.bundle.root / artifact.path)
             own = self.engine.compiled(self.bundle.root, spec, self.plan.of(graph), artifact.sha256)
             path = self.bundle.file(artifact.path) if own is None else own
+            self._tables[graph] = read_graph(self.bundle.root / artifact.path).tables
         return self.engine.open(path, spec, self.plan.of(graph), self._threads, self._hint)
 
     def run(self, pipeline: str, feeds: Mapping[str, np.ndarray]) -> Tensors:
@@ -232,6 +236,7 @@ class Runtime:
         for name in wanted.graphs:
             if not all(output in feeds for output in self._outputs(name)):
                 session = self.session(name)
+                self._check_ids(name, tensors)
                 if isinstance(session, KeepsOnDevice) and name != wanted.graphs[-1]:
                     tensors |= session.run_on_device(tensors)
                 else:
@@ -247,6 +252,18 @@ class Runtime:
                 fix = f"simmim-export verify {self.bundle.root} {how}, to see which graph begins it; or another --precision"
                 raise BundleError(what, where=self.bundle.root, fix=fix)
         return tensors | promised
+
+    def _check_ids(self, graph: str, tensors: Tensors) -> None:
+        """Raise :class:`BundleError` for an id that is not a row of its table: OpenVINO would answer with whatever lies there."""
+        for name, rows in self._tables.get(graph, {}).items():
+            ids = tensors.get(name)
+            if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
+                continue  # refused with the other inputs
+            if ids.size and (ids.min() < 0 or ids.max() >= rows):
+                span = f"{ids.min()} to {ids.max()}"
+                what = f"{name} of {graph} holds ids from {span}, and the graph knows 0 to {rows - 1}"
+                fix = "use the tokenizer.json that was exported with the graph, or export the bundle again"
+                raise BundleError(what, where=self.bundle.root, fix=fix)
 
     def _outputs(self, graph: str) -> list[str]:
         return [tensor.name for tensor in self.bundle.manifest.graph(graph).outputs]
