@@ -57,18 +57,18 @@ def failure(engine: Engine, path: Path, feeds: dict[str, np.ndarray] = FEEDS) ->
     return caught.value
 
 
+# OpenVINO 2026.4 checks neither: it reads what lies behind a table or a tensor. The runtime refuses such ids before (see
+# runtime/test_hostile_graphs.py), and the sizes of an input that do not fit its spec.
 def test_a_gather_out_of_range(tmp_path: Path) -> None:
-    """OpenVINO answers instead, which the runtime prevents."""
     rows = np.zeros((3, 4), np.float32)
     nodes = [node("Gather", "rows ids", "all"), node("ReduceSum", "all axes", "y", keepdims=0)]
     error = failure(get_engine("ort"), graph(tmp_path / "x.onnx", nodes, rows=rows, axes=np.array([1])))
     assert isinstance(error, BundleError) and error.exit_code == 5
 
 
-def test_a_reshape_that_cannot_be(engine: Engine, tmp_path: Path) -> None:
-    """OpenVINO does not count the elements; what it gives has not as many rows as the input."""
+def test_a_reshape_that_cannot_be(tmp_path: Path) -> None:
     nodes = [node("Cast", "ids", "f", to=TensorProto.FLOAT), node("Reshape", "f shape", "y")]
-    error = failure(engine, graph(tmp_path / "x.onnx", nodes, shape=np.array([7, 4])))
+    error = failure(get_engine("ort"), graph(tmp_path / "x.onnx", nodes, shape=np.array([7, 4])))
     assert isinstance(error, BundleError) and error.exit_code == 5
 
 
