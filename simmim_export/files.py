@@ -48,6 +48,15 @@ def parse_json(text: str) -> Any:
         raise ValueError(f"nested too deeply: {error}") from error
 
 
+def as_path(argument: str, value: object) -> Path:
+    """``value`` as a path; raise :class:`UsageError` that names the ``argument`` if it is neither a str nor an os.PathLike."""
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        if isinstance(path, str):
+            return Path(path)
+    raise UsageError(f"{argument} is {value!r}, which is not a path", fix="give a string or a pathlib.Path")
+
+
 @contextmanager
 def reading(path: Path, error: type[InputError]) -> Iterator[None]:
     """For a block that reads ``path`` or what is under it: what the system refuses is raised as ``error``, naming the file."""

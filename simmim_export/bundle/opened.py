@@ -9,7 +9,8 @@ from pathlib import Path
 from simmim_export.bundle.manifest import Artifact, Manifest, digest_of, parse_manifest
 from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import digest, leftovers, reading
+from simmim_export.files import as_path, digest, leftovers, reading
+from simmim_export.onnx_file import check_graph_file
 from simmim_export.spec import as_json
 
 # The end of the name of a bundle that an export moved aside, for the moment until the new one is in its place.
@@ -32,8 +33,9 @@ class Bundle:
         Digests of the files are checked when a file is first used, so that a device which only embeds images does not
         read the text tower; :meth:`check` reads them all. Raise :class:`BundleError` for anything that is wrong.
         """
-        with reading(Path(path), BundleError):
-            return cls._open(Path(path))
+        root = as_path("bundle", path)
+        with reading(root, BundleError):
+            return cls._open(root)
 
     @classmethod
     def _open(cls, root: Path) -> Bundle:
@@ -85,7 +87,8 @@ class Bundle:
         return path
 
     def file(self, relative: str) -> Path:
-        """The path of a file named in the manifest, once its digest has been checked."""
+        """The path of a file that the manifest names, once its digest has been checked and, for an ONNX file, that it holds the
+        graph that the manifest says and nothing else."""
         with reading(self.root / relative, BundleError):
             path = self._locate(relative)
             if relative not in self._checked:
@@ -95,8 +98,16 @@ class Bundle:
                         where=path,
                         fix="copy the bundle again, whole",
                     )
+                self.check_graphs(relative)
                 self._checked.add(relative)
             return path
+
+    def check_graphs(self, path: str | None = None) -> None:
+        """Raise :class:`BundleError` for an ONNX file (only the one at ``path``, if given) that is not a graph of ours or does
+        not compute what the manifest says; see :func:`~simmim_export.onnx_file.check_graph_file`."""
+        for artifact in self.manifest.artifacts:
+            if artifact.engine is None and path in (None, artifact.path):
+                check_graph_file(self._locate(artifact.path), self.manifest.graph(artifact.graph))
 
     def check(self) -> int:
         """Check the digest of every file, and return how many there are."""

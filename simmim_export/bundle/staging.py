@@ -76,7 +76,7 @@ class Staging:
         """
         manifest = replace(manifest, files={name: digest(self.root / name) for name in digested})
         self.add("manifest.json", manifest.dumps())
-        Bundle.open(self.root)
+        Bundle.open(self.root).check_graphs()
         for path in sorted(self.root.rglob("*")):
             _sync(path)
         _sync(self.root)
