@@ -12,7 +12,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,15 +102,15 @@ def leftovers(path: Path, suffix: str) -> list[Path]:
     """What processes that have ended left beside ``path``: all that is named ``.NAME.PID``, perhaps more, and ``suffix``.
 
     A process is known by its number on this machine: in a folder that several machines or containers share, one must not write
-    what another is writing.
+    what another is writing. In a folder that may not be listed nothing is seen.
     """
-    start = f".{path.name}."
-    left = []
-    for each in path.absolute().parent.iterdir():
-        if each.name.startswith(start) and each.name.endswith(suffix):
-            number = each.name[len(start) : -len(suffix)].partition(".")[0]
-            if number.isascii() and number.isdigit() and not _alive(int(number)):
-                left.append(each)
+    start, left = f".{path.name}.", []
+    with suppress(PermissionError):
+        for each in path.absolute().parent.iterdir():
+            if each.name.startswith(start) and each.name.endswith(suffix):
+                number = each.name[len(start) : -len(suffix)].partition(".")[0]
+                if number.isascii() and number.isdigit() and not _alive(int(number)):
+                    left.append(each)
     return sorted(left)
 
 

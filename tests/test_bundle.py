@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from simmim_export import certificate
 from simmim_export.bundle import SCHEMA, Bundle, Staging, digest_of, parse_manifest
-from simmim_export.bundle.staging import _exchange
+from simmim_export.bundle.staging import _exchange, _replace_in_two_steps
 from simmim_export.errors import BundleError, BundleRestored, EngineUnavailable, UsageError
 
 
@@ -364,6 +364,14 @@ def test_a_kill_after_two_renames_leaves_the_new_bundle(tiny_bundle: Path, every
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_rename_that_fails_puts_the_old_bundle_back(tiny_bundle: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    with pytest.raises(FileNotFoundError):
+        _replace_in_two_steps(tmp_path / "none", target)
+    Bundle.open(target).check()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_bundle_that_would_not_open_replaces_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     target = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
     manifest = replace(Bundle.open(target).manifest, metrics={"vqa": {"accuracy": "half"}})
@@ -373,3 +381,17 @@ def test_a_bundle_that_would_not_open_replaces_nothing(tiny_bundle: Path, tmp_pa
         staging.publish(manifest, tuple(manifest.files))
     Bundle.open(target).check()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_checkpoint_whose_bundle_would_not_open_is_refused_before_it_is_traced(
+    run_cli, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from simmim_export.models.checkpoint import load, save
+
+    checkpoint = load(tiny_checkpoint)
+    checkpoint.metrics = {"vqa": {"accuracy": "half"}}
+    save(checkpoint, tmp_path / "odd.pt")
+    done = run_cli("export", "onnx", tmp_path / "odd.pt", "-o", tmp_path / "out")
+    assert done.returncode == 5 and "$.metrics.vqa.accuracy" in done.stderr, done.stderr
+    assert str(tmp_path / "odd.pt") in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.pt"]

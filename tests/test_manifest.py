@@ -381,7 +381,7 @@ VALUES = st.one_of(
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
         max_leaves=5,
     ),
-    st.integers(50, 2000).map(nested),
+    st.integers(50, 200).map(nested),
 )
 
 

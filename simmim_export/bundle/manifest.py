@@ -134,7 +134,11 @@ def check_draft(draft: Manifest, where: object) -> None:
         for g in draft.graphs
     )
     whole = replace(draft, artifacts=artifacts, files={"tokenizer.json": nothing, "golden.npz": nothing})
-    parse_manifest(whole.dumps(), where)
+    try:
+        parse_manifest(whole.dumps(), where)
+    except BundleError as error:
+        what = f"the bundle of this checkpoint would not open: {error.what}"
+        raise BundleError(what, where=where, fix="make the checkpoint again, with simmim-train") from error
 
 
 def _content(text: str, where: object) -> Any:

@@ -93,8 +93,13 @@ def _replace_in_two_steps(new: Path, target: Path) -> None:
     """Put ``new`` in the place of ``target`` where the two cannot be exchanged; :func:`_recover` mends what a kill interrupts."""
     aside = target.absolute().with_name(f".{target.name}.{os.getpid()}{REPLACED}")
     target.rename(aside)
-    new.rename(target)
-    shutil.rmtree(aside)
+    try:
+        new.rename(target)
+    finally:
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(target)
 
 
 def _recover(target: Path) -> None:
