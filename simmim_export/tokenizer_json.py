@@ -231,7 +231,7 @@ class WordPiece(_Part):
 
 class BPE(_Part):
     vocab: dict[Token, Id]
-    merges: list[str | tuple[Token, Token]]
+    merges: Annotated[list[str | tuple[Token, Token]], Meta(max_length=1 << 20)]
     # Dropout would make the same text give other tokens each time.
     dropout: None = None
     unk_token: Token | None = None

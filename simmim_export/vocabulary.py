@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from simmim_export import tokenizer_json as parts
 
 # Characters of a tokenizer.json; the largest public one, Gemma's, has 33 million.
-MAX_FILE = 48 << 20
+MAX_FILE = 40 << 20
 # Characters of a text, and what a normalizer and a pre-tokenizer may make of it.
 MAX_TEXT, MAX_GROWN = 50_000, 300_000
 # By how much a text may grow: the longest accepted text then still has 300 characters.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +22,12 @@ from hypothesis import strategies as st
 from support import word_tokenizer
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 
+from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError, CheckpointError, TextError, TruncatedText
+from simmim_export.files import digest
 from simmim_export.models.checkpoint import check_tokenizer
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.vocabulary import CANONICAL, COMPATIBLE, MAX_GROWN, MAX_TEXT, read
+from simmim_export.vocabulary import CANONICAL, COMPATIBLE, MAX_FILE, MAX_GROWN, MAX_TEXT, read
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -299,9 +304,25 @@ def test_a_hostile_tokenizer_is_refused_at_once(name: str, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "") and time.process_time() - before < 2
 
 
-def test_a_tokenizer_json_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["exponential", "a trie that leaves itself", "the text of a pair"])
+def test_a_command_says_what_is_wrong_with_a_tokenizer_and_nothing_else(
+    tiny_bundle: Path, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]], name: str
+) -> None:
+    """In a bundle whose digests fit: the library would print a backtrace of 60 lines."""
+    root = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, root)
+    (root / "tokenizer.json").write_text(HOSTILE[name], encoding="utf-8")
+    manifest = Bundle.open(tiny_bundle).manifest
+    files = dict(manifest.files) | {"tokenizer.json": digest(root / "tokenizer.json")}
+    (root / "manifest.json").write_text(dataclasses.replace(manifest, files=files).dumps(), encoding="utf-8")
+    done = run_cli("export", "embed", root, "--text", "a" * 40 + "b")
+    assert done.returncode == 5 and "tokenizer.json" in done.stderr
+    assert "panicked" not in done.stderr and len(done.stderr.splitlines()) < 6
+
+
+def test_a_tokenizer_json_that_is_too_long() -> None:
     with pytest.raises(BundleError):
-        Tokenizer(word_tokenizer() + " " * (48 << 20), 20)
+        Tokenizer(word_tokenizer() + " " * MAX_FILE, 20)
 
 
 def test_its_own_padding_and_truncation_are_ignored() -> None:
