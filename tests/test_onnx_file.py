@@ -50,6 +50,13 @@ def by_onnx(model: onnx.ModelProto) -> GraphFile:
             dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "type 0"
             shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
             specs.append(TensorSpec(value.name, dtype, shape))
+    rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
+    inputs = {value.name for value in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type == "Gather" and node.domain in ("", "ai.onnx") and not any(part.i for part in node.attribute):
+            table, indices = node.input if len(node.input) == 2 else ("", "")
+            if table in rows and indices in inputs:
+                seen.tables[indices] = min(rows[table], seen.tables.get(indices, rows[table]))
     return seen
 
 
@@ -78,6 +85,7 @@ def test_every_exported_file_is_read_as_onnx_reads_it(
             assert graph == by_onnx(onnx.load(path))
             check_graph_file(path, manifest.graph(artifact.graph))
             used |= set(graph.operators)
+            assert graph.tables == ({"input_ids": 128} if artifact.graph == "text_encoder" else {})
     assert {"QuantizeLinear", "Conv", "Softmax", "Expand"} <= used <= OPERATORS
 
 
@@ -279,7 +287,9 @@ DTYPES = [np.float32, np.float16, np.int64, np.int32, np.int8, np.uint8, np.floa
 
 @FAST
 @given(
-    nodes=st.lists(st.tuples(st.text(max_size=8), st.sampled_from(["Add", "Mul", "Sin"]), st.booleans()), max_size=5),
+    nodes=st.lists(
+        st.tuples(st.text(max_size=8), st.sampled_from(["Add", "Gather", "Sin"]), st.booleans()), max_size=5
+    ),
     tensors=st.lists(st.tuples(st.text(max_size=8), st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3))),
     shape=st.lists(st.one_of(st.integers(0, 2**40), st.text(max_size=5), st.none()), max_size=4),
     raw=st.booleans(),
@@ -291,7 +301,7 @@ def test_any_model_is_read_as_onnx_reads_it(
     model = add_model()
     for name, kind, inner in nodes:
         extra = {"value": numpy_helper.from_array(np.arange(3), "c"), "ints": [1, -2], "words": ["a"]} if inner else {}
-        model.graph.node.append(helper.make_node(kind, ["x"], ["z"], name=name, **extra))
+        model.graph.node.append(helper.make_node(kind, ["w", "x"], ["z"], name=name, **extra))
     for name, dtype, sizes in tensors:
         array = np.zeros(sizes, dtype)
         flat = helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(array.dtype), sizes, array.ravel())

@@ -46,7 +46,7 @@ def test_an_argument_of_load_that_has_another_type(tiny_bundle: Path, argument: 
 
 def test_whole_numbers_of_numpy_are_numbers(tiny_bundle: Path) -> None:
     with simmim_export.load(str(tiny_bundle), threads=np.int64(1)) as model:  # type: ignore[arg-type]
-        assert len(model.answer(IMAGE, "red", top_k=np.uint8(2))) == 2
+        assert len(model.answer(IMAGE, "red", top_k=np.uint8(2))) == 2  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("top_k", [1.5, 1.0, True, "1", None, [1], np.bool_(True), np.float64(1), 0, -1])
