@@ -187,12 +187,12 @@ def check_state(
 def _read_file(path: Path) -> Any:
     with path.open("rb") as stream:
         start = stream.read(4)
-    if start != b"PK\x03\x04" or not zipfile.is_zipfile(path):
-        if start == b"PK\x03\x04":
-            raise CheckpointError("the checkpoint is truncated", where=path, fix="copy it again, whole")
+    if start != b"PK\x03\x04":
         what = "the checkpoint is empty" if not start else "not a checkpoint (torch.save writes a zip archive)"
         raise CheckpointError(what, where=path, fix="give the ckpt.pt that simmim-train wrote")
     try:
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError("the checkpoint is truncated", where=path, fix="copy it again, whole")
         with zipfile.ZipFile(path) as archive:
             _check_archive(archive, path)
         with warnings.catch_warnings():

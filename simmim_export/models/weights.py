@@ -20,7 +20,9 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MOST_SHARED = 8
 # A pickle can refer to one list a billion times, or to itself.
 MOST_VALUES, DEEPEST = 200_000, 50
-_RESAVE = "save dense tensors of real numbers on the CPU: tensor.to_dense(), .dequantize(), .float() or .clone() makes one"
+_RESAVE = (
+    "save dense tensors of real numbers on the CPU: tensor.to_dense(), .dequantize(), .float() or .clone() makes one"
+)
 
 
 class ConvertedWeights(UserWarning):

@@ -1,4 +1,4 @@
-"""Odd tensors in checkpoints: each is made plain or refused by name, in both forms, and nothing takes more memory than the file."""
+"""Odd tensors in checkpoints: each is made plain or refused by name, and no file takes much more memory than it has bytes."""
 
 from __future__ import annotations
 
