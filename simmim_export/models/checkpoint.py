@@ -212,8 +212,8 @@ def _read_file(path: Path) -> Any:
 def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     """Raise :class:`CheckpointError` for a file that would take much more memory than it has bytes, or whose checksums differ."""
     unpacked, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
-    if unpacked > size:
-        # torch.save compresses nothing: this is a bomb, or was packed again.
+    if unpacked > size or any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+        # A bomb, or packed again by something else than torch.save.
         what = f"the checkpoint unpacks from {size:,} bytes to {unpacked:,}, and torch.save never compresses"
         raise CheckpointError(what, where=path, fix="save it again with torch.save")
     # torch does not compare the checksums of tensors: a flipped bit would load as another weight.

@@ -220,11 +220,12 @@ def archive(data: bytes, change: Callable[[str, bytes], bytes], compression: int
     return packed.getvalue()
 
 
-def test_a_compressed_archive_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compressed_archive_is_refused(tmp_path: Path, compression: int) -> None:
     packed = io.BytesIO()
     torch.save({"kind": ckpt.KIND, "state": {"a": torch.zeros(10_000_000)}}, packed)
     path = tmp_path / "bomb.pt"
-    path.write_bytes(archive(packed.getvalue(), lambda name, part: part, zipfile.ZIP_DEFLATED))
+    path.write_bytes(archive(packed.getvalue(), lambda name, part: part, compression))
     assert path.stat().st_size < 100_000
     for read in (ckpt.load, ckpt.read_tensors):
         with pytest.raises(CheckpointError):
@@ -292,6 +293,21 @@ def only_checkpoint_errors(path: Path) -> None:
                 ckpt.build(loaded)
         except CheckpointError as error:
             assert error.fix
+
+
+@pytest.mark.parametrize("place", ["compression", "disk"])
+def test_a_damaged_directory_of_the_archive_is_refused(small: tuple, tmp_path: Path, place: str) -> None:
+    """As the fuzzer found: zipfile raises errors of its own kinds for these."""
+    data, path = bytearray(small[0]), tmp_path / "damaged.pt"
+    if place == "compression":
+        for signature, offset in ((b"PK\x01\x02", 10), (b"PK\x03\x04", 8)):
+            data[data.index(signature) + offset] = zipfile.ZIP_LZMA
+    else:
+        data[data.rindex(b"PK\x06\x07") + 4] = 7
+    path.write_bytes(data)
+    only_checkpoint_errors(path)
+    with pytest.raises(CheckpointError):
+        ckpt.load(path)
 
 
 @FUZZ
