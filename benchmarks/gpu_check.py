@@ -150,7 +150,8 @@ def check(
 
 def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
     """For every target and contestant its median in milliseconds, by which clock, and how many times faster than torch.compile
-    at the same precision (at FP16 for INT8, which PyTorch has not), both by one clock; None where that was not measured."""
+    at the same precision (at FP16 for INT8, which PyTorch has not), both by one clock; None where that was not measured, or
+    in too few rounds."""
     rows = []
     for result in results:
         precision = "fp16" if result.precision == "int8" else result.precision
@@ -160,7 +161,8 @@ def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
             both = bool(same[0].gpu_rounds and result.gpu_rounds)
             clock = EVENTS if both else WALL
             pair = (same[0].gpu_rounds, result.gpu_rounds) if both else (same[0].rounds, result.rounds)
-            ratio = asdict(paired_ratio(*pair))
+            paired = paired_ratio(*pair)
+            ratio = None if paired is None else asdict(paired)
         p50 = result.gpu_p50 if result.gpu_rounds else result.p50
         rows.append(
             {

@@ -86,8 +86,7 @@ def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Che
 
 def _load(encoder: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
     """Put pretrained weights in, all of them or none: :class:`CheckpointError` names what does not fit."""
-    expected = {key: tuple(value.shape) for key, value in encoder.state_dict().items()}
-    check_state(state, expected, where, fix="give weights of the encoder that was chosen")
+    check_state(state, encoder.state_dict(), where, fix="give weights of the encoder that was chosen")
     encoder.load_state_dict(dict(state), strict=True)
 
 
