@@ -81,12 +81,13 @@ def certify(
         if get_engine(contestant.engine).reads_checkpoint:
             what = f"engine {contestant.engine!r} is what the others are proven by"
             raise UsageError(what, fix="name another --engine, or none for all that there are")
+    witness = choose_witness(bundle, contestants)
     targets = [f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines]
     graphs = [graph.name for graph in bundle.manifest.graphs]
     plan = driver.Plan(path, None, contestants, targets, graphs, 1, rounds, iterations=20, warmup=3, evidence=True)
     run = datetime.now(UTC).isoformat(timespec="seconds")
     measured = driver.measure(plan, watch)
-    witnessed = references(bundle, contestants, measured, watch)
+    witnessed = references(bundle, contestants, measured, witness, watch)
     certificates = []
     for contestant in contestants:
         info = measured.engines[str(contestant)]
@@ -161,29 +162,55 @@ def judgeable(bundle: Bundle, budget: Budget, strict: bool) -> tuple[Promised, l
     return of, left_out
 
 
+def choose_witness(bundle: Bundle, contestants: Sequence[driver.Contestant]) -> driver.Contestant:
+    """What runs the bundle's graphs at FP32, to show that they give the evidence's references.
+
+    It is a contestant, or else an engine that is here, those of the contestants first. Raise :class:`EngineUnavailable` if there
+    is none.
+    """
+    for contestant in contestants:
+        if contestant.precision == driver.FP32:
+            return contestant
+    reasons = []
+    for name in dict.fromkeys((*(contestant.engine for contestant in contestants), *ENGINES)):
+        engine = get_engine(name)
+        if engine.reads_checkpoint or engine.why_unavailable() is not None:
+            continue
+        try:
+            _require(bundle, engine, PrecisionPlan())
+        except (EngineUnavailable, BundleError) as error:
+            reasons.append(f"{name}: {error.what}")
+        else:
+            return driver.Contestant(name)
+    what = "no engine runs the graphs at FP32 here, so the references cannot be checked: " + "; ".join(reasons)
+    raise EngineUnavailable(what, where=bundle.root, fix="pip install 'simmim-export[ort]'")
+
+
 def references(
-    bundle: Bundle, contestants: Sequence[driver.Contestant], measured: driver.Measured, watch: Watch
+    bundle: Bundle,
+    contestants: Sequence[driver.Contestant],
+    measured: driver.Measured,
+    witness: driver.Contestant,
+    watch: Watch,
 ) -> dict[driver.Contestant, dict[str, Any]]:
     """For each contestant the line that says whether the graphs at FP32 give the evidence's references.
 
-    One at FP32 is asked itself. For another it is FP32 on the same engine, else on any that was measured, else on ONNX Runtime,
-    which is then asked everything as well. Without this line, altered references could make any precision look exact.
+    A contestant at FP32 is asked itself; another takes the line of its engine at FP32 if that was measured, else that of the
+    ``witness``, which is asked everything if it is not a contestant. Without this line, altered references could make any
+    precision look exact.
     """
     exact = [graph.name for graph in bundle.manifest.graphs]
     figures = {c: measured.engines[str(c)]["figures"] for c in contestants if c.precision == driver.FP32}
-    lines = {contestant: _required(bundle, found, exact) for contestant, found in figures.items()}
-    if not lines:
-        witness = driver.Contestant("ort")
+    if witness not in figures:
         watch(f"what {witness} at FP32 gives for the references", 0, 1)
         target = f"pipeline:{bundle.manifest.pipelines[0].name}"
         words = {"bundle": str(bundle.root), "engine": witness.engine, "precision": witness.precision}
         with driver.Process(witness) as process:
             process.ask("open", **words, checkpoint=None, batch=1, first=target)
-            lines[witness] = _required(bundle, process.ask("examine"), exact)
-    by_engine = {witness.engine: line for witness, line in lines.items()}
-    # Any other that is wrong says more than any other that is right.
-    worst = min(lines.values(), key=lambda line: line["kept"])
-    return {c: lines.get(c) or by_engine.get(c.engine) or worst for c in contestants}
+            figures[witness] = process.ask("examine")
+    lines = {contestant: _required(bundle, found, exact) for contestant, found in figures.items()}
+    by_engine = {contestant.engine: line for contestant, line in lines.items()}
+    return {c: lines.get(c) or by_engine.get(c.engine) or lines[witness] for c in contestants}
 
 
 def _required(bundle: Bundle, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any]:

@@ -58,6 +58,11 @@ def write(bundle: Bundle, certificates: Sequence[Certificate]) -> Path:
     # Two machines may certify one folder at once, and neither must lose what the other found.
     with FileLock(bundle.root / f".{FILE}.lock"):
         kept = [old for old in _known(bundle) if (_kind(old.host), old.name) not in new]
+        if len(kept) + len(certificates) > MOST:
+            what = f"{FILE} has {len(kept)} certificates of other machines; with more than {MOST} it could not be read"
+            raise BundleError(
+                what, where=bundle.root / FILE, fix="remove the file, and certify again where it is needed"
+            )
         content = {
             "schema": SCHEMA,
             "bundle": bundle.digest,

@@ -145,8 +145,10 @@ class ParityReport:
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """(max|a - b| / max(1, rms(b)), worst cosine over the last axis). (inf, -1) for another shape, NaN or Inf."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    """(max|a - b| / max(1, rms(b)), worst cosine over the last axis). (inf, -1) for another shape, for NaN or Inf on either
+    side, and for what is not real floating point (of complex numbers the imaginary part would be dropped)."""
+    real = found.dtype.kind == expected.dtype.kind == "f"
+    if found.shape != expected.shape or not (real and np.isfinite(found).all() and np.isfinite(expected).all()):
         return float("inf"), -1.0
     a, b = found.astype(np.float64), expected.astype(np.float64)
     error = float(np.abs(a - b).max() / max(1.0, float(np.sqrt(np.mean(b * b)))))

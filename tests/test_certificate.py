@@ -321,6 +321,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "a field less inside": lambda c: c["graphs"]["fusion"].pop("executed"),
     "a time that is none": lambda c: c.update(run="yesterday"),
     "a list for a host": lambda c: c.update(host=[]),
+    "a host that is nested": lambda c: c.update(host={"cpu": {}}),
     "a number for an engine": lambda c: c.update(engine=3),
 }
 
@@ -382,10 +383,13 @@ def test_nesting_is_refused_or_read(bundle: Bundle, depth: int) -> None:
         with pytest.raises(BundleError):
             read(bundle)
     if depth == 400:
+        made = row(bundle)
+        made["figures"]["source"] = {"name": deep(depth)}
+        put(bundle, [made])
+        assert len(read(bundle)) == 1
         put(bundle, [row(bundle, host=HOST | {"cpu": deep(depth)})])
-        (made,) = read(bundle)
-        with pytest.raises(EngineUnavailable):
-            choose([made], HOST, installed)
+        with pytest.raises(BundleError):
+            read(bundle)
 
 
 def test_a_file_or_a_list_without_end_is_refused(bundle: Bundle) -> None:
@@ -393,6 +397,10 @@ def test_a_file_or_a_list_without_end_is_refused(bundle: Bundle) -> None:
     put(bundle, [made | {"host": HOST | {"threads": n}} for n in range(MOST + 1)])
     with pytest.raises(BundleError):
         read(bundle)
+    put(bundle, [made | {"host": HOST | {"threads": n}} for n in range(MOST)])
+    with pytest.raises(BundleError) as caught:
+        write(bundle, [msgspec.convert(made | {"host": HOST | {"threads": MOST}}, type=Certificate)])
+    assert caught.value.fix and len(read(bundle)) == MOST
     (bundle.root / FILE).write_bytes(b" " * (17 << 20))
     with pytest.raises(BundleError, match="16 MiB"):
         read(bundle)

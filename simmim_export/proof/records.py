@@ -132,7 +132,7 @@ class Certificate(_Typed, frozen=True):
     engine: str
     precision: str
     plan: str
-    host: dict[str, Any]
+    host: dict[str, str | int | list[str]]
     versions: dict[str, str]
     graphs: dict[str, CertifiedGraph]
     figures: Figures

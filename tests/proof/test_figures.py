@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from simmim_export.parity import difference
 from simmim_export.proof.figures import (
     FALSE_ALARMS,
     agreement,
@@ -181,3 +182,10 @@ def test_a_reference_with_wrong_answers_is_suspicious() -> None:
     # Nine images are too few to tell: 1 / 2^9 is above 1 / 1000, 1 / 2^10 is not.
     few = [paired_loss((np.arange(400) >= n).astype(float)[:, None], np.ones((400, 1))) for n in (9, 10)]
     assert [row["suspicious"] for row in few] == [False, True] and few[1]["interval"][1] < 0
+
+
+@pytest.mark.parametrize("wrong", [np.complex64, np.int64, np.nan, np.inf])
+def test_a_golden_tensor_that_is_not_finite_and_real_agrees_with_nothing(wrong: type | float) -> None:
+    good = unit(3)
+    bad = good.astype(wrong) if isinstance(wrong, type) else np.full_like(good, wrong)
+    assert difference(good, bad) == difference(bad, good) == (float("inf"), -1.0)
