@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,8 +20,12 @@ import numpy as np
 
 from simmim_export.errors import InputError, UsageError
 
-# What reading a damaged .npz raises.
-DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What reading a damaged .npz raises. NumPy reads an old form of header by Python's tokenizer; zipfile raises RuntimeError for a
+# member that is marked as encrypted.
+DAMAGED = (
+    *(OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError, MemoryError, OverflowError),
+    *(tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 def digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def row(bundle: Bundle, engine: str = "ort", precision: str = "int8", seconds: f
         "command": "simmim-export certify bundle",
         "run": "2026-01-01T00:00:00+00:00",
     }
-    return made | changes
+    return copy.deepcopy(made | changes)
 
 
 def put(bundle: Bundle, rows: Any, **changes: Any) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError
 from simmim_export.files import digest, pack, unpack
+from simmim_export.parity import Golden
 from simmim_export.proof.evidence import FILE, Evidence, Task
 from simmim_export.proof.examine import Examiner, require_evidence
 from simmim_export.proof.fitting import require_fit
@@ -185,6 +187,26 @@ def test_what_a_head_reads_is_what_it_is_asked_about(every_bundle: Path) -> None
     assert not fits(clip, "retrieval", texts) and not fits(still, "retrieval", ())
     assert not fits(np.zeros((2, 1, 64, 64, 3), np.uint8), "video_class", (), 1)
     assert not fits(np.zeros((2, 9, 64, 64, 3), np.uint8), "video_class", (), 1)
+
+
+@pytest.mark.parametrize(
+    "damage", [(b"{'descr'", b"{'descr("), (b"'fortran", b"\x00fortran"), (b"\x93NUMPY\x01", b"\x93NUMPY\x07")]
+)
+def test_a_damaged_header_is_an_error_of_ours(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
+    """What a header makes Python's tokenizer raise is not a ValueError."""
+    part = io.BytesIO()
+    np.save(part, np.zeros(3, np.float32))
+    content = part.getvalue()
+    broken = content.replace(*damage)[: len(content)]
+    assert broken != content
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("reference/text_embed.npy", broken)
+    with pytest.raises(BundleError):
+        Evidence.load(stream.getvalue())
+    (tmp_path / "golden.npz").write_bytes(stream.getvalue())
+    with pytest.raises(BundleError):
+        Golden.load(tmp_path / "golden.npz")
 
 
 DTYPES = st.sampled_from(["float32", "float64", "float16", "complex64", "int64", "int32", "uint8", "bool", "U3", "S2"])
