@@ -21,6 +21,7 @@ from simmim_export.files import digest
 from simmim_export.parity import Golden
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner
+from simmim_export.proof.fitting import require_fit
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision
 from simmim_export.system.children import spawn_worker
@@ -44,7 +45,8 @@ class _Bench:
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine, self.manifest = require_engine(engine), manifest
         read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"])
-        self.examiner = Examiner(manifest, Evidence.load(evidence), read.feeds)
+        held_out = require_fit(Evidence.load(evidence), manifest, evidence)
+        self.examiner = Examiner(manifest, held_out, read.feeds)
         self.golden = Golden.load(golden, graphs=manifest.graphs)
 
     def open(self, candidate: Candidate) -> Session:

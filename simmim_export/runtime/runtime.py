@@ -123,7 +123,7 @@ def _stands(bundle: Bundle, certificate: Certificate) -> bool:
         now = {graph: compiled(bundle, engine, graph, plan) for graph in certificate.graphs}
     except (EngineUnavailable, BundleError):
         return False
-    return all(path is None or digest(path) == certificate.graphs[graph].get("compiled") for graph, path in now.items())
+    return all(path is None or digest(path) == certificate.graphs[graph].compiled for graph, path in now.items())
 
 
 def plan_of(bundle: Bundle, engine: str, precision: str) -> PrecisionPlan:
