@@ -1,4 +1,4 @@
-"""One class for an image, a clip, or a statement about an image. Knows a model and held-out data; must not know optimisation."""
+"""How many images, clips and statements about images a model classifies, and how many it would classify blind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -32,8 +33,10 @@ def evaluate_classes(
     )
     for index, count in batches(scenes, data.limit("classes"), head, watch):
         pixels, classes = (part[:count] for part in data.labelled(index, BATCH))
-        for name, tokens in seen(model, torch.from_numpy(pixels)).items():
-            hits.add(name, model.classify(head, tokens).argmax(dim=1).numpy() == classes)
+        views, moving = seen(model, torch.from_numpy(pixels))
+        for name, tokens in views.items():
+            right = model.classify(head, tokens).argmax(dim=1).numpy() == classes
+            hits.add(name, right, None if name == "model" else moving)
         hits.add("majority", classes == majority)
     return {**hits.figures(), "data": data.describe()}
 
@@ -60,12 +63,12 @@ def evaluate_statements(
         wanted = asked.flat(classes[:count])
         images = model.see(torch.from_numpy(pixels[:count]))
         text_tokens, _ = model.encode_text(**asked.tokens)
-        views = {"model": images}
-        if count > 1:  # one alone has no other
-            views["shuffled_image"] = images.roll(1, dims=0)
-        for name, shown in views.items():
-            fused = asked.fuse(model, shown, text_tokens, asked.tokens["attention_mask"])
-            hits.add(name, model.classify(head, fused).argmax(dim=1).numpy() == wanted)
+        fused = asked.fuse(model, images, text_tokens, asked.tokens["attention_mask"])
+        hits.add("model", model.classify(head, fused).argmax(dim=1).numpy() == wanted)
+        everything = np.ones(len(wanted), bool)
+        chosen, possible = asked.elsewhere(wanted, everything, lambda text, guess, own=wanted: own[text, None] == guess)
+        fused = asked.fuse_with(model, images, text_tokens, chosen)
+        hits.add("shuffled_image", model.classify(head, fused).argmax(dim=1).numpy() == wanted, possible)
         hits.add("majority", wanted == majority)
     return {**hits.figures(), "data": data.describe()}
 
