@@ -8,8 +8,8 @@ from pathlib import Path
 from simmim_export.errors import CheckpointError, UsageError
 
 # torchvision's ResNets, and the trunk for 64-pixel images.
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
-RESNETS += ("resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2")
+RESNETS: tuple[str, ...] = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+RESNETS += ("wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
 TRUNKS = ("tiny", *RESNETS)
 # Whether a fusion gives a single vector, in which nothing can attend to anything else.
 FUSIONS: Mapping[str, bool] = {
@@ -72,7 +72,16 @@ def require_weights(path: Path) -> None:
 
 # Hugging Face's model_type of each text encoder that computes the same here as in transformers, padded or not. Of others
 # some compute something else without an error: DeBERTa adds terms to its attention, ConvBERT's convolutions see padding.
-TEXT_FAMILIES = ("albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie", "jina_embeddings_v3")
+TEXT_FAMILIES: tuple[str, ...] = (
+    "albert",
+    "bert",
+    "camembert",
+    "data2vec-text",
+    "distilbert",
+    "electra",
+    "ernie",
+    "jina_embeddings_v3",
+)
 TEXT_FAMILIES += ("megatron-bert", "mobilebert", "mpnet", "nomic_bert", "rembert", "roberta", "roberta-prelayernorm")
 TEXT_FAMILIES += ("xlm-roberta", "xlm-roberta-xl")
 

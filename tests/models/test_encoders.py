@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -88,3 +90,9 @@ def test_names_of_parts_are_those_that_there_are() -> None:
     assert sorted(parts.RESNETS) == sorted(list_models(include=["resnet*", "wide_resnet*", "resnext*"]))
     assert {name: fusion.single for name, fusion in FUSIONS.items()} == parts.FUSIONS
     assert tuple(INTERACTIONS) == parts.INTERACTIONS
+
+
+def test_the_docs_name_every_accepted_family() -> None:
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    accepted = text.partition("These model types are accepted:")[2].partition(".")[0]
+    assert sorted(accepted.replace("\n", " ").replace(" ", "").split(",")) == sorted(TEXT_FAMILIES)

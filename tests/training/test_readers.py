@@ -135,6 +135,11 @@ def test_every_reader_is_tested() -> None:
     assert set(MAKERS) == set(READERS)
 
 
+def test_every_reader_has_a_tree_and_a_command_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    assert all(f"--data {name} --data-root data" in text and f"`{name}`" in text for name in READERS)
+
+
 def made(name: str, root: Path) -> list:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -70,7 +70,15 @@ def dataset(
     if root is None:
         raise UsageError(f"the data set {name} is read from disk", fix="give its folder with --data-root")
     splits = SPLITS.get(name, _PLAIN)
-    more = {} if known is None else {"known": known}
     return Files(
-        name, root, read, splits, seed, stream, size, questions_per_image=questions or 4, examples=examples, **more
+        name,
+        root,
+        read,
+        splits,
+        seed,
+        stream,
+        size,
+        questions_per_image=questions or 4,
+        examples=examples,
+        known={} if known is None else known,
     )

@@ -100,8 +100,8 @@ def evaluate_answers(
         for name, images in views.items():
             possible = None if name == "model" else moving[asked.image]
             hits.add(name, score(asked.fuse(model, images, text_tokens, mask)), possible)
-        known = np.ones(len(answers), bool) if scores is None else scores.any(axis=1)
-        chosen, possible = asked.elsewhere(answers, known, partial(_would_be_right, answers, scores))
+        known = np.ones(len(answers), bool) if scores is None else np.asarray(scores.any(axis=1))
+        chosen, possible = asked.elsewhere(answers, known, partial(would_be_right, answers, scores))
         hits.add("shuffled_image", score(asked.fuse_with(model, views["model"], text_tokens, chosen)), possible)
         place, possible = asked.replaced()
         other = torch.from_numpy(place)
@@ -136,7 +136,7 @@ def _right(answers: np.ndarray, scores: np.ndarray | None, guesses: np.ndarray) 
     return guesses == answers if scores is None else np.asarray(scores[np.arange(len(guesses)), guesses])
 
 
-def _would_be_right(answers: np.ndarray, scores: np.ndarray | None, text: np.ndarray, guess: np.ndarray) -> np.ndarray:
+def would_be_right(answers: np.ndarray, scores: np.ndarray | None, text: np.ndarray, guess: np.ndarray) -> np.ndarray:
     """bool [t, g]: whether the answer ``guess`` [g] is right, if only in part, for the texts at the positions ``text`` [t]."""
     return answers[text, None] == guess if scores is None else scores[text][:, guess] > 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer
 
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.data.base import ONCE, UNSEEN, Data
-from simmim_export.training.evaluation.answers import Asked, seen
+from simmim_export.training.evaluation.answers import Asked, seen, would_be_right
 from simmim_export.training.evaluation.statistics import BATCH, Hits, Watch, batches
 
 # Images of training whose labels the majority control counts.
@@ -66,7 +67,7 @@ def evaluate_statements(
         fused = asked.fuse(model, images, text_tokens, asked.tokens["attention_mask"])
         hits.add("model", model.classify(head, fused).argmax(dim=1).numpy() == wanted)
         everything = np.ones(len(wanted), bool)
-        chosen, possible = asked.elsewhere(wanted, everything, lambda text, guess, own=wanted: own[text, None] == guess)
+        chosen, possible = asked.elsewhere(wanted, everything, partial(would_be_right, wanted, None))
         fused = asked.fuse_with(model, images, text_tokens, chosen)
         hits.add("shuffled_image", model.classify(head, fused).argmax(dim=1).numpy() == wanted, possible)
         hits.add("majority", wanted == majority)

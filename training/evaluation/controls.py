@@ -60,7 +60,7 @@ def other_image(
         return image, np.zeros(len(image), bool)
     before = (image[:, None] - np.arange(1, count)) % count
     usable = ~np.take_along_axis(alike, before, axis=1)
-    return before[np.arange(len(image)), usable.argmax(axis=1)], usable.any(axis=1)
+    return before[np.arange(len(image)), usable.argmax(axis=1)], np.asarray(usable.any(axis=1))
 
 
 def other_order(pixels: Tensor, random: torch.Generator) -> tuple[Tensor, np.ndarray]:

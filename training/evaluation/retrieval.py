@@ -91,7 +91,7 @@ def apart(fits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count = len(fits)
     before = (np.arange(count)[:, None] - np.arange(1, count)) % count
     usable = ~np.take_along_axis(fits, before, axis=1)
-    return before[np.arange(count), usable.argmax(axis=1)], usable.any(axis=1)
+    return before[np.arange(count), usable.argmax(axis=1)], np.asarray(usable.any(axis=1))
 
 
 def recall(scores: Tensor, own: Tensor, cut: int) -> np.ndarray:
