@@ -72,18 +72,9 @@ def require_weights(path: Path) -> None:
 
 # Hugging Face's model_type of each text encoder that computes the same here as in transformers, padded or not. Of others
 # some compute something else without an error: DeBERTa adds terms to its attention, ConvBERT's convolutions see padding.
-TEXT_FAMILIES: tuple[str, ...] = (
-    "albert",
-    "bert",
-    "camembert",
-    "data2vec-text",
-    "distilbert",
-    "electra",
-    "ernie",
-    "jina_embeddings_v3",
-)
-TEXT_FAMILIES += ("megatron-bert", "mobilebert", "mpnet", "nomic_bert", "rembert", "roberta", "roberta-prelayernorm")
-TEXT_FAMILIES += ("xlm-roberta", "xlm-roberta-xl")
+TEXT_FAMILIES: tuple[str, ...] = ("albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie")
+TEXT_FAMILIES += ("jina_embeddings_v3", "megatron-bert", "mobilebert", "mpnet", "nomic_bert", "rembert", "roberta")
+TEXT_FAMILIES += ("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 
 
 def require_text_family(name: object) -> None:
