@@ -39,7 +39,7 @@ from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.evidence import IMAGES as EVIDENCE
 from simmim_export.training.evidence import gather_evidence
-from simmim_export.training.interrupt import Stopped
+from simmim_export.training.interrupt import Stopped, deferred
 from simmim_export.training.loop import Progress, train
 from simmim_export.training.options import (
     TASKS,
@@ -350,8 +350,11 @@ def _write(
     if state().is_main_process:
         found = samples(data, started.samples["texts"])
         written = as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance)
-        save(replace(written, evidence=_evidence(job, data, metrics, written.labels)), job.output)
-        job.state_path.unlink(missing_ok=True)
+        whole = replace(written, evidence=_evidence(job, data, metrics, written.labels))
+        # A signal that comes now is too late to stop anything: half of a checkpoint would be worth less than all of it.
+        with deferred():
+            save(whole, job.output)
+            job.state_path.unlink(missing_ok=True)
     return job.output, metrics
 
 

@@ -408,3 +408,13 @@ def test_a_statement_is_made_about_an_image_of_which_another_thing_holds() -> No
     figures = evaluate_statements("text_class", *made("text_class", data.labels["text_class"]), data, 8, quiet)
     # Two of eight are false; every true one is paired with one of them, so a model that says the same of all is as right.
     assert figures["controls"]["shuffled_image"]["n"] == 8
+
+
+def test_evidence_pairs_an_image_with_a_caption_that_is_not_its_own() -> None:
+    records = templated(6).read("made", Path(), "train")
+    records = [replace(record, captions=(f"thing {number // 3}",)) for number, record in enumerate(records)]
+    data = Files("made", Path("root"), lambda *_: records, {"train": "train", "val": "val", "test": "test"})
+    found = gather_evidence(data, ("match",), 6)
+    assert found is not None and all(own != other for own, other in found.tasks["match"].texts)
+    found = gather_evidence(templated(6), ("match",), 6)
+    assert found is not None and set(found.tasks) == {"retrieval"}
