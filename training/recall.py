@@ -44,7 +44,8 @@ class DataRequest:
         seed = _value(recipe, "seed", int, where)
         root = self.root
         if root is None and folder is not None:
-            root = Path(folder)
+            # Absolute, for whoever reads where data were looked for: the record may be relative to another folder than this.
+            root = Path(folder).absolute()
             if not root.is_dir():
                 what = f"the checkpoint was trained on {name} in {folder}, and there is no such folder here"
                 raise UsageError(what, where=where, fix=f"say where the data are now: --data-root FOLDER of {name}")
