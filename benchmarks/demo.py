@@ -16,6 +16,7 @@ from pathlib import Path
 
 from simmim_export.benchmarks.measure import Ratio
 from simmim_export.console import run_app, say, stdout_console
+from simmim_export.metrics import control_accuracies
 from simmim_export.system.children import child_environment, python_command
 
 MODULES = {
@@ -79,7 +80,7 @@ def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     found = json.loads(bench.read_text(encoding="utf-8"))
     vqa, match = manifest["metrics"]["vqa"], manifest["metrics"]["match"]
-    controls = {name: f"{row['accuracy']:.1%}" for name, row in vqa["controls"].items()}
+    controls = {name: f"{value:.1%}" for name, value in control_accuracies(vqa).items()}
     colour, recall = vqa["by_family"]["colour"], match["text_to_image_recall_at_1"]
     training = manifest["provenance"]["training"]
     seconds, stage = 0.0, training

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from simmim_export.errors import CheckpointError
 from simmim_export.files import parse_json, replacing
+from simmim_export.models.parts import require_checkpoint, require_weights
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
 from simmim_export.models.weights import misfit, plain_tensors, require_data, require_finite
@@ -98,12 +99,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Read and check a checkpoint. Raise :class:`CheckpointError` saying what is wrong and where; code is never executed."""
-    if not path.exists():
-        raise CheckpointError(
-            "no such checkpoint",
-            where=path,
-            fix="make one: simmim-train finetune --preset tiny --data shapes -o ckpt.pt",
-        )
+    require_checkpoint(path)
     return _parse(_read_folder(path) if path.is_dir() else _read_file(path), path)
 
 
@@ -112,8 +108,7 @@ def read_tensors(path: Path) -> Any:
 
     Raise :class:`CheckpointError` as :func:`load` does, and for odd tensors (:func:`plain_tensors`); code is never executed.
     """
-    if not path.is_file():
-        raise CheckpointError("no such checkpoint", where=path, fix="check the path")
+    require_weights(path)
     if path.suffix != ".safetensors":
         return plain_tensors(_read_file(path), path)
     return plain_tensors(_read_safetensors(path), path)

@@ -136,8 +136,16 @@ class Evidence:
         return list(dict.fromkeys((*asked, *self.plain)))
 
 
-def matching(captions: Sequence[Sequence[str]], images: str) -> Task:
-    """Each image with its own first caption (1) and with that of the next image (0), so that no blind answer beats a half."""
-    count = len(captions)
-    texts = tuple((captions[row][0], captions[(row + 1) % count][0]) for row in range(count))
-    return Task(images, texts, np.tile(np.array([1, 0], np.int64), (count, 1)))
+def matching(captions: Sequence[Sequence[str]], images: str) -> Task | None:
+    """Each image with its own first caption (1) and with that of another image (0), so that no blind answer beats a half.
+
+    The other is the next image whose first caption is none of its own; None where an image has no such other.
+    """
+    count, texts = len(captions), []
+    for row, own in enumerate(captions):
+        following = (captions[(row + step) % count][0] for step in range(1, count))
+        other = next((text for text in following if text not in own), None)
+        if other is None:
+            return None
+        texts.append((own[0], other))
+    return Task(images, tuple(texts), np.tile(np.array([1, 0], np.int64), (count, 1)))
