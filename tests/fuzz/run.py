@@ -13,7 +13,6 @@ import os
 import random
 import resource
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 GIB = 2**30
+NOWHERE = "not in our code"
 
 
 def ours(frames: list[tuple[str, int, str]]) -> str:
@@ -35,12 +35,12 @@ def ours(frames: list[tuple[str, int, str]]) -> str:
     for path, line, function in reversed(frames):
         if path.startswith(str(ROOT)) and "/.venv" not in path and not path.startswith(str(HERE.parent)):
             return f"{path.removeprefix(str(ROOT) + '/')}:{line} {function}"
-    return "not in our code"
+    return NOWHERE
 
 
 def sources(arguments: argparse.Namespace) -> Any:
     """The bundle and checkpoint that were named, or new ones of the smallest preset."""
-    from targets import Sources
+    from common import Sources
 
     made = arguments.save / "seeds"
     made.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,8 @@ def sources(arguments: argparse.Namespace) -> Any:
 
 def child(arguments: argparse.Namespace) -> None:
     """Run inputs from ``--start`` on, one line of JSON to stdout before and after each."""
-    from targets import TARGETS, check, place
+    from common import check, place
+    from targets import TARGETS
 
     # What libraries print must not mix with what the driver reads.
     report = os.fdopen(os.dup(1), "w", buffering=1)
@@ -80,7 +81,7 @@ def child(arguments: argparse.Namespace) -> None:
         print(json.dumps({"making": index}), file=report)
         try:
             place(folder, target.base, target.make(random.Random(f"{arguments.target} {arguments.seed} {index}")))
-        except Exception:
+        except Exception:  # noqa: BLE001 - a mutator that fails is reported, and costs one input
             print(json.dumps({"harness": traceback.format_exc()}), file=report)
             index += 1
             continue
@@ -89,11 +90,13 @@ def child(arguments: argparse.Namespace) -> None:
         try:
             error = check(target, folder)
             outcome = "accepted" if error is None else f"{type(error).__name__}: {error.what[:40]}"
-        # A panic in Rust is not an Exception.
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a panic in Rust is not an Exception
             frames = [(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(error.__traceback__)]
             text = "".join(traceback.format_exception(error))
-            failure = {"type": type(error).__name__, "where": ours(frames), "text": f"{text[:1500]}\n...\n{text[-2500:]}"}
+            where = ours(frames)
+            if isinstance(error, AssertionError) and where == NOWHERE:
+                where = f"{arguments.target}: {str(error).partition(':')[0][:60]}"
+            failure = {"type": type(error).__name__, "where": where, "text": f"{text[:1500]}\n...\n{text[-2500:]}"}
         seconds = time.process_time() - started
         if failure is None and seconds > arguments.limit:
             failure = {"type": "slow", "where": "finished", "text": f"{seconds:.1f} s of processor time"}
@@ -123,12 +126,24 @@ class Driver:
     def show(self, seconds: float) -> None:
         """Print progress."""
         rate = self.inputs / max(seconds, 1e-9)
-        print(f"{self._name}: {self.inputs} inputs, {rate:.1f} a second, {len(self.failures)} distinct failures", flush=True)
+        print(
+            f"{self._name}: {self.inputs} inputs, {rate:.1f} a second, {len(self.failures)} distinct failures",
+            flush=True,
+        )
 
     def _one_child(self, scratch: Path, end: float) -> None:
         a = self._arguments
         command = [sys.executable, "-P", str(HERE / "run.py"), "--child", "--target", self._name, "--seed", str(a.seed)]
-        command += ["--start", str(self.next), "--scratch", str(scratch), "--limit", str(a.limit), "--save", str(a.save)]
+        command += [
+            "--start",
+            str(self.next),
+            "--scratch",
+            str(scratch),
+            "--limit",
+            str(a.limit),
+            "--save",
+            str(a.save),
+        ]
         for option, value in (("--bundle", a.bundle), ("--checkpoint", a.checkpoint)):
             command += [] if value is None else [option, str(value)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -151,7 +166,9 @@ class Driver:
                     for line in lines:
                         stage, reports = self._heard(json.loads(line), stage, scratch), reports + 1
                     began, cpu = time.monotonic(), _cpu(process.pid)
-                elif stage != "starting" and (_cpu(process.pid) - cpu > a.limit or time.monotonic() - began > 6 * a.limit):
+                elif stage != "starting" and (
+                    _cpu(process.pid) - cpu > a.limit or time.monotonic() - began > 6 * a.limit
+                ):
                     process.send_signal(signal.SIGUSR1)
                     time.sleep(1)
                     process.kill()
@@ -202,7 +219,8 @@ class Driver:
         self.failures[key] = self.failures.get(key, 0) + 1
         if self.failures[key] > 1:
             return
-        safe = "".join(c if c.isalnum() else "-" for c in f"{type}-{where.split(' ')[0]}")[-80:]
+        where = where if ": " in where else where.split(" ")[0]
+        safe = "".join(c if c.isalnum() else "-" for c in f"{type}-{where}")[:80]
         folder = self._arguments.save / f"{self._name}-{safe}"
         print(f"{self._name}: input {index} of seed {self._arguments.seed}: {key}\n  saved in {folder}", flush=True)
         if folder.exists():
@@ -240,7 +258,9 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, help="stop a target after so many inputs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="the number of the first input")
-    parser.add_argument("--limit", type=float, default=10, help="seconds of processor time for an input; six times that to wait")
+    parser.add_argument(
+        "--limit", type=float, default=10, help="seconds of processor time for an input; six times that to wait"
+    )
     parser.add_argument("--save", type=Path, default=ROOT / "build" / "fuzz", help="where failing inputs go")
     parser.add_argument("--totals", type=Path, help="a JSON file that counts the inputs of all runs")
     parser.add_argument("--bundle", type=Path, help="a bundle of preset tiny; made without it")
@@ -261,13 +281,13 @@ def main() -> None:
         arguments.scratch.mkdir(exist_ok=True)
         name, number = arguments.target, int(arguments.extract)
         files = _target(arguments).make(random.Random(f"{name} {arguments.seed} {number}"))
-        from targets import place
+        from common import place
 
         place(own / "files", None, files)
         return
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=arguments.workspace) as scratch:
         if arguments.replay:
-            from targets import check, place
+            from common import check, place
 
             arguments.scratch, (arguments.target,) = Path(scratch), arguments.target
             target, saved = _target(arguments), arguments.replay / "files"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from simmim_export.engines.base import LATENCY, Session, no_such_precision, require_hint
 from simmim_export.engines.trt import plan as plans
 from simmim_export.engines.trt.proof import require_precision
-from simmim_export.engines.trt.request import Profile, Request
+from simmim_export.engines.trt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.files import digest, replacing
 from simmim_export.spec import GraphSpec, Precision
@@ -114,8 +114,7 @@ class TrtEngine:
         plans.require_whole(path, sidecar)
         from simmim_export.engines.trt.session import TrtSession
 
-        profile = Profile.from_json(sidecar.recipe["profile"])
-        return TrtSession(path.read_bytes(), spec, profile)
+        return TrtSession(path.read_bytes(), spec, plans.require_profile(path, sidecar, spec))
 
     def up_to_date(self, path: Path, spec: GraphSpec, precision: Precision, sha256: str, request: Request) -> bool:
         """Whether the plan at ``path`` is what :meth:`compile` would make of the same graph here and now."""
