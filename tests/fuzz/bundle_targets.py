@@ -92,7 +92,9 @@ class GoldenTarget(OfBundle):
             reports = model.verify()
         for report in reports:
             finite = all(np.isfinite([row.scaled_error, row.cosine]).all() for row in report.rows)
-            assert not report.passed or (report.rows and finite), f"a graph passed without a finite comparison: {report.graph}"
+            assert not report.passed or (report.rows and finite), (
+                f"a graph passed without a finite comparison: {report.graph}"
+            )
 
 
 class EvidenceTarget(OfBundle):

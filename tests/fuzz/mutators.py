@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -158,17 +159,18 @@ def _near(rng: random.Random, value: Any) -> Any:
     if isinstance(value, int):
         return value + rng.choice((-1, 1, -value, value, 10, 1000, -2 * value))
     if isinstance(value, float):
-        return rng.choice((-value, value * 1e10, int(value), value + 1))
+        return rng.choice((-value, value * 1e10, value + 1, 0))
     if isinstance(value, str):
         return rng.choice(
             (value + "x", value[:-1], value.upper(), value * 100, value[::-1], value + "\0", value + "\ud800")
         )
     if isinstance(value, list):
-        return rng.choice(
-            (value * 2, value[:-1], value[::-1], value[:1], value * 300, dict(enumerate(map(str, value))))
+        made = rng.choice(
+            (value * 2, value[:-1], value[::-1], value[:1], value * 300, dict(enumerate(map(str, value[:50]))))
         )
+        return [copy.deepcopy(item) for item in made] if isinstance(made, list) else made
     if isinstance(value, dict):
-        return rng.choice((list(value), list(value.values()), {}, {k.upper(): v for k, v in value.items()}))
+        return rng.choice((list(value), list(value.values()), {}, {str(k).upper(): v for k, v in value.items()}))
     return nasty(rng)
 
 
@@ -220,7 +222,8 @@ def mutate_tree(rng: random.Random, value: Any, fresh: Callable[[random.Random],
             # Readers that check types see only the first layer of what is wrong unless some types stay.
             parent[key] = fresh(rng) if rng.random() < 0.5 else _same_type(rng, parent[key])
         elif kind < 5:
-            parent[key] = _near(rng, parent[key])
+            # A copy: the same list in two places could come to hold itself.
+            parent[key] = _near(rng, copy.deepcopy(parent[key]))
         elif kind == 5:
             del parent[key]
         elif kind == 6 and isinstance(parent, dict):
@@ -229,9 +232,9 @@ def mutate_tree(rng: random.Random, value: Any, fresh: Callable[[random.Random],
             parent.insert(rng.randrange(len(parent) + 1), fresh(rng))
         elif kind == 7 and isinstance(parent, dict):
             # A second value for the same key; JSON text may hold both.
-            parent[Twice(key)] = rng.choice((parent[key], fresh(rng)))
+            parent[Twice(key)] = rng.choice((copy.deepcopy(parent[key]), fresh(rng)))
         elif kind == 7:
-            parent.insert(key, parent[key])
+            parent.insert(key, copy.deepcopy(parent[key]))
         else:
             others = [p for p in paths if p and p != path] or [path]
             alike = [p for p in others if type(_at(value, p)) is type(_at(value, path))] or others

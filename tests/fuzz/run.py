@@ -74,7 +74,8 @@ def child(arguments: argparse.Namespace) -> None:
     folder = arguments.scratch / "input"
     check(target, place(folder, target.base, target.valid()))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 4 * GIB, used + 4 * GIB))
+    most = used + int(arguments.memory * GIB)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     index = arguments.start
     while True:
@@ -143,6 +144,8 @@ class Driver:
             str(a.limit),
             "--save",
             str(a.save),
+            "--memory",
+            str(a.memory),
         ]
         for option, value in (("--bundle", a.bundle), ("--checkpoint", a.checkpoint)):
             command += [] if value is None else [option, str(value)]
@@ -261,6 +264,7 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=float, default=10, help="seconds of processor time for an input; six times that to wait"
     )
+    parser.add_argument("--memory", type=float, default=4, help="GiB that inputs may add to what the child starts with")
     parser.add_argument("--save", type=Path, default=ROOT / "build" / "fuzz", help="where failing inputs go")
     parser.add_argument("--totals", type=Path, help="a JSON file that counts the inputs of all runs")
     parser.add_argument("--bundle", type=Path, help="a bundle of preset tiny; made without it")

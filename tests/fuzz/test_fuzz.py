@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from targets import TARGETS
 
 GIB = 2**30
-# Inputs of each target; those of OpenVINO and of checkpoints take long.
-INPUTS = {"graph-openvino": 3, "checkpoint": 12, "bundle": 8, "graph": 25, "golden": 20, "evidence": 20, "manifest": 40}
+# Inputs of each target: fewer where one takes long. A graph can crash OpenVINO itself, and pytest with it.
+INPUTS = {"graph-openvino": 0, "checkpoint": 12, "bundle": 8, "graph": 25, "golden": 20, "evidence": 20, "manifest": 40}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,9 @@ def test_a_valid_input_is_accepted(target: Target, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("little_memory")
 def test_hostile_input_is_refused_or_works(target: Target, tmp_path: Path) -> None:
+    if not INPUTS.get(target.name, 60):
+        pytest.skip("run.py runs it, in a process of its own")
+
     @settings(
         max_examples=INPUTS.get(target.name, 60),
         derandomize=True,
