@@ -29,6 +29,8 @@ ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 MAX_PIXELS = 2**28 // 3
 # Of an animation every frame up to the last that is used is decoded, and few are kept: this bounds time, and not memory.
 MAX_ANIMATED = 32 * MAX_PIXELS
+# Pillow compares each page of a TIFF with all pages before it, so that time grows with the square of their number.
+MAX_PAGES = 10_000
 # Twice what the largest picture takes uncompressed. A path may be a device or a pipe that never ends.
 MAX_BYTES = 2**29
 # Above this a JPEG is decoded at a fraction of its size; below, path, bytes, PIL and array give the same pixels.
@@ -145,6 +147,8 @@ def _opened(data: bytes, where: object) -> Iterator[Image.Image]:
             _check_icon(data, where)
         image = _open(data)
     with image:
+        if image.format == "TIFF":
+            _check_pages(data, where)
         yield image
 
 
@@ -200,6 +204,23 @@ def _read(path: Path) -> bytes:
         what = f"the file is larger than {MAX_BYTES:,} bytes, or has no end"
         raise ImageError(what, where=path, fix="give a picture, or shrink it first")
     return data
+
+
+def _check_pages(data: bytes, where: object) -> None:
+    """Raise :class:`ImageError` for a TIFF of more than ``MAX_PAGES`` pages, found by following its chain of directories."""
+    order, big = "<" if data.startswith(b"II") else ">", data[2] == 43  # as Pillow reads its header
+    count, entry, offset = (f"{order}Q", 20, f"{order}Q") if big else (f"{order}H", 12, f"{order}I")
+    seen: set[int] = set()
+    try:
+        (place,) = struct.unpack_from(offset, data, 8 if big else 4)
+        while place and place not in seen and len(seen) <= MAX_PAGES:
+            seen.add(place)
+            (entries,) = struct.unpack_from(count, data, place)
+            (place,) = struct.unpack_from(offset, data, place + struct.calcsize(count) + entry * entries)
+    except (struct.error, OverflowError):  # the chain ends outside the file: what is before it counts
+        pass
+    if len(seen) > MAX_PAGES:
+        raise ImageError(f"the image has more than {MAX_PAGES:,} pages", where=where, fix="split it first")
 
 
 def _check_icon(data: bytes, where: object) -> None:
@@ -258,7 +279,8 @@ def _flatten(image: Image.Image, where: object) -> Image.Image:
         if image.mode == "I" and 0 < values.max() <= 255:  # white is 255 as likely as 65535, which would make it black
             what = f"grey values up to {values.max()} in 32 bits have no known white"
             raise ImageError(what, where=where, fix="save it with 8 bits, or scale its values to 0 to 65535")
-        grey = np.rint(values / 257.0).astype(np.uint8)
+        # Exactly rint(values / 257), since 257 is odd; as floats a picture of the largest size takes 2 GB and twice the time.
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         if "transparency" in image.info:
             grey[values == image.info["transparency"]] = 255
         image = Image.fromarray(grey)

@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import struct
+import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from simmim_export.errors import BundleError, ImageError
+from simmim_export.runtime.clips import read_clip
 from simmim_export.runtime.images import (
     DRAFT_PIXELS,
     MAX_PIXELS,
@@ -252,6 +254,38 @@ def test_no_file_is_left_open(tmp_path: Path) -> None:
 
 def test_no_images_are_an_empty_batch() -> None:
     assert load_pixels([], SMALL).shape == (0, 32, 48, 3)
+
+
+def tiff_of_pages(count: int) -> bytes:
+    """A TIFF of so many pages of one pixel."""
+    tags = ((256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 4), (277, 1), (278, 1), (279, 1))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    size, pages = 2 + len(entries) + 4, [b"II*\0" + struct.pack("<I", 8)]
+    for number in range(1, count + 1):
+        following = 8 + number * size if number < count else 0
+        pages.append(struct.pack("<H", len(tags)) + entries + struct.pack("<I", following))
+    return b"".join(pages)
+
+
+def test_a_tiff_of_many_pages_takes_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "pages.tif"
+    path.write_bytes(tiff_of_pages(60_000))
+    started = time.process_time()
+    refused(path, "pages")
+    with pytest.raises(ImageError):
+        read_clip(path)
+    assert time.process_time() - started < 8, "counting all of them takes half a minute"
+
+
+def test_a_tiff_of_some_pages_gives_its_first() -> None:
+    with pytest.warns(AnimatedImage, match="of 3 frames"):
+        assert decode(tiff_of_pages(3)).size == (1, 1)
+
+
+def test_every_value_of_sixteen_bits_is_rounded_to_the_nearest_of_eight() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    found = np.asarray(decode(Image.fromarray(values)))[..., 0]
+    assert (found == np.rint(values / 257.0)).all()
 
 
 def test_postscript_is_never_handed_to_an_interpreter() -> None:

@@ -22,14 +22,18 @@ from simmim_export.runtime import load
     [
         {"recipe": None}, {"recipe": {}}, {"recipe": {"profile": {"batch": [1]}}}, {"executed": []}, {"bytes": "9"},
         {"sha256": None}, {"target": {"driver": "12060"}}, {"target": {"sm": None}}, {"target": {"sm": "eight"}},
+        {"target": {"sm": "9" * 5000 + ".0"}}, {"recipe": {"compatibility": []}}, {"recipe": {"workspace": "all"}},
+        {"recipe": {"profile": {"batch": [8, 1, 1]}}}, {"recipe": {"profile": {"batch": [1, 1, 1.5]}}},
+        {"recipe": {"profile": {"batch": [1, 1, float("inf")]}}}, {"recipe": {"profile": []}}, {"parity": {}},
+        {"executed": {"Half": 0}}, {"executed": {"Half": "1"}}, {"bytes": True},
     ],
 )  # fmt: skip
 def test_a_sidecar_that_is_json_and_no_sidecar(rig: Rig, change: dict[str, Any]) -> None:
     rig.build()
     sidecar = plans.sidecar_path(rig.plan())
     content = json.loads(sidecar.read_text())
-    target = content["target"] | change.get("target", {})
-    sidecar.write_text(json.dumps(content | change | {"target": target}))
+    merged = {key: content[key] | change[key] for key in ("target", "recipe") if change.get(key)}
+    sidecar.write_text(json.dumps(content | change | merged))
     with (
         pytest.raises(BundleError, match="sidecar of the plan cannot be read") as caught,
         load(rig.bundle, "trt") as model,
@@ -37,6 +41,19 @@ def test_a_sidecar_that_is_json_and_no_sidecar(rig: Rig, change: dict[str, Any])
         model.session("image_encoder")
     assert caught.value.exit_code == 5
     assert [one.new for one in rig.build()] == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("rig", ["11"], indirect=True)
+@pytest.mark.parametrize("profile", [{}, {"batch": [1, 1, 8], "frames": [1, 1, 8]}, {"sequence": [1, 1, 8]}])
+def test_a_profile_of_other_axes_is_an_error(rig: Rig, profile: dict[str, Any]) -> None:
+    rig.build()
+    sidecar = plans.sidecar_path(rig.plan())
+    content = json.loads(sidecar.read_text())
+    content["recipe"]["profile"] = profile
+    sidecar.write_text(json.dumps(content))
+    with pytest.raises(BundleError) as caught, load(rig.bundle, "trt") as model:
+        model.session("image_encoder")
+    assert caught.value.where == str(rig.plan())
 
 
 def changed(rig: Rig, how: str) -> None:

@@ -16,7 +16,7 @@ from simmim_export.engines.base import LATENCY, Session, no_such_precision, requ
 from simmim_export.engines.failures import running
 from simmim_export.engines.trt import plan as plans
 from simmim_export.engines.trt.proof import require_precision
-from simmim_export.engines.trt.request import Profile, Request
+from simmim_export.engines.trt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.files import digest, replacing
 from simmim_export.spec import GraphSpec, Precision
@@ -115,7 +115,7 @@ class TrtEngine:
         plans.require_whole(path, sidecar)
         from simmim_export.engines.trt.session import TrtSession
 
-        profile = Profile.from_json(sidecar.recipe["profile"])
+        profile = plans.require_profile(path, sidecar, spec)
         with running(self.name, spec, where=path, opens=True):
             return TrtSession(path.read_bytes(), spec, profile)
 

@@ -11,16 +11,17 @@ graph's own SHA-256 instead.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
+
+import msgspec
 
 from simmim_export.engines.trt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.files import digest, parse_json, replacing
-from simmim_export.spec import as_json
+from simmim_export.spec import GraphSpec, as_json
 
 SCHEMA = 1
 ENDING = "plan"
@@ -32,7 +33,7 @@ class Target:
     (12060)."""
 
     gpu: str
-    sm: str
+    sm: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}\Z")]
     driver: int
     tensorrt: str
 
@@ -42,7 +43,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Everything known of a plan. ``recipe`` as :meth:`Request.recipe` has it; ``executed`` counts layers by type."""
+    """Everything known of a plan. ``recipe`` as :meth:`Request.recipe` has it; ``executed`` counts layers by type, and
+    ``parity`` holds the figures of :meth:`~simmim_export.parity.ParityReport.summary`."""
 
     graph: str
     graph_sha256: str
@@ -51,7 +53,7 @@ class Sidecar:
     bytes: int
     target: Target
     recipe: Mapping[str, Any]
-    executed: Mapping[str, int]
+    executed: Mapping[str, Annotated[int, msgspec.Meta(ge=1)]]
     parity: Mapping[str, Any]
 
 
@@ -77,9 +79,25 @@ def write(plan: Path, sidecar: Sidecar) -> None:
         path.write_text(json.dumps({"schema": SCHEMA} | as_json(sidecar), indent=1) + "\n", encoding="utf-8")
 
 
+class _Recipe(TypedDict):
+    """What :meth:`Request.recipe` writes."""
+
+    workspace: Annotated[int, msgspec.Meta(ge=1)] | None
+    level: int
+    compatibility: Literal["none", "same_compute_capability", "ampere_plus"]
+    profile: dict[str, Any]
+
+
+class _Parity(TypedDict):
+    """What is shown of a plan's parity; there may be more."""
+
+    passed: bool
+    scaled_error: float
+
+
 def read(plan: Path) -> Sidecar:
-    """The sidecar of ``plan``. Raise :class:`EngineUnavailable` where there is no plan, :class:`BundleError` where it lacks
-    its sidecar or that cannot be read; either with the command that builds it."""
+    """The sidecar of ``plan``, with every field checked. Raise :class:`EngineUnavailable` if there is no plan, and
+    :class:`BundleError` if its sidecar is missing or cannot be read; both errors name the command that builds the plan."""
     fix, path = rebuild(plan), sidecar_path(plan)
     if not plan.is_file():
         raise EngineUnavailable("this graph is not built for this device yet", where=plan, fix=fix)
@@ -87,38 +105,25 @@ def read(plan: Path) -> Sidecar:
         content = parse_json(path.read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
             raise ValueError("it has another schema than this version reads")
-        found = Sidecar(**content | {"target": Target(**content["target"])})
-        _check(found)
-        return found
+        sidecar = msgspec.convert(content, Sidecar)
+        recipe = msgspec.convert(sidecar.recipe, _Recipe)
+        Profile.from_json(recipe["profile"])
+        msgspec.convert(sidecar.parity, _Parity)
+        return sidecar
     except FileNotFoundError as error:
         raise BundleError("the plan has lost its sidecar: nobody knows what it is for", where=plan, fix=fix) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"the sidecar of the plan cannot be read: {error}", where=path, fix=fix) from error
 
 
-def _check(found: Sidecar) -> None:
-    """Raise TypeError, ValueError or KeyError unless every field that is read later is what it should be."""
-    target = found.target
-    for text in (
-        found.graph,
-        found.graph_sha256,
-        found.precision,
-        found.sha256,
-        target.gpu,
-        target.sm,
-        target.tensorrt,
-    ):
-        if not isinstance(text, str):
-            raise TypeError(f"{text!r} is no text")
-    for number in (found.bytes, target.driver):
-        if not isinstance(number, int):
-            raise TypeError(f"{number!r} is no number")
-    for mapping in (found.recipe, found.executed, found.parity):
-        if not isinstance(mapping, dict):
-            raise TypeError(f"{mapping!r} is no object")
-    if not re.fullmatch(r"\d+\.\d+", target.sm):
-        raise ValueError(f"{target.sm!r} is no compute capability")
-    Profile.from_json(found.recipe["profile"])
+def require_profile(plan: Path, sidecar: Sidecar, spec: GraphSpec) -> Profile:
+    """The sizes that ``plan`` takes. Raise :class:`BundleError` unless they are given for exactly the axes of ``spec``."""
+    profile = Profile.from_json(sidecar.recipe["profile"])
+    wanted = {axis.name for axis in spec.axes}
+    if set(profile.axes) != wanted:
+        what = f"the plan has sizes for {', '.join(profile.axes) or 'no axis'}, {spec.name} has {', '.join(sorted(wanted))}"
+        raise BundleError(what, where=plan, fix=rebuild(plan))
+    return profile
 
 
 def require_graph(plan: Path, sidecar: Sidecar, graph: str, precision: str) -> None:

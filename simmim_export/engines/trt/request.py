@@ -100,8 +100,16 @@ class Profile:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Profile:
-        """The inverse of :meth:`as_json`. TypeError or ValueError for anything else."""
-        return cls({str(name): Range(*(int(size) for size in sizes)) for name, sizes in content.items()})
+        """The inverse of :meth:`as_json`. Raise TypeError or ValueError for anything else, and for sizes out of order."""
+        axes = {}
+        for name, sizes in content.items():
+            minimum, optimum, maximum = sizes
+            if not all(type(size) is int for size in sizes):  # True is an int to isinstance
+                raise TypeError(f"the sizes of axis {name!r} are {sizes!r}, not three whole numbers")
+            if not 1 <= minimum <= optimum <= maximum:
+                raise ValueError(f"the sizes of axis {name!r} are {sizes!r}, which are not in order")
+            axes[str(name)] = Range(minimum, optimum, maximum)
+        return cls(axes)
 
     def __str__(self) -> str:
         return "; ".join(f"{name} {axis}" for name, axis in self.axes.items()) or "fixed shapes"

@@ -1,0 +1,319 @@
+"""Fuzz targets for the files of a bundle."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arrays import mutate_npz, npy, read_npy, unzipped, zipped
+from common import NO_DIGEST, TEXTS, Target, attempt, place, sealed, signed
+from mutators import Files, damage, dumps, mutate_json, mutate_tree
+from onnx_files import mutate_onnx, uses_external_data
+from texts import mutate_tokenizer
+
+
+class OfBundle(Target):
+    """A target whose input is a file of a bundle."""
+
+    def prepare(self) -> None:
+        self.base = self.sources.small
+        self.manifest = json.loads((self.base / "manifest.json").read_text(encoding="utf-8"))
+
+    def valid(self) -> Files:
+        return sealed({}, self.manifest | {"metrics": {"changed": 1}})
+
+    def read(self, name: str) -> bytes:
+        assert self.base is not None
+        return (self.base / name).read_bytes()
+
+    def alone(self, graph: str) -> dict[str, Any]:
+        """The manifest of a bundle with that graph only, so that nothing else takes time."""
+        manifest = dict(self.manifest)
+        manifest["graphs"] = [row for row in manifest["graphs"] if row["name"] == graph]
+        manifest["artifacts"] = [row for row in manifest["artifacts"] if row["graph"] == graph]
+        outputs = [tensor["name"] for tensor in manifest["graphs"][0]["outputs"]]
+        return manifest | {"pipelines": [{"name": "alone", "graphs": [graph], "outputs": outputs}], "labels": {}}
+
+
+class ManifestTarget(OfBundle):
+    name = "manifest"
+
+    def make(self, rng: random.Random) -> Files:
+        if rng.random() < 0.08:
+            return {"manifest.json": damage(rng, self.read("manifest.json"))}
+        content = json.loads(json.dumps(self.manifest | {"digest": NO_DIGEST}))
+        text = dumps(mutate_tree(rng, content))
+        return {"manifest.json": signed(text) if rng.random() < 0.97 else text.encode("utf-8", "surrogatepass")}
+
+    def run(self, folder: Path) -> None:
+        from simmim_export import Bundle, load
+
+        bundle = Bundle.open(folder)
+        assert len(bundle.digest) == 64
+        attempt(bundle.check, lambda: load(folder, precision="planned").close(), lambda: use(load(folder)))
+
+
+def use(model: Any) -> None:
+    """Every verb whose pipeline the bundle has, on one picture and one text."""
+    image = np.zeros((9, 7, 3), np.uint8)
+    verbs: dict[str, Callable[[], object]] = {
+        "embed_image": lambda: model.embed_image([image]),
+        "embed_text": lambda: model.embed_text([TEXTS[0]]),
+        "match": lambda: model.match(image, [TEXTS[0]]),
+        "answer": lambda: model.answer(image, TEXTS[0]),
+        "classify_image": lambda: model.classify(image),
+        "classify_text": lambda: model.classify_text(image, [TEXTS[0]]),
+        "explain": lambda: model.explain(image, TEXTS[0]),
+        "answer_video": lambda: model.answer(model.encode_clip([image, image]), TEXTS[0]),
+    }
+    present = {pipeline.name for pipeline in model.bundle.manifest.pipelines}
+    if any("attention" in [tensor.name for tensor in graph.outputs] for graph in model.bundle.manifest.graphs):
+        present.add("explain")
+    with model:
+        attempt(*(step for name, step in verbs.items() if name in present))
+
+
+class GoldenTarget(OfBundle):
+    name = "golden"
+
+    def make(self, rng: random.Random) -> Files:
+        graph = rng.choice(self.manifest["graphs"])["name"]
+        manifest = self.alone(graph) if rng.random() < 0.8 else self.manifest
+        return sealed({"golden.npz": mutate_npz(rng, self.read("golden.npz"))}, manifest)
+
+    def run(self, folder: Path) -> None:
+        from simmim_export import load
+
+        with load(folder) as model:
+            reports = model.verify()
+        for report in reports:
+            finite = all(np.isfinite([row.scaled_error, row.cosine]).all() for row in report.rows)
+            assert not report.passed or (report.rows and finite), (
+                f"a graph passed without a finite comparison: {report.graph}"
+            )
+
+
+class EvidenceTarget(OfBundle):
+    name = "evidence"
+
+    def make(self, rng: random.Random) -> Files:
+        data = self.read("evidence.npz")
+        if rng.random() < 0.35:
+            members = unzipped(data)
+            words = mutate_json(rng, read_npy(members["words.npy"]).tobytes())
+            data = zipped(members | {"words.npy": npy(np.frombuffer(words, np.uint8))})
+        else:
+            data = mutate_npz(rng, data)
+        return sealed({"evidence.npz": data}, self.manifest)
+
+    def run(self, folder: Path) -> None:
+        from simmim_export import Bundle, load
+        from simmim_export.proof.examine import Examiner, require_evidence
+
+        evidence = require_evidence(Bundle.open(folder))
+        for name, array in evidence.reference.items():
+            assert array.dtype == np.float32, f"a reference that is not float32 was accepted: {name}, {array.dtype}"
+            assert np.isfinite(array).all(), f"a reference that is not finite was accepted: {name}"
+        with load(folder) as model:
+            examiner = Examiner(model.bundle.manifest, evidence, model.tokens)
+            figures = examiner.figures(examiner.outputs(model.session))
+        text = json.dumps(figures)
+        assert "NaN" not in text and "Infinity" not in text, "figures that are not finite"
+
+
+class CertificateTarget(OfBundle):
+    name = "certificate"
+
+    def prepare(self) -> None:
+        super().prepare()
+        from simmim_export import Bundle
+        from simmim_export.certificate import Certificate, write
+        from simmim_export.engines import versions
+        from simmim_export.host import fingerprint
+
+        assert self.base is not None
+        bundle = Bundle.open(place(self.sources.scratch / "certified", self.base, {}))
+        parity = {"passed": True, "checks": 3, "scaled_error": 1e-6, "cosine": 1.0}
+        graphs = {
+            artifact.graph: {
+                "artifact": artifact.sha256,
+                "precision": "fp32",
+                "parity": parity,
+                "invariance": {"batch": 0.0, "padding": 0.0},
+                "executed": {"executed": {"float": 10}, "source": "profile"},
+                "compiled": None,
+            }
+            for artifact in bundle.manifest.artifacts
+        }
+        task = {"loss": 0.0, "low": -0.1, "high": 0.1, "metric": "accuracy", "top1": 1.0, "n": 6}
+        certificates = [
+            Certificate(
+                engine=engine,
+                precision="fp32",
+                plan="fp32",
+                host=fingerprint(),
+                versions=dict(versions(engine)),
+                graphs=graphs,
+                figures={"embeddings": {}, "tasks": {"vqa": task}, "source": {"name": "fuzz"}},
+                latency={pipeline.name: 0.001 for pipeline in bundle.manifest.pipelines},
+                budget="answers=1pt",
+                lines=[{"name": "answers", "found": 0.0, "allowed": "at most 1", "kept": True}],
+                passed=True,
+                command="simmim-export certify bundle",
+                run="2026-01-01T00:00:00+00:00",
+            )
+            for engine in ("ort", "openvino")
+        ]
+        self.seeds = [write(bundle, certificates).read_bytes()]
+
+    def valid(self) -> Files:
+        return {"certificate.json": self.seeds[0]}
+
+    def make(self, rng: random.Random) -> Files:
+        if rng.random() < 0.1:
+            return {"certificate.json": damage(rng, self.seeds[0])}
+        content = json.loads(self.seeds[0]) | {"digest": NO_DIGEST}
+        return {"certificate.json": signed(dumps(mutate_tree(rng, content)))}
+
+    def run(self, folder: Path) -> None:
+        from simmim_export import Bundle, load
+        from simmim_export.certificate import choose, read
+        from simmim_export.engines import versions
+        from simmim_export.host import fingerprint
+
+        certificates = read(Bundle.open(folder))
+
+        def show() -> None:
+            for certificate in certificates:
+                _ = certificate.name, certificate.host_name(), certificate.failures(), certificate.as_json()
+                json.dumps(certificate.as_json(), allow_nan=False)
+
+        attempt(
+            show,
+            lambda: choose(certificates, fingerprint(), versions, where=folder),
+            lambda: load(folder, engine="auto").close(),
+        )
+
+
+class GraphTarget(OfBundle):
+    name = "graph"
+    engine = "ort"
+
+    def valid(self) -> Files:
+        return sealed({}, self.alone("head.match"))
+
+    def make(self, rng: random.Random) -> Files:
+        graph = rng.choice(self.manifest["graphs"])["name"]
+        data = mutate_onnx(rng, self.read(f"graphs/{graph}.fp32.onnx"))
+        weights = {"graphs/w.bin": bytes(2**18), "w.bin": bytes(2**18)} if rng.random() < 0.2 else {}
+        return sealed({f"graphs/{graph}.fp32.onnx": data}, self.alone(graph)) | weights
+
+    def run(self, folder: Path) -> None:
+        from simmim_export import load
+
+        with load(folder, engine=self.engine, threads=1) as model:
+            reports = model.verify()
+        (artifact,) = model.bundle.manifest.artifacts
+        assert not uses_external_data((folder / artifact.path).read_bytes()), "external weights were accepted"
+        assert all(len(report.rows) for report in reports)
+
+
+class OpenVinoTarget(GraphTarget):
+    name = "graph-openvino"
+    engine = "openvino"
+
+
+class BundleTarget(OfBundle):
+    name = "bundle"
+
+    def make(self, rng: random.Random) -> Files:
+        files: Files = {}
+        for name in rng.sample(["tokenizer.json", "golden.npz", "evidence.npz", "graphs/"], rng.choice((1, 2, 3))):
+            if name == "graphs/":
+                name = rng.choice(self.manifest["artifacts"])["path"]
+            mutate = {"json": mutate_tokenizer, "npz": mutate_npz, "onnx": mutate_onnx}[name.rpartition(".")[2]]
+            files[name] = mutate(rng, self.read(name))
+        manifest = self.manifest
+        if rng.random() < 0.5:
+            manifest = json.loads(dumps(_small_change(rng, json.loads(json.dumps(manifest)))))
+        return sealed(files, manifest)
+
+    def run(self, folder: Path) -> None:
+        from simmim_export import Bundle, load
+
+        attempt(Bundle.open(folder).check, lambda: load(folder).verify(), lambda: use(load(folder)))
+
+
+def _small_change(rng: random.Random, manifest: dict[str, Any]) -> dict[str, Any]:
+    part = rng.choice(("model", "graphs", "pipelines", "preprocessing", "labels", "embedding", "metrics", "provenance"))
+    value = json.loads(json.dumps(manifest[part]))
+    changed = mutate_tree(rng, value)
+    try:
+        json.loads(dumps(changed))
+    except (ValueError, RecursionError):
+        return manifest
+    return manifest | {part: changed}
+
+
+class TokenizerTarget(OfBundle):
+    name = "tokenizer"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.base = None
+        self.seeds = [(self.sources.small / "tokenizer.json").read_bytes()]
+
+    def valid(self) -> Files:
+        return {"tokenizer.json": self.seeds[0]}
+
+    def make(self, rng: random.Random) -> Files:
+        return {"tokenizer.json": mutate_tokenizer(rng, self.seeds[0])}
+
+    def run(self, folder: Path) -> None:
+        from simmim_export.errors import BundleError
+        from simmim_export.runtime.text import Tokenizer
+
+        try:
+            text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise BundleError("not UTF-8") from None
+        tokenizer = Tokenizer(text, 20)
+
+        def encode(one: str) -> None:
+            ids, mask = tokenizer.encode([one, TEXTS[0]])
+            assert ids.shape == mask.shape and ids.shape[0] == 2 and ids.shape[1] <= 20, f"ids of shape {ids.shape}"
+            assert ids.dtype == mask.dtype == np.int64 and (ids >= 0).all()
+
+        attempt(*(lambda one=one: encode(one) for one in TEXTS))
+
+
+class TextTarget(TokenizerTarget):
+    name = "text"
+
+    def prepare(self) -> None:
+        super().prepare()
+        from simmim_export.runtime.text import Tokenizer
+
+        self._tokenizer = Tokenizer(self.seeds[0].decode(), 20)
+
+    def valid(self) -> Files:
+        return {"text": TEXTS[0].encode()}
+
+    def make(self, rng: random.Random) -> Files:
+        text = "".join(
+            chr(rng.choice((rng.randrange(32, 127), rng.randrange(0x110000)))) for _ in range(rng.randrange(60))
+        )
+        return {
+            "text": damage(rng, text.encode("utf-8", "surrogatepass"))
+            if rng.random() < 0.5
+            else text.encode("utf-8", "replace")
+        }
+
+    def run(self, folder: Path) -> None:
+        data = (folder / "text").read_bytes()
+        ids = [self._tokenizer.encode([given])[0] for given in (data, data.decode("utf-8", "surrogateescape"))]
+        assert ids[0].tolist() == ids[1].tolist()
