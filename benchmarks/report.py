@@ -146,7 +146,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
             result.precision,
             *(_ms(value) for value in (median(result.samples), result.p90, result.p99)),
             *([_ms(result.gpu_p50)] if timed else []),
-            *([] if no_ratio else [ratio and f"{ratio.value:.2f}", ratio and ratio.span, own and f"{own.value:.2f}"]),
+            *([] if no_ratio else [_times(ratio), ratio.span if ratio else None, _times(own)]),
             f"{result.parity['scaled_error']:.1e}",
             f"{result.parity['cosine']:.6f}",
             "passed" if result.parity["passed"] else "FAILED",
@@ -189,6 +189,10 @@ def require(measured: Measured, bundle: Path) -> None:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{1000 * value:.3f}"
+
+
+def _times(ratio: Ratio | None) -> str | None:
+    return None if ratio is None else f"{ratio.value:.2f}"
 
 
 def write(document: Mapping[str, Any], path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from simmim_export.errors import BundleError
 from simmim_export.files import DAMAGED, pack, unpack
+from simmim_export.proof.wholeness import check
 
 FILE = "evidence.npz"
 # The task that ranks images by captions; every other task is named after its head.
@@ -90,8 +91,6 @@ class Evidence:
         Raise :class:`BundleError` for bytes that are not evidence, hold anything else, or do not fit together. Whether they fit a
         model is for :func:`simmim_export.proof.fitting.require_fit`.
         """
-        from simmim_export.proof.fitting import check
-
         where = where or (source if isinstance(source, Path) else None)
         try:
             evidence = cls._parse(unpack(source))
