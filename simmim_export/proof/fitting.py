@@ -1,4 +1,4 @@
-"""Checks evidence against the manifest of its bundle: is it about this very model, and are its references the ones that are compared?"""
+"""Checks evidence against the manifest of its bundle: it must be about that model, and hold exactly the references it needs."""
 
 from __future__ import annotations
 
