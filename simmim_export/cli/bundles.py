@@ -116,7 +116,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     opened.check()
     manifest = opened.manifest
     if as_json:
-        print_json(plain(manifest))
+        print_json(plain(manifest) | {"digest": opened.digest})
         return
     from rich.table import Table
 
@@ -140,6 +140,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     console.print(f"image: {image['height']}x{image['width']}, {image['resize']}, {image['interpolation']}")
     console.print(f"text: at most {text['max_length']} tokens")
     console.print(f"embedding: {manifest.embedding['dim']} channels, space {manifest.embedding['digest'][:12]}")
+    console.print(f"digest: {opened.digest}")
     console.print(f"exported from checkpoint {manifest.provenance['checkpoint_sha256'][:12]}")
     if manifest.metrics:
         print_metrics(manifest.metrics)
