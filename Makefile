@@ -1,7 +1,8 @@
+# Python runs with -P: nothing is imported from the working directory but what is installed.
 # Every target makes ./.venv and installs what it needs, if it is not there yet.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -P -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Minutes of training in `make demo`, by stage.
 ALIGN_MINUTES ?= 0.4
@@ -27,19 +28,19 @@ FINETUNE_MINUTES ?= 3.7
 # ONNX Runtime is two packages that overwrite each other: what exports asks for one, a GPU needs the other, which does both.
 .venv-gpu/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[gpu,bench]' pytest
-	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
-	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check 'onnxruntime-gpu[cuda,cudnn]'
+	.venv-gpu/bin/python -P -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[gpu,bench]' pytest
+	.venv-gpu/bin/python -P -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	.venv-gpu/bin/python -P -m pip install --quiet --disable-pip-version-check 'onnxruntime-gpu[cuda,cudnn]'
 	touch $@
 
 demo: .venv/.demo  ## train tiny, export, verify, benchmark, ask: about ten minutes on two cores
-	$(BIN)/python -m simmim_export.benchmarks.demo --align-minutes $(ALIGN_MINUTES) --pretrain-minutes $(PRETRAIN_MINUTES) --finetune-minutes $(FINETUNE_MINUTES)
+	$(BIN)/python -P -m simmim_export.benchmarks.demo --align-minutes $(ALIGN_MINUTES) --pretrain-minutes $(PRETRAIN_MINUTES) --finetune-minutes $(FINETUNE_MINUTES)
 
 demo-long:  ## the same with 50 minutes of training
 	$(MAKE) demo ALIGN_MINUTES=2 PRETRAIN_MINUTES=8 FINETUNE_MINUTES=40
 
 test: .venv/.dev  ## every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -P -m pytest -n 2
 
 # Type and import checks read an installed copy: neither tool follows the hook of an editable install.
 check: .venv/.dev  ## ruff, mypy, import contracts
@@ -51,19 +52,19 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
 lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
-	$(BIN)/python -m simmim_export.export.lint_presets
+	$(BIN)/python -P -m simmim_export.export.lint_presets
 
 bench: .venv/.demo  ## the benchmark on demo/bundle, ./bundle or the reference bundle
 	$(BIN)/simmim-bench
 
-# Without a GPU it ends before anything is installed.
+# Without a GPU it ends before anything is installed. simmim_export.nvidia comes from this folder, so Python must look here.
 gpu-check:  ## with an NVIDIA GPU: build, verify and measure every graph, and write gpu-certificate.json
 	$(PYTHON) -m simmim_export.nvidia
 	$(MAKE) .venv-gpu/.done
-	.venv-gpu/bin/python -m simmim_export.benchmarks.gpu_check
+	.venv-gpu/bin/python -P -m simmim_export.benchmarks.gpu_check
 
 results: .venv/.dev  ## run what docs/results.md still lacks, about an hour on two cores, and write it
-	$(BIN)/python -m simmim_export.benchmarks.results
+	$(BIN)/python -P -m simmim_export.benchmarks.results
 
 docs: .venv/.dev  ## regenerate the command reference in README.md
 	$(BIN)/python tests/contracts/command_reference.py --write

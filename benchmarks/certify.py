@@ -1,7 +1,4 @@
-"""Certificates: every engine and precision beside each other on this machine, judged by a budget.
-
-Knows the driver's figures and the form of a certificate. Must not know how anything is measured.
-"""
+"""Certificates: every engine and precision beside each other on this machine, judged by a budget."""
 
 from __future__ import annotations
 
@@ -12,18 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from simmim_export.benchmarks import driver
 from simmim_export.bundle import Bundle
-from simmim_export.certificate import Certificate
 from simmim_export.engines import ENGINES, get_engine, versions
 from simmim_export.engines.base import Engine, require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.files import digest
 from simmim_export.host import fingerprint
-from simmim_export.proof.budget import Budget
-from simmim_export.proof.examine import Examiner, require_evidence
+from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
+from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
+from simmim_export.proof.records import Certificate, CertifiedGraph, CertifiedLine, Figures, Unjudged, verdict
 from simmim_export.runtime.runtime import PLANNED, compiled, plan_of
-from simmim_export.spec import Precision, PrecisionPlan
+from simmim_export.spec import Precision, PrecisionPlan, as_json
 
 Watch = Callable[[str, int, int], None]
 # The types of nodes that run at a precision, as proofs of engines name them.
@@ -71,26 +70,25 @@ def certify(
 ) -> list[Certificate]:
     """A certificate for each of ``contestants``, measured together: latencies are of alternated rounds.
 
-    Of a ``strict`` budget every limit must be measurable on what travels with the bundle, else :class:`UsageError`; of
-    another those that are not are left out. Raise :class:`BundleError` for a bundle without evidence, which proves nothing,
-    and :class:`UsageError` for an engine that is itself what the others are compared with.
+    Every limit of a ``strict`` budget must be measurable on what travels with the bundle, for every head or tower, else
+    :class:`UsageError`; of another budget, what is not is listed in the certificates. Raise :class:`BundleError` for a bundle
+    whose evidence is missing, does not fit or is enough for no limit at all, and :class:`UsageError` for an engine that is
+    itself what the others are compared with.
     """
     bundle = Bundle.open(path)
-    evidence = require_evidence(bundle)
-    # PyTorch's own figures say what can be judged, before engines are asked for minutes.
-    known = Examiner(bundle.manifest, evidence, lambda texts: {}).figures(evidence.reference)
-    judged = budget if strict else budget.measurable(known)
-    judged.require_measurable(known)
+    of, left_out = judgeable(bundle, budget, strict)
     for contestant in contestants:
         if get_engine(contestant.engine).reads_checkpoint:
             what = f"engine {contestant.engine!r} is what the others are proven by"
             raise UsageError(what, fix="name another --engine, or none for all that there are")
+    witness = choose_witness(bundle, contestants)
     targets = [f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines]
     graphs = [graph.name for graph in bundle.manifest.graphs]
     plan = driver.Plan(path, None, contestants, targets, graphs, 1, rounds, iterations=20, warmup=3, evidence=True)
     run = datetime.now(UTC).isoformat(timespec="seconds")
     measured = driver.measure(plan, watch)
-    found = []
+    witnessed = references(bundle, contestants, measured, witness, watch)
+    certificates = []
     for contestant in contestants:
         info = measured.engines[str(contestant)]
         precisions = plan_of(bundle, contestant.engine, contestant.precision)
@@ -113,29 +111,113 @@ def certify(
         }
         figures = info["figures"]
         untouched = unchanged(bundle, engine, precisions)
-        lines = tuple(line.as_row() for line in judged.lines(figures)) + lowered(rows, untouched)
-        found.append(
+        judged = [line.as_row() for line in budget.lines(figures, of=of, without=left_out)]
+        lines = _typed([*judged, *lowered(rows, untouched), witnessed[contestant]], tuple[CertifiedLine, ...])
+        proven = _typed(rows, dict[str, CertifiedGraph])
+        words = ["simmim-export", "certify", str(path), "--engine", f"{contestant.engine}:{contestant.precision}"]
+        words += [*(["--budget", str(budget)] if strict else []), "--rounds", str(rounds)]
+        certificates.append(
             Certificate(
-                contestant.engine,
-                contestant.precision,
-                str(precisions),
-                fingerprint(),
-                dict(versions(contestant.engine)),
-                rows,
-                figures,
-                latency,
-                str(judged),
-                lines,
-                all(line["kept"] for line in lines) and all(row["passed"] for row in info["parity"].values()),
-                shlex.join(
-                    ["simmim-export", "certify", str(path), "--engine", f"{contestant.engine}:{contestant.precision}"]
-                )
-                + (f" --budget {judged}" if judged.limits else "")
-                + f" --rounds {rounds}",
-                run,
+                engine=contestant.engine,
+                precision=contestant.precision,
+                plan=str(precisions),
+                host=fingerprint(),
+                versions=dict(versions(contestant.engine)),
+                graphs=proven,
+                figures=_typed(figures, Figures),
+                latency=latency,
+                budget=str(budget),
+                lines=lines,
+                not_judged=_typed([one.as_row() for one in left_out], tuple[Unjudged, ...]),
+                suspicious=tuple(suspicions(figures)),
+                passed=verdict(lines, proven),
+                command=shlex.join(words),
+                run=run,
             )
         )
-    return found
+    return certificates
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """What was measured as the records of a certificate. A figure that is missing raises :class:`msgspec.ValidationError`: no
+    certificate is made without it."""
+    return msgspec.convert(as_json(value), type=kind)
+
+
+def judgeable(bundle: Bundle, budget: Budget, strict: bool) -> tuple[Promised, list[NotJudged]]:
+    """What ``bundle`` promises, and what of ``budget`` its evidence is not enough to judge, by PyTorch's own figures: before
+    engines are asked for minutes.
+
+    Raise :class:`UsageError` for anything of a ``strict`` budget that cannot be judged, :class:`BundleError` for evidence that
+    is missing, does not fit, or is not enough for any limit of a budget.
+    """
+    evidence, of = require_evidence(bundle), promised(bundle.manifest)
+    known = Examiner(bundle.manifest, evidence, lambda texts: {}).figures(evidence.reference)
+    if strict:
+        budget.require_measurable(known, of=of)
+    left_out = budget.not_judged(known, of=of)
+    if not budget.lines(known, of=of, without=left_out):
+        what = f"the evidence is not enough to judge anything of {budget}: {left_out[0].why}"
+        raise BundleError(what, where=bundle.root, fix=left_out[0].fix)
+    return of, left_out
+
+
+def choose_witness(bundle: Bundle, contestants: Sequence[driver.Contestant]) -> driver.Contestant:
+    """What runs the bundle's graphs at FP32, to show that they give the evidence's references.
+
+    It is a contestant, or else an engine that is here, those of the contestants first. Raise :class:`EngineUnavailable` if there
+    is none.
+    """
+    for contestant in contestants:
+        if contestant.precision == driver.FP32:
+            return contestant
+    reasons = []
+    for name in dict.fromkeys((*(contestant.engine for contestant in contestants), *ENGINES)):
+        engine = get_engine(name)
+        if engine.reads_checkpoint or engine.why_unavailable() is not None:
+            continue
+        try:
+            _require(bundle, engine, PrecisionPlan())
+        except (EngineUnavailable, BundleError) as error:
+            reasons.append(f"{name}: {error.what}")
+        else:
+            return driver.Contestant(name)
+    what = "no engine runs the graphs at FP32 here, so the references cannot be checked: " + "; ".join(reasons)
+    raise EngineUnavailable(what, where=bundle.root, fix="pip install 'simmim-export[ort]'")
+
+
+def references(
+    bundle: Bundle,
+    contestants: Sequence[driver.Contestant],
+    measured: driver.Measured,
+    witness: driver.Contestant,
+    watch: Watch,
+) -> dict[driver.Contestant, dict[str, Any]]:
+    """For each contestant the line that says whether the graphs at FP32 give the evidence's references.
+
+    A contestant at FP32 is asked itself; another takes the line of its engine at FP32 if that was measured, else that of the
+    ``witness``, which is asked everything if it is not a contestant. Without this line, altered references could make any
+    precision look exact.
+    """
+    exact = [graph.name for graph in bundle.manifest.graphs]
+    figures = {c: measured.engines[str(c)]["figures"] for c in contestants if c.precision == driver.FP32}
+    if witness not in figures:
+        watch(f"what {witness} at FP32 gives for the references", 0, 1)
+        target = f"pipeline:{bundle.manifest.pipelines[0].name}"
+        words = {"bundle": str(bundle.root), "engine": witness.engine, "precision": witness.precision}
+        with driver.Process(witness) as process:
+            process.ask("open", **words, checkpoint=None, batch=1, first=target)
+            figures[witness] = process.ask("examine")
+    lines = {contestant: _required(bundle, found, exact) for contestant, found in figures.items()}
+    by_engine = {contestant.engine: line for contestant, line in lines.items()}
+    return {c: lines.get(c) or by_engine.get(c.engine) or lines[witness] for c in contestants}
+
+
+def _required(bundle: Bundle, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any]:
+    line = reproduction(bundle.manifest, figures, exact)
+    if line is None:
+        raise BundleError("the evidence holds no reference", where=bundle.root, fix="export the bundle again")
+    return line
 
 
 def unchanged(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> list[str]:
@@ -155,6 +237,12 @@ def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] 
         if precision in _KINDS and name not in untouched:
             asked.setdefault(precision, []).append(any(executed.get(kind) for kind in _KINDS[precision]))
     return tuple(
-        {"name": f"graphs in {precision}", "found": sum(ran), "allowed": f"all {len(ran)}", "kept": all(ran)}
+        {
+            "name": f"graphs in {precision}",
+            "found": sum(ran),
+            "allowed": f"all {len(ran)}",
+            "kept": all(ran),
+            "reason": "",
+        }
         for precision, ran in asked.items()
     )

@@ -1,4 +1,4 @@
-"""The command ``simmim-bench``. Parses, calls, prints; must not hold logic of its own."""
+"""The command ``simmim-bench``: parses options, calls, prints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from simmim_export.benchmarks.measure import ROUNDS, Ratio
-from simmim_export.console import check_output, print_json, progress_bar, run_app, stdout_console
+from simmim_export.console import Version, check_output, print_json, progress_bar, run_app, stdout_console
 
 app = typer.Typer(
     help="Measure a bundle's engines against PyTorch: one process an engine, rounds alternated, parity beside latency.",
@@ -47,7 +47,7 @@ def bench(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 1,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Rounds, engines alternating; an interval takes 6.")
+        int, typer.Option("--rounds", min=1, help="Rounds, engines alternating; a ratio takes 6.")
     ] = ROUNDS,
     iterations: Annotated[int, typer.Option("--iterations", min=1, help="Timed runs in a round.")] = 20,
     warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed runs before each round.")] = 3,
@@ -58,6 +58,7 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything, raw samples included, here.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    version: Version = False,
 ) -> None:
     """Measure engines on a bundle; exit 4 if one of them does not compute what PyTorch computed."""
     if context.invoked_subcommand is not None:
@@ -84,12 +85,14 @@ def bench(
         checkpoint = reference.require_checkpoint(checkpoint, bundle)
     targets, graphs = suites.targets(bundle, pipeline, batch)
     plan = driver.Plan(bundle, checkpoint, engines, targets, graphs, batch, rounds, iterations, warmup)
+    suites.require(plan)
     load = os.getloadavg()[0]
-    with progress_bar("benchmark") as watch:
-        measured = driver.measure(plan, watch)
-    if json_file is not None:
-        report.write(report.as_document(plan, measured, load), json_file)
-    report.show(plan, measured, load)
+    with report.room(json_file, len(targets) * len(engines), rounds * iterations) as write:
+        with progress_bar("benchmark") as watch:
+            measured = driver.measure(plan, watch)
+        # The tables first: if the file cannot be written after all, they are not lost.
+        report.show(plan, measured, load)
+        write(report.as_document(plan, measured, load))
     report.require(measured, bundle)
 
 
@@ -128,13 +131,16 @@ def compare(
             f"warning: the runs differ in {' and '.join(found['differs'])}; the ratios hold for neither alone"
         )
     table = Table(title=f"{second} against {first}")
-    for column in ("target", "engine", "precision", "batch", "times faster", "95 %", ""):
+    for column in ("target", "engine", "precision", "batch", "first ms", "second ms", "times faster", "95 %", ""):
         table.add_column(column)
     for row in found["rows"]:
+        names = (row["target"], row["engine"], row["precision"], str(row["batch"]))
+        medians = [f"{value:.3f}" for value in row["medians_ms"]]
+        if row["times_faster"] is None:
+            table.add_row(*names, *medians, "", "", row["reason"])
+            continue
         ratio = Ratio(row["times_faster"], row["low"], row["high"])
-        verdict = "too few rounds to say" if ratio.low is None else "" if ratio.shown else "no difference shown"
-        cells = (row["target"], row["engine"], row["precision"], str(row["batch"]), f"{ratio.value:.2f}")
-        table.add_row(*cells, ratio.span, verdict)
+        table.add_row(*names, *medians, f"{ratio.value:.2f}", ratio.span, "" if ratio.shown else "no difference shown")
     console.print(table)
 
 
@@ -221,7 +227,7 @@ def quantization(
     preset: Annotated[str, typer.Option("--preset", help="Preset that the encoder is put into.")] = "small",
     sentences: Annotated[int, typer.Option("--sentences", min=2, help="Held-out sentences to embed.")] = 1200,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Timed rounds, engines alternating; an interval takes 6.")
+        int, typer.Option("--rounds", min=1, help="Timed rounds, engines alternating; a ratio takes 6.")
     ] = ROUNDS,
     as_json: AsJson = False,
 ) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 
 from simmim_export.errors import EngineUnavailable, GateFailed, InputError, SimmimError, UsageError
+from simmim_export.system.children import child_environment, python_command
 
 _KINDS: dict[int, type[SimmimError]] = {
     kind.exit_code: kind for kind in (UsageError, EngineUnavailable, GateFailed, InputError)
@@ -18,11 +18,12 @@ def run(module: str, *words: str) -> str:
 
     Raise the kind of error that it ended with, in its own words; RuntimeError, with the end of what it said, for a bug.
     """
-    command = [sys.executable, "-m", f"simmim_export.{module}", *words]
-    done = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace")
+    command = python_command(f"simmim_export.{module}", *words)
+    environment = child_environment()
+    done = subprocess.run(command, capture_output=True, text=True, errors="backslashreplace", env=environment)
     if done.returncode == 0:
         return done.stdout
     _, told, error = done.stderr.rpartition("error: ")
     if told and done.returncode in _KINDS:
         raise _KINDS[done.returncode](error.strip())
-    raise RuntimeError(f"{shlex.join(command[2:])} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    raise RuntimeError(f"{shlex.join((module, *words))} ended with {done.returncode}:\n{done.stderr[-2000:]}")

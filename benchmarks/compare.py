@@ -1,11 +1,12 @@
-"""Two runs side by side. Knows benchmark files; must not measure anything."""
+"""Compares two files that simmim-bench wrote."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from simmim_export.benchmarks.measure import unpaired_ratio
+from simmim_export.benchmarks.measure import ROUNDS_APART, too_few, unpaired_ratio
 from simmim_export.benchmarks.report import read
 from simmim_export.errors import DataError
 
@@ -13,7 +14,8 @@ from simmim_export.errors import DataError
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """How many times faster the second run is, row by row, with 95 % intervals and what differs around them.
 
-    Raises :class:`DataError` when the files share no row, or rows of one name had different inputs.
+    A row with too few rounds has the medians of both (in milliseconds), None as its ratio, and ``reason``. Raise
+    :class:`DataError` when the files share no row, or rows of one name had different inputs.
     """
     a, b = read(first), read(second)
     rows_b = {(r.target, r.engine, r.precision, r.batch): r for r in b["results"]}
@@ -35,10 +37,12 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
                 "engine": row.engine,
                 "precision": row.precision,
                 "batch": row.batch,
-                "times_faster": ratio.value,
-                "low": ratio.low,
-                "high": ratio.high,
-                "difference_shown": ratio.shown,
+                "medians_ms": [round(1000 * median(each.samples), 4) for each in (row, other)],
+                "times_faster": None if ratio is None else ratio.value,
+                "low": None if ratio is None else ratio.low,
+                "high": None if ratio is None else ratio.high,
+                "difference_shown": ratio is not None and ratio.shown,
+                "reason": too_few(min(len(row.rounds), len(other.rounds)), ROUNDS_APART) if ratio is None else None,
             }
         )
     if not rows:

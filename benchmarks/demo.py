@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 
 from simmim_export.benchmarks.measure import Ratio
-from simmim_export.console import stdout_console
+from simmim_export.console import run_app, say, stdout_console
+from simmim_export.metrics import control_accuracies
+from simmim_export.system.children import child_environment, python_command
 
 MODULES = {
     "simmim-train": "simmim_export.training.cli",
@@ -29,8 +31,9 @@ ASKED = 3
 def run(program: str, *arguments: object) -> None:
     """Print a command and run it; end with its exit code if it fails."""
     words = [str(argument) for argument in arguments]
-    print(f"\n$ {program} {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", MODULES[program], *words])
+    say(f"\n$ {program} {shlex.join(words)}")
+    sys.stdout.flush()
+    done = subprocess.run(python_command(MODULES[program], *words), env=child_environment())
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -63,13 +66,13 @@ def main() -> None:
     for record in json.loads((images / "records.json").read_text(encoding="utf-8")):
         questions = [row["question"] for row in record["questions"]]
         run("simmim-export", "ask", bundle, images / record["image"], *questions, "--top-k", 1)
-        print("the right answers: " + ", ".join(row["answer"] for row in record["questions"]))
+        say("the right answers: " + ", ".join(row["answer"] for row in record["questions"]))
     captions = json.loads((images / "records.json").read_text(encoding="utf-8"))
     run("simmim-export", "match", bundle, images / "0000.png", captions[0]["captions"][0], captions[1]["captions"][0])
     summary = summarise(checkpoint, bundle, FOLDER / "bench.json")
     (FOLDER / "summary.md").write_text(summary, encoding="utf-8")
     stdout_console().print(f"\n{summary}")
-    print(f"{time.monotonic() - started:.0f} s in all; left {checkpoint}, {bundle}, {images}, {FOLDER / 'summary.md'}")
+    say(f"{time.monotonic() - started:.0f} s in all; left {checkpoint}, {bundle}, {images}, {FOLDER / 'summary.md'}")
 
 
 def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
@@ -77,7 +80,7 @@ def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     found = json.loads(bench.read_text(encoding="utf-8"))
     vqa, match = manifest["metrics"]["vqa"], manifest["metrics"]["match"]
-    controls = {name: f"{row['accuracy']:.1%}" for name, row in vqa["controls"].items()}
+    controls = {name: f"{value:.1%}" for name, value in control_accuracies(vqa).items()}
     colour, recall = vqa["by_family"]["colour"], match["text_to_image_recall_at_1"]
     training = manifest["provenance"]["training"]
     seconds, stage = 0.0, training
@@ -99,13 +102,17 @@ def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
         ("worst error of any graph to PyTorch", f"{worst:.1e}", f"cosine {cosine:.7f}; allowed 1e-04 and 0.99999"),
     ]
     for row in found["summary"]:
-        if row["engine"] != "torch" and row["times_torch"] is not None:
+        if row["engine"] == "torch":
+            continue
+        name = f"{row['target'].partition(':')[2]}, {row['engine']}, batch 1"
+        if row["times_torch"] is None:
+            rows.append((name, f"{row['median_ms']} ms", row["no_ratio"] or "PyTorch was not measured"))
+        else:
             ratio = Ratio(**row["times_torch"])
-            name = row["target"].partition(":")[2]
-            rows.append((f"{name}, {row['engine']}, batch 1", f"{ratio.value:.2f}x PyTorch", f"95 %: {ratio.span}"))
+            rows.append((name, f"{ratio.value:.2f}x PyTorch", f"95 %: {ratio.span}"))
     lines = ["| what | figure | control |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    run_app(main)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -19,6 +18,7 @@ from simmim_export.engines import get_engine, on_device, require_engine
 from simmim_export.errors import EngineUnavailable, GateFailed
 from simmim_export.runtime.runtime import PLANNED
 from simmim_export.spec import Precision, PrecisionPlan
+from simmim_export.system.children import child_environment, python_command
 
 Watch = Callable[[str, int, int], None]
 FP32 = str(Precision.FP32)
@@ -74,9 +74,10 @@ class Process:
         self.contestant = contestant
         self.spawned = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "simmim_export.benchmarks.worker"],
+            python_command("simmim_export.benchmarks.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=child_environment(),
             text=True,
         )
 

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from simmim_export.errors import BundleError, GateFailed, UsageError
+from simmim_export.system.children import child_environment, python_code, python_command
 
 FORBIDDEN = ("torch", "torchvision", "transformers", "onnx", "accelerate")
 RUNS = 5
@@ -87,12 +88,12 @@ def _install(environment: Path, source: Path | None) -> None:
         )
     venv.create(environment, with_pip=True)
     constraints = ["--constraint", str(source / "constraints.txt")] if (source / "constraints.txt").is_file() else []
-    command = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*command, *constraints, f"{source}[ort]"])
+    words = ("install", "--quiet", "--disable-pip-version-check", *constraints, f"{source}[ort]")
+    _run(python_command("pip", *words, python=environment / "bin/python"))
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     if done.returncode:
         raise GateFailed(f"{' '.join(command[:4])} ... failed:\n{done.stderr.strip()}", fix="see the message above")
     return done.stdout
@@ -102,18 +103,18 @@ def _packages(python: Path) -> list[str]:
     code = (
         "from importlib.metadata import distributions as d; print(*sorted({x.metadata['Name'].lower() for x in d()}))"
     )
-    return _run([str(python), "-c", code]).split()
+    return _run(python_code(code, python=python)).split()
 
 
 def _picture(python: Path, path: Path) -> None:
     """A photograph-sized picture, 640 x 480, made in the environment itself."""
     code = "import sys; from PIL import Image; Image.radial_gradient('L').resize((640, 480)).convert('RGB').save(sys.argv[1])"
-    _run([str(python), "-c", code, str(path)])
+    _run(python_code(code, path, python=python))
 
 
 def _first(python: Path, bundle: Path, argument: str, kind: str) -> dict[str, float]:
     spawned = time.monotonic()
-    found = json.loads(_run([str(python), "-c", _FIRST, str(bundle), argument, kind]))
+    found = json.loads(_run(python_code(_FIRST, bundle, argument, kind, python=python)))
     return {
         "total": found["done"] - spawned,
         "interpreter": found["started"] - spawned,

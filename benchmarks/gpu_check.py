@@ -11,7 +11,6 @@ import contextlib
 import json
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,10 +22,11 @@ from simmim_export.benchmarks import report
 from simmim_export.benchmarks.demo import MODULES
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio
-from simmim_export.console import progress_bar, run_app
+from simmim_export.console import progress_bar, run_app, say
 from simmim_export.engines import versions
 from simmim_export.errors import GateFailed
 from simmim_export.host import fingerprint
+from simmim_export.system.children import child_environment, python_command
 
 SCHEMA = 1
 FILE = Path("gpu-certificate.json")
@@ -81,7 +81,7 @@ class Record:
             step = Step(name, shlex.join(words), None, 0.0, error=f"not run: {', '.join(lacking)} did not pass")
         else:
             started = time.monotonic()
-            command = [sys.executable, "-m", MODULES.get(program, program), *words[1:]]
+            command = python_command(MODULES.get(program, program), *words[1:])
             code, out, err = _run(command)
             seconds = round(time.monotonic() - started, 2)
             found = None
@@ -97,7 +97,7 @@ class Record:
 def _run(command: Sequence[str]) -> tuple[int, str, str]:
     """Exit code, stdout and stderr; 124, as of timeout(1), for one that did not end in :data:`LONGEST` seconds."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, env=child_environment())
     except subprocess.TimeoutExpired as error:
         out, err = ((text or b"").decode(errors="replace") for text in (error.stdout, error.stderr))
         return 124, out, f"{err}\nit did not end in {LONGEST} s and was killed"
@@ -150,7 +150,8 @@ def check(
 
 def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
     """For every target and contestant its median in milliseconds, by which clock, and how many times faster than torch.compile
-    at the same precision (at FP16 for INT8, which PyTorch has not), both by one clock; None where that was not measured."""
+    at the same precision (at FP16 for INT8, which PyTorch has not), both by one clock; None where that was not measured, or
+    in too few rounds."""
     rows = []
     for result in results:
         precision = "fp16" if result.precision == "int8" else result.precision
@@ -160,7 +161,8 @@ def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
             both = bool(same[0].gpu_rounds and result.gpu_rounds)
             clock = EVENTS if both else WALL
             pair = (same[0].gpu_rounds, result.gpu_rounds) if both else (same[0].rounds, result.rounds)
-            ratio = asdict(paired_ratio(*pair))
+            paired = paired_ratio(*pair)
+            ratio = None if paired is None else asdict(paired)
         p50 = result.gpu_p50 if result.gpu_rounds else result.p50
         rows.append(
             {
@@ -223,8 +225,8 @@ def main() -> None:
     report.write(document, options.output)
     for step in record.steps:
         state = "passed" if step.passed else "NOT RUN" if step.exit_code is None else f"FAILED with {step.exit_code}"
-        print(f"{step.name}: {state}, {step.seconds:.0f} s")
-    print(f"wrote {options.output}")
+        say(f"{step.name}: {state}, {step.seconds:.0f} s")
+    say(f"wrote {options.output}")
     require_passed(document, options.output)
 
 

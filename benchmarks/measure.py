@@ -1,4 +1,4 @@
-"""Numbers and what may be said of them. Knows samples and statistics; must not know engines or processes."""
+"""Statistics of latencies: percentiles, and ratios with exact intervals, both only from enough samples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 BEYOND = 10
 # The fewest rounds of which the least and the greatest hold the median between them with 95 % (96.9 %) confidence.
 ROUNDS = 6
+# The fewest rounds in each of two runs for the same interval of their ratios.
+ROUNDS_APART = 4
+# Median of an engine's slowest round over that of its fastest: above this, something else used the machine.
+WILD = 2.0
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:
@@ -27,32 +31,36 @@ def percentile(samples: Sequence[float], share: float) -> float | None:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster, and between what it is with a confidence of 95 % or more; no bounds where there are too few rounds
-    to say so (``ROUNDS`` of a run, 4 of each of two)."""
+    """How many times faster, and the interval that holds the truth with a confidence of 95 % or more."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
     @property
     def shown(self) -> bool:
         """True when the interval leaves out 1: a difference is shown."""
-        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+        return not self.low <= 1 <= self.high
 
     @property
     def span(self) -> str:
-        """The interval in words: ``1.86 to 1.97``; a dash without one."""
-        return "-" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
+        """The interval in words: ``1.86 to 1.97``."""
+        return f"{self.low:.2f} to {self.high:.2f}"
 
     def inverse(self) -> Ratio:
         """The share of time it takes, of a ratio of speeds."""
-        low, high = (None if bound is None else 1 / bound for bound in (self.high, self.low))
-        return Ratio(1 / self.value, low, high)
+        return Ratio(1 / self.value, 1 / self.high, 1 / self.low)
 
 
-def _between(ordered: Sequence[float], outside: int | None) -> tuple[float, float] | tuple[None, None]:
-    """The interval that leaves ``outside`` of the ``ordered`` values out at each end."""
-    return (None, None) if outside is None else (ordered[outside], ordered[-1 - outside])
+def too_few(rounds: int, least: int = ROUNDS) -> str | None:
+    """Why ``rounds`` give no ratio, and what to type for one; None if there are at least ``least``."""
+    return None if rounds >= least else f"no ratio from {rounds} rounds: measure with --rounds {ROUNDS} or more"
+
+
+def spread(rounds: Sequence[Sequence[float]]) -> float:
+    """The median of the slowest round over that of the fastest: 1 on a machine that does nothing else."""
+    medians = [median(samples) for samples in rounds]
+    return max(medians) / min(medians)
 
 
 def _left_out(counts: Sequence[int]) -> int | None:
@@ -69,27 +77,34 @@ def _left_out(counts: Sequence[int]) -> int | None:
     return left
 
 
-def paired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio:
-    """reference / other, round by round of one run: what slows the machine for a moment slows both.
+def paired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio | None:
+    """reference / other, round by round of one run: what slows the machine for a moment slows both. None for fewer than
+    ``ROUNDS`` rounds: one or two ratios of a busy machine can be anything.
 
     The median of the rounds' ratios, with the interval of order statistics: exact whatever their distribution (Conover,
     *Practical Nonparametric Statistics*, 1999, section 3.2). A bootstrap of five rounds holds the truth in 91 of 100 cases
     where it promises 95; that of one round never.
     """
     ratios = sorted(median(a) / median(b) for a, b in zip(reference, other, strict=True))
-    signs = [math.comb(len(ratios), positive) for positive in range(len(ratios) + 1)]
-    return Ratio(median(ratios), *_between(ratios, _left_out(signs)))
+    return _ratio(ratios, [math.comb(len(ratios), positive) for positive in range(len(ratios) + 1)])
 
 
-def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio:
-    """reference / other for rounds of two runs, which share nothing but the machine.
+def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio | None:
+    """reference / other for rounds of two runs, which share nothing but the machine. None where the runs have too few rounds
+    for an interval (``ROUNDS_APART`` each are enough).
 
     The median of all ratios of a round to one of the other run, with the interval of Mann and Whitney's statistic (Hodges and
     Lehmann, 1963; Conover, section 5.4), exact where both runs' rounds are distributed alike but for a factor.
     """
     a, b = [median(r) for r in reference], [median(r) for r in other]
     ratios = sorted(x / y for x in a for y in b)
-    return Ratio(median(ratios), *_between(ratios, _left_out(_rank_sums(len(a), len(b)))))
+    return _ratio(ratios, _rank_sums(len(a), len(b)))
+
+
+def _ratio(ordered: Sequence[float], counts: Sequence[int]) -> Ratio | None:
+    """The median of the ``ordered`` ratios with the interval that the statistic of ``counts`` allows; None if it allows none."""
+    outside = _left_out(counts)
+    return None if outside is None else Ratio(median(ordered), ordered[outside], ordered[-1 - outside])
 
 
 def _rank_sums(a: int, b: int) -> list[int]:

@@ -14,8 +14,10 @@ import tempfile
 from pathlib import Path
 
 import simmim_export
+from simmim_export.console import say
 from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.host import cache_folder
+from simmim_export.system.children import child_environment, python_command
 from simmim_export.version import __version__
 
 PRESET = "base"
@@ -49,7 +51,7 @@ def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | Non
 
 def build(folder: Path) -> None:
     """Build the reference with the real commands, in place or not at all. About a minute and 1.4 GB."""
-    print(f"building the reference bundle of preset {PRESET} once, in {folder}", file=sys.stderr)
+    say(f"building the reference bundle of preset {PRESET} once, in {folder}", error=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -57,7 +59,7 @@ def build(folder: Path) -> None:
             ("simmim_export.training.cli", "init", "--preset", PRESET, "-o", str(staged / "ckpt.pt")),
             ("simmim_export.cli", "onnx", str(staged / "ckpt.pt"), "-o", str(staged / "bundle")),
         ):
-            done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=sys.stderr)
+            done = subprocess.run(python_command(module, *arguments), stdout=sys.stderr, env=child_environment())
             if done.returncode:
                 raise EngineUnavailable(
                     "the reference bundle could not be built here (see above)",

@@ -1,27 +1,32 @@
-"""What was measured, as a table and as JSON. Knows results; must not know how they came about."""
+"""Benchmark results as tables and as JSON files."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.table import Table
 
 from simmim_export.benchmarks.driver import FP32, Measured, Plan
-from simmim_export.benchmarks.measure import BenchmarkResult, Ratio, paired_ratio
+from simmim_export.benchmarks.measure import WILD, BenchmarkResult, Ratio, paired_ratio, spread, too_few
 from simmim_export.bundle import Bundle
 from simmim_export.console import stdout_console
 from simmim_export.doctor import examine
-from simmim_export.errors import DataError, GateFailed
+from simmim_export.errors import DataError, GateFailed, UsageError
 from simmim_export.files import digest, parse_json, replacing
 from simmim_export.spec import as_json
 
 SCHEMA = 1
+# What a document takes at most: for host and engines, for each target on an engine, and for each latency.
+FIXED_BYTES, ROW_BYTES, SAMPLE_BYTES = 30_000, 1_500, 40
 # The first of these that was measured is what the others are compared with.
 REFERENCES = ("torch", "torch@cuda")
 
@@ -34,6 +39,7 @@ def as_document(plan: Plan, measured: Measured, load: float) -> dict[str, Any]:
         "command": ["simmim-bench", *sys.argv[1:]],
         "host": {key: host[key] for key in ("cpu", "gpu", "cpus", "threads_used", "system", "python", "packages")},
         "load_average": load,
+        "warnings": disturbances(measured.results, load, host["cpus"]),
         "bundle": {
             "manifest_sha256": digest(plan.bundle / "manifest.json"),
             "preset": Bundle.open(plan.bundle).manifest.model["preset"],
@@ -46,7 +52,7 @@ def as_document(plan: Plan, measured: Measured, load: float) -> dict[str, Any]:
 
 
 def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str, Any]:
-    """The figures of one row, in milliseconds."""
+    """The figures of one row, in milliseconds. ``no_ratio`` is the reason why ratios are None for lack of rounds."""
     ratio, own = ratio_to(result, results, reference(results)), ratio_to(result, results, result.engine)
 
     def ms(value: float | None) -> float | None:
@@ -56,12 +62,14 @@ def summary(result: BenchmarkResult, results: list[BenchmarkResult]) -> dict[str
         "target": result.target,
         "engine": result.engine,
         "precision": result.precision,
+        "median_ms": ms(median(result.samples)),
         "p50_ms": ms(result.p50),
         "gpu_p50_ms": ms(result.gpu_p50),
         "p90_ms": ms(result.p90),
         "p99_ms": ms(result.p99),
         "times_torch": None if ratio is None else asdict(ratio),
         "times_own_fp32": None if own is None else asdict(own),
+        "no_ratio": too_few(len(result.rounds)),
         "parity": dict(result.parity),
     }
 
@@ -73,12 +81,31 @@ def reference(results: list[BenchmarkResult]) -> str:
 
 
 def ratio_to(result: BenchmarkResult, results: list[BenchmarkResult], engine: str) -> Ratio | None:
-    """How many times faster than ``engine`` at FP32 in the same run; None where that was not measured, or is itself."""
+    """How many times faster than ``engine`` at FP32 in the same run; None where that was not measured, or is itself, and for
+    too few rounds."""
     for other in results:
         same = other.engine == engine and other.precision == FP32 and other.target == result.target
         if same and other is not result:
             return paired_ratio(other.rounds, result.rounds)
     return None
+
+
+def disturbances(results: list[BenchmarkResult], load: float, cores: int) -> list[str]:
+    """What suggests that something else used the machine: the load average at the start, and rounds that differ wildly."""
+    said = []
+    if load > cores:
+        said.append(
+            f"the machine was busy: load average {load:.1f} on {cores} cores at the start; measure again when it is idle"
+        )
+    elif load > 0.5:
+        said.append("the machine was busy before the benchmark began; read the ratios, not the milliseconds")
+    worst = max(results, key=lambda result: spread(result.rounds))
+    if (times := spread(worst.rounds)) > WILD:
+        name = f"{worst.target.partition(':')[2]} on {worst.engine} at {worst.precision}"
+        said.append(
+            f"rounds of {name} differ {times:.1f}-fold: something else used the machine; measure again when it is idle"
+        )
+    return said
 
 
 def show(plan: Plan, measured: Measured, load: float) -> None:
@@ -90,8 +117,9 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
     against = reference(measured.results)
     timed = any(result.gpu_rounds for result in measured.results)
     console.print(f"{host['cpu']}, {host['threads_used']} threads; load average {load:.2f} at the start")
-    if load > 0.5:
-        console.print("warning: the machine was busy before the benchmark began; read the ratios, not the milliseconds")
+    for disturbance in disturbances(measured.results, load, host["cpus"]):
+        console.print(f"warning: {disturbance}")
+    no_ratio = too_few(plan.rounds)
     table = Table(
         title=f"{plan.bundle} ({manifest.model['preset']}), batch {plan.batch}: ms, {n} samples in {plan.rounds} rounds"
     )
@@ -99,13 +127,11 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
         "target",
         "engine",
         "precision",
-        "p50",
+        "median",
         "p90",
         "p99",
         *(["p50 by\nevents"] if timed else []),
-        f"x {against}",
-        "95 %",
-        "x own fp32",
+        *([] if no_ratio else [f"x {against}", "95 %", "x own fp32"]),
         "error",
         "cosine",
         "parity",
@@ -118,16 +144,16 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
             result.target.partition(":")[2],
             result.engine,
             result.precision,
-            *(_ms(value) for value in (result.p50, result.p90, result.p99)),
+            *(_ms(value) for value in (median(result.samples), result.p90, result.p99)),
             *([_ms(result.gpu_p50)] if timed else []),
-            f"{ratio.value:.2f}" if ratio else "",
-            ratio.span if ratio else "",
-            f"{own.value:.2f}" if own else "",
+            *([] if no_ratio else [ratio and f"{ratio.value:.2f}", ratio and ratio.span, own and f"{own.value:.2f}"]),
             f"{result.parity['scaled_error']:.1e}",
             f"{result.parity['cosine']:.6f}",
             "passed" if result.parity["passed"] else "FAILED",
         )
     console.print(table)
+    if no_ratio:
+        console.print(no_ratio)
     if timed:
         console.print(
             "p50 by events: by the GPU's own events, without copies; - is an engine without them, timed from outside"
@@ -166,9 +192,54 @@ def _ms(value: float | None) -> str:
 
 
 def write(document: Mapping[str, Any], path: Path) -> None:
-    """Write a document as JSON, atomically. An error that is no number, as of a graph that gives NaN, becomes null."""
+    """Write a document as JSON, atomically. An error that is not a number, as of a graph that gives NaN, becomes null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(as_json(document), indent=1, allow_nan=False), encoding="utf-8")
+        temporary.write_bytes(_encoded(document))
+
+
+def _encoded(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(as_json(document), indent=1, allow_nan=False).encode()
+
+
+@contextmanager
+def room(path: Path | None, rows: int, samples: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """For a block that measures ``rows`` targets, each ``samples`` times, and then writes a document to ``path`` by calling what
+    this yields.
+
+    The disk space is taken at once: raise :class:`UsageError` before anything is measured if there is too little of it. The
+    file appears when the block ends; one that fails leaves nothing. Without a ``path`` nothing is written.
+    """
+    if path is None:
+        yield lambda document: None
+        return
+
+    def write_over(document: Mapping[str, Any]) -> None:
+        with _refused(path):
+            content = _encoded(document)
+            # Over the reserved bytes, and only then shortened: they must not be lost to another process in between.
+            stream.seek(0)
+            stream.write(content)
+            stream.truncate()
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    with replacing(path) as temporary, temporary.open("r+b") as stream:
+        with _refused(path):
+            # Random bytes take their space on a file system that compresses, too.
+            stream.write(os.urandom(FIXED_BYTES + rows * (ROW_BYTES + SAMPLE_BYTES * samples)))
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield write_over
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """For a block that writes: what the system refuses, such as a full disk, becomes a :class:`UsageError`."""
+    try:
+        yield
+    except OSError as error:
+        what = f"the results cannot be written: {error.strerror or error}"
+        raise UsageError(what, where=path, fix="free some space, or choose another --json") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -226,6 +297,8 @@ def show_quantization(found: dict[str, Any]) -> None:
         table.add_row(*names, *cosines, f"{row['top1']:.1%}", *cells)
     console = stdout_console()
     console.print(table)
+    if no_ratio := too_few(found["rounds"]):
+        console.print(no_ratio)
     for row in found["rows"]:
         if row["broken"]:
             console.print(f"{row['engine']} ({row['recipe']}): {row['broken']} embeddings were not finite")

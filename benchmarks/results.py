@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +18,10 @@ from threading import Lock
 from typing import Any
 
 from simmim_export.benchmarks.results_page import REVISION, page, plot
-from simmim_export.console import progress_bar
+from simmim_export.console import progress_bar, run_app, say
 from simmim_export.errors import GateFailed
 from simmim_export.files import replacing
+from simmim_export.system.children import child_environment, python_command
 
 SEEDS = (0, 1, 2)
 SHARES = (1, 5, 10, 100)
@@ -136,11 +135,11 @@ def execute(run: Run, folder: Path) -> dict[str, Any]:
         return str(folder / f"{key.replace('/', '-')}.pt")
 
     started, output = time.monotonic(), ""
-    environment = os.environ if run.timed else os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = child_environment({} if run.timed else {"OMP_NUM_THREADS": "1"})
     for command in run.commands:
         words = [word.replace("{out}", path(run.key)).replace("{start}", path(run.after or "")) for word in command]
         words += ["--overwrite"] if words[1] in ("init", "pretrain", "finetune") else []
-        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, env=environment)
+        done = subprocess.run(python_command(*words), capture_output=True, text=True, env=environment)
         if done.returncode:
             raise GateFailed(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}", where=run.key)
         output = done.stdout
@@ -169,7 +168,7 @@ def main() -> None:
     finally:
         plot(found, options.docs / "labels.png")
         (options.docs / "results.md").write_text(page(found, [run.key for run in runs()]), encoding="utf-8")
-        print(f"wrote {options.docs / 'results.md'}")
+        say(f"wrote {options.docs / 'results.md'}")
 
 
 def _write(store: Path, found: dict[str, Any]) -> None:
@@ -206,7 +205,4 @@ def _run_all(wanted: list[Run], found: dict[str, Any], store: Path, folder: Path
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except GateFailed as problem:
-        sys.exit(str(problem))
+    run_app(main)

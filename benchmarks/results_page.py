@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from simmim_export.metrics import control_accuracies
+
 # Two-sided 95 % of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776)
 _SEEDS, _SHARES = range(3), (1, 5, 10, 100)
@@ -15,7 +17,7 @@ _LABELLED = (("shapes", "vqa"), ("digits", "image_class"))
 Found = Mapping[str, Any]
 
 # Of what the commands do: raise it when training, data or figures change so that a run would come out otherwise.
-REVISION = 2
+REVISION = 3
 
 _HEAD = """# Results
 
@@ -185,7 +187,7 @@ def _labelled(found: Found, data: str, start: str, share: int, task: str) -> dic
 
 def _blind(found: Found, data: str, task: str) -> float | None:
     metric = _metric(found, f"labels/{data}/scratch/100/0", task)
-    return max(control["accuracy"] for control in metric["controls"].values()) if metric else None
+    return max(control_accuracies(metric).values(), default=None) if metric else None
 
 
 def _cogent(found: Found) -> list[str]:
@@ -209,7 +211,7 @@ def _video(found: Found) -> list[str]:
     asked = (("direction of the moving thing", "video_class", keys), ("questions", "video_qa", ["video_qa/0"]))
     for name, task, mine in asked:
         first = _metric(found, mine[0], task) or {"controls": {}}
-        controls = {control: row["accuracy"] for control, row in first["controls"].items()}
+        controls = control_accuracies(first)
         blind = controls.get("majority", controls.get("question_only"))
         shown = [_percent(controls.get(control)) for control in ("shuffled_frames", "single_frame")]
         rows.append([name, _mean(_values(found, mine, task)), *shown, _percent(blind)])
@@ -232,7 +234,7 @@ def _others(found: Found) -> list[str]:
             control = f"chance {row['chance']:.1%}, a perfect model {row['oracle']:.1%}"
             rows.append([title, f"{value:.1%}, {value / row['oracle']:.0%} of perfect", control])
     stated = _metric(found, "text_class/0", "text_class")
-    blind = {name: f"{row['accuracy']:.1%}" for name, row in stated["controls"].items()} if stated else {}
+    blind = {name: f"{value:.1%}" for name, value in control_accuracies(stated or {}).items()}
     control = f"majority {blind['majority']}, another image {blind['shuffled_image']}" if stated else ""
     rows.append(["statements, true or false", _percent(stated["accuracy"] if stated else None), control])
     point = found.get("pointing/0", {}).get("metrics", {}).get("pointing")

@@ -26,11 +26,12 @@ import numpy as np  # noqa: E402
 
 from simmim_export import errors  # noqa: E402
 from simmim_export.engines.base import GpuTimed  # noqa: E402
-from simmim_export.errors import SimmimError, show_warnings_plainly  # noqa: E402
+from simmim_export.errors import SimmimError  # noqa: E402
 from simmim_export.host import available_threads  # noqa: E402
 from simmim_export.parity import Golden, compare, invariance  # noqa: E402
 from simmim_export.proof.examine import Examiner, require_evidence  # noqa: E402
 from simmim_export.runtime import Runtime, load  # noqa: E402
+from simmim_export.system.printing import show_warnings_plainly  # noqa: E402
 
 
 class Worker:
@@ -46,8 +47,8 @@ class Worker:
     def open(self, bundle: str, engine: str, precision: str, checkpoint: str | None, batch: int, first: str) -> Any:
         """Open the bundle and give the first result of the target ``first``; reply with the clock at every phase."""
         self.model = load(bundle, engine, precision, checkpoint=checkpoint)
-        self.golden = Golden.load(self.model.bundle.file("golden.npz"))
-        self.case = max(self.golden.cases, key=lambda name: self.golden.cases[name]["input_ids"].size)
+        self.golden = Golden.load(self.model.bundle.file("golden.npz"), graphs=self.model.bundle.manifest.graphs)
+        self.case = self.golden.largest()
         self.batch = batch
         opened = time.monotonic()
         self.call(first)

@@ -1,10 +1,12 @@
 """What a bundle was proven to do, on which machine: certificate.json.
 
-Knows JSON, the bundle's digest and the description of a host. Must not know engines, or how anything was measured. A
-certificate holds for the very graphs, engine version and kind of machine that it names; for any other it says nothing. The file
-has a digest of its own: a flipped bit could make it another machine's, or faster.
+A certificate holds for the very graphs, engine version and kind of machine that it names; for any other it says nothing. The file
+has a digest of its own: a flipped bit could make it another machine's, or faster. The digest is not a signature: whoever may
+write the file may also write a false certificate. What is read is parsed into typed values and must agree with itself and
+with the bundle.
 
-``SCHEMA`` is its version: bump it when an older reader would misunderstand it, and teach :func:`read` both.
+``SCHEMA`` is its version: bump it when an older reader would misunderstand it. Certificates of an older schema are not read:
+schema 1 did not say what was not judged, nor whether FP32 gave the references.
 """
 
 from __future__ import annotations
@@ -13,65 +15,27 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import exp, log
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from simmim_export.bundle import Bundle
-from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable
-from simmim_export.files import parse_json, reading, replacing, require_writable
-from simmim_export.spec import as_json, shown
+from simmim_export.engines import ENGINES
+from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable, UsageError
+from simmim_export.files import reading, replacing, require_writable
+from simmim_export.proof.budget import Budget, promised
+from simmim_export.proof.examine import REFERENCES
+from simmim_export.proof.records import Certificate, verdict
+from simmim_export.spec import PrecisionPlan
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "certificate.json"
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """One engine at one plan of precisions on one host. ``precision`` is what was asked for, ``plan`` what that means.
-
-    ``graphs``: for each its artifact's SHA-256, precision, parity, invariance, executed precision, and the SHA-256 of what it was
-    compiled to, for an engine that compiles ahead of time. ``figures``: what the evidence says (:meth:`Examiner.figures`).
-    ``latency``: median seconds at batch 1 by pipeline, in rounds beside the others of the same ``run``, which is the time it
-    began. ``budget`` as text, and each of its ``lines`` with what was found (:meth:`Line.as_row`). ``passed`` is true when parity
-    and every line of the budget hold, and the precision was really run.
-    """
-
-    engine: str
-    precision: str
-    plan: str
-    host: Mapping[str, Any]
-    versions: Mapping[str, str]
-    graphs: Mapping[str, Mapping[str, Any]]
-    figures: Mapping[str, Any]
-    latency: Mapping[str, float]
-    budget: str
-    lines: Sequence[Mapping[str, Any]]
-    passed: bool
-    command: str
-    run: str
-
-    @property
-    def name(self) -> str:
-        """As on the command line: ``ort:int8``."""
-        return f"{self.engine}:{self.precision}"
-
-    def host_name(self) -> str:
-        """The machine in a few words."""
-        return f"{self.host.get('cpu')}, {self.host.get('threads')} threads"
-
-    def failures(self) -> list[str]:
-        """The lines of the budget that it exceeds, in words."""
-        return [f"{line['name']} {shown(line['found'])}, {line['allowed']}" for line in self.lines if not line["kept"]]
-
-    def as_json(self) -> Any:
-        """As plain JSON values."""
-        return as_json(self)
-
-    def speed(self) -> float:
-        """Geometric mean of the latencies in seconds: one figure to order certificates by that no pipeline dominates."""
-        return exp(sum(log(value) for value in self.latency.values()) / len(self.latency))
+# A certificate takes some 10 kB: enough for a hundred machines with ten engines and precisions each.
+MOST_BYTES, MOST = 16 << 20, 1000
+# The precision that means the bundle's own plan for an engine.
+PLANNED = "planned"
 
 
 def require_room(bundle: Bundle) -> None:
@@ -94,7 +58,16 @@ def write(bundle: Bundle, certificates: Sequence[Certificate]) -> Path:
     # Two machines may certify one folder at once, and neither must lose what the other found.
     with FileLock(bundle.root / f".{FILE}.lock"):
         kept = [old for old in _known(bundle) if (_kind(old.host), old.name) not in new]
-        content = {"schema": SCHEMA, "bundle": bundle.digest, "certificates": as_json((*kept, *certificates))}
+        if len(kept) + len(certificates) > MOST:
+            what = f"{FILE} has {len(kept)} certificates of other machines; with more than {MOST} it could not be read"
+            raise BundleError(
+                what, where=bundle.root / FILE, fix="remove the file, and certify again where it is needed"
+            )
+        content = {
+            "schema": SCHEMA,
+            "bundle": bundle.digest,
+            "certificates": [one.as_json() for one in (*kept, *certificates)],
+        }
         content["digest"] = _digest_of(content)
         with replacing(bundle.root / FILE) as path:
             path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -102,27 +75,102 @@ def write(bundle: Bundle, certificates: Sequence[Certificate]) -> Path:
 
 
 def read(bundle: Bundle) -> list[Certificate]:
-    """Every certificate of these very graphs; none where there is no file. Raise :class:`BundleError` for a damaged one, or
-    one of other graphs."""
+    """Every certificate of these very graphs; none where there is no file.
+
+    Raise :class:`BundleError` for a file that is damaged, too large, of another schema or of other graphs, and for certificates
+    with unknown or missing fields, numbers out of range, or a verdict that does not follow from what they say.
+    """
     path = bundle.root / FILE
     again = f"make it again: simmim-export certify {bundle.root}"
     try:
         with reading(path, BundleError):
             if not path.is_file():
                 return []
-            text = path.read_text(encoding="utf-8")
-        content = parse_json(text)
-        schema, owner, rows = content["schema"], content["bundle"], content["certificates"]
+            text = _text_of(path)
+        content = _parse(text)
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        schema = content["schema"]
         if schema != SCHEMA:
             raise ValueError(f"it has schema {schema!r}; this version reads {SCHEMA}")
         if content.pop("digest") != _digest_of(content):
             raise ValueError("it was altered, its digest does not match")
-        found = [Certificate(**row) for row in rows]
-    except (ValueError, TypeError, KeyError) as error:
+        if unknown := set(content) - {"schema", "bundle", "certificates"}:
+            raise ValueError(f"it has unknown fields: {', '.join(sorted(unknown))}")
+        if content["bundle"] != bundle.digest:
+            raise OfAnother(f"{FILE} is of another bundle than this", where=path, fix=again)
+        certificates = msgspec.convert(content["certificates"], type=list[Certificate])
+        _check(certificates, bundle)
+    except (ValueError, TypeError, KeyError, RecursionError, UsageError) as error:
         raise BundleError(f"{FILE} cannot be read: {error}", where=path, fix=again) from error
-    if owner != bundle.digest:
-        raise OfAnother(f"{FILE} is of another bundle than this", where=path, fix=again)
-    return found
+    return certificates
+
+
+def _text_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
+    return content.decode("utf-8")
+
+
+def _parse(text: str) -> Any:
+    """JSON without names that occur twice, NaN or infinity: ValueError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(names := dict(pairs)) < len(pairs):
+            raise ValueError(f"a name occurs twice among {', '.join(list(names)[:5])}")
+        return names
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+
+
+def _check(certificates: Sequence[Certificate], bundle: Bundle) -> None:
+    """Raise ValueError or :class:`UsageError` for a certificate that contradicts itself, another one or ``bundle``."""
+    if len(certificates) > MOST:
+        raise ValueError(f"it has {len(certificates)} certificates, at most {MOST} are read")
+    if len({(_kind(c.host), c.name) for c in certificates}) < len(certificates):
+        raise ValueError("two certificates are of the same engine, precision and host")
+    for certificate in certificates:
+        try:
+            _check_one(certificate, bundle)
+        except (ValueError, UsageError) as error:
+            raise ValueError(f"{certificate.name}: {error}") from error
+
+
+def _check_one(certificate: Certificate, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    datetime.fromisoformat(certificate.run)
+    names = [graph.name for graph in manifest.graphs]
+    if set(certificate.graphs) != set(names):
+        raise ValueError(f"it is about {', '.join(certificate.graphs)}, the bundle has {', '.join(names)}")
+    if set(certificate.latency) != {pipeline.name for pipeline in manifest.pipelines}:
+        raise ValueError("its latencies are not those of the bundle's pipelines")
+    plan, asked = PrecisionPlan.parse(certificate.plan), certificate.precision
+    plan.check(names)
+    if PrecisionPlan.parse(manifest.plans.get(certificate.engine, "") if asked == PLANNED else asked) != plan:
+        raise ValueError(f"precision {asked} is not the plan {certificate.plan}")
+    for name, graph in certificate.graphs.items():
+        if graph.precision != plan.of(name):
+            raise ValueError(f"{name} is at {graph.precision}, the plan {certificate.plan} has it at {plan.of(name)}")
+        if graph.artifact not in {a.sha256 for a in manifest.artifacts if a.graph == name}:
+            raise ValueError(f"it is about another file of {name} than the bundle's")
+    lines = {line.name: line for line in certificate.lines}
+    left_out = {one.name for one in certificate.not_judged}
+    if len(lines) < len(certificate.lines) or lines.keys() & left_out:
+        raise ValueError("a line of its budget occurs twice")
+    limits = Budget.parse(certificate.budget)
+    wanted = {line.name: line for line in limits.lines(msgspec.to_builtins(certificate.figures), of=promised(manifest))}
+    for name, line in wanted.items():
+        if name not in left_out and (name not in lines or lines[name].kept != line.kept):
+            raise ValueError(f"its line {name} does not follow from its figures")
+    if not wanted.keys() & lines.keys() or REFERENCES not in lines:
+        raise ValueError("no line of its budget was judged, or not whether FP32 gives the references")
+    if certificate.passed != verdict(certificate.lines, certificate.graphs):
+        raise ValueError(f"it says passed: {certificate.passed}, its lines and its parity say otherwise")
 
 
 class OfAnother(BundleError):
@@ -143,13 +191,13 @@ def _known(bundle: Bundle) -> list[Certificate]:
 
 
 def _require_schema(path: Path) -> None:
-    """Raise :class:`BundleError` where ``path`` holds certificates that another version wrote, and may read."""
+    """Raise :class:`BundleError` where ``path`` holds certificates that a newer version wrote, and may read."""
     try:
-        schema = parse_json(path.read_text(encoding="utf-8"))["schema"]
-    except (OSError, ValueError, TypeError, KeyError):
+        schema = _parse(_text_of(path))["schema"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return
-    if schema != SCHEMA:
-        what = f"{FILE} has schema {schema!r}; this version writes {SCHEMA}, and would lose what is in it"
+    if isinstance(schema, int) and schema > SCHEMA:
+        what = f"{FILE} has schema {schema}; this version writes {SCHEMA}, and would lose what is in it"
         raise BundleError(what, where=path, fix="certify with the version that wrote it, or remove the file")
 
 
@@ -172,12 +220,12 @@ def choose(
     """The fastest that passed on this kind of ``host`` with just the packages that are installed, and why it was chosen.
 
     ``versions`` of an engine are of all its packages here; ``engine`` is the only one to look at, if named. ``stands`` says
-    whether what a certificate was measured with is still there. Raise :class:`EngineUnavailable` if there is none, saying
-    what there is instead.
+    whether what a certificate was measured with is still there. An engine that this version does not have is not installed.
+    Raise :class:`EngineUnavailable` if there is none, saying what there is instead.
     """
     mine = [c for c in certificates if engine in (None, c.engine)]
     here = [c for c in mine if _kind(c.host) == _kind(host)]
-    known = [c for c in here if dict(c.versions) == dict(versions(c.engine))]
+    known = [c for c in here if c.engine in ENGINES and c.versions == dict(versions(c.engine))]
     current = [c for c in known if stands(c)]
     passed = sorted((c for c in current if c.passed and c.latency), key=lambda c: (c.speed(), c.name))
     if not passed:

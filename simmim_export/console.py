@@ -1,48 +1,66 @@
-"""What every command shares: errors to exit codes, warnings to one line each, checks of an output, JSON, progress bars on stderr.
-
-Knows terminals. Must not know what any command does.
-"""
+"""What every command shares: errors to exit codes, warnings as one line each, checks of an output, JSON, tables, progress."""
 
 from __future__ import annotations
 
 import errno
+import io
 import json
+import os
 import sys
 import time
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+from rich.text import Text
 
-from simmim_export.errors import SimmimError, UsageError, show_warnings_plainly
+from simmim_export.errors import SimmimError, UsageError
+from simmim_export.system.children import protect_children
+from simmim_export.system.printing import (
+    READER_GONE,
+    flush_streams,
+    open_closed_streams,
+    say,
+    show_tracebacks_plainly,
+    show_warnings_plainly,
+)
+from simmim_export.system.printing import printable as printable
+from simmim_export.version import __version__
 
 SECONDS_A_LINE = 5.0
-# Columns of what is no terminal.
+# Columns of an output that is not a terminal.
 WIDEST = 1000
-# Unicode categories that a terminal acts upon: control characters, format characters (such as a change of reading direction),
-# surrogates and separators of lines.
-_UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-# What text needs of those: line breaks, tabs, and the joiners of emoji and of Arabic and Indic scripts.
-_SAFE = "\n\t\u200c\u200d"
-# What a system refuses, in whatever line of ours, and a user can mend.
+# Errors of the operating system that a user can fix, wherever they are raised, and how.
 REFUSED = {
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOSPC: "free some space, or choose another output",
     errno.EDQUOT: "free some space, or choose another output",
-    errno.EROFS: "choose an output where there can be written",
+    errno.EROFS: "choose an output that can be written to",
     errno.EACCES: "allow it, or choose another place",
     errno.EPERM: "allow it, or choose another place",
 }
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"simmim-export {__version__}")
+        raise typer.Exit()
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+]
+
+
 def new_app(help_text: str) -> typer.Typer:
-    """A Typer app in the house's manner: help when called bare, a plain traceback for a bug."""
-    return typer.Typer(
+    """A Typer app with the options that all programs share: help when called without words, --version, a plain traceback for a
+    bug."""
+    app = typer.Typer(
         help=help_text,
         no_args_is_help=True,
         add_completion=False,
@@ -50,30 +68,74 @@ def new_app(help_text: str) -> typer.Typer:
         rich_markup_mode=None,
     )
 
+    @app.callback()
+    def options(version: Version = False) -> None:
+        pass
 
-def run_app(app: Callable[[], object]) -> None:
+    return app
+
+
+def run_app(app: Callable[..., object]) -> None:
     """Run ``app``, a Typer app or a main function, on the process's arguments and exit.
 
-    A :class:`SimmimError` becomes its message on stderr and its exit code, as does what the system refuses
-    (:data:`REFUSED`); a bug keeps its traceback and exits with 1; Ctrl-C exits with 130.
+    A :class:`SimmimError` becomes its message on stderr and its exit code, as does an error of the operating system that the user
+    can fix (:data:`REFUSED`). A bug keeps its traceback and exits with 1, Ctrl-C exits with 130, and a reader of stdout or stderr
+    that goes away ends the command quietly with 141. With stdout closed the command does its work and says that nobody can read
+    what it prints.
     """
+    closed = open_closed_streams()
     show_warnings_plainly()
-    # A name of a file need not be text, and must not be what ends a command.
+    show_tracebacks_plainly()
+    protect_children(os.environ)
+    # The name of a file need not be valid text, and printing it must not end a command.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if "stdout" in closed:
+        say("warning: stdout is closed, so what this command prints is lost", error=True)
     try:
-        app()
+        code = _exit_code(app)
+    except BaseException:
+        flush_streams(1)
+        raise
+    sys.exit(flush_streams(code))
+
+
+def _exit_code(app: Callable[..., object]) -> int:
+    try:
+        if not isinstance(app, typer.Typer):
+            app()
+            return 0
+        # Typer's own handling prints what was typed as it is; a file name may be among it.
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except SimmimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        say(f"error: {error}", error=True)
+        return error.exit_code
+    except BrokenPipeError:
+        return READER_GONE
     except OSError as error:
-        # Permission for what is no file, as a thread's priority, is not for a user to mend.
+        # A PermissionError without a file, such as that of a thread's priority, is not the user's to fix.
         if error.errno not in REFUSED or (isinstance(error, PermissionError) and error.filename is None):
             raise
         refused = UsageError(error.strerror or str(error), where=error.filename, fix=REFUSED[error.errno])
-        print(f"error: {refused}", file=sys.stderr)
-        sys.exit(refused.exit_code)
-    except KeyboardInterrupt:  # of a main function: Typer does the same by itself
-        sys.exit(130)
+        say(f"error: {refused}", error=True)
+        return refused.exit_code
+    except KeyboardInterrupt:  # of a main function: Typer returns 130 itself
+        return 130
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            return READER_GONE
+        if isinstance(ended.code, str):
+            say(ended.code, error=True)
+            return 1
+        return ended.code or 0
+    except Exception as error:
+        # Typer and Click share no class for a wrong word on the command line, but these two attributes.
+        if not hasattr(error, "show") or not hasattr(error, "exit_code"):
+            raise
+        shown = io.StringIO()
+        error.show(file=shown)
+        say(shown.getvalue().rstrip("\n"), error=True)
+        return int(error.exit_code)
 
 
 def check_output(path: Path, overwrite: bool, option: str) -> None:
@@ -86,38 +148,39 @@ def check_output(path: Path, overwrite: bool, option: str) -> None:
     require_new(path, overwrite, option)
 
 
-def printable(text: str) -> str:
-    """``text`` with every character that a terminal would obey written as an escape, such as ``\\x1b``.
-
-    Line breaks and tabs stay. Labels, file names and metrics come from strangers, and could move the cursor or hide lines.
-    """
-    return "".join(c if c in _SAFE or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def say(*parts: object, error: bool = False) -> None:
-    """Print ``parts``, separated by spaces and :func:`printable`, to stdout, or with ``error`` to stderr."""
-    print(*(printable(str(part)) for part in parts), file=sys.stderr if error else sys.stdout, flush=error)
-
-
 def print_json(value: Any) -> None:
-    """``value`` as JSON on stdout, for machines: in ASCII, so that a name of a file which is not UTF-8 comes back as it was."""
-    print(json.dumps(value, indent=1, allow_nan=False))
+    """Print ``value`` as JSON on stdout, for machines: in ASCII, so that a file name that is not UTF-8 survives."""
+    # The one control character that JSON leaves as it is.
+    print(json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f"))
+
+
+class SafeConsole(Console):
+    """A rich Console that shows every text as :func:`printable`, so that only rich's own styling reaches the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich does it, of the escaped text: escaped before it is measured, so that columns of a table stay aligned."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does it; a text that came as an object of rich's and not as a string is escaped here."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+    def on_broken_pipe(self) -> None:
+        """End the command as :func:`run_app` does where a reader goes away."""
+        raise SystemExit(READER_GONE)
 
 
 def stdout_console() -> Console:
-    """Where tables go: stdout, as wide as they need when it is no terminal, so that no name in them is cut. Texts are shown as
-    they are: a label in square brackets is no style."""
-    return Console(width=None if sys.stdout.isatty() else WIDEST, highlight=False, markup=False, emoji=False)
+    """The console for tables: stdout, and as wide as they need if it is not a terminal, so that no name is cut. Texts are shown
+    as they are, but :func:`printable`: a label in square brackets is not a style."""
+    return SafeConsole(width=None if sys.stdout.isatty() else WIDEST, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Any]:
     """A progress bar on stderr; yields ``update(step, done, total)``. Without a terminal: a line every few seconds."""
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    console = SafeConsole(stderr=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         last = float("-inf")
 
@@ -125,7 +188,7 @@ def progress_bar(title: str) -> Iterator[Any]:
             nonlocal last
             if time.monotonic() - last >= SECONDS_A_LINE:
                 last = time.monotonic()
-                print(f"{title}: {step} ({done}/{total})", file=sys.stderr, flush=True)
+                say(f"{title}: {step} ({done}/{total})", error=True)
 
         yield line
         return
@@ -137,9 +200,9 @@ def progress_bar(title: str) -> Iterator[Any]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(printable(title), total=None)
 
         def update(step: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{title}: {step}", completed=done, total=total)
+            bar.update(task, description=printable(f"{title}: {step}"), completed=done, total=total)
 
         yield update

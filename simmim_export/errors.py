@@ -19,9 +19,7 @@ what is wrong, where, and what to type next.
 
 from __future__ import annotations
 
-import sys
-import warnings
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class SimmimError(Exception):
@@ -121,15 +119,13 @@ class LeftOut(UserWarning):
     """A bundle lacks a form of a graph that was asked for and that nothing in it needs; the message says why."""
 
 
+class BundleRestored(UserWarning):
+    """A bundle was put back in its place: an export that was to replace it had been killed half-way; the message names it."""
+
+
 class CertificatesLost(UserWarning):
     """A certificate.json that could not be read was replaced; the message says what was wrong with it."""
 
 
-def show_warnings_plainly() -> None:
-    """Let this process show each warning as one line on stderr, without the place in our code: what a command and every process
-    that it starts does."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"warning: {message}", file=sys.stderr)
-
-    warnings.showwarning = show
+class TelemetryOn(UserWarning):
+    """A package that reports its use was imported by the application before it could be kept quiet; the message names it."""

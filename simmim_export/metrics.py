@@ -30,15 +30,26 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     stdout_console().print(table)
 
 
+def control_accuracies(found: Mapping[str, Any]) -> dict[str, float]:
+    """The accuracy in [0, 1] of each control of a figure; what is not measurable on the data is left out."""
+    return {name: row["accuracy"] for name, row in found.get("controls", {}).items() if "accuracy" in row}
+
+
 def _add_accuracy(table: Table, task: str, found: Mapping[str, Any]) -> None:
-    controls = {name.replace("_", " "): row["accuracy"] for name, row in found.get("controls", {}).items()}
-    controls |= {name.replace("_", " "): found[name] for name in ("chance", "any_thing") if name in found}
-    table.add_row(task, *_figures(found), ", ".join(f"{name} {value:.1%}" for name, value in controls.items()))
+    controls = control_accuracies(found) | {name: found[name] for name in ("chance", "any_thing") if name in found}
+    shown = [f"{name} {value:.1%}" for name, value in controls.items()]
+    missing = {
+        name: row["not_measurable"] for name, row in found.get("controls", {}).items() if "not_measurable" in row
+    }
+    shown += [f"{name} not measurable ({reason})" for name, reason in missing.items()]
+    table.add_row(task, *_figures(found), ", ".join(shown).replace("_", " "))
     for family, figure in found.get("by_family", {}).items():
         table.add_row(f"  {family}", *_figures(figure))
     recall = found.get("text_to_image_recall_at_1")
     if recall:
-        table.add_row(f"  text to image R@1 of {recall['among']}", *_figures(recall), f"chance {recall['chance']:.1%}")
+        oracle = f", a perfect model {recall['oracle']:.1%}" if "oracle" in recall else ""
+        chance = f"chance {recall['chance']:.1%}{oracle}"
+        table.add_row(f"  text to image R@1 of {recall['among']}", *_figures(recall), chance)
 
 
 def _add_recall(table: Table, task: str, found: Mapping[str, Any]) -> None:

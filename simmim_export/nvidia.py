@@ -1,7 +1,7 @@
 """The NVIDIA driver and its GPUs, asked through the driver's own library.
 
-Knows libcuda and nothing of CUDA's other libraries. Must not know engines, or import any package: ``make gpu-check`` runs it
-before anything is installed (``python -m simmim_export.nvidia``), and it ends with exit code 3 where there is no GPU.
+``make gpu-check`` runs this module before anything is installed (``python -m simmim_export.nvidia`` in a checkout, which is the
+one place where the code does come from the working directory), so it imports no package. It exits with 3 if there is no GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from simmim_export.errors import EngineUnavailable, SimmimError
+from simmim_export.system.printing import say
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 INSTALL = "install NVIDIA's driver, 580 or newer for CUDA 13 (a container: start it with its GPUs, --gpus all)"
@@ -111,6 +112,6 @@ if __name__ == "__main__":
     try:
         here = require_gpu()
     except SimmimError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         sys.exit(error.exit_code)
-    print(f"{', '.join(gpu.name for gpu in here.gpus)}; {here}")
+    say(f"{', '.join(gpu.name for gpu in here.gpus)}; {here}")

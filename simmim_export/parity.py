@@ -1,12 +1,11 @@
 """Does a session still compute what PyTorch computed? Checked without PyTorch, against tensors stored at export.
 
-Knows golden tensors and numbers. Must not know which engine a session belongs to. Every deployment hop (an export, a
-compile, the first run on a device) is judged by :func:`compare` and by nothing else.
+Every deployment hop (an export, a compile, the first run on a device) is judged by :func:`compare` and by nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,10 +14,13 @@ import numpy as np
 
 from simmim_export.errors import BundleError, GateFailed, UsageError
 from simmim_export.files import DAMAGED, pack, unpack
-from simmim_export.spec import TOLERANCES, GraphSpec, Precision
+from simmim_export.spec import TOLERANCES, GraphSpec, Precision, TensorSpec
 
 Tensors = Mapping[str, np.ndarray]
 
+# An export probes nine shapes; each case is run at least once.
+MAX_CASES, MAX_NAME = 100, 100
+_FIX = "export the bundle again, or copy it again, whole"
 # Which axis a mask pads.
 MASKS: Mapping[str, str] = {"attention_mask": "sequence", "frame_mask": "frames"}
 
@@ -55,27 +57,63 @@ class Golden:
         return pack({f"{case}/{key}": array for case, tensors in self.cases.items() for key, array in tensors.items()})
 
     @classmethod
-    def load(cls, path: Path) -> Golden:
-        """Read golden.npz; raise :class:`BundleError` if it is damaged or holds anything but arrays."""
+    def load(cls, path: Path, *, graphs: Sequence[GraphSpec] | None = None) -> Golden:
+        """Read golden.npz, and :meth:`check` it for ``graphs``. Give those of the manifest for a bundle that is not your own.
+
+        Raise :class:`BundleError` if it does not fit, or is damaged.
+        """
         cases: dict[str, dict[str, np.ndarray]] = {}
         try:
             for name, array in unpack(path).items():
                 case, _, key = name.partition("/")
                 cases.setdefault(case, {})[key] = array
         except DAMAGED as error:
-            raise BundleError(
-                f"golden.npz cannot be read: {error}", where=path, fix="export the bundle again"
-            ) from error
-        return cls(cases)
+            raise BundleError(f"golden.npz cannot be read: {error}", where=path, fix=_FIX) from error
+        golden = cls(cases)
+        if graphs is not None:
+            golden.check(graphs, path)
+        return golden
+
+    def check(self, graphs: Sequence[GraphSpec], where: object = None) -> None:
+        """Raise :class:`BundleError`, naming the case and the tensor, unless each case holds every input and output of
+        ``graphs`` and nothing else, each finite and with the dtype, rank and fixed sizes of its spec, and each dynamic axis
+        has one size in the whole case, which is in the axis's range."""
+
+        def refuse(what: str) -> BundleError:
+            return BundleError(f"golden.npz {what}", where=where, fix=_FIX)
+
+        if not 0 < len(self.cases) <= MAX_CASES:
+            raise refuse(f"has {len(self.cases)} cases, not 1 to {MAX_CASES}")
+        for case, tensors in self.cases.items():
+            if not case.isprintable() or not 0 < len(case) <= MAX_NAME:
+                raise refuse(f"has a case named {case[:MAX_NAME]!r}")
+            sizes: dict[str, int] = {}
+            unused = set(tensors)
+            for graph in graphs:
+                outputs = [(tensor, f"{graph.name}:{tensor.name}") for tensor in graph.outputs]
+                for tensor, key in [*((t, self._key(case, t.name)) for t in graph.inputs), *outputs]:
+                    shown = f"case {case!r}, {key or tensor.name}"
+                    if key is None or key not in tensors:
+                        raise refuse(f"lacks a tensor: {shown}, of graph {graph.name}")
+                    if problem := _misfit(tensors[key], tensor, graph, sizes):
+                        raise refuse(f"has a wrong tensor: {shown}, of graph {graph.name}: {problem}")
+                    unused.discard(key)
+            if unused:
+                raise refuse(f"has a tensor of no graph: case {case!r}, {min(unused)[:MAX_NAME]!r}")
+
+    def largest(self) -> str:
+        """The case with the most values: the largest batch of the longest texts."""
+        return max(self.cases, key=lambda name: sum(array.size for array in self.cases[name].values()))
+
+    def _key(self, case: str, name: str) -> str | None:
+        """Where the input ``name`` of a graph is in ``case``: as stored, or as PyTorch's graph before it gave it."""
+        keys = (key for key in self.cases[case] if key == name or key.endswith(f":{name}"))
+        return min(keys, key=lambda key: key != name, default=None)
 
     def feeds(self, case: str, spec: GraphSpec) -> dict[str, np.ndarray]:
-        """The inputs of ``spec`` in ``case``: as stored, or as PyTorch's graph before it gave them."""
+        """The inputs of ``spec`` in ``case``. KeyError for one that is not there."""
         tensors = self.cases[case]
-        found = {}
-        for tensor in spec.inputs:
-            keys = [tensor.name, *(key for key in tensors if key.endswith(f":{tensor.name}"))]
-            found[tensor.name] = next(tensors[key] for key in keys if key in tensors)
-        return found
+        return {tensor.name: tensors[self._key(case, tensor.name) or tensor.name] for tensor in spec.inputs}
 
     def expected(self, case: str, spec: GraphSpec) -> dict[str, np.ndarray]:
         """PyTorch's outputs of ``spec`` in ``case``."""
@@ -106,18 +144,18 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """True when every row is within its tolerance."""
-        return all(row.passed for row in self.rows)
+        """True when something was compared and every row is within its tolerance."""
+        return bool(self.rows) and all(row.passed for row in self.rows)
 
     @property
     def scaled_error(self) -> float:
         """The worst of the rows."""
-        return max(row.scaled_error for row in self.rows)
+        return max((row.scaled_error for row in self.rows), default=float("inf"))
 
     @property
     def cosine(self) -> float:
         """The worst of the rows."""
-        return min(row.cosine for row in self.rows)
+        return min((row.cosine for row in self.rows), default=-1.0)
 
     def summary(self) -> dict[str, float | int | bool]:
         """The figures that an artifact carries in the manifest."""
@@ -129,7 +167,9 @@ class ParityReport:
         }
 
     def require(self, where: object, fix: str) -> None:
-        """Raise :class:`GateFailed` naming the worst rows unless all passed."""
+        """Raise :class:`GateFailed` naming the worst rows unless there are some and all passed."""
+        if not self.rows:
+            raise GateFailed(f"{self.graph} at {self.precision} has no output that was compared", where=where, fix=fix)
         failed = sorted((row for row in self.rows if not row.passed), key=lambda row: -row.scaled_error)
         if failed:
             lines = [
@@ -145,16 +185,45 @@ class ParityReport:
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """(max|a - b| / max(1, rms(b)), worst cosine over the last axis). (inf, -1) for another shape, NaN or Inf."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        return float("inf"), -1.0
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    error = float(np.abs(a - b).max() / max(1.0, float(np.sqrt(np.mean(b * b)))))
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    # Two rows of zeros (padding) point the same way; one of them alone does not.
-    both_zero = (np.abs(a).max(axis=-1) < 1e-9) & (np.abs(b).max(axis=-1) < 1e-9)
-    cosine = np.where(both_zero, 1.0, (a * b).sum(axis=-1) / np.maximum(norms, 1e-30))
-    return error, float(cosine.min())
+    """(max|a - b| / max(1, rms(b)), worst cosine over the last axis).
+
+    (inf, -1), which no tolerance allows, for different shapes, empty arrays, complex or non-numeric values, NaN, infinity, and
+    values so large that their squares are not finite.
+    """
+    failed = float("inf"), -1.0
+    if found.shape != expected.shape or not found.size or {found.dtype.kind, expected.dtype.kind} - set("biuf"):
+        return failed
+    a, b = (np.atleast_1d(array.astype(np.float64)) for array in (found, expected))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = np.sqrt(np.mean(b * b))
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        # Two rows of zeros (padding) point the same way; one of them alone does not.
+        both_zero = (np.abs(a).max(axis=-1) < 1e-9) & (np.abs(b).max(axis=-1) < 1e-9)
+        cosine = np.where(both_zero, 1.0, (a * b).sum(axis=-1) / np.maximum(norms, 1e-30))
+        error = np.abs(a - b).max() / max(1.0, float(scale))
+    if not (np.isfinite(a).all() and np.isfinite(scale) and np.isfinite(norms).all() and np.isfinite(error)):
+        return failed
+    return float(error), float(cosine.min())
+
+
+def _misfit(array: np.ndarray, tensor: TensorSpec, graph: GraphSpec, sizes: dict[str, int]) -> str | None:
+    """What of ``array`` contradicts ``tensor`` of ``graph``; None if nothing. ``sizes`` collects those of dynamic axes."""
+    try:
+        tensor.check(array)
+    except UsageError as error:
+        return error.what
+    ranges = {axis.name: axis for axis in graph.axes}
+    for name, size in zip(tensor.shape, array.shape, strict=True):
+        if not isinstance(name, str):
+            continue
+        axis = ranges.get(name)
+        if axis is None or not max(1, axis.minimum) <= size <= axis.maximum:
+            return f"its axis {name!r} has size {size}" + (f", not {axis.minimum} to {axis.maximum}" if axis else "")
+        if sizes.setdefault(name, size) != size:
+            return f"its axis {name!r} has size {size}, and {sizes[name]} in another tensor of the case"
+    if not array.size:
+        return "it is empty"
+    return None if np.isfinite(array).all() else "it holds NaN or infinity"
 
 
 def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision) -> ParityReport:
@@ -177,7 +246,7 @@ def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision
 
     for case in golden.cases:
         judge(case, session.run(golden.feeds(case, spec)), golden.expected(case, spec))
-    largest = _largest(golden)
+    largest = _largest(golden, spec)
     for check, index, alone, reference in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
         if _takes(session, alone):
             judge(f"{check}, sample {index}", session.run(alone), reference)
@@ -187,7 +256,7 @@ def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision
 def invariance(session: Runs, spec: GraphSpec, golden: Golden) -> dict[str, float]:
     """``batch`` and ``padding``: the largest scaled error of a sample alone, and of one without its padding, against what the
     same session gives it among others. 0 for what the graph does not have."""
-    feeds = golden.feeds(_largest(_taken(session, spec, golden)), spec)
+    feeds = golden.feeds(_largest(_taken(session, spec, golden), spec), spec)
     among = session.run(feeds)
     found = {"batch": 0.0, "padding": 0.0}
     for check, _, alone, reference in _samples(feeds, among, spec):
@@ -214,9 +283,14 @@ def _taken(session: Runs, spec: GraphSpec, golden: Golden) -> Golden:
 ALONE, UNPADDED = "alone", "without padding"
 
 
-def _largest(golden: Golden) -> str:
-    # Of the largest batches the one of the longest texts: short ones are cut before they need any padding.
-    return max(golden.cases, key=lambda name: (len(golden.cases[name]["pixels"]), golden.cases[name]["input_ids"].size))
+def _largest(golden: Golden, spec: GraphSpec) -> str:
+    """The case with the largest batch; of those, the one with the longest texts: short ones are cut and need no padding."""
+
+    def size(case: str) -> tuple[int, int]:
+        batch = len(next(iter(golden.feeds(case, spec).values())))
+        return batch, sum(array.size for array in golden.cases[case].values())
+
+    return max(golden.cases, key=size)
 
 
 def _samples(

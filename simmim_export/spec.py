@@ -1,7 +1,4 @@
-"""The vocabulary: what a graph takes and gives, what a pipeline promises, and how close is close enough.
-
-Knows names, shapes, dtypes and numbers. Must not know files, engines, PyTorch or ONNX.
-"""
+"""The vocabulary: what a graph takes and gives, what a pipeline promises, and how close is close enough."""
 
 from __future__ import annotations
 
@@ -31,6 +28,20 @@ class Precision(StrEnum):
             return cls(text.lower())
         except ValueError:
             raise UsageError(f"unknown precision {text!r}", fix=f"choose one of {', '.join(cls)}") from None
+
+
+class Variant(StrEnum):
+    """An ONNX file of a graph: the form that some engine wants for a precision (:meth:`engines.base.Engine.variant`)."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8_U8 = "int8-u8"
+    INT8_S8 = "int8-s8"
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that this variant is written for."""
+        return Precision(self.partition("-")[0])
 
 
 @dataclass(frozen=True)
@@ -174,13 +185,3 @@ def as_json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [as_json(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def graph_from_json(data: Mapping[str, Any]) -> GraphSpec:
-    """The inverse of :func:`as_json` for a :class:`GraphSpec`."""
-
-    def tensors(items: list[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in items)
-
-    axes = tuple(Axis(a["name"], a["minimum"], a["maximum"]) for a in data["axes"])
-    return GraphSpec(data["name"], tensors(data["inputs"]), tensors(data["outputs"]), axes)

@@ -14,6 +14,10 @@ import pytest
 from support import make_checkpoint
 from zygote import Zygote
 
+from simmim_export.system.telemetry import set_quiet_variables
+
+# Tests import these packages themselves, and the processes that they start inherit the switches.
+set_quiet_variables(os.environ)
 # Two workers on two cores: a second thread of PyTorch in each, which spins while it waits, costs more than it brings.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
 
 _TEXT = "a is the there what colour shape size red green blue circle square triangle left right of many how"
 WORDS = (*_TEXT.split(), "?", ",", ".")
@@ -84,3 +89,26 @@ def spoil(bundle: Path, copy: Path, factor: float) -> Path:
     )
     (spoiled / "manifest.json").write_text(dataclasses.replace(manifest, artifacts=artifacts).dumps())
     return spoiled
+
+
+def change_graph(bundle: Path, copy: Path, graph: str, change: Callable[[onnx.ModelProto, Path], None]) -> Path:
+    """A copy of ``bundle`` whose FP32 file of ``graph`` was changed by ``change(model, path)``, which may save it itself; the
+    digests fit."""
+    import onnx
+
+    from simmim_export.bundle import Bundle
+    from simmim_export.files import digest
+
+    changed = Path(shutil.copytree(bundle, copy))
+    manifest = Bundle.open(changed).manifest
+    path = changed / f"graphs/{graph}.fp32.onnx"
+    model, before = onnx.load(path), digest(path)
+    change(model, path)
+    if digest(path) == before:
+        onnx.save(model, path)
+    artifacts = tuple(
+        dataclasses.replace(a, sha256=digest(path), bytes=path.stat().st_size) if path.samefile(changed / a.path) else a
+        for a in manifest.artifacts
+    )
+    (changed / "manifest.json").write_text(dataclasses.replace(manifest, artifacts=artifacts).dumps())
+    return changed

@@ -12,16 +12,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import fastjsonschema
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from simmim_export import certificate
-from simmim_export.bundle import SCHEMA, Bundle, Staging, _digest_of, _exchange, parse_manifest
-from simmim_export.errors import BundleError, EngineUnavailable, UsageError
+from simmim_export.bundle import SCHEMA, Bundle, Staging, digest_of, parse_manifest
+from simmim_export.bundle.staging import _exchange, _replace_in_two_steps
+from simmim_export.errors import BundleError, BundleRestored, EngineUnavailable, UsageError
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def rewrite(bundle: Path, edit) -> None:
     """Edit the manifest and give it a digest that fits, as an attacker would."""
     content = json.loads((bundle / "manifest.json").read_text())
     edit(content)
-    (bundle / "manifest.json").write_text(json.dumps(content | {"digest": _digest_of(content)}))
+    (bundle / "manifest.json").write_text(json.dumps(content | {"digest": digest_of(content)}))
 
 
 def refused(bundle: Path, *expected: str) -> None:
@@ -184,11 +185,6 @@ def test_unknown_variant_names_what_there_is(tiny_bundle: Path) -> None:
     assert caught.value.exit_code == 3
 
 
-def test_schema_file_is_itself_valid() -> None:
-    path = Path(sys.modules["simmim_export.bundle"].__file__ or "").parent / "schemas" / "manifest.schema.json"
-    fastjsonschema.compile(json.loads(path.read_text()))
-
-
 def test_an_existing_output_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="already exists") as caught:
         Staging(tiny_bundle, overwrite=False)
@@ -233,11 +229,7 @@ def test_a_link_goes_on_pointing_to_what_was_replaced(tiny_bundle: Path, tmp_pat
     dead = subprocess.Popen(["true"])
     dead.wait()
     (tmp_path / f".current.{dead.pid}.x.partial").symlink_to("models/v1")
-    manifest = Bundle.open(tiny_bundle).manifest
-    with Staging(link, overwrite=True) as staging:
-        for path in (path for path in tiny_bundle.rglob("*") if path.is_file()):
-            staging.add(str(path.relative_to(tiny_bundle)), path.read_bytes())
-        staging.publish(manifest, tuple(manifest.files))
+    staged(link, tiny_bundle)
     assert link.is_symlink() and not target.is_symlink() and not (target / "old").exists()
     Bundle.open(link).check()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "models"]
@@ -263,6 +255,24 @@ def test_exchange_swaps_two_folders(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "who").read_text() == "b" and (tmp_path / "b" / "who").read_text() == "a"
 
 
+COMMAND = (sys.executable, "-P", "-m", "simmim_export.cli", "onnx")
+
+
+@contextmanager
+def exporting(checkpoint: Path, target: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real export to ``target``, in a process of its own, that has written a graph."""
+    command = [*COMMAND, str(checkpoint), "-o", str(target), "--overwrite"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not list(target.parent.glob(f".{target.name}.*/graphs/*.onnx")):
+            assert process.poll() is None, "the export ended before it could be killed"
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_killed_export_leaves_no_half_bundle(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, existing: bool
@@ -270,23 +280,118 @@ def test_a_killed_export_leaves_no_half_bundle(
     target = tmp_path / "out"
     if existing:
         shutil.copytree(tiny_bundle, target)
-    command = [
-        sys.executable,
-        "-m",
-        "simmim_export.cli",
-        "onnx",
-        str(tiny_checkpoint),
-        "-o",
-        str(target),
-        "--overwrite",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob(".out.*/graphs/*.onnx")):
-        assert process.poll() is None, "the export ended before it could be killed"
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with exporting(tiny_checkpoint, target) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     if existing:
         Bundle.open(target).check()
     else:
         assert not target.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_export_that_is_asked_to_end_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, number: int) -> None:
+    with exporting(tiny_checkpoint, tmp_path / "out") as process:
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+def staged(target: Path, copy: Path) -> None:
+    """Publish a copy of the bundle ``copy`` at ``target``."""
+    manifest = Bundle.open(copy).manifest
+    with Staging(target, overwrite=True) as staging:
+        for path in (path for path in copy.rglob("*") if path.is_file()):
+            staging.add(str(path.relative_to(copy)), path.read_bytes())
+        staging.publish(manifest, tuple(manifest.files))
+
+
+# Publishes a bundle where folders cannot be exchanged, and kills itself before the second of two renames, or after it.
+IN_TWO_STEPS = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[4])
+import test_bundle
+from simmim_export.bundle import staging
+staging._exchange = lambda left, right: False
+rename, done = pathlib.Path.rename, []
+def counted(self, target):
+    if len(done) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(target)
+    return rename(self, target)
+pathlib.Path.rename = counted
+staging.shutil.rmtree = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+test_bundle.staged(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+"""
+
+
+def killed_between(target: Path, copy: Path, renames: int) -> None:
+    command = [sys.executable, "-P", "-c", IN_TWO_STEPS, target, copy, str(renames), Path(__file__).parent]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_kill_between_two_renames_loses_no_bundle(
+    tiny_bundle: Path, every_bundle: Path, tmp_path: Path, linked: bool
+) -> None:
+    target, asked = tmp_path / "out [1]", tmp_path / ("link" if linked else "out [1]")
+    shutil.copytree(tiny_bundle, target)
+    if linked:
+        asked.symlink_to(target.name)
+    killed_between(asked, every_bundle, 1)
+    assert not target.exists()
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(asked)
+    # What to type puts it back.
+    command = (caught.value.fix or "").partition(": ")[2]
+    old = Path(shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-mended", symlinks=True))
+    subprocess.run(command.replace(str(tmp_path), str(old)), shell=True, check=True)
+    assert Bundle.open(old / asked.name).digest == Bundle.open(tiny_bundle).digest
+    # So does the next export, whether or not it may overwrite.
+    with pytest.warns(BundleRestored), pytest.raises(UsageError):
+        Staging(asked, overwrite=False)
+    assert Bundle.open(asked).digest == Bundle.open(tiny_bundle).digest
+    assert {path.name for path in tmp_path.iterdir()} == {target.name, asked.name}
+
+
+def test_a_kill_after_two_renames_leaves_the_new_bundle(tiny_bundle: Path, every_bundle: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    killed_between(target, every_bundle, 2)
+    assert Bundle.open(target).digest == Bundle.open(every_bundle).digest and len(list(tmp_path.iterdir())) > 1
+    staged(target, tiny_bundle)
+    assert Bundle.open(target).digest == Bundle.open(tiny_bundle).digest
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_rename_that_fails_puts_the_old_bundle_back(tiny_bundle: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    with pytest.raises(FileNotFoundError):
+        _replace_in_two_steps(tmp_path / "none", target)
+    Bundle.open(target).check()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_bundle_that_would_not_open_replaces_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny_bundle, tmp_path / "out"))
+    manifest = replace(Bundle.open(target).manifest, metrics={"vqa": {"accuracy": "half"}})
+    with pytest.raises(BundleError), Staging(target, overwrite=True) as staging:
+        for path in (path for path in tiny_bundle.rglob("*") if path.is_file()):
+            staging.add(str(path.relative_to(tiny_bundle)), path.read_bytes())
+        staging.publish(manifest, tuple(manifest.files))
+    Bundle.open(target).check()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_checkpoint_whose_bundle_would_not_open_is_refused_before_it_is_traced(
+    run_cli, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from simmim_export.models.checkpoint import load, save
+
+    checkpoint = load(tiny_checkpoint)
+    checkpoint.metrics = {"vqa": {"accuracy": "half"}}
+    save(checkpoint, tmp_path / "odd.pt")
+    done = run_cli("export", "onnx", tmp_path / "odd.pt", "-o", tmp_path / "out")
+    assert done.returncode == 5 and "$.metrics.vqa.accuracy" in done.stderr, done.stderr
+    assert str(tmp_path / "odd.pt") in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.pt"]

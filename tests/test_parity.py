@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from hypothesis.extra.numpy import arrays
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.parity import Golden, compare, difference, invariance
+from simmim_export.files import digest, pack, unpack
+from simmim_export.parity import Golden, ParityReport, compare, difference, invariance
 from simmim_export.spec import TOLERANCES, Precision, Tolerance
 
 FP32 = TOLERANCES[Precision.FP32]
@@ -157,3 +160,152 @@ def test_golden_that_is_damaged_or_pickled(tmp_path: Path) -> None:
 
 def test_tolerances_are_those_promised() -> None:
     assert Tolerance(1e-4, 0.99999) == FP32
+
+
+@pytest.fixture(scope="module")
+def whole(opened):
+    """The graphs of the bundle, and its golden tensors as one dict that a test may copy and spoil."""
+    bundle, golden = opened
+    return bundle.manifest.graphs, {f"{c}/{k}": array for c, case in golden.cases.items() for k, array in case.items()}
+
+
+def spoil(array: np.ndarray, value: complex | float) -> np.ndarray:
+    changed = array.astype(np.result_type(array, type(value)) if isinstance(value, complex) else array.dtype)
+    changed.flat[-1] = value
+    return changed
+
+
+CASE = "batch 2, sequence 3"
+SPOILED = {
+    "nan": ("head.vqa:logits", lambda array: spoil(array, np.nan)),
+    "infinity": ("text_encoder:text_embed", lambda array: spoil(array, np.inf)),
+    "complex": ("fusion:fused", lambda array: spoil(array, 1 + 1j)),
+    "another dtype": ("fusion:fused", lambda array: array.astype(np.float64)),
+    "another byte order": ("input_ids", lambda array: array.astype(">i8")),
+    "another rank": ("pixels", lambda array: array[0]),
+    "another fixed size": ("pixels", lambda array: array[:, :, :-1]),
+    "an empty batch": ("pixels", lambda array: array[:0]),
+    "another batch than the rest": ("head.vqa:logits", lambda array: array[:1]),
+    "another length than the rest": ("attention_mask", lambda array: array[:, :2]),
+    "a batch above the maximum": ("pixels", lambda array: np.repeat(array, 10, axis=0)),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_a_golden_tensor_that_does_not_fit_is_an_error(whole, tmp_path: Path, name: str) -> None:
+    graphs, tensors = whole
+    key, change = SPOILED[name]
+    path = tmp_path / "golden.npz"
+    path.write_bytes(pack(tensors | {f"{CASE}/{key}": change(tensors[f"{CASE}/{key}"])}))
+    with pytest.raises(BundleError) as caught:
+        Golden.load(path, graphs=graphs)
+    assert caught.value.exit_code == 5 and caught.value.where == str(path) and caught.value.fix
+    assert CASE in str(caught.value) and key in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["pixels", "attention_mask", "text_encoder:text_tokens", "head.match:logits"])
+def test_a_missing_golden_tensor_is_an_error(whole, tmp_path: Path, key: str) -> None:
+    graphs, tensors = whole
+    path = tmp_path / "golden.npz"
+    path.write_bytes(pack({name: array for name, array in tensors.items() if name != f"{CASE}/{key}"}))
+    with pytest.raises(BundleError) as caught:
+        Golden.load(path, graphs=graphs)
+    assert caught.value.exit_code == 5 and CASE in str(caught.value) and key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "extra", ["no slash", f"{CASE}/stranger", f"{CASE}/nobody:logits", "/pixels", "x" * 101 + "/pixels"]
+)
+def test_a_golden_tensor_of_no_graph_or_case_is_an_error(whole, tmp_path: Path, extra: str) -> None:
+    graphs, tensors = whole
+    path = tmp_path / "golden.npz"
+    path.write_bytes(pack(tensors | {extra: np.zeros(1, np.float32)}))
+    with pytest.raises(BundleError):
+        Golden.load(path, graphs=graphs)
+
+
+def test_no_golden_case_at_all_is_an_error(whole, tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(pack({}))
+    with pytest.raises(BundleError):
+        Golden.load(path, graphs=whole[0])
+
+
+def test_golden_tensors_as_exported_fit(whole, every_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(pack(whole[1]))
+    assert len(Golden.load(path, graphs=whole[0]).cases) == 9
+    bundle = Bundle.open(every_bundle)
+    golden = Golden.load(bundle.file("golden.npz"), graphs=bundle.manifest.graphs)
+    assert golden.largest() == max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size)
+
+
+@pytest.mark.parametrize("key", ["image_encoder:image_embed", "head.match:logits"])
+def test_verify_ends_with_bad_input_for_nan_in_golden_tensors(
+    tiny_bundle: Path, tmp_path: Path, run_cli, key: str
+) -> None:
+    """In a bundle whose digests fit: one that somebody made, and not one that was damaged."""
+    root = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, root)
+    tensors = unpack(root / "golden.npz")
+    tensors[f"{CASE}/{key}"] = spoil(tensors[f"{CASE}/{key}"], np.nan)
+    (root / "golden.npz").write_bytes(pack(tensors))
+    manifest = Bundle.open(tiny_bundle).manifest
+    files = dict(manifest.files) | {"golden.npz": digest(root / "golden.npz")}
+    (root / "manifest.json").write_text(replace(manifest, files=files).dumps(), encoding="utf-8")
+    done = run_cli("export", "verify", root)
+    assert done.returncode == 5 and CASE in done.stderr and key in done.stderr
+
+
+def test_parity_does_not_depend_on_the_names_of_inputs(opened) -> None:
+    """The golden tensors of one graph alone, without pixels or input_ids."""
+    bundle, golden = opened
+    spec = bundle.manifest.graph("head.match")
+    session = get_engine("ort").open(bundle.root / "graphs/head.match.fp32.onnx", spec, Precision.FP32)
+    alone = {
+        case: {name: tensors[name] for name in ("fusion:fused", "head.match:logits")}
+        for case, tensors in golden.cases.items()
+    }
+    assert compare(session, spec, Golden(alone), Precision.FP32).passed
+    assert invariance(session, spec, Golden(alone))["batch"] < FP32.scaled_error
+
+
+def test_what_cannot_be_compared_fails() -> None:
+    good, failed = np.ones((2, 3), np.float32), (float("inf"), -1.0)
+    assert difference(good + 0j, good) == failed and difference(good, good + 1j) == failed
+    assert difference(good, np.full_like(good, np.nan)) == failed
+    assert difference(good, np.full_like(good, np.inf)) == failed
+    assert difference(good[:0], good[:0]) == failed
+    assert difference(good[:, :0], good[:, :0]) == failed
+    assert difference(good.astype(object), good) == failed
+    assert difference(good.astype(str), good.astype(str)) == failed
+    # Squares of these overflow, and an infinite scale would make any error small.
+    huge = np.full((2, 3), 1e200)
+    assert difference(-huge, huge) == failed
+    assert difference(np.float32(2), np.float32(2)) == (0.0, 1.0)
+
+
+NUMBERS = st.one_of(
+    arrays(np.float64, (2, 3), elements=st.floats()),
+    arrays(np.complex64, (2, 3)),
+    arrays(np.float32, st.sampled_from([(0,), (2, 0), (), (3,)])),
+)
+
+
+@given(NUMBERS, NUMBERS)
+def test_whatever_is_compared_gives_two_numbers_and_passes_only_if_close(
+    found: np.ndarray, expected: np.ndarray
+) -> None:
+    error, cosine = difference(found, expected)
+    assert error >= 0 and -1.001 <= cosine <= 1.001
+    if error <= FP32.scaled_error:
+        assert found.shape == expected.shape and found.size
+        # Every value, not the mean: nothing that is not finite passes.
+        assert np.abs(found - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+
+
+def test_a_report_of_nothing_does_not_pass() -> None:
+    report = ParityReport("fusion", Precision.FP32, ())
+    assert not report.passed and report.summary()["checks"] == 0
+    with pytest.raises(GateFailed):
+        report.require("here", "look")

@@ -201,7 +201,7 @@ def _tokenizer(path: Path | None, rows: int, notes: list[str]) -> str:
 
 
 def _load(module: torch.nn.Module, state: Mapping[str, Tensor], root: str, path: Path) -> None:
-    expected = {f"{root}.{key}": tuple(value.shape) for key, value in module.state_dict().items()}
+    expected = {f"{root}.{key}": value for key, value in module.state_dict().items()}
     fix = "save the whole state dict of the article's class"
     check_state({f"{root}.{key}": value for key, value in state.items()}, expected, path, fix)
     module.load_state_dict(dict(state), strict=True)

@@ -1,9 +1,9 @@
-"""A new model, and a trained one as a checkpoint. Knows what a checkpoint holds; must not know how a model is trained."""
+"""A new model, and a trained one as a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import nn
 
 from simmim_export.errors import GateFailed, UsageError
 from simmim_export.models.checkpoint import Checkpoint, check_state
+from simmim_export.models.parts import require_encoder
 from simmim_export.models.presets import PRESETS, ModelConfig, preset
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import untrained
+from simmim_export.training.options import NewModel
 from simmim_export.training.pretrained import pretrained_image, pretrained_text
 from simmim_export.training.tokenizer import SPECIALS, word_tokenizer
 from simmim_export.version import __version__
@@ -26,26 +28,6 @@ from simmim_export.version import __version__
 HEADS = ("match", "vqa")
 SAMPLES = 256
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate")
-
-
-@dataclass(frozen=True)
-class NewModel:
-    """What to change of a preset: None leaves it.
-
-    ``image_encoder`` names a trunk and ``image_weights`` its weights, a file or torchvision's name for them;
-    ``text_encoder`` is a folder in Hugging Face's layout, or a name on its hub, whose weights, configuration and tokenizer
-    are taken; ``frames`` is the most that a clip may have; ``image_size`` is in pixels, ``max_length`` in tokens.
-    """
-
-    preset: str = "tiny"
-    fusion: str | None = None
-    interaction: str | None = None
-    frames: int | None = None
-    image_encoder: str | None = None
-    image_weights: str | None = None
-    text_encoder: str | None = None
-    image_size: int | None = None
-    max_length: int | None = None
 
 
 def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Checkpoint:
@@ -86,8 +68,7 @@ def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Che
 
 def _load(encoder: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
     """Put pretrained weights in, all of them or none: :class:`CheckpointError` names what does not fit."""
-    expected = {key: tuple(value.shape) for key, value in encoder.state_dict().items()}
-    check_state(state, expected, where, fix="give weights of the encoder that was chosen")
+    check_state(state, encoder.state_dict(), where, fix="give weights of the encoder that was chosen")
     encoder.load_state_dict(dict(state), strict=True)
 
 
@@ -147,9 +128,8 @@ def freeze(model: SimMIM, encoder: str) -> None:
 
     Cheaper a step, and what the encoder learned from far more data is kept (Zhai et al., 2022, "LiT").
     """
+    require_encoder(encoder)
     bodies: dict[str, nn.Module] = {"image": model.image_encoder.trunk, "text": model.text_encoder.encoder}
-    if encoder not in bodies:
-        raise UsageError(f"there is no encoder {encoder!r} to freeze", fix=f"choose {' or '.join(bodies)}")
     bodies[encoder].requires_grad_(False)
 
 

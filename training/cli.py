@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from simmim_export.console import new_app, print_json, progress_bar, run_app
+from simmim_export.console import new_app, print_json, progress_bar, run_app, say
 from simmim_export.metrics import print_metrics
+from simmim_export.training.interrupt import resumable
 
 app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
 
@@ -22,10 +23,13 @@ Data = Annotated[
     str,
     typer.Option(
         "--data",
-        help="shapes, clips, digits; or on disk vqav2, coco, karpathy, clevr, snli_ve, image_folder, frames, webdataset.",
+        help="shapes, clips, digits; or on disk table (CSV or JSON lines), vqav2, coco, karpathy, clevr, snli_ve, "
+        "image_folder, frames, webdataset.",
     ),
 ]
-Root = Annotated[Path | None, typer.Option("--data-root", help="Folder of a data set on disk, in its public layout.")]
+Root = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder of a data set on disk, laid out as in docs/training.md.")
+]
 Examples = Annotated[
     int | None, typer.Option("--examples", min=1, help="Train on so many images only, for training with few labels.")
 ]
@@ -103,12 +107,14 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write an untrained checkpoint, for a start or for a benchmark."""
-    from simmim_export.training import run
-    from simmim_export.training.assemble import NewModel
+    from simmim_export.training import options
 
     encoders = (image_encoder, image_weights, text_encoder)
-    new = NewModel(preset, fusion, interaction, frames, *encoders, image_size, max_length)
-    report(run.init(output, new, seed, overwrite), as_json)
+    new = options.NewModel(preset, fusion, interaction, frames, *encoders, image_size, max_length)
+    options.check_init(output, new, overwrite)
+    from simmim_export.training import run
+
+    report(run.init(output, new, seed), as_json)
 
 
 @app.command("import")
@@ -132,15 +138,18 @@ def import_state(
     as_json: AsJson = False,
 ) -> None:
     """Make a checkpoint of a state dict with visual_encoder, text_encoder and projector, and say what became of each."""
+    from simmim_export.training import options
+
+    options.check_import(state, output, overwrite)
     from simmim_export.training import run
 
-    notes = run.import_state(state, output, tokenizer, text_heads, max_length, image_size, overwrite)
+    notes = run.import_state(state, output, tokenizer, text_heads, max_length, image_size)
     if as_json:
         print_json({"checkpoint": str(output), "notes": notes})
         return
     for note in notes:
-        print(note)
-    print(f"wrote {output}")
+        say(note)
+    say(f"wrote {output}")
 
 
 @app.command()
@@ -179,10 +188,9 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Pretrain on images and captions, by a weighted mixture of objectives."""
-    from simmim_export.training import run
-    from simmim_export.training.loop import Recipe
+    from simmim_export.training import options
 
-    recipe = Recipe(
+    recipe = options.Recipe(
         steps,
         minutes,
         optimizer,
@@ -192,11 +200,14 @@ def pretrain(
         seed=seed,
         save_every=save_every,
     )
-    with progress_bar("pretrain") as watch:
-        choice = run.DataChoice(data, data_root, split, examples)
+    with resumable(resume), progress_bar("pretrain") as watch:
+        choice = options.DataChoice(data, data_root, split, examples)
         kept = (image_size, freeze, max_length)
-        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, *kept)
+        job = options.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, *kept)
         weights = {"itc": itc, "itm": itm, "mlm": mlm, "tags": tags, "mim": mim}
+        options.check_pretrain(job, start, preset, weights)
+        from simmim_export.training import run
+
         checkpoint = run.pretrain(job, start, preset, weights)
     report(checkpoint, as_json)
 
@@ -243,11 +254,9 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune on a task; a head that the checkpoint lacks is added to it."""
-    from simmim_export.training import run
-    from simmim_export.training.loop import Recipe
-    from simmim_export.training.tasks import Plan
+    from simmim_export.training import options
 
-    recipe = Recipe(
+    recipe = options.Recipe(
         steps,
         minutes,
         optimizer,
@@ -257,22 +266,33 @@ def finetune(
         seed=seed,
         save_every=save_every,
     )
-    with progress_bar("finetune") as watch:
-        choice = run.DataChoice(data, data_root, split, examples, questions)
+    with resumable(resume), progress_bar("finetune") as watch:
+        choice = options.DataChoice(data, data_root, split, examples, questions)
         kept = (image_size, freeze, max_length)
-        job = run.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, *kept)
-        checkpoint = run.finetune(job, task, start, preset, Plan(rehearse, curriculum))
+        job = options.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, *kept)
+        options.check_finetune(job, task, start, preset, rehearse)
+        from simmim_export.training import run
+
+        checkpoint = run.finetune(job, task, start, preset, options.Plan(rehearse, curriculum))
     report(checkpoint, as_json)
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint to evaluate.")],
-    data: Data = "shapes",
-    data_root: Root = None,
-    split: Split = "iid",
+    data: Annotated[
+        str | None, typer.Option("--data", help="As in pretrain; default: the data that the checkpoint was trained on.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Folder of a data set on disk; default: the one of training.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="CoGenT split of shapes: iid, A or B; default: the one of training.")
+    ] = None,
     stream: Annotated[str, typer.Option("--stream", help="Held-out stream of the data set.")] = "test",
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of the data; default: the one of training.")
+    ] = None,
     eval_scenes: Scenes = 1024,
     pointing: Annotated[
         bool,
@@ -281,11 +301,16 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint on held-out scenes, with its blind controls."""
+    from simmim_export.training import options
+    from simmim_export.training.recall import DataRequest
+
+    options.check_evaluate(checkpoint, stream, eval_scenes)
+    request = DataRequest(data, data_root, split, seed)
+    request.check(stream)
     from simmim_export.training import run
 
     with progress_bar("evaluate") as watch:
-        choice = run.DataChoice(data, data_root, split)
-        metrics = run.evaluate(checkpoint, choice, stream, seed, eval_scenes, pointing, watch)
+        metrics = run.evaluate(checkpoint, request, stream, eval_scenes, pointing, watch)
     show(metrics, as_json)
 
 
@@ -308,7 +333,7 @@ def draw(
     if as_json:
         print_json(records)
     else:
-        print(f"wrote {len(records)} pictures, {', '.join(beside)} to {output}")
+        say(f"wrote {len(records)} pictures, {', '.join(beside)} to {output}")
 
 
 def report(path_and_metrics: tuple[Path, dict[str, Any]], as_json: bool) -> None:
@@ -320,7 +345,7 @@ def report(path_and_metrics: tuple[Path, dict[str, Any]], as_json: bool) -> None
         return
     show(metrics | {"checkpoint": str(path)} if as_json else metrics, as_json)
     if not as_json:
-        print(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def show(metrics: dict[str, Any], as_json: bool) -> None:

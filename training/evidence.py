@@ -1,6 +1,6 @@
 """What a checkpoint takes along to be judged by on a device: held-out examples of every task that it was trained for.
 
-Knows data sets; must not know models. The stream is `val`, which neither training nor a checkpoint's own figures use. Where
+The stream is `val`, which neither training nor a checkpoint's own figures use. Where
 a data set has no third split it is the figures' own, from its other end: figures on half a public split could be compared
 with nobody's, while a device is only ever compared with PyTorch on the same images, whichever they are.
 """
@@ -55,7 +55,8 @@ def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -
         captions = tuple(tuple(row[:each]) for row in found.captions)
         name = keep("captioned", found.pixels)
         tasks[RETRIEVAL] = Task(name, captions, np.zeros((len(captions), each), np.int64))
-        tasks["match"] = matching(captions, name)
+        pairs = matching(found.captions, name)
+        tasks |= {} if pairs is None else {"match": pairs}
     for head in ("vqa", "video_qa"):
         if head in trained and head in data.labels and part("questions")[1]:
             found = held_out.batch(*part("questions"), ONCE)

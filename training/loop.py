@@ -1,6 +1,6 @@
 """One training loop for every task: step, schedule, report, save, resume.
 
-Knows optimisation and time. Must not know what is trained: a task gives batches by number and turns one into a loss.
+A task gives batches by number and turns one into a loss; nothing here depends on what is trained.
 Devices, processes, mixed precision and accumulation are Accelerate's.
 """
 
@@ -9,21 +9,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from simmim_export.errors import DataError, EngineUnavailable, GateFailed, UsageError
 from simmim_export.files import replacing
+from simmim_export.system.telemetry import without_telemetry
+from simmim_export.training.interrupt import Stopped, deferred
 from simmim_export.training.muon import Muon
+from simmim_export.training.options import Recipe, require_state
 from simmim_export.training.processes import agreed, count, every, on_cpu, rank, state
 
-OPTIMIZERS = ("muon", "adamw")
-MIXED = ("no", "bf16", "fp16")
+with without_telemetry("accelerate"):
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+# Seconds of training between saves of the trainer's state, however few steps that is: what a power cut may cost.
+SAVE_SECONDS = 180.0
 # Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix, so that rare directions move as fast as common ones.
 # A narrow model that must learn to look things up by attention got there in half the steps. With the update scaled to the
 # size of AdamW's (Liu et al., 2025, "Muon is scalable"), 5 times AdamW's rate fine-tuned best of 5 and 10; 20 was worse
@@ -45,54 +50,6 @@ class Stage(Protocol):
     def __call__(self, batch: Any) -> Tensor:
         """The loss of a batch."""
         ...
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to optimise. Either ``steps`` or ``minutes`` of wall-clock time; the learning rate follows the share done.
-
-    With ``minutes`` a slow machine takes fewer steps and still ends with a learning rate of zero; only ``steps`` gives
-    the same weights twice. ``optimizer``: ``adamw``, or ``muon`` for the hidden layers' matrices with AdamW for the rest;
-    ``lr`` is AdamW's, Muon's is :data:`MUON_RATIO` times as high.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    optimizer: str = "muon"
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    clip: float = 1.0
-    accumulate: int = 1
-    mixed_precision: str = "no"
-    seed: int = 0
-    save_every: int = 500
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise UsageError("give --steps or --minutes, and not both", fix="add --minutes 3")
-        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and not positive(self.minutes)):
-            raise UsageError("--steps and --minutes must be above zero, and finite", fix="add --minutes 3")
-        if not positive(self.lr):
-            raise UsageError(f"--lr must be above zero, and finite: it is {self.lr}", fix="give --lr 1e-3")
-        # What torch.manual_seed takes, with room for one seed a process.
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed must be 0 or more, and below 2**63: it is {self.seed}", fix="give --seed 0")
-        if self.optimizer not in OPTIMIZERS:
-            raise UsageError(f"unknown optimizer {self.optimizer!r}", fix=f"choose {' or '.join(OPTIMIZERS)}")
-        if self.mixed_precision not in MIXED:
-            raise UsageError(
-                f"unknown mixed precision {self.mixed_precision!r}", fix=f"choose one of {', '.join(MIXED)}"
-            )
-
-    def lr_scale(self, done: float) -> float:
-        """Share of ``lr`` when the share ``done`` in [0, 1] of training is over: linear warm-up, then a cosine to 0."""
-        return min(1.0, (done + 1e-3) / self.warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def positive(value: float) -> bool:
-    """Whether ``value`` is above zero and finite; NaN is neither."""
-    return math.isfinite(value) and value > 0
 
 
 @dataclass
@@ -125,11 +82,14 @@ def train(
 ) -> Progress:
     """Train ``stage`` in place and return where it ended; ``watch(progress, done)`` is called after every step.
 
-    The trainer's state is saved beside the output every ``save_every`` steps and at the end, and removed by the caller
-    when the checkpoint is written; with ``resume`` training goes on from it exactly, and where it was over nothing is
-    trained. ``batches`` names all beside the recipe that decides what is in a batch, as plain values. Raises
-    :class:`UsageError` for a state that is missing or belongs to another recipe or other batches,
-    :class:`EngineUnavailable` for FP16 on a CPU, and :class:`GateFailed` when the loss is NaN or infinite.
+    The trainer's state is saved beside the output every ``save_every`` steps, every :data:`SAVE_SECONDS` and at the end,
+    and removed by the caller when the checkpoint is written; with ``resume`` training goes on from it exactly, and where it
+    was over nothing is trained. ``batches`` names all beside the recipe that decides what is in a batch, as plain values.
+
+    A signal that asks any of the processes to stop (see :mod:`simmim_export.training.interrupt`) ends training in all of
+    them after the step, with the state saved, by :class:`Stopped`. Raises :class:`UsageError` for a state that is missing or
+    belongs to another recipe or other batches, :class:`EngineUnavailable` for FP16 on a CPU, and :class:`GateFailed` when
+    the loss is NaN or infinite.
     """
     if recipe.mixed_precision == "fp16" and state().device.type == "cpu":
         # Accelerate would train in FP32 and say nothing.
@@ -149,9 +109,14 @@ def train(
     progress = Progress()
     if resume:
         progress = load_state(state_path, stage, optimizers, recipe, batches, accelerator.scaler)
+    saved = replace(progress)
     set_training(prepared)
-    while progress.done(recipe) < 1:
-        started = time.perf_counter()
+
+    def save() -> Progress:
+        save_state(state_path, stage, optimizers, recipe, progress, batches, accelerator.scaler)
+        return replace(progress)
+
+    def step() -> None:
         scale = recipe.lr_scale(progress.done(recipe))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * scale
@@ -172,12 +137,26 @@ def train(
         progress.step += 1
         progress.samples += seen * accelerator.num_processes
         progress.loss = loss if math.isnan(progress.loss) else 0.95 * progress.loss + 0.05 * loss
-        progress.seconds = agreed(progress.seconds + time.perf_counter() - started)
-        if progress.step % recipe.save_every == 0:
-            save_state(state_path, stage, optimizers, recipe, progress, batches, accelerator.scaler)
-        watch(progress, progress.done(recipe))
-    if progress.step % recipe.save_every:
-        save_state(state_path, stage, optimizers, recipe, progress, batches, accelerator.scaler)
+
+    try:
+        with deferred() as request:
+            while progress.done(recipe) < 1:
+                started = time.perf_counter()
+                step()
+                seconds = progress.seconds + time.perf_counter() - started
+                progress.seconds, stop = agreed(seconds, request.number)
+                late = progress.seconds - saved.seconds >= SAVE_SECONDS
+                if late or stop or progress.step % recipe.save_every == 0 or progress.done(recipe) == 1:
+                    saved = save()
+                watch(progress, progress.done(recipe))
+                if stop:
+                    raise Stopped(stop)
+            # A signal that came after the last decision.
+            if stop := agreed(0.0, request.number)[1]:
+                raise Stopped(stop)
+    except Stopped as stopped:
+        stopped.kept = state_path if saved.step else None
+        raise
     accelerator.wait_for_everyone()
     return progress
 
@@ -294,8 +273,7 @@ def load_state(
     scaler: Any = None,
 ) -> Progress:
     """Put back what :func:`save_state` wrote; raise :class:`UsageError` or :class:`DataError` if it does not belong."""
-    if not path.is_file():
-        raise UsageError("there is no trainer state to resume", where=path, fix="leave out --resume to start anew")
+    require_state(path)
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         # States from before there was a description of the batches have none, and fit none.

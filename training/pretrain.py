@@ -7,7 +7,6 @@ know optimisation. Shapes: b images, n image tokens, s text tokens, k captions a
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from simmim_export.training.objectives import (
     similarities,
     tag_loss,
 )
+from simmim_export.training.options import COMPARING, objective_weights, require_pairs
 from simmim_export.training.processes import gather, mean_of_all
 from simmim_export.training.source import Source
 from simmim_export.training.tokenizer import encode
@@ -54,8 +54,6 @@ class Seen(NamedTuple):
 class Objective(nn.Module):
     """One way to learn from images and captions."""
 
-    compares_captions = False
-
     def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source) -> None:
         super().__init__()
 
@@ -77,8 +75,6 @@ def alike(images: Tensor, captions: Tensor) -> Tensor:
 class Itc(Objective):
     """Contrast: an image is closer to its own caption than to the others', and the other way round."""
 
-    compares_captions = True
-
     def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
         """Symmetric InfoNCE over the batches of all processes; see :func:`alike` for what is a positive."""
         assert seen.text_embed is not None
@@ -89,8 +85,6 @@ class Itc(Objective):
 
 class Itm(Objective):
     """Match: does this caption belong to this image? Against the others that the towers find most alike."""
-
-    compares_captions = True
 
     def loss(self, model: SimMIM, batch: Batch, seen: Seen) -> Tensor:
         """Cross-entropy of b pairs that match and 2 b that do not, these drawn from the batch of this process."""
@@ -247,19 +241,11 @@ class Pretrain(nn.Module):
     def __init__(self, model: SimMIM, tokenizer: Tokenizer, source: Source, weights: Mapping[str, float]) -> None:
         """Raise :class:`UsageError` for a batch of 1 where captions are compared, no or an unknown objective, a bad weight."""
         super().__init__()
-        unknown = sorted(set(weights) - set(OBJECTIVES))
-        if unknown:
-            raise UsageError(f"unknown objective {unknown[0]!r}", fix=f"choose from {', '.join(OBJECTIVES)}")
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()):
-            raise UsageError("an objective's weight must be 0 or more, and finite", fix="give 0 to leave it out")
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
-        if not self.weights:
-            raise UsageError("pretraining needs an objective", fix=f"give one of {', '.join(OBJECTIVES)} a weight")
+        self.weights = objective_weights(weights)
+        require_pairs(self.weights, source.images)
         self.model, self.tokenizer, self.source = model, tokenizer, source
         self.objectives = nn.ModuleDict({name: OBJECTIVES[name](model, tokenizer, source) for name in self.weights})
-        self.compares = any(OBJECTIVES[name].compares_captions for name in self.weights)
-        if self.compares and source.images < 2:
-            raise UsageError("itc and itm need 2 images or more in a batch", fix="raise --batch-size")
+        self.compares = bool(COMPARING & set(self.weights))
         limit = source.data.limit("captions") if self.compares else None
         if limit is not None and limit < 2:
             what = f"itc and itm need 2 images or more, and there is {limit} with captions"

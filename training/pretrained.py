@@ -18,6 +18,9 @@ from torchvision.models import get_model_weights
 from simmim_export.errors import CheckpointError, InputError, UsageError
 from simmim_export.models.checkpoint import check_tokenizer, read_tensors
 from simmim_export.models.encoders import text_positions
+from simmim_export.system.telemetry import without_telemetry
+from simmim_export.training.options import weights_file
+from simmim_export.training.text_folder import FILES, check_text_config, check_text_folder, is_local
 
 
 class PretrainedText(NamedTuple):
@@ -37,8 +40,8 @@ def pretrained_image(trunk: str, weights: str) -> dict[str, Tensor]:
     IMAGENET1K_V1), which is downloaded unless torch has it cached. Raise :class:`UsageError` for an unknown name,
     :class:`InputError` for a download that fails, :class:`CheckpointError` for a file that is no state dict.
     """
-    path = Path(weights)
-    if path.exists() or path.suffix:
+    path = weights_file(weights)
+    if path is not None:
         state = read_tensors(path)
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise InputError("not a state dict (names to tensors)", where=path, fix="give a torchvision ResNet's")
@@ -66,24 +69,24 @@ def _download_image(trunk: str, weights: str) -> dict[str, Tensor]:
 def pretrained_text(source: str) -> PretrainedText:
     """The encoder in a folder of Hugging Face's layout, or of that name on the hub (or in its cache).
 
-    Raise :class:`InputError` for a folder that does not load and a hub that cannot be reached, and :class:`CheckpointError`
-    for weights that are not those of the configuration, or not all of them, and a tokenizer that is none or not the encoder's.
+    Raise :class:`InputError` for a folder that does not load or holds something else, and a hub that cannot be reached, and
+    :class:`CheckpointError` for weights that are not those of the configuration, or not all of them, and a tokenizer that is
+    none or not the encoder's.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-    from transformers.utils import logging
+    with without_telemetry("transformers"):
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
     folder = Path(source)
-    local = folder.exists() or source.startswith((".", "/", "~"))
-    fix = "give a local folder with config.json, model.safetensors and tokenizer.json"
+    local = is_local(source)
     if local:
-        for name in ("config.json", "tokenizer.json"):
-            if not (folder / name).is_file():
-                raise InputError(f"the text encoder's folder has no {name}", where=folder, fix=fix)
+        check_text_folder(folder)
     logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = AutoConfig.from_pretrained(source, local_files_only=local)
+            check_text_config(config.to_dict(), source)
             # What does not fit is named below: transformers' own message says that it is in a report, which is not shown.
             told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
             model, found = AutoModel.from_pretrained(source, local_files_only=local, config=config, **told)
@@ -91,13 +94,15 @@ def pretrained_text(source: str) -> PretrainedText:
                 tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
             else:
                 tokenizer = AutoTokenizer.from_pretrained(source).backend_tokenizer.to_str()
+    except InputError:
+        raise
     # Whatever transformers raises over a damaged file, it means the same to the user.
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if local:
-            raise InputError(f"the text encoder does not load: {first}", where=folder, fix=fix) from error
+            raise InputError(f"the text encoder does not load: {first}", where=folder, fix=FILES) from error
         what = f"the text encoder {source!r} is no folder, and cannot be had from the hub: {first}"
-        raise InputError(what, fix=fix) from error
+        raise InputError(what, fix=FILES) from error
     finally:
         logging.set_verbosity_warning()
     _check_weights(found, source)

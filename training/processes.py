@@ -1,4 +1,4 @@
-"""One loss over the batches of all processes. Knows torch.distributed and Accelerate's state; must not know losses.
+"""What the processes of one training run share: one loss over the batches of all, one clock, one decision to stop.
 
 DistributedDataParallel averages gradients over W processes. So that this average is the gradient of the loss of the whole
 batch, every process computes that whole loss from gathered embeddings (:func:`gather`), or its own sum over the mean count
@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch import Tensor
 
 from simmim_export.errors import UsageError
+from simmim_export.system.telemetry import without_telemetry
+
+with without_telemetry("accelerate"):
+    from accelerate import PartialState
 
 
 def on_cpu() -> bool:
@@ -98,14 +101,18 @@ class _Gather(torch.autograd.Function):
         return grad.chunk(count())[rank()]
 
 
-def agreed(value: float) -> float:
-    """``value`` of the first process, in all of them: clocks differ, and all must stop at the same step."""
+def agreed(value: float, stop: int = 0) -> tuple[float, int]:
+    """``value`` (0 or more) of the first process, and the largest ``stop`` of any, in all of them.
+
+    Clocks differ, and a signal may reach one process alone, but all must stop at the same step.
+    """
     if count() == 1:
-        return value
+        return value, stop
     # On the device that processes talk through: between GPUs NCCL takes no tensor of the CPU.
-    shared = torch.tensor(value, dtype=torch.float64, device=state().device)
-    dist.broadcast(shared, 0)
-    return shared.item()
+    own = (value if rank() == 0 else 0.0, float(stop))
+    shared = torch.tensor(own, dtype=torch.float64, device=state().device)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return shared[0].item(), int(shared[1])
 
 
 def mean_of_all(total: Tensor, number: int) -> Tensor:

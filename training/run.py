@@ -1,10 +1,13 @@
-"""The commands as functions: load, train, evaluate, write. Knows the order of the steps; must not know how any is done."""
+"""The training commands as functions: load, train, evaluate, write.
+
+What can be checked without PyTorch was checked before, by :mod:`simmim_export.training.options`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from simmim_export.console import say
 from simmim_export.errors import CheckpointError, DataError, SimmimError, UsageError
 from simmim_export.files import digest
 from simmim_export.models.checkpoint import Checkpoint, build, load, save
@@ -20,7 +24,6 @@ from simmim_export.models.presets import preset as find_preset
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.article import import_article
 from simmim_export.training.assemble import (
-    NewModel,
     as_checkpoint,
     check_batch,
     check_finite,
@@ -30,78 +33,39 @@ from simmim_export.training.assemble import (
     samples,
     with_head,
 )
-from simmim_export.training.data import dataset
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.evidence import IMAGES as EVIDENCE
 from simmim_export.training.evidence import gather_evidence
-from simmim_export.training.loop import Progress, Recipe, train
-from simmim_export.training.output import check_output
+from simmim_export.training.interrupt import Stopped, deferred
+from simmim_export.training.loop import Progress, train
+from simmim_export.training.options import (
+    TASKS,
+    Job,
+    NewModel,
+    Plan,
+    Watch,
+    rehearses,
+    require_captions,
+    require_head,
+    require_task,
+)
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.processes import leave, state
+from simmim_export.training.recall import DataRequest
 from simmim_export.training.source import Source
-from simmim_export.training.tasks import TASKS, Plan
+from simmim_export.training.tasks import STAGES
 from simmim_export.training.tokenizer import check_lengths, read_tokenizer
 
-Watch = Callable[[str, int, int], None]
 Result = tuple[Path, dict[str, Any]]
 # The most frames of a clip, in a model that gets its video encoder from its first video task.
 FRAMES = 8
-# What the figures of a task are measured on, as :meth:`Data.limit` calls it.
-MEASURED_ON = {"match": "captions", "retrieval": "captions", "vqa": "questions", "video_qa": "questions"}
-MEASURED_ON |= {"text_class": "statements", "image_class": "classes", "video_class": "classes"}
 
 
-@dataclass(frozen=True)
-class DataChoice:
-    """Which data: its name, its folder if it is on disk, the CoGenT split of shapes, how many examples of it, and how many
-    questions an image has in a batch (None: as many as is usual for it)."""
-
-    name: str = "shapes"
-    root: Path | None = None
-    split: str = "iid"
-    examples: int | None = None
-    questions: int | None = None
-
-    def open(self, seed: int, stream: str, size: int) -> Data:
-        """One stream, for images of ``size`` pixels."""
-        examples = self.examples if stream == "train" else None
-        return dataset(
-            self.name, seed, stream, self.split, size, root=self.root, examples=examples, questions=self.questions
-        )
-
-
-@dataclass(frozen=True)
-class Job:
-    """What pretraining and fine-tuning share: where to write, what to read, how to optimise, who watches.
-
-    ``image_size`` and ``max_length``: train (and leave) the model at so many pixels and with texts of up to so many tokens,
-    None as it is. ``frozen``: the encoder, ``image`` or ``text``, whose pretrained body stays as it is.
-    """
-
-    output: Path
-    data: DataChoice
-    images: int
-    recipe: Recipe
-    resume: bool
-    overwrite: bool
-    eval_scenes: int
-    watch: Watch
-    image_size: int | None = None
-    frozen: str | None = None
-    max_length: int | None = None
-
-    @property
-    def state_path(self) -> Path:
-        """Where the trainer's state is kept while training lasts."""
-        return self.output.with_name(f"{self.output.name}.trainer")
-
-
-def init(output: Path, new: NewModel, seed: int, overwrite: bool) -> Result:
+def init(output: Path, new: NewModel, seed: int) -> Result:
     """Write an untrained checkpoint."""
-    check_output(output, overwrite)
     checkpoint = new_checkpoint(new, seed=seed)
     save(checkpoint, output)
     return output, checkpoint.metrics
@@ -114,10 +78,8 @@ def import_state(
     text_heads: int | None,
     max_length: int | None,
     image_size: int,
-    overwrite: bool,
 ) -> list[str]:
     """Write the checkpoint of an article's state dict; return what became of its parts."""
-    check_output(output, overwrite)
     checkpoint, notes = import_article(
         path, tokenizer=tokenizer, text_heads=text_heads, max_length=max_length, image_size=image_size
     )
@@ -127,11 +89,9 @@ def import_state(
 
 def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[str, float]) -> Result:
     """Train a new model, or that of ``start``, on images and captions by the objectives with a weight above 0."""
-    check_output(job.output, job.overwrite)
     started, parent = _start(job, start, preset)
     source = _source(job, started)
-    if "match" not in source.data.labels:
-        raise UsageError(f"the data set {job.data.name} has no captions", fix="choose --data shapes")
+    require_captions(source.data)
     if weights.get("itm"):
         started = with_head(started, "match", source.data.labels["match"], 0, job.recipe.seed)
     model, tokenizer = _build(job, started, start)
@@ -150,30 +110,22 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
 
 def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: Plan) -> Result:
     """Train ``task`` from a checkpoint, or from nothing; a head that the checkpoint lacks is added to it."""
-    check_output(job.output, job.overwrite)
-    if task not in TASKS:
-        raise UsageError(f"unknown task {task!r}", fix=f"choose one of {', '.join(TASKS)}")
+    require_task(task)
     row = TASKS[task]
     started, parent = _start(job, start, preset)
     source = _source(job, started)
+    require_head(source.data, task)
     labels = source.data.labels
-    if row.head not in labels:
-        others = sorted(name for name, t in TASKS.items() if t.head in labels)
-        fix = f"choose --task {' or '.join(others)}" if others else "give data with questions, captions or classes"
-        raise UsageError(f"the data set {job.data.name} has nothing for the task {task}", fix=fix)
     started = with_head(started, row.head, labels[row.head], FRAMES if row.video else 0, job.recipe.seed)
-    if plan.rehearse and MEASURED_ON[task] == "questions" and "match" in labels:
-        if job.images < 2:
-            what = "rehearsal compares captions, and needs 2 images or more in a batch"
-            raise UsageError(what, fix="raise --batch-size, or add --rehearse 0")
+    if rehearses(source.data, task, plan.rehearse):
         started = with_head(started, "match", labels["match"], 0, job.recipe.seed)
     model, tokenizer = _build(job, started, start)
     check_batch(model, job.images * (FRAMES if row.video else 1))
-    stage = row.stage(row.head, model, tokenizer, source, plan)
+    stage = STAGES[task](row.head, model, tokenizer, source, plan)
     rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
     tasks, extra = (task, *rehearsed), {"stage": "finetune", "task": task, **asdict(plan)}
     held_out = _held_out(job, source.data, started, tasks)
-    _check_texts(job, model, tokenizer, {MEASURED_ON[name] for name in tasks}, (source.data, held_out))
+    _check_texts(job, model, tokenizer, {_measured_on(name) for name in tasks}, (source.data, held_out))
     progress = _train(job, model, stage, _batches(job, source, parent, **extra))
     with _kept(job):
         metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
@@ -181,19 +133,14 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
 
 
 def evaluate(
-    path: Path, data: DataChoice, stream: str, seed: int, scenes: int, pointing: bool, watch: Watch
+    path: Path, request: DataRequest, stream: str, scenes: int, pointing: bool, watch: Watch
 ) -> dict[str, Any]:
-    """Measure every trained head of a checkpoint that ``data`` can measure, on ``scenes`` scenes of ``stream``; with
+    """Measure every trained head of a checkpoint that the data can measure, on ``scenes`` scenes of ``stream``; with
     ``pointing`` also whether the model looks at the thing it is asked about."""
-    if stream.startswith("train"):
-        raise UsageError(f"--stream {stream} is what the model learned from", fix="choose test")
-    if stream == "samples":
-        raise UsageError(
-            "--stream samples is for calibration, and on disk it is what the model learned from", fix="choose test"
-        )
-    if scenes == 0:
-        raise UsageError("--eval-scenes 0 measures nothing", fix="give 1 or more")
     checkpoint = load(path)
+    data, seed = request.resolve(checkpoint.provenance, path)
+    place = "" if data.root is None else f" in {data.root}"
+    say(f"evaluating on {stream} of {data.name}{place}, seed {seed}", error=True)
     model, tokenizer = build(checkpoint, path), read_tokenizer(checkpoint.tokenizer)
     held_out = data.open(seed, stream, model.config.image_size)
     held_out.open()
@@ -216,9 +163,6 @@ def evaluate(
 
 def _start(job: Job, start: Path | None, preset: str | None) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint to start from, and what to record of it."""
-    if start is None and job.frozen is not None:
-        what = f"--freeze {job.frozen} would keep an encoder that has learned nothing"
-        raise UsageError(what, fix="give a checkpoint to start from with --from")
     if start is None:
         new = NewModel(preset or "tiny", image_size=job.image_size, max_length=job.max_length)
         size = job.image_size or find_preset(new.preset).image_size
@@ -268,15 +212,25 @@ def _batches(job: Job, source: Source, parent: Mapping[str, Any], **more: Any) -
 def _train(job: Job, model: SimMIM, stage: nn.Module, batches: Mapping[str, Any]) -> Progress:
     """Train ``stage``, and with it ``model``. Raise as :func:`train`, and :func:`check_finite`."""
 
+    steps, minutes = job.recipe.steps, job.recipe.minutes
+
     def watch(progress: Progress, done: float) -> None:
-        rate = progress.samples / max(progress.seconds, 1e-9)
-        left = progress.seconds * (1 - done) / max(done, 1e-9)
         if not state().is_main_process:
             return
-        step = f"step {progress.step}, loss {progress.loss:.3f}, {rate:.0f} samples/s, {left:.0f} s left"
-        job.watch(step, round(1000 * done), 1000)
+        rate = progress.samples / max(progress.seconds, 1e-9)
+        left = round(progress.seconds * (1 - done) / max(done, 1e-9))
+        speed = f"loss {progress.loss:.3f}, {rate:.0f} samples/s, {left // 60}:{left % 60:02d} left"
+        if steps is not None:
+            job.watch(f"step {progress.step} of {steps}, {speed}", progress.step, steps)
+        elif minutes is not None:
+            now = f"minute {min(progress.seconds / 60, minutes):.1f} of {minutes:g}, step {progress.step}"
+            job.watch(f"{now}, {speed}", round(min(progress.seconds, 60 * minutes)), max(1, round(60 * minutes)))
 
-    progress = train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch, batches=batches)
+    try:
+        progress = train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch, batches=batches)
+    except Stopped:
+        leave()
+        raise
     # What follows, figures and the file, is the first process's alone.
     leave()
     check_finite(model, f"lower --lr (it was {job.recipe.lr}) and start again")
@@ -285,9 +239,12 @@ def _train(job: Job, model: SimMIM, stage: nn.Module, batches: Mapping[str, Any]
 
 @contextmanager
 def _kept(job: Job) -> Iterator[None]:
-    """Whatever a user can mend after training says that the training need not be repeated."""
+    """For what follows training: an error that a user can mend, and a signal, say that training need not be repeated."""
     try:
         yield
+    except Stopped as stopped:
+        stopped.kept = job.state_path
+        raise
     except SimmimError as error:
         again = f"repeat the command with --resume: what was trained is kept in {job.state_path}"
         error.fix = again if error.fix is None else f"{error.fix}; then {again}"
@@ -297,6 +254,11 @@ def _kept(job: Job) -> Iterator[None]:
 def _head(task: str) -> str:
     """The head that ``task`` trains; a metric that is no task's is called like its head."""
     return TASKS[task].head if task in TASKS else task
+
+
+def _measured_on(task: str) -> str:
+    """What the figures of ``task`` are measured on, as :meth:`Data.limit` calls it; a metric that is no task's is of captions."""
+    return TASKS[task].measured_on if task in TASKS else "captions"
 
 
 def _judged(metrics: Mapping[str, Any], data: Data, labels: Mapping[str, Sequence[str]]) -> set[str]:
@@ -347,8 +309,8 @@ def _measure(
     task: str, model: SimMIM, tokenizer: Tokenizer, held_out: Data, scenes: int, watch: Watch
 ) -> dict[str, Any]:
     """The figures of ``task``, or why there are none: a split may lack what they are measured on."""
-    kind = MEASURED_ON.get(task)
-    if kind is not None and held_out.limit(kind) == 0:
+    kind = _measured_on(task)
+    if held_out.limit(kind) == 0:
         return {"not_measured": f"{held_out.stream} of {held_out.name} has no {kind}"}
     return EVALUATORS[task](_head(task), model, tokenizer, held_out, scenes, watch)
 
@@ -388,8 +350,11 @@ def _write(
     if state().is_main_process:
         found = samples(data, started.samples["texts"])
         written = as_checkpoint(model, started.tokenizer, started.labels, found, metrics, provenance)
-        save(replace(written, evidence=_evidence(job, data, metrics, written.labels)), job.output)
-        job.state_path.unlink(missing_ok=True)
+        whole = replace(written, evidence=_evidence(job, data, metrics, written.labels))
+        # A signal that comes now is too late to stop anything: half of a checkpoint would be worth less than all of it.
+        with deferred():
+            save(whole, job.output)
+            job.state_path.unlink(missing_ok=True)
     return job.output, metrics
 
 

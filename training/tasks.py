@@ -1,13 +1,13 @@
 """What is fine-tuned: a task turns a numbered batch into a loss. Knows a model and its data; must not know optimisation.
 
-Each is a stage for :func:`simmim_export.training.loop.train`, and a row of :data:`TASKS`. Shapes: b images or clips, q
+Each is a stage for :func:`simmim_export.training.loop.train`, and an entry of :data:`STAGES`. Shapes: b images or clips, q
 questions an image, c classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from simmim_export.errors import DataError
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.data.base import Want
 from simmim_export.training.objectives import answer_loss, soft_answer_loss
+from simmim_export.training.options import Plan
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.processes import gather
 from simmim_export.training.source import Source
@@ -32,15 +33,6 @@ CURRICULUM: tuple[tuple[float, float, tuple[str, ...]], ...] = (
     (0.76, 0.20, ("spatial", "colour", "shape", "size", "texture", "exist")),
     (0.80, 0.35, ("spatial",)),
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to fine-tune: every ``rehearse``-th batch of questions is one of pretraining, so that embeddings and matching do
-    not drift away while the towers learn to answer (0 never); look-ups first (``curriculum``)."""
-
-    rehearse: int = 8
-    curriculum: bool = True
 
 
 class Stage(nn.Module):
@@ -198,20 +190,11 @@ class Retrieval(Stage):
         return loss
 
 
-@dataclass(frozen=True)
-class Task:
-    """A row: the stage that trains it and the head that it trains."""
-
-    stage: type[Stage]
-    head: str
-    video: bool = False
-
-
-TASKS: Mapping[str, Task] = {
-    "vqa": Task(Answers, "vqa"),
-    "retrieval": Task(Retrieval, "match"),
-    "text_class": Task(Statements, "text_class"),
-    "image_class": Task(Classes, "image_class"),
-    "video_class": Task(Classes, "video_class", video=True),
-    "video_qa": Task(Answers, "video_qa", video=True),
+STAGES: Mapping[str, type[Stage]] = {
+    "vqa": Answers,
+    "retrieval": Retrieval,
+    "text_class": Statements,
+    "image_class": Classes,
+    "video_class": Classes,
+    "video_qa": Answers,
 }

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from simmim_export.errors import DataError
+from simmim_export.vocabulary import read
 
 # Texts that are tokenised at once: more would only fill memory.
 _TOGETHER = 10_000
@@ -32,12 +33,9 @@ def read_tokenizer(text: str) -> Tokenizer:
 
     Files of pretrained encoders often pad every text to a fixed length, and cut at it in silence.
     """
-    tokenizer = Tokenizer.from_str(text)
-    old = tokenizer.padding or {}
-    named = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
-    pad = old.get("pad_id", next((index for index in named if index is not None), 0))
-    tokenizer.no_truncation()
-    tokenizer.enable_padding(pad_id=pad, pad_token=old.get("pad_token", tokenizer.id_to_token(pad) or "[PAD]"))
+    vocabulary = read(text)
+    tokenizer, pad = vocabulary.tokenizer, vocabulary.pad
+    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
     return tokenizer
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from simmim_export.console import say
 
 if TYPE_CHECKING:
     from simmim_export.runtime import Runtime
@@ -62,5 +63,5 @@ def opened(
 
     model = load(bundle, engine, precision, device=device, checkpoint=checkpoint, threads=threads)
     if model.why is not None:
-        print(f"engine auto: {model.engine.name} at {model.plan}: {model.why}", file=sys.stderr)
+        say(f"engine auto: {model.engine.name} at {model.plan}: {model.why}", error=True)
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,10 +18,12 @@ from simmim_export.cli.options import (
     opened,
 )
 from simmim_export.cli.tables import print_certificates, print_figures, print_parity
-from simmim_export.console import print_json, progress_bar, stdout_console
+from simmim_export.console import print_json, progress_bar, say
 from simmim_export.errors import GateFailed, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
     from simmim_export.certificate import Certificate
 
 
@@ -51,8 +53,9 @@ def verify(
     and precision, whose figures are shown beside those found here.
     """
     from simmim_export.certificate import read
-    from simmim_export.proof.budget import DEFAULT, Budget
-    from simmim_export.proof.examine import Examiner, require_evidence
+    from simmim_export.proof.budget import DEFAULT, Budget, NotJudged, Promised, in_words, promised
+    from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
+    from simmim_export.spec import Precision
     from simmim_export.spec import as_json as plain
 
     if budget is not None and not evidence:
@@ -60,38 +63,73 @@ def verify(
     given = None if budget is None else Budget.parse(budget)
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, progress_bar("verify") as watch:
         name, plan = model.engine.name, str(model.plan)
+        manifest = model.bundle.manifest
         examiner: Examiner | None = None
         before: list[Certificate] = []
+        left_out: list[NotJudged] = []
+        of: Promised = promised(manifest)
         if evidence:
             # What cannot be measured, or read, shows in PyTorch's own figures: before the engine is asked for minutes.
             held_out = require_evidence(model.bundle)
-            examiner = Examiner(model.bundle.manifest, held_out, model.tokens, watch)
+            examiner = Examiner(manifest, held_out, model.tokens, watch)
             before = [c for c in read(model.bundle) if (c.engine, c.plan) == (name, plan)]
             known = examiner.figures(held_out.reference)
-            limits = given or Budget.parse((before[0].budget if before else "") or DEFAULT).measurable(known)
-            limits.require_measurable(known)
+            limits = given or Budget.parse(before[0].budget if before else DEFAULT)
+            if given is not None:
+                limits.require_measurable(known, of=of)
+            left_out = limits.not_judged(known, of=of)
         files = model.bundle.check()
         reports = model.verify()
         proof = {report.graph: dict(model.session(report.graph).precision_proof().executed) for report in reports}
         figures = None if examiner is None else examiner.figures(examiner.outputs(model.session))
-        lines = [] if figures is None else limits.lines(figures)
+        lines = [] if figures is None else [line.as_row() for line in limits.lines(figures, of=of, without=left_out)]
+    remarks: list[str] = []
+    unproven = False
+    if figures is not None:
+        exact = [graph.name for graph in manifest.graphs if model.plan.of(graph.name) is Precision.FP32]
+        line = reproduction(manifest, figures, exact)
+        unproven = line is None
+        lines += [] if line is None else [line]
+        remarks = suspicions(figures)
     if as_json:
         parity = {r.graph: r.summary() | {"executed": proof[r.graph]} for r in reports}
-        found = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
-        more = {} if figures is None else {"evidence": figures, "budget": [str(line) for line in lines]}
-        print_json(plain(found | more | {"certificates": [{"host": c.host, "figures": c.figures} for c in before]}))
+        document = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
+        if figures is not None:
+            rows = [one.as_row() for one in left_out]
+            document |= {"evidence": figures, "budget": lines, "not_judged": rows, "suspicious": remarks}
+        document["certificates"] = [{"host": c.host, "figures": c.as_json()["figures"]} for c in before]
+        print_json(plain(document))
     else:
         print_parity(reports, f"{bundle}: {name} {plan} against PyTorch; {files} files unaltered", proof)
         if figures is not None:
             print_figures(figures, f"{bundle}: {name} {plan}, what it still knows")
         for certificate in before:
-            print_figures(certificate.figures, f"certified on {certificate.host_name()}")
+            print_figures(certificate.as_json()["figures"], f"certified on {certificate.host_name()}")
+        for remark in remarks:
+            say(remark)
+        if unproven:
+            say("no graph ran at FP32, so the references themselves were not checked: verify at fp32, or certify")
+        _say_not_judged(map(str, left_out))
     for report in reports:
         report.require(bundle, "export it again on this machine, or choose another --engine or --precision")
-    exceeded = [line for line in lines if not line.kept]
+    exceeded = [row for row in lines if not row["kept"]]
     if exceeded:
-        what = "the budget is exceeded: " + "; ".join(map(str, exceeded))
-        raise GateFailed(what, where=bundle, fix="choose another --precision, or a wider --budget")
+        what = "the budget is exceeded: " + "; ".join(map(in_words, exceeded))
+        raise GateFailed(what, where=bundle, fix=_fix_for(exceeded, "--precision"))
+
+
+def _fix_for(exceeded: Sequence[Mapping[str, Any]], option: str) -> str:
+    """What to do about lines that are not kept: wrong references make every other figure meaningless."""
+    from simmim_export.proof.examine import REFERENCES
+
+    if any(row["name"] == REFERENCES for row in exceeded):
+        return "export the bundle again from its checkpoint, and copy it whole"
+    return f"choose another {option}, or a wider --budget"
+
+
+def _say_not_judged(reasons: Iterable[str]) -> None:
+    for reason in reasons:
+        say(f"not judged: {reason}")
 
 
 def certify(
@@ -126,22 +164,22 @@ def certify(
     with progress_bar("certify") as watch:
         found = suite.certify(bundle, contestants, limits, budget is not None, rounds, watch)
     path = write(opened_bundle, found)
-    # Without --budget, what this evidence is too little for is left out of the default one.
-    unjudged = [part for part in str(limits).split(",") if part not in found[0].budget.split(",")]
+    unjudged = found[0].not_judged
     if as_json:
         certificates = [one.as_json() for one in found]
-        print_json({"file": str(path), "certificates": certificates, "skipped": skipped, "not_judged": unjudged})
+        rows = [{"name": one.name, "limit": one.limit, "why": one.why} for one in unjudged]
+        print_json({"file": str(path), "certificates": certificates, "skipped": skipped, "not_judged": rows})
     else:
         print_certificates(found, f"{bundle} on {found[0].host_name()}")
-        console = stdout_console()
         for reason in skipped:
-            console.print(f"not measured: {reason}")
-        if unjudged:
-            console.print(
-                f"not judged, too little travels with the bundle: {', '.join(unjudged)}; train with more --eval-scenes"
-            )
-        console.print(f"wrote {path}")
+            say(f"not measured: {reason}")
+        for one in found:
+            for remark in one.suspicious:
+                say(f"{one.name}: {remark}")
+        _say_not_judged(f"{one.name} ({one.limit}): {one.why}" for one in unjudged)
+        say(f"wrote {path}")
     failed = [one for one in found if not one.passed]
     if failed and (engine or len(failed) == len(found)):
-        what = "; ".join(f"{one.name}: {', '.join(one.failures()) or 'parity'}" for one in failed)
-        raise GateFailed(f"not certified: {what}", where=bundle, fix="choose another --engine, or a wider --budget")
+        what = "; ".join(f"{one.name}: {', '.join(one.failures())}" for one in failed)
+        rows = [line.as_row() for one in failed for line in one.lines if not line.kept]
+        raise GateFailed(f"not certified: {what}", where=bundle, fix=_fix_for(rows, "--engine"))

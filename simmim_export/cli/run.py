@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,13 +20,17 @@ from simmim_export.cli.options import (
     Threads,
     opened,
 )
-from simmim_export.console import check_output, print_json
+from simmim_export.console import check_output, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from simmim_export.runtime.bulk import Failure, Item, Outcome, Watch
     from simmim_export.runtime.images import ImageSource
-    from simmim_export.runtime.runtime import EncodedImage, Runtime
+    from simmim_export.runtime.runtime import Answer, EncodedImage, Runtime
+
+# From so many items on there is a progress bar.
+MANY = 50
 
 
 def register(app: typer.Typer) -> None:
@@ -38,13 +44,23 @@ ImageOrClip = Annotated[
     Path, typer.Argument(metavar="IMAGE", help="Image file; for a model with video a folder of frames or an animation.")
 ]
 
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first item that cannot be used.")]
+
 
 def embed(
     bundle: BundlePath,
-    files: Annotated[list[Path] | None, typer.Argument(metavar="FILES", help="Image files.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILES", help="Image files, and folders of them.")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Also take pictures in folders below.")] = False,
     text: Annotated[list[str] | None, typer.Option("--text", help="Text to embed; repeatable.")] = None,
+    text_file: Annotated[
+        list[Path] | None,
+        typer.Option("--texts", metavar="FILE", help="File with one text per line, in UTF-8; repeatable."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the vectors to this .npz file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    strict: Strict = False,
     engine: EngineName = "ort",
     device: DeviceName = None,
     precision: PrecisionName = None,
@@ -52,28 +68,45 @@ def embed(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed images or texts as unit-length float32 vectors."""
+    """Embed images or texts as unit-length float32 vectors. One that cannot be read is reported and left out; exit 5 then."""
     from simmim_export.errors import UsageError
-    from simmim_export.runtime.vectors import save_vectors
+    from simmim_export.runtime import bulk
+    from simmim_export.runtime.vectors import require_storable, save_vectors
 
-    if bool(files) == bool(text):
-        raise UsageError("give image files or --text, and not both", fix="simmim-export embed BUNDLE photo.jpg")
+    if bool(files) == bool(text or text_file):
+        raise UsageError(
+            "give image files, or --text and --texts, and not both", fix="simmim-export embed BUNDLE photo.jpg"
+        )
+    if recursive and not files:
+        raise UsageError("--recursive is for folders of images", fix="drop --recursive")
     if output is not None:
         check_output(output, overwrite, "-o")
-    with opened(bundle, engine, device, precision, checkpoint, threads) as model:
-        sources = [str(item) for item in (files or text or [])]
-        vectors = model.embed_image(files) if files else model.embed_text(text or [])
+    if files:
+        items = bulk.pictures(files, recursive)
+    else:
+        items = [*bulk.texts(text or []), *(item for path in text_file or [] for item in bulk.read_texts(path))]
+    if output is not None:
+        require_storable([item.source for item in items])
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("embed", items) as watch:
+        outcome = bulk.embed(model, items, strict=_stops(strict, items), watch=watch, failed=_report)
         space = str(model.bundle.manifest.embedding["digest"])
+    outcome.require_any("embedded")
+    vectors = bulk.stacked(outcome)
+    failures = list(outcome.failures.values())
     if output is not None:
-        save_vectors(output, vectors, sources, space)
+        save_vectors(output, vectors, outcome.sources, space, failed=[failure.source for failure in failures])
     if as_json:
-        print_json({"space": space, "sources": sources, "embeddings": vectors.tolist()})
-        return
-    for source, vector in zip(sources, vectors, strict=True):
-        shown = " ".join(f"{value:+.4f}" for value in vector[:4])
-        print(f"{source}: {vector.dtype} [{len(vector)}] {shown} ...")
-    if output is not None:
-        print(f"wrote {output}: embeddings {list(vectors.shape)} float32, space {space[:12]}")
+        failed = [failure.as_json() for failure in failures]
+        print_json({"space": space, "sources": outcome.sources, "embeddings": vectors.tolist(), "failed": failed})
+    else:
+        for source, vector in zip(outcome.sources, vectors, strict=True):
+            shown = " ".join(f"{value:+.4f}" for value in vector[:4])
+            say(f"{source}: {vector.dtype} [{len(vector)}] {shown} ...")
+        for failure in failures:
+            say(f"{failure.error.where}: left out: {failure.error.what}")
+        if output is not None:
+            say(f"wrote {output}: embeddings {list(vectors.shape)} float32, space {space[:12]}")
+    outcome.require_all("embedded")
 
 
 def ask(
@@ -86,6 +119,7 @@ def ask(
         typer.Option("--explain", metavar="PNG", help="Draw where the model looked; the bundle needs --attention."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    strict: Strict = False,
     engine: EngineName = "ort",
     device: DeviceName = None,
     precision: PrecisionName = None,
@@ -94,26 +128,32 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer questions about an image or a clip, which is encoded once for all of them."""
+    from simmim_export.runtime import bulk
+
     if explain is not None:
         _check_drawing(explain, overwrite)
-    with opened(bundle, engine, device, precision, checkpoint, threads) as model:
+    items = bulk.texts(questions, "question")
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("ask", items) as watch:
         frames = _frames(model, image, "answer_video")
         seen = _see(model, frames)
-        if explain is None:
-            answers = model.answers(seen, questions, top_k)
-        else:
-            explained = [model.explain(seen, question, top_k) for question in questions]
-            answers = [found.answers for found in explained]
-            lines = [f"{question}  {found[0].label}" for question, found in zip(questions, answers, strict=True)]
-            _draw(explain, frames[0], [found.attention for found in explained], lines)
-    if as_json:
-        rows = [[{"answer": a.label, "score": a.score} for a in row] for row in answers]
-        print_json([{"question": q, "answers": row} for q, row in zip(questions, rows, strict=True)])
-        return
-    for question, row in zip(questions, answers, strict=True):
-        print(f"{question}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
-    if explain is not None:
-        print(f"wrote {explain}")
+
+        def answer(asked: list[str]) -> Sequence[tuple[list[Answer], np.ndarray | None]]:
+            if explain is None:
+                return [(row, None) for row in model.answers(seen, asked, top_k)]
+            return [model.explain(seen, question, top_k) for question in asked]
+
+        pipeline = "answer_video" if seen.clip else "answer"
+        options = {"strict": _stops(strict, items), "watch": watch, "failed": _report}
+        outcome = bulk.run_texts(model, items, answer, pipeline, **options)
+        outcome.require_any("answered")
+        if explain is not None:
+            rows = list(outcome.rows.values())
+            lines = [f"{question}  {row[0].label}" for question, (row, _) in zip(outcome.sources, rows, strict=True)]
+            _draw(explain, frames[0], [attention for _, attention in rows if attention is not None], lines)
+    _show({index: row for index, (row, _) in outcome.rows.items()}, outcome, ("question", "answers", "answer"), as_json)
+    if explain is not None and not as_json:
+        say(f"wrote {explain}")
+    outcome.require_all("answered")
 
 
 def classify(
@@ -124,6 +164,7 @@ def classify(
         typer.Argument(metavar="TEXT", help="Texts to judge against the image, for a text_class head."),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to show.")] = 3,
+    strict: Strict = False,
     engine: EngineName = "ort",
     device: DeviceName = None,
     precision: PrecisionName = None,
@@ -131,18 +172,61 @@ def classify(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say of which class an image or a clip is, or with texts, what holds of each in it."""
+    """Classify an image or a clip, or judge given texts against it."""
+    from simmim_export.runtime import bulk
 
-    with opened(bundle, engine, device, precision, checkpoint, threads) as model:
+    items = bulk.texts(texts or [])
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("classify", items) as watch:
         seen = _see(model, _frames(model, image, "classify_video"))
-        rows = model.classify_text(seen, texts, top_k) if texts else [model.classify(seen, top_k)]
-    names = texts or [str(image)]
+        if texts:
+            options = {"strict": _stops(strict, items), "watch": watch, "failed": _report}
+            outcome = bulk.run_texts(
+                model, items, lambda batch: model.classify_text(seen, batch, top_k), "classify_text", **options
+            )
+        else:
+            named = bulk.Item(image, str(image), str(image))
+            outcome = bulk.Outcome([named], {0: model.classify(seen, top_k)}, {})
+    outcome.require_any("classified")
+    _show(outcome.rows, outcome, ("input", "classes", "label"), as_json)
+    outcome.require_all("classified")
+
+
+def _show(rows: Mapping[int, list[Answer]], outcome: Outcome[Any], names: tuple[str, str, str], as_json: bool) -> None:
+    """Print labels with their scores for each item; ``names`` are the JSON keys of the item, of its labels and of one label."""
+    item_key, labels_key, label_key = names
+    labeled = replace(outcome, rows=rows)
     if as_json:
-        scored = [[{"label": a.label, "score": a.score} for a in row] for row in rows]
-        print_json([{"input": name, "classes": row} for name, row in zip(names, scored, strict=True)])
+        print_json(
+            labeled.as_json(
+                lambda source, row: {
+                    item_key: source,
+                    labels_key: [{label_key: one.label, "score": one.score} for one in row],
+                }
+            )
+        )
         return
-    for name, row in zip(names, rows, strict=True):
-        print(f"{name}  " + ", ".join(f"{a.label} {a.score:.1%}" for a in row))
+    for source, row in zip(labeled.sources, rows.values(), strict=True):
+        say(f"{source}  " + ", ".join(f"{one.label} {one.score:.1%}" for one in row))
+
+
+def _report(failure: Failure) -> None:
+    """Say on stderr, as soon as it happens, that an item is left out."""
+    say(f"left out: {failure.error}", error=True)
+
+
+def _stops(strict: bool, items: Sequence[Item]) -> bool:
+    """Whether the first failure ends the command: there is nothing to go on with where there is one item only."""
+    return strict or len(items) == 1
+
+
+@contextmanager
+def _progress(title: str, items: Sequence[Item]) -> Iterator[Watch]:
+    """A progress bar on stderr for many items."""
+    if len(items) < MANY:
+        yield lambda *_: None
+        return
+    with progress_bar(title) as watch:
+        yield watch
 
 
 def _frames(model: Runtime, image: Path, video_pipeline: str) -> Sequence[ImageSource]:
@@ -185,6 +269,7 @@ def match(
     bundle: BundlePath,
     image: ImagePath,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="One text or more.")],
+    strict: Strict = False,
     engine: EngineName = "ort",
     device: DeviceName = None,
     precision: PrecisionName = None,
@@ -193,11 +278,17 @@ def match(
     as_json: AsJson = False,
 ) -> None:
     """Say for each text how probably it describes the image."""
+    from simmim_export.runtime import bulk
 
-    with opened(bundle, engine, device, precision, checkpoint, threads) as model:
-        scores = model.match(image, texts)
+    items = bulk.texts(texts)
+    with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("match", items) as watch:
+        seen = model.encode_image(image)
+        options = {"strict": _stops(strict, items), "watch": watch, "failed": _report}
+        outcome = bulk.run_texts(model, items, lambda batch: model.match(seen, batch).tolist(), "match", **options)
+    outcome.require_any("matched")
     if as_json:
-        print_json([{"text": text, "score": float(score)} for text, score in zip(texts, scores, strict=True)])
-        return
-    for text, score in zip(texts, scores, strict=True):
-        print(f"{score:6.1%}  {text}")
+        print_json(outcome.as_json(lambda text, score: {"text": text, "score": score}))
+    else:
+        for text, score in zip(outcome.sources, outcome.rows.values(), strict=True):
+            say(f"{score:6.1%}  {text}")
+    outcome.require_all("matched")

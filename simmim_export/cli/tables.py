@@ -3,6 +3,7 @@ anything was found."""
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from simmim_export.console import stdout_console
@@ -76,27 +77,36 @@ def _limits(table: Table, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[l
     """A column of ``table`` for every limit, and for each row of lines its cells; "!" marks what is exceeded."""
     from simmim_export.spec import shown
 
+    def cell(found: float | None) -> str:
+        return "not computed" if found is None or not isfinite(found) else shown(found)
+
     limits = {line["name"]: line["allowed"] for row in rows for line in row}
     for name, allowed in limits.items():
         table.add_column(f"{name}\n{allowed}".replace(" ", "\n"), justify="right")
-    found = [{line["name"]: shown(line["found"]) + ("" if line["kept"] else " !") for line in row} for row in rows]
-    return [[row.get(name, "") for name in limits] for row in found]
+    cells = [{line["name"]: cell(line["found"]) + ("" if line["kept"] else " !") for line in row} for row in rows]
+    return [[row.get(name, "") for name in limits] for row in cells]
 
 
 def print_figures(figures: Mapping[str, Any], title: str) -> None:
-    """A table of what the evidence says: embeddings, then tasks."""
+    """A table of what the evidence says: embeddings, then tasks. Outputs that are not finite and results that are better than
+    chance explains are marked."""
     from rich.table import Table
 
     table = Table(title=title)
     for column in ("", "what", "n", "found", "FP32", "lost\n(points)", "95 % sure\nat most", "as FP32"):
         table.add_column(column, justify="left" if column in ("", "what") else "right")
     for name, row in figures["embeddings"].items():
-        cosine = f"{row['cosine_mean']:.5f}, 1 % {row['cosine_p1']:.5f}, least {row['cosine_min']:.5f}"
+        cosine = f"{row['cosine_mean']:.5f}, 1 % {row['cosine_p1']:.5f}, least {row['cosine_min']:.5f}{_broken(row)}"
         table.add_row(name, f"cosine {cosine}", str(row["n"]), "", "", "", "", f"{row['top1']:.1%}")
     for name, row in figures["tasks"].items():
         cells = (f"{row['value']:.2%}", f"{row['reference']:.2%}", f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
-        table.add_row(name, row["metric"], str(row["n"]), *cells, f"{row['top1']:.1%}")
+        remark = " (suspicious)" if row["suspicious"] else ""
+        table.add_row(name, row["metric"] + remark + _broken(row), str(row["n"]), *cells, f"{row['top1']:.1%}")
     stdout_console().print(table)
+
+
+def _broken(row: Mapping[str, Any]) -> str:
+    return f" ({row['not_finite']} not finite)" if row["not_finite"] else ""
 
 
 def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
@@ -108,13 +118,13 @@ def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
     names = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
     for name in names:
         table.add_column(f"{name.replace('_', chr(10))}\nms", justify="right")
-    cells = _limits(table, [certificate.lines for certificate in certificates])
+    cells = _limits(table, [[line.as_row() for line in one.lines] for one in certificates])
     table.add_column("certified")
     for certificate, found in sorted(zip(certificates, cells, strict=True), key=lambda row: row[0].speed()):
         table.add_row(
             certificate.name.replace(",", "\n"),
             *(f"{1000 * certificate.latency[name]:.2f}" for name in names),
             *found,
-            "yes" if certificate.passed else "NO",
+            ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else ""),
         )
     stdout_console().print(table)

@@ -1,7 +1,6 @@
-"""What an engine owes: two protocols, and what is refused in the same words by all.
+"""What every engine provides (two protocols), and the checks and errors that all engines share.
 
-Knows specs and paths. Must not import any engine. An engine compiles what the graph says and never edits it; precision
-belongs to the graph.
+An engine compiles what the graph says and never edits it; precision belongs to the graph.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from simmim_export.errors import EngineUnavailable, UnknownHost, UsageError
+from simmim_export.errors import BundleError, EngineUnavailable, UnknownHost, UsageError
 from simmim_export.host import available_threads, has_integer_dot
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
+from simmim_export.system.telemetry import SWITCHES, without_telemetry
 
 # What an artifact may need of a host ("needs" of its built_for): products of INT8 that do not saturate.
 INTEGER_DOT = "integer_dot"
@@ -40,7 +40,10 @@ class PrecisionProof:
 
 @runtime_checkable
 class Session(Protocol):
-    """One graph, ready to run. Inputs are checked (:func:`check_feeds`); an output is a fresh array owned by the caller.
+    """One graph, ready to run; an output is a fresh array owned by the caller.
+
+    Inputs are checked (:func:`check_feeds`), and so are outputs (:func:`check_outputs`). What the engine itself raises becomes an
+    error of ours (:class:`~simmim_export.engines.failures.running`).
 
     Several threads may run one session: calls beyond what it was opened for wait.
     """
@@ -163,7 +166,8 @@ def broken_package(package: str) -> str | None:
     if (missing := missing_package(package)) is not None:
         return missing
     try:
-        import_module(package)
+        with without_telemetry(*({package} & SWITCHES.keys())):
+            import_module(package)
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"the package {package} is installed and cannot be imported: {reason}"
@@ -171,10 +175,22 @@ def broken_package(package: str) -> str | None:
 
 
 def threads_for(threads: int | None) -> int:
-    """``threads``, or what this process may use for None; raise :class:`UsageError` for fewer than one."""
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}", fix="give 1 or more, or none for what this process may use")
-    return threads or available_threads()
+    """``threads``, or what this process may use for None; raise :class:`UsageError` for fewer than one, and for what is not a
+    whole number."""
+    if threads is None:
+        return available_threads()
+    return require_count("threads", threads, fix="give 1 or more, or None for what this process may use")
+
+
+def require_count(name: str, value: Any, *, least: int = 1, fix: str | None = None) -> int:
+    """``value`` as an int, if it is a whole number (Python's or NumPy's, but not a bool) and ``least`` or more; else raise
+    :class:`UsageError` that calls it ``name``."""
+    fix = fix or f"give {least} or more"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UsageError(f"{name} is {value!r}, which is not a whole number", fix=fix)
+    if value < least:
+        raise UsageError(f"{name} is {value}", fix=fix)
+    return int(value)
 
 
 def closed(graph: str) -> UsageError:
@@ -195,8 +211,12 @@ def check_feeds(
     for spec in inputs:
         if spec.name not in feeds:
             raise UsageError(f"input {spec.name!r} is missing", fix=f"feed {', '.join(s.name for s in inputs)}")
-        spec.check(feeds[spec.name])
-        found[spec.name] = feeds[spec.name]
+        array = feeds[spec.name]
+        # An array, or a tensor on a device that has what an array has.
+        if not (hasattr(array, "dtype") and hasattr(array, "shape") and hasattr(array, "ndim")):
+            raise UsageError(f"input {spec.name!r} is {type(array).__name__}, not an array", fix="feed NumPy arrays")
+        spec.check(array)
+        found[spec.name] = array
     most = {axis.name: axis.maximum for axis in axes if axis.name != BATCH}
     for name, size in axis_sizes(found, inputs).items():
         if size < 1:
@@ -215,3 +235,28 @@ def axis_sizes(arrays: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...])
             if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
                 raise UsageError(f"axis {axis!r} is {sizes[axis]} in one input and {size} in {spec.name!r}")
     return sizes
+
+
+def check_outputs(engine: str, spec: GraphSpec, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, Any]) -> None:
+    """Raise :class:`BundleError` unless ``outputs``, which the graph ``spec`` gave for ``feeds``, are what ``spec`` promises:
+    each is there, has its dtype, rank and fixed sizes, and each dynamic axis has the size of the input's axis of that name.
+
+    ``feeds`` were checked before (:func:`check_feeds`). An axis that no input has may have any size, but only one.
+    """
+    sizes = axis_sizes(feeds, spec.inputs)
+    wanted: list[int | str]
+    for tensor in spec.outputs:
+        array = outputs.get(tensor.name)
+        shape = getattr(array, "shape", None)
+        if shape is not None and getattr(array, "dtype", None) == tensor.dtype and len(shape) == len(tensor.shape):
+            wanted = [
+                sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(tensor.shape, shape, strict=True)
+            ]
+            if wanted == list(shape):
+                continue
+        else:
+            wanted = [sizes[d] if isinstance(d, str) and d in sizes else d for d in tensor.shape]
+        got = f"{getattr(array, 'dtype', type(array).__name__)} {'' if shape is None else list(shape)}".strip()
+        what = f"engine {engine!r} gave {tensor.name!r} of {spec.name} as {got if array is not None else 'nothing'}"
+        fix = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
+        raise BundleError(f"{what}, and the manifest says {tensor.dtype} {wanted}", fix=fix)

@@ -1,7 +1,7 @@
-"""OpenVINO on the CPU.
+"""OpenVINO on the CPU, imported without its telemetry.
 
-Knows openvino, which is imported without its telemetry. Must not know bundles, PyTorch or what a graph means. FP32, BF16 and
-FP16 are one graph with another inference hint; INT8 is what the graph says, and what it leaves in float runs in float32.
+FP32, BF16 and FP16 are one graph with another inference hint; INT8 is what the graph says, and what it leaves in float runs in
+float32.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from simmim_export.engines.base import (
     PrecisionProof,
     broken_package,
     check_feeds,
+    check_outputs,
     closed,
     no_such_precision,
     require_hint,
     threads_for,
 )
-from simmim_export.errors import BundleError, FewerThreads
+from simmim_export.engines.failures import running
+from simmim_export.errors import FewerThreads
 from simmim_export.files import digest
 from simmim_export.host import has_integer_dot
 from simmim_export.spec import GraphSpec, Precision
-from simmim_export.telemetry import untold
+from simmim_export.system.telemetry import without_telemetry
 
 DEVICE = "CPU"
 # The hint for each precision, the capability that the device must report for it, and the graph variant.
@@ -61,7 +63,7 @@ _CONVERSIONS = ("FakeQuantize", "Convert", "Reorder", "Quantize", "Dequantize")
 
 @cache
 def _core() -> Any:
-    with untold():
+    with without_telemetry("openvino"):
         import openvino
 
     return openvino.Core()
@@ -79,6 +81,12 @@ class OpenVinoSession:
     def __init__(self, path: Path, spec: GraphSpec, precision: Precision, threads: int, hint: str) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._spec = spec
+        self._running = running(OpenVinoEngine.name, spec, where=path)
+        with running(OpenVinoEngine.name, spec, where=path, opens=True):
+            self._start(path, precision, threads, hint)
+
+    def _start(self, path: Path, precision: Precision, threads: int, hint: str) -> None:
+        spec = self._spec
         # LATENCY is one stream over all threads: a call answers as soon as it can. THROUGHPUT is several streams of fewer
         # threads each, for as many calls at once. Threads are said, because OpenVINO knows affinity but no control group's
         # quota.
@@ -89,12 +97,12 @@ class OpenVinoSession:
         }
         if precision is Precision.INT8:
             options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _GROUP
-        self._model = _compile(path, spec, options)
+        self._model: Any = _compile(path, options)
         if precision is Precision.INT8 and threads > 1 and has_integer_dot() is False and self._convolves():
             what = f"OpenVINO's INT8 convolutions are wrong on several threads of a processor without VNNI: {spec.name} uses one"
-            warnings.warn(f"{what} for each call", FewerThreads, stacklevel=3)
+            warnings.warn(f"{what} for each call", FewerThreads, stacklevel=4)
             alone = {"INFERENCE_NUM_THREADS": 1} if hint == LATENCY else {"NUM_STREAMS": threads}
-            self._model = _compile(path, spec, options | alone)
+            self._model = _compile(path, options | alone)
         count = 1 if hint == LATENCY else int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         # A request serves one call at a time. Which one is free is known here, and a call beyond them waits.
         self._free: SimpleQueue[Any] = SimpleQueue()
@@ -108,10 +116,13 @@ class OpenVinoSession:
         try:
             if self._model is None:
                 raise closed(self._spec.name)
-            found = request.infer(arrays)
-            return {tensor.name: found[tensor.name] for tensor in self.outputs}
+            with self._running:
+                results = request.infer(arrays)
+                outputs = {tensor.name: results[tensor.name] for tensor in self.outputs}
         finally:
             self._free.put(request)
+        check_outputs(OpenVinoEngine.name, self._spec, arrays, outputs)
+        return outputs
 
     def close(self) -> None:
         """Drop the session, and let calls that wait know."""
@@ -138,19 +149,18 @@ class OpenVinoSession:
 
     def precision_proof(self) -> PrecisionProof:
         """Nodes of OpenVINO's own execution graph by the type they run in."""
-        counts = Counter(found for _, found in self._executed())
+        if self._model is None:
+            raise closed(self._spec.name)
+        with self._running:
+            counts = Counter(kind for _, kind in self._executed())
         return PrecisionProof(dict(counts), "the compiled execution graph: nodes by runtimePrecision")
 
 
-def _compile(path: Path, spec: GraphSpec, options: Mapping[str, Any]) -> Any:
-    try:
-        # Compiled models are kept: with them base's text tower opened in 0.22 s instead of 1.83, tiny's in 0.01 for 0.05.
-        with kept("openvino", digest(path)) as folder:
-            cache = {} if folder is None else {"CACHE_DIR": str(folder)}
-            return _core().compile_model(str(path), DEVICE, {**options, **cache})
-    except RuntimeError as error:
-        what = f"OpenVINO cannot open {spec.name}: {str(error).strip().splitlines()[-1]}"
-        raise BundleError(what, where=path, fix="export the bundle again") from error
+def _compile(path: Path, options: Mapping[str, Any]) -> Any:
+    # Compiled models are kept: with them base's text tower opened in 0.22 s instead of 1.83, tiny's in 0.01 for 0.05.
+    with kept("openvino", digest(path)) as folder:
+        cache = {} if folder is None else {"CACHE_DIR": str(folder)}
+        return _core().compile_model(str(path), DEVICE, {**options, **cache})
 
 
 class OpenVinoEngine:
@@ -164,7 +174,7 @@ class OpenVinoEngine:
 
     def why_unavailable(self) -> str | None:
         """None when openvino can be imported, which is done, and has its plugin for the CPU."""
-        with untold():
+        with without_telemetry("openvino"):
             reason = broken_package("openvino")
         if reason is not None:
             return reason

@@ -1,8 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU: its CUDA provider, with every tensor bound to memory on the device.
 
-Knows onnxruntime-gpu. Must not know bundles, PyTorch or what a graph means. Nothing here runs on the CPU in place of the GPU:
-ONNX Runtime falls back in three ways (a provider that cannot be loaded is left out, one that fails is replaced, and so is one
-that fails later), and each is an error here.
+Nothing here runs on the CPU in place of the GPU: ONNX Runtime falls back in three ways (a provider that cannot be loaded is
+left out, one that fails is replaced, and so is one that fails later), and each is an error here.
 
 ``ort-graph@cuda`` records each shape as a CUDA graph and replays it, which saves a launch for every node. It is asked for and
 no default: addresses and shapes are frozen, memory of a recorded shape is never given back, a thread that calls for the first
@@ -29,15 +28,18 @@ from simmim_export.engines.base import (
     Session,
     broken_package,
     check_feeds,
+    check_outputs,
     closed,
     missing_package,
     no_such_precision,
     require_hint,
     threads_for,
 )
+from simmim_export.engines.failures import running
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.system.telemetry import without_telemetry
 
 PROVIDER = "CUDAExecutionProvider"
 # TF32 keeps 10 bits of a factor: FP32 with it is no FP32.
@@ -70,6 +72,8 @@ class OrtCudaSession:
     def __init__(self, path: Path, spec: GraphSpec, threads: int, graphs: bool) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._path, self._spec, self._threads, self._graphs = path, spec, threads, graphs
+        self._name = OrtCudaGraphEngine.name if graphs else OrtCudaEngine.name
+        self._running = running(self._name, spec, where=path)
         self._lock = threading.Lock()
         self._kept: dict[tuple[tuple[int, ...], ...], _Bound] = {}
         _preload()
@@ -81,13 +85,18 @@ class OrtCudaSession:
         # The CPU's is always there as well: sizes of symbolic axes are computed on it.
         providers = [(self.provider, {**self.provider_options, **more})]
         try:
-            with _out_of_memory(self._spec):
-                return open_session(self._path, self._spec, self._threads, providers, profile)
+            with running(self._name, self._spec, where=self._path, opens=True):
+                return self._start(providers, profile)
         except BundleError as error:
-            if "graph capture" in error.what:
+            if "graph capture" in str(error.__cause__):
                 fix = "run it without: --engine ort --device cuda"
                 raise EngineUnavailable(f"no CUDA graph of {self._spec.name}: {error.what}", fix=fix) from error
             raise
+
+    def _start(self, providers: list[Any], profile: Path | None) -> Any:
+        try:
+            with _out_of_memory(self._spec):
+                return open_session(self._path, self._threads, providers, profile)
         except _failures() as error:
             what = f"{self.provider} does not start: {_last_line(error)}"
             raise EngineUnavailable(what, fix=_how_to_load()) from error
@@ -98,14 +107,15 @@ class OrtCudaSession:
         with self._lock:
             if self._session is None:
                 raise closed(self._spec.name)
-            with _out_of_memory(self._spec):
+            with self._running, _out_of_memory(self._spec):
                 bound = self._bound(arrays)
                 for name, array in arrays.items():
                     bound.inputs[name].update_inplace(np.ascontiguousarray(array))
                 self._session.run_with_iobinding(bound.binding, bound.options)
-                found = {name: value.numpy() for name, value in bound.outputs.items()}
+                shared = {name: value.numpy() for name, value in bound.outputs.items()}
+            check_outputs(self._name, self._spec, arrays, shared)
             # From the GPU it is a copy already; memory of the host is shown as it is, and the next call writes to it.
-            return {name: array if array.flags.owndata else array.copy() for name, array in found.items()}
+            return {name: array if array.flags.owndata else array.copy() for name, array in shared.items()}
 
     def _bound(self, arrays: Mapping[str, np.ndarray]) -> _Bound:
         shapes = tuple(array.shape for array in arrays.values())
@@ -118,7 +128,8 @@ class OrtCudaSession:
         return bound
 
     def _bind(self, arrays: Mapping[str, np.ndarray], graph: int) -> _Bound:
-        import onnxruntime
+        with without_telemetry("onnxruntime"):
+            import onnxruntime
 
         sizes = {
             axis: size
@@ -153,7 +164,8 @@ class OrtCudaSession:
     def precision_proof(self) -> PrecisionProof:
         """Executed nodes by type, those that ran on the CPU apart; see :func:`~simmim_export.engines.ort.proof_of`. A
         recorded CUDA graph runs the same nodes."""
-        return proof_of(lambda folder: self._open({}, folder), self._spec, self.provider)
+        with self._running:
+            return proof_of(lambda folder: self._open({}, folder), self._spec, self.provider)
 
 
 @contextlib.contextmanager
@@ -172,7 +184,8 @@ def _out_of_memory(spec: GraphSpec) -> Iterator[None]:
 
 def _failures() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises for a provider that does not come up; of no common kind but Exception."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
+    with without_telemetry("onnxruntime"):
+        from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
 
     return RuntimeError, RuntimeException, EPFail
 
@@ -184,7 +197,8 @@ def _last_line(error: Exception) -> str:
 
 def _preload() -> None:
     """Load CUDA's and cuDNN's libraries from their wheels, which no loader finds by itself; what it says goes to stderr."""
-    import onnxruntime
+    with without_telemetry("onnxruntime"):
+        import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
         with contextlib.redirect_stdout(sys.stderr):

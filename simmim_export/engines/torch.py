@@ -1,8 +1,5 @@
 """PyTorch from the checkpoint: in eager mode the reference that every other engine is measured against, on the CPU or a GPU,
-and compiled on a GPU.
-
-Knows checkpoints and the graph wrappers. The only engine that may import torch. It runs exactly the modules that the
-exporter traces.
+and compiled on a GPU. It runs exactly the modules that the exporter traces.
 """
 
 from __future__ import annotations
@@ -22,12 +19,14 @@ from simmim_export.engines.base import (
     broken_package,
     cannot_run,
     check_feeds,
+    check_outputs,
     closed,
     missing_package,
     no_such_precision,
     require_hint,
     threads_for,
 )
+from simmim_export.engines.failures import running
 from simmim_export.errors import CheckpointError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
 
@@ -44,10 +43,18 @@ class TorchSession:
     """A graph wrapper on a device; see :class:`~simmim_export.engines.base.Session`."""
 
     def __init__(
-        self, module: Any, spec: GraphSpec, device: str = "cpu", half: bool = False, compiled: bool = False
+        self,
+        module: Any,
+        spec: GraphSpec,
+        *,
+        engine: str = "torch",
+        device: str = "cpu",
+        half: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
-        self._spec = spec
+        self._spec, self._engine = spec, engine
+        self._running = running(engine, spec)
         self._parameters = module.parameters
         self._device, self._half = device, half
         self._call: Any = module
@@ -57,10 +64,9 @@ class TorchSession:
             # With CUDA graphs, as one compiles for latency. fullgraph: past its limit of shapes it would go on in eager mode.
             self._call = torch.compile(module, mode="reduce-overhead", fullgraph=True)
 
-    def _tensors(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+    def _tensors(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
         import torch
 
-        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
         tensors = [torch.from_numpy(np.ascontiguousarray(arrays[t.name])).to(self._device) for t in self.inputs]
         return [tensor.half() if self._half and tensor.is_floating_point() else tensor for tensor in tensors]
 
@@ -72,13 +78,17 @@ class TorchSession:
             raise closed(self._spec.name)
         # The weights are halves; autocast is for what meets them as float32 (a mask) or must not be half (a softmax).
         with torch.inference_mode(), torch.autocast(self._device, torch.float16, enabled=self._half):
-            found = call(*tensors)
-        return found if isinstance(found, tuple) else (found,)
+            values = call(*tensors)
+        return values if isinstance(values, tuple) else (values,)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute every output; feeds may hold more tensors than the graph takes."""
-        values = self._forward(self._tensors(feeds))
-        return {t.name: value.float().cpu().numpy() for t, value in zip(self.outputs, values, strict=True)}
+        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
+        with self._running:
+            values = self._forward(self._tensors(arrays))
+            outputs = {t.name: value.float().cpu().numpy() for t, value in zip(self.outputs, values, strict=True)}
+        check_outputs(self._engine, self._spec, arrays, outputs)
+        return outputs
 
     def close(self) -> None:
         """Drop the module."""
@@ -97,14 +107,16 @@ class TorchCudaSession(TorchSession):
         """Run once; the seconds between two events around the module, copies left out."""
         import torch
 
-        tensors = self._tensors(feeds)
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        before.record()
-        self._forward(tensors)
-        after.record()
-        after.synchronize()
-        return float(before.elapsed_time(after)) / 1000
+        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
+        with self._running:
+            tensors = self._tensors(arrays)
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            before.record()
+            self._forward(tensors)
+            after.record()
+            after.synchronize()
+            return float(before.elapsed_time(after)) / 1000
 
 
 @lru_cache(maxsize=2)
@@ -162,11 +174,14 @@ class TorchEngine:
         # Only a fusion that was exported with attention maps has that output.
         maps = any(tensor.name == "attention" for tensor in spec.outputs)
         half = precision is Precision.FP16
-        found = _graphs(path.resolve(), path.stat().st_mtime_ns, maps, self.device, half)
-        if spec.name not in found:
-            raise CheckpointError(f"the checkpoint has no graph {spec.name!r}", where=path, fix="give the bundle's own")
         session = TorchSession if self.device == "cpu" else TorchCudaSession
-        return session(found[spec.name].module, spec, self.device, half, self.inductor)
+        with running(self.name, spec, where=path, opens=True, error=CheckpointError):
+            graphs = _graphs(path.resolve(), path.stat().st_mtime_ns, maps, self.device, half)
+            if spec.name not in graphs:
+                what = f"the checkpoint has no graph {spec.name!r}"
+                raise CheckpointError(what, where=path, fix="give the bundle's own")
+            module = graphs[spec.name].module
+            return session(module, spec, engine=self.name, device=self.device, half=half, compiled=self.inductor)
 
 
 class TorchCudaEngine(TorchEngine):

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from simmim_export.bundle import Artifact, Bundle, Manifest, Staging
+from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, check_draft
 from simmim_export.engines import get_engine, require_engine, versions
 from simmim_export.engines.base import Engine
 from simmim_export.errors import GateFailed, LeftOut, ShortcutLearned
@@ -27,6 +27,7 @@ from simmim_export.export.onnx import trace
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.variants import Choice, Variants
 from simmim_export.files import digest
+from simmim_export.metrics import control_accuracies
 from simmim_export.models.checkpoint import Checkpoint, build, load
 from simmim_export.models.graphs import Graph, graphs, pipelines
 from simmim_export.models.simmim import SimMIM
@@ -38,7 +39,7 @@ from simmim_export.precision.planner import Planned, Planner
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.spec import GraphSpec, Precision
+from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.version import __version__
 
 # Engines that INT8 is planned for, where they are installed.
@@ -88,6 +89,8 @@ def export_bundle(
         model = build(checkpoint, checkpoint_path)
         found = graphs(model, max_batch, maps)
         source = provenance(checkpoint_path, checkpoint, opset)
+        manifest = _manifest(checkpoint, model, found, source)
+        check_draft(manifest, checkpoint_path)
         samples, full_range = _samples(checkpoint, lower), bool(lower.full_range)
         wanted = [Precision.FP32, *lower.precisions]
         variants = {precision: VARIANTS.get(precision, (str(precision),)) for precision in wanted}
@@ -101,7 +104,6 @@ def export_bundle(
         for name, graph in found.items():
             progress(name, next(steps), total)
             trace(graph, folder / f"{name}.fp32.onnx", opset)
-        manifest = _manifest(checkpoint, model, found, source)
         progress("what PyTorch answers to the evidence", next(steps), total)
         watch = _within(progress, total)
         staging.add(EVIDENCE, make_evidence(checkpoint, manifest, found, checkpoint_path, watch).save())
@@ -140,7 +142,7 @@ def export_bundle(
             needs = {} if made is None else made.needs(name, variant)
             parity = report.summary() | {"engine": engine.name}
             where = (str(path.relative_to(staging.root)), digest(path), path.stat().st_size)
-            artifacts.append(Artifact(name, variant, *where, None, precision, needs, parity))
+            artifacts.append(Artifact(name, Variant(variant), *where, None, precision, needs, parity))
         progress("write the bundle", total - 1, total)
         plans = {plan.engine: str(plan.chosen.plan) for plan in planned}
         manifest = replace(manifest, artifacts=tuple(artifacts), provenance=source, plans=plans)
@@ -263,18 +265,32 @@ def _prove(
 
 # A head that is hardly better than it would be blind has learned the questions and not the images.
 LEAST_GAP = 0.05
+# What a head may not use that is hardly better than a control; of any other control, its input.
+_UNUSED = {
+    "question_only": "its image",
+    "shuffled_image": "its image",
+    "image_only": "its text",
+    "shuffled_frames": "the order of the frames",
+    "single_frame": "more than one frame",
+}
 
 
 def warn_of_shortcuts(metrics: Mapping[str, Any]) -> None:
-    """Warn :class:`ShortcutLearned` of every head that is less than LEAST_GAP (of 1) above its best blind control."""
-    for name, found in metrics.items():
-        controls = {key: row["accuracy"] for key, row in found.get("controls", {}).items() if "accuracy" in row}
-        if "accuracy" not in found or not controls:
+    """Warn :class:`ShortcutLearned` of every head that is less than LEAST_GAP (of 1) above its best blind control.
+
+    A control that could not be measured on the data says nothing; one that was measured on some questions alone is compared
+    with the model's accuracy on the same ones.
+    """
+    for name, figure in metrics.items():
+        if "accuracy" not in figure:
             continue
-        best = max(controls, key=lambda key: controls[key])
-        if found["accuracy"] - controls[best] < LEAST_GAP:
-            figures = f"{found['accuracy']:.1%} correct, and {controls[best]:.1%} by {best.replace('_', ' ')}"
-            warnings.warn(f"{name}: {figures}: it may not look at its input", ShortcutLearned, stacklevel=3)
+        blind = control_accuracies(figure)
+        gaps = {key: figure["controls"][key].get("model", figure["accuracy"]) - value for key, value in blind.items()}
+        closest = min(gaps, key=lambda key: gaps[key], default=None)
+        if closest is not None and gaps[closest] < LEAST_GAP:
+            model, unused = blind[closest] + gaps[closest], _UNUSED.get(closest, "its input")
+            what = f"{model:.1%} correct, and {blind[closest]:.1%} by {closest.replace('_', ' ')}"
+            warnings.warn(f"{name}: {what}: it may not look at {unused}", ShortcutLearned, stacklevel=3)
 
 
 def embedding_digest(checkpoint: Checkpoint) -> str:

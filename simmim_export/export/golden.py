@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from simmim_export.models.checkpoint import Checkpoint
 from simmim_export.models.graphs import Graph
 from simmim_export.parity import Golden
 from simmim_export.precision.calibration import Calibration
+from simmim_export.vocabulary import parse
 
 Feeds = dict[str, np.ndarray]
 # Texts to input_ids and attention_mask, int64 [n, s], all of one length.
@@ -41,8 +41,7 @@ def sample_texts(checkpoint: Checkpoint, count: int, sequence: int) -> tuple[np.
     Even rows are filled to the last position with further texts, so that every position is probed; odd rows keep their
     padding, so that the mask is.
     """
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer)
-    tokenizer.no_padding()
+    tokenizer = parse(checkpoint.tokenizer)
     texts = checkpoint.samples["texts"]
     pad = tokenizer.token_to_id("[PAD]") or 0
     ids = np.full((count, sequence), pad, np.int64)

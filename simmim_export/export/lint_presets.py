@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import torch
 
-from simmim_export.console import progress_bar, run_app
+from simmim_export.console import progress_bar, run_app, say
 from simmim_export.errors import FewSamples, GateFailed
 from simmim_export.export.golden import make_feeds
 from simmim_export.export.onnx import trace
@@ -127,10 +127,10 @@ def main() -> None:
                 watch(f"{name}: {row.graph}.{row.variant}", len(rows), (len(HEADS) + len(pairs()) + 4) * len(VARIANTS))
         broken += [row for row in rows if row.findings]
         count = sum(len(row.findings) for row in rows)
-        print(f"{name}: {len(rows)} graphs, {count} findings, {time.monotonic() - started:.0f} s", flush=True)
+        say(f"{name}: {len(rows)} graphs, {count} findings, {time.monotonic() - started:.0f} s")
     for row in broken:
         for finding in row.findings:
-            print(f"{row.preset}: {row.graph}.{row.variant}: {finding}")
+            say(f"{row.preset}: {row.graph}.{row.variant}: {finding}")
     if broken:
         fix = "change the module that is named, or leave its node in float"
         raise GateFailed(f"{len(broken)} graphs break rules of TensorRT", fix=fix)

@@ -23,6 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from simmim_export.errors import GateFailed
 from simmim_export.export.limits import OPSET, require_opset
 from simmim_export.models.graphs import Graph
+from simmim_export.onnx_file import OPERATORS
 from simmim_export.spec import GraphSpec, TensorSpec
 
 # Operators that no graph of ours may hold, and why. Range is fine outside an encoder (it builds positions from a shape).
@@ -121,6 +122,10 @@ def check(model: onnx.ModelProto, spec: GraphSpec, opset: int) -> None:
             problems.append(f"{node.name}: operator {node.op_type} of domain {node.domain!r} runs in no other engine")
         elif node.op_type in FORBIDDEN:
             problems.append(f"{node.name}: {node.op_type}: {FORBIDDEN[node.op_type]}")
+        elif node.op_type not in OPERATORS:
+            problems.append(
+                f"{node.name}: {node.op_type} is not in onnx_file.OPERATORS, so no device would open the graph"
+            )
     if model.functions:
         problems.append(f"{len(model.functions)} local functions were not inlined")
     if problems:

@@ -11,7 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from simmim_export.system.telemetry import without_telemetry
+
+with without_telemetry("transformers"):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Added to the scores of padded keys. exp(-1e4) is exactly 0 in FP32, and -1e4 still fits FP16, where the usual
 # -3.4e38 becomes -inf and a row of them NaN.

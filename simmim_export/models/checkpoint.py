@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import pickle  # noqa: TID251 - for the name of its error alone
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from pickletools import genops
 from typing import Any
 
 import torch
@@ -24,8 +26,10 @@ from torch import Tensor
 
 from simmim_export.errors import CheckpointError
 from simmim_export.files import parse_json, replacing
+from simmim_export.models.parts import require_checkpoint, require_weights
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
+from simmim_export.models.weights import misfit, plain_tensors, require_data, require_finite
 from simmim_export.vocabulary import parse, rows_needed
 
 SCHEMA = 1
@@ -45,9 +49,12 @@ _DAMAGE = (
     AttributeError,
     AssertionError,
     NotImplementedError,
+    MemoryError,
+    RecursionError,
     zipfile.BadZipFile,
     zlib.error,
 )
+_CODE = "the checkpoint holds pickled code or objects, which are never executed"
 
 
 @dataclass
@@ -92,38 +99,28 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Read and check a checkpoint. Raise :class:`CheckpointError` saying what is wrong and where; code is never executed."""
-    if not path.exists():
-        raise CheckpointError(
-            "no such checkpoint",
-            where=path,
-            fix="make one: simmim-train finetune --preset tiny --data shapes -o ckpt.pt",
-        )
+    require_checkpoint(path)
     return _parse(_read_folder(path) if path.is_dir() else _read_file(path), path)
 
 
 def read_tensors(path: Path) -> Any:
-    """What a ``.pt`` or ``.safetensors`` file holds, tensors and primitives only. Raise :class:`CheckpointError` as
-    :func:`load` does; code is never executed."""
-    if not path.is_file():
-        raise CheckpointError("no such checkpoint", where=path, fix="check the path")
-    if path.suffix != ".safetensors":
-        return _read_file(path)
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """What a ``.pt`` or ``.safetensors`` file holds: tensors, floats among them as float32, and primitives in dicts and lists.
 
-    try:
-        return load_file(path)
-    except (ValueError, SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole") from error
+    Raise :class:`CheckpointError` as :func:`load` does, and for odd tensors (:func:`plain_tensors`); code is never executed.
+    """
+    require_weights(path)
+    if path.suffix != ".safetensors":
+        return plain_tensors(_read_file(path), path)
+    return plain_tensors(_read_safetensors(path), path)
 
 
 def build(checkpoint: Checkpoint, where: object = "checkpoint") -> SimMIM:
     """The model with the checkpoint's weights, in eval mode.
 
-    Raise :class:`CheckpointError` naming every missing, unexpected or misshapen key, or the first with NaN or Inf.
+    Raise :class:`CheckpointError` naming every missing, unexpected or misfit key, or the first with NaN or Inf.
     """
     with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in _model(checkpoint.config, where).state_dict().items()}
+        expected = _model(checkpoint.config, where).state_dict()
     check_state(checkpoint.state, expected, where)
     model = _model(checkpoint.config, where)
     model.load_state_dict(checkpoint.state, strict=True)
@@ -164,64 +161,76 @@ def check_tokenizer(
 
 def check_state(
     state: Mapping[str, Tensor],
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, Tensor],
     where: object,
     fix: str = "give the checkpoint that simmim-train wrote; nothing is loaded in part",
 ) -> None:
-    """Raise :class:`CheckpointError` unless ``state`` has exactly the ``expected`` names and shapes, all values finite."""
+    """Raise :class:`CheckpointError` unless ``state`` has the names, shapes and kinds of numbers of ``expected``, all finite.
+
+    Only the shapes and types of ``expected`` are read, so that its tensors may be on the meta device.
+    """
     problems = [f"missing: {key}" for key in expected if key not in state]
     problems += [f"unexpected: {key}" for key in state if key not in expected]
-    for key, shape in expected.items():
-        if key in state and tuple(state[key].shape) != shape:
-            problems.append(f"misshapen: {key} is {list(state[key].shape)}, the configuration says {list(shape)}")
+    pairs = ((key, state[key], wanted) for key, wanted in expected.items() if key in state)
+    problems += [problem for pair in pairs if (problem := misfit(*pair))]
     if problems:
         shown = "\n  ".join(problems[:20]) + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise CheckpointError(
-            f"the weights do not fit the configuration:\n  {shown}",
-            where=where,
-            fix=fix,
-        )
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
-            raise CheckpointError(
-                f"{key} holds {bad} NaN or Inf values of {value.numel()}",
-                where=where,
-                fix="train again from an earlier one",
-            )
+        raise CheckpointError(f"the weights do not fit the configuration:\n  {shown}", where=where, fix=fix)
+    require_finite(state, where, "train again from an earlier one")
 
 
 def _read_file(path: Path) -> Any:
     with path.open("rb") as stream:
         start = stream.read(4)
-    if start != b"PK\x03\x04" or not zipfile.is_zipfile(path):
-        if start == b"PK\x03\x04":
-            raise CheckpointError("the checkpoint is truncated", where=path, fix="copy it again, whole")
+    if start != b"PK\x03\x04":
         what = "the checkpoint is empty" if not start else "not a checkpoint (torch.save writes a zip archive)"
         raise CheckpointError(what, where=path, fix="give the ckpt.pt that simmim-train wrote")
     try:
-        # torch does not compare the checksums of tensors: a flipped bit would load as another weight.
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError("the checkpoint is truncated", where=path, fix="copy it again, whole")
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"the checkpoint is damaged: {damaged}", where=path, fix="copy it again, whole")
-        return torch.load(path, map_location="cpu", weights_only=True)
+            _check_archive(archive, path)
+        with warnings.catch_warnings():
+            # For developers, about kinds of tensors that are refused by name below.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch raises this for everything that is not tensors and primitives; nothing of it has been executed.
         raise CheckpointError(
-            "the checkpoint holds pickled code or objects, which are never executed",
-            where=path,
-            fix="save tensors and primitives only, as simmim-train does",
+            _CODE, where=path, fix="save tensors and primitives only, as simmim-train does"
         ) from error
     except _DAMAGE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"the checkpoint is damaged: {first}", where=path, fix="copy it again, whole") from error
 
 
-def _read_folder(path: Path) -> Any:
+def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise :class:`CheckpointError` for a file that would take much more memory than it has bytes, or whose checksums differ."""
+    unpacked, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+    if unpacked > size or any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+        # A bomb, or packed again by something else than torch.save.
+        what = f"the checkpoint unpacks from {size:,} bytes to {unpacked:,}, and torch.save never compresses"
+        raise CheckpointError(what, where=path, fix="save it again with torch.save")
+    # torch does not compare the checksums of tensors: a flipped bit would load as another weight.
+    if (damaged := archive.testzip()) is not None:
+        raise CheckpointError(f"the checkpoint is damaged: {damaged}", where=path, fix="copy it again, whole")
+    for name in archive.namelist():
+        # torch's unpickler makes a bytearray of any length that a few bytes ask for.
+        if name.endswith("/data.pkl") and any("bytearray" in str(word) for _, word, _ in genops(archive.read(name))):
+            raise CheckpointError(_CODE, where=path, fix="save tensors and primitives only, as simmim-train does")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    try:
+        return load_file(path)
+    except (*_DAMAGE, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole") from error
+
+
+def _read_folder(path: Path) -> Any:
     for name in ("checkpoint.json", "model.safetensors"):
         if not (path / name).is_file():
             raise CheckpointError(
@@ -229,9 +238,9 @@ def _read_folder(path: Path) -> Any:
             )
     try:
         content = parse_json((path / "checkpoint.json").read_text(encoding="utf-8"))
-        state = load_file(path / "model.safetensors")
-    except (ValueError, SafetensorError) as error:
+    except ValueError as error:
         raise CheckpointError(f"the checkpoint is damaged: {error}", where=path, fix="copy it again, whole") from error
+    state = _read_safetensors(path / "model.safetensors")
     if isinstance(content, dict) and isinstance(content.get("samples"), dict) and _SAMPLE_PIXELS in state:
         content["samples"]["pixels"] = state.pop(_SAMPLE_PIXELS)
         content |= {"evidence": state.pop(_EVIDENCE)} if _EVIDENCE in state else {}
@@ -264,6 +273,13 @@ def _parse(content: Any, path: Path) -> Checkpoint:
             f"the checkpoint has schema {schema}; this version reads up to {SCHEMA}",
             fix="pip install -U simmim-export",
         )
+    # Tensors are made plain; whatever else is here ends in a manifest, which is JSON.
+    content = plain_tensors(content, path)
+    samples = content.get("samples")
+    described = {name: value for name, value in content.items() if name not in ("state", "evidence", "samples")}
+    if isinstance(samples, dict):
+        described["samples"] = {name: value for name, value in samples.items() if name != "pixels"}
+    require_data(described, path)
     types: dict[str, type] = {f.name: dict for f in fields(Checkpoint)} | {"tokenizer": str, "evidence": Tensor}
     # Checkpoints from before there was evidence have none.
     content = {"evidence": torch.zeros(0, dtype=torch.uint8)} | content
@@ -277,8 +293,9 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     if odd := _odd_field(config):
         raise refuse(f"the checkpoint's configuration does not parse: {odd}")
     loaded = Checkpoint(config=config, **{name: content[name] for name in types if name != "config"})
-    if not all(isinstance(value, Tensor) for value in loaded.state.values()):
-        raise refuse("the checkpoint's state holds something that is no tensor")
+    for key, value in loaded.state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise refuse(f"the checkpoint's state holds something that is no tensor: {key!r} is {type(value).__name__}")
     # A number of layers is built before it is compared: one that is damaged would be built for ever.
     layers = {name: n for name, n in config.text.items() if "layers" in name} | {
         "interaction": config.interaction_layers

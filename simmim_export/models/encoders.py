@@ -1,6 +1,6 @@
 """The two towers: pixels to image tokens, token ids to text tokens.
 
-Knows torchvision's ResNets and Hugging Face's BERT family. Must not know fusion, tasks or files. Shapes: b batch, n image
+torchvision's ResNets encode images, Hugging Face's BERT family texts. Shapes: b batch, n image
 tokens, s text tokens, D width, E embedding.
 """
 
@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model, list_models
+from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, conv1x1
-from transformers import AutoConfig, AutoModel
 
-from simmim_export.errors import UsageError
 from simmim_export.models.attention import NAME as ATTENTION
 from simmim_export.models.attention import mask_bias
+from simmim_export.models.parts import require_text_family, require_trunk
+from simmim_export.system.telemetry import without_telemetry
+
+with without_telemetry("transformers"):
+    from transformers import AutoConfig, AutoModel
 
 # Of ImageNet, as torchvision's weights expect them; in the graph, so that a host cannot apply them twice or not at all.
 MEAN = (0.485, 0.456, 0.406)
@@ -74,12 +77,8 @@ class ResNetTrunk(nn.Sequential):
 
 def image_trunk(name: str) -> TinyTrunk | ResNetTrunk:
     """The trunk called ``name``: ``tiny`` or any ResNet of torchvision. Raise :class:`UsageError` on another name."""
-    if name == "tiny":
-        return TinyTrunk()
-    resnets = list_models(include=["resnet*", "wide_resnet*", "resnext*"])
-    if name not in resnets:
-        raise UsageError(f"unknown image encoder {name!r}", fix=f"choose tiny or one of {', '.join(resnets)}")
-    return ResNetTrunk(name)
+    require_trunk(name)
+    return TinyTrunk() if name == "tiny" else ResNetTrunk(name)
 
 
 def positions_1d(count: int, width: int) -> Tensor:
@@ -146,13 +145,15 @@ class TextEncoder(nn.Module):
     """input_ids, attention_mask int64 [b, s] to text_tokens [b, s, D] and text_embed [b, E] of unit length.
 
     Tokens of padding come out as exact zeros, so nothing downstream can depend on them. There is no dropout, whatever the
-    configuration calls it. ``positions`` is the most tokens that a text may have, None where nothing limits it.
+    configuration calls it. ``positions`` is the most tokens that a text may have, None where nothing limits it. Raises
+    :class:`UsageError` for a configuration of a family that would compute something else here than in transformers.
     """
 
     def __init__(self, config: Mapping[str, Any], width: int, embed_dim: int) -> None:
         super().__init__()
         options = dict(config)
         family = options.pop("model_type")
+        require_text_family(family)
         hf_config = AutoConfig.for_model(family, **options)
         hf_config._attn_implementation = ATTENTION
         self.encoder = build_text_model(hf_config)

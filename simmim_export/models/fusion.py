@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simmim_export.errors import UsageError
+from simmim_export.models.parts import require_fusion
 
 
 class Layout(NamedTuple):
@@ -161,6 +161,5 @@ FUSIONS: Mapping[str, type[Fusion]] = {
 
 def fusion(name: str, width: int) -> Fusion:
     """The fusion called ``name``; raise :class:`UsageError` naming the choices."""
-    if name not in FUSIONS:
-        raise UsageError(f"unknown fusion {name!r}", fix=f"choose one of {', '.join(FUSIONS)}")
+    require_fusion(name)
     return FUSIONS[name](width)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from simmim_export.errors import UsageError
 from simmim_export.models.fusion import Fusion, Joint, Layout
 from simmim_export.models.mixing import ConstantMixing, GraphMixing, Mixing, SoftmaxMixing
+from simmim_export.models.parts import require_interaction
 
 INTERACTIONS: Mapping[str, type[Mixing]] = {
     "attention": SoftmaxMixing,
@@ -103,16 +104,6 @@ class Interaction(nn.Module):
 
 
 def interaction(name: str, fused: Fusion, layout: Layout, width: int, heads: int, layers: int) -> Interaction:
-    """The interaction called ``name`` over what ``fused`` gives; raise :class:`UsageError` naming the choices.
-
-    A fusion to one vector goes with ``linear`` alone: a softmax over one row is 1 whatever the input, so ``attention``
-    and ``graph`` would be ``linear`` under another name.
-    """
-    if name not in INTERACTIONS:
-        raise UsageError(f"unknown interaction {name!r}", fix=f"choose one of {', '.join(INTERACTIONS)}")
-    if fused.single and name != "linear":
-        raise UsageError(
-            f"interaction {name!r} has nothing to attend to: the fusion gives a single vector",
-            fix="choose --interaction linear, or --fusion concat_sequence or film",
-        )
+    """The interaction called ``name`` over what ``fused`` gives. Raise :class:`UsageError` as :func:`require_interaction`."""
+    require_interaction(name, fused.single)
     return Interaction(INTERACTIONS[name], width, heads, layers, layout)

@@ -18,6 +18,7 @@ import onnx
 
 from simmim_export.precision.quantizer import Feeds, quantize
 from simmim_export.precision.weights import unshare
+from simmim_export.system.telemetry import without_telemetry
 
 
 def quantisable(model: onnx.ModelProto) -> list[str]:
@@ -47,7 +48,8 @@ def quantize_convolutions(
     ``reduce_range`` keeps weights within 7 bits, for processors whose INT8 products are added up in saturating 16-bit sums
     (AVX2 and AVX-512 without VNNI).
     """
-    from onnxruntime.quantization import QuantFormat, QuantType
+    with without_telemetry("onnxruntime"):
+        from onnxruntime.quantization import QuantFormat, QuantType
 
     quantize(
         source,

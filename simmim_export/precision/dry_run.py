@@ -1,24 +1,27 @@
-"""What a build for TensorRT would do, found out without TensorRT and without a GPU.
-
-Knows bundles and the lint. Must not know how a plan is made.
-"""
+"""What a build for TensorRT would do, found out without TensorRT and without a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from onnx.checker import ValidationError
+from onnx.external_data_helper import uses_external_data
+from onnx.shape_inference import InferenceError
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines.trt import TrtEngine
 from simmim_export.engines.trt.request import Profile, Request
-from simmim_export.errors import GateFailed
+from simmim_export.errors import BundleError, GateFailed
 from simmim_export.precision.groups import module_of
 from simmim_export.precision.lint import SHOWN, Finding, lint
-from simmim_export.spec import PrecisionPlan
+from simmim_export.spec import GraphSpec, PrecisionPlan
+
+EXPORT_AGAIN = "export the bundle again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,82 @@ class Rehearsal:
 
 
 def rehearse(bundle: Bundle, engine: TrtEngine, plan: PrecisionPlan, request: Request) -> list[Rehearsal]:
-    """One for every graph at the precision that ``plan`` has for it. Raise :class:`UsageError` for shapes that do not fit."""
+    """One for every graph at the precision that ``plan`` has for it.
+
+    Raise :class:`UsageError` for shapes that do not fit, :class:`BundleError` for a file that is not the graph of the manifest.
+    """
     request.check(bundle.manifest.graphs)
-    found = []
+    rehearsals = []
     for spec in bundle.manifest.graphs:
         artifact = bundle.artifact(spec.name, engine.variant(plan.of(spec.name)))
-        model = onnx.load(bundle.file(artifact.path))
-        found.append(Rehearsal(spec.name, artifact.variant, request.profile(spec), lint(model)))
-    return found
+        findings = find_in(bundle.file(artifact.path), spec)
+        rehearsals.append(Rehearsal(spec.name, artifact.variant, request.profile(spec), findings))
+    return rehearsals
+
+
+def find_in(path: Path, spec: GraphSpec) -> list[Finding]:
+    """What the lint finds in the ONNX model at ``path``.
+
+    Raise :class:`BundleError` naming the file unless it is valid ONNX, whole in this one file, and has the inputs and outputs of
+    ``spec``. Types that ONNX does not allow are findings where the lint sees them: it names the node and its module.
+    """
+    model, invalid = _load(path), ""
+    if outside := [tensor.name for tensor in _tensors(model) if uses_external_data(tensor)]:
+        what = f"{path.name} keeps tensors in other files, which no digest covers: {', '.join(outside[:3])}"
+        raise BundleError(what, where=path, fix=EXPORT_AGAIN)
+    for side, tensors, values in (
+        ("inputs", spec.inputs, model.graph.input),
+        ("outputs", spec.outputs, model.graph.output),
+    ):
+        given, wanted = sorted(value.name for value in values), sorted(tensor.name for tensor in tensors)
+        if given != wanted:
+            shown = ", ".join(given)[:200] or "nothing"
+            what = f"{path.name} has other {side} than the manifest says: {shown}, not {', '.join(wanted)}"
+            raise BundleError(what, where=path, fix=EXPORT_AGAIN)
+    try:
+        onnx.checker.check_model(model)
+        # The checker does not compare the bytes of a tensor with its shape.
+        for tensor in _tensors(model):
+            onnx.numpy_helper.to_array(tensor)
+        onnx.checker.check_model(model, full_check=True)
+    except InferenceError as error:
+        invalid = _line(error)
+    # A name in the checker's own message need not be UTF-8, which is a ValueError.
+    except (ValidationError, ValueError, TypeError) as error:
+        raise BundleError(f"{path.name} is not valid ONNX: {_line(error)}", where=path, fix=EXPORT_AGAIN) from error
+    try:
+        findings = lint(model)
+    except (LookupError, ValueError, TypeError):
+        if not invalid:
+            raise
+        findings = []
+    if invalid and not findings:
+        raise BundleError(f"{path.name} is not valid ONNX: {invalid}", where=path, fix=EXPORT_AGAIN)
+    return findings
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        what = f"{path.name} is damaged, or not ONNX: {error}"
+        raise BundleError(what, where=path, fix=EXPORT_AGAIN) from error
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor in ``message``: weights, constants in attributes, and those of subgraphs and functions."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for held in value if isinstance(value, Sequence) else [value]:
+            if isinstance(held, onnx.TensorProto):
+                yield held
+            else:
+                yield from _tensors(held)
 
 
 def require_clean(rehearsals: list[Rehearsal], where: object) -> None:
@@ -58,6 +129,9 @@ def require_clean(rehearsals: list[Rehearsal], where: object) -> None:
 
 
 def modules(path: Path) -> Callable[[str], str]:
-    """What names the PyTorch module of a node of the ONNX file ``path``, by the node's name; "" for one that it does not know."""
-    nodes = {node.name: node for node in onnx.load(path, load_external_data=False).graph.node}
+    """A function from the name of a node of the ONNX file ``path`` to its PyTorch module; "" for a node that is not in it.
+
+    Raise :class:`BundleError` for a file that is not ONNX.
+    """
+    nodes = {node.name: node for node in _load(path).graph.node}
     return lambda name: module_of(nodes[name]) if name in nodes else ""

@@ -29,6 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 from simmim_export.errors import DataError, GateFailed
 from simmim_export.precision.islands import LARGEST, Feeds, Island, copy_of, find_islands, ranges
 from simmim_export.precision.lint_graph import ONNX_DOMAINS, Graph, attribute
+from simmim_export.system.telemetry import without_telemetry
 
 VARIANT = "fp16"
 PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -103,8 +104,9 @@ def _converter() -> Callable[..., onnx.ModelProto]:
     # needs it there when it is imported, which is too late once the path is as it was.
     path = list(sys.path)
     try:
-        import onnxruntime.quantization  # noqa: F401
-        from onnxruntime.transformers.float16 import convert_float_to_float16
+        with without_telemetry("onnxruntime"):
+            import onnxruntime.quantization  # noqa: F401
+            from onnxruntime.transformers.float16 import convert_float_to_float16
     finally:
         sys.path[:] = path
     return convert_float_to_float16

@@ -39,6 +39,7 @@ from simmim_export.precision.smooth import (
     require_equal,
     run,
 )
+from simmim_export.system.telemetry import without_telemetry
 
 VARIANT = "int8-s8"
 # Of 0.5 to 1.0: the best mean cosine of MiniLM; 0.7 and 0.9 lose little.
@@ -186,7 +187,8 @@ def _rounded(values: np.ndarray, largest: np.ndarray) -> np.ndarray:
 
 
 def _quantize(model: onnx.ModelProto, target: Path, nodes: Sequence[str], feeds: Feeds) -> None:
-    from onnxruntime.quantization import QuantFormat, QuantType
+    with without_telemetry("onnxruntime"):
+        from onnxruntime.quantization import QuantFormat, QuantType
 
     kinds = ["Conv", "MatMul", "Gemm", "Add"]
     quantize(

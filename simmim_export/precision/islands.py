@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from simmim_export.host import available_threads
 from simmim_export.precision.lint_graph import Graph, attribute
 from simmim_export.precision.quantizer import Feeds
+from simmim_export.system.telemetry import without_telemetry
 
 LARGEST = float(np.finfo(np.float16).max)
 # Below this nothing is left of a number.
@@ -67,7 +68,8 @@ def ranges(model: onnx.ModelProto, feeds: Feeds) -> dict[str, float]:
 
 def _runner(model: onnx.ModelProto, names: Sequence[str]) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
     """A function from one feed to the tensors ``names`` of ``model``, outputs or not."""
-    import onnxruntime
+    with without_telemetry("onnxruntime"):
+        import onnxruntime
 
     wider = copy_of(model)
     present = {value.name for value in model.graph.output}

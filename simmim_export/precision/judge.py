@@ -6,11 +6,9 @@ threads would distort every latency (up to twice, measured).
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,16 @@ from typing import Any
 from simmim_export.bundle import Manifest
 from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
-from simmim_export.errors import SimmimError, show_warnings_plainly
+from simmim_export.errors import SimmimError
 from simmim_export.files import digest
 from simmim_export.parity import Golden
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner
+from simmim_export.proof.fitting import require_fit
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision
+from simmim_export.system.children import spawn_worker
+from simmim_export.system.printing import show_warnings_plainly
 
 ROUNDS, SECONDS = 5, 0.12
 
@@ -44,8 +45,9 @@ class _Bench:
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine, self.manifest = require_engine(engine), manifest
         read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"])
-        self.examiner = Examiner(manifest, Evidence.load(evidence), read.feeds)
-        self.golden = Golden.load(golden)
+        held_out = require_fit(Evidence.load(evidence), manifest, evidence)
+        self.examiner = Examiner(manifest, held_out, read.feeds)
+        self.golden = Golden.load(golden, graphs=manifest.graphs)
 
     def open(self, candidate: Candidate) -> Session:
         return self.engine.open(candidate.path, self.manifest.graph(candidate.graph), candidate.precision)
@@ -67,7 +69,7 @@ class _Bench:
                 one.close()
 
     def clock(self, candidates: Sequence[Candidate]) -> list[float]:
-        case = max(self.golden.cases, key=lambda name: self.golden.cases[name]["input_ids"].size)
+        case = self.golden.largest()
         samples: list[list[float]] = [[] for _ in candidates]
         for _ in range(ROUNDS):
             for place, candidate in enumerate(candidates):
@@ -119,9 +121,7 @@ class Judge:
 
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine = engine
-        spawn = multiprocessing.get_context("spawn")
-        arguments = (engine, manifest, tokenizer, evidence, golden)
-        self._pool = ProcessPoolExecutor(1, spawn, initializer=_start, initargs=arguments)
+        self._pool = spawn_worker(_start, engine, manifest, tokenizer, evidence, golden)
 
     def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
         """What the evidence says of one candidate for every graph: :meth:`Examiner.figures`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.precision.quantizer import Feeds, quantize, quiet
 from simmim_export.precision.weights import unshare
-from simmim_export.telemetry import untold
+from simmim_export.system.telemetry import without_telemetry
 
 
 def static(source: Path, target: Path, feeds: Feeds) -> None:
@@ -25,7 +25,8 @@ def static(source: Path, target: Path, feeds: Feeds) -> None:
 
 def dynamic(source: Path, target: Path, feeds: Feeds) -> None:
     """onnxruntime.quantization.quantize_dynamic: ranges of each call, over its whole batch."""
-    from onnxruntime.quantization import quantize_dynamic
+    with without_telemetry("onnxruntime"):
+        from onnxruntime.quantization import quantize_dynamic
 
     with quiet():
         quantize_dynamic(source, target, per_channel=True)
@@ -36,7 +37,7 @@ def nncf(source: Path, target: Path, feeds: Feeds) -> None:
     import onnx
 
     # Its progress bars go to stdout, which may be for JSON.
-    with untold(), redirect_stdout(sys.stderr):
+    with without_telemetry("nncf", "openvino", "onnxruntime"), redirect_stdout(sys.stderr):
         import nncf
 
         nncf.set_log_level(logging.ERROR)

@@ -106,6 +106,8 @@ def _excess(lines: Sequence[Line]) -> float:
     """How far the worst line is over its limit, in limits: 0 for all kept."""
     worst = 0.0
     for line in lines:
+        if not line.kept and line.reason:  # not computed, or not finite: as far over as can be
+            return float("inf")
         if line.key in ("cosine", "agreement"):
             top = 1.0 if line.key == "cosine" else 100.0
             over = (line.limit - line.found) / max(top - line.limit, 1e-6)

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from simmim_export.system.telemetry import without_telemetry
+
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
 
 def quantize(source: Path | onnx.ModelProto, target: Path, feeds: Feeds, **options: Any) -> None:
     """Write the quantised form of ``source`` to ``target``: ``quantize_static`` with ranges measured on ``feeds``."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    with without_telemetry("onnxruntime"):
+        from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

@@ -21,6 +21,7 @@ from simmim_export.errors import GateFailed
 from simmim_export.host import available_threads
 from simmim_export.parity import difference
 from simmim_export.precision.quantizer import Feeds
+from simmim_export.system.telemetry import without_telemetry
 
 EQUAL = 1e-4
 # How many of the feeds show that a graph still computes the same. One would do: an error in the algebra is in every value.
@@ -40,7 +41,8 @@ class Activation:
 
 def run(model: onnx.ModelProto, feeds: Feeds, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
     """The tensors ``names`` of ``model``, outputs or not, for each of ``feeds``."""
-    import onnxruntime
+    with without_telemetry("onnxruntime"):
+        import onnxruntime
 
     names = list(names)
     wider = onnx.ModelProto()

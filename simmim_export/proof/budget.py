@@ -1,14 +1,19 @@
-"""What a lower precision may cost. Knows the figures of an examination by name; must not know how they came about."""
+"""What a lower precision may cost: limits, and each of them beside the figures of an examination.
+
+Every limit gives a line for every task or tower that a model promises (:func:`promised`). What cannot be computed is a line
+that is not kept; what could not be judged from the start is listed (:class:`NotJudged`), and never left out in silence.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
+from simmim_export.bundle import Manifest
 from simmim_export.errors import UsageError
 from simmim_export.proof.evidence import RETRIEVAL
 from simmim_export.spec import shown
@@ -26,18 +31,20 @@ DEFAULT = "answers=0.5pt,retrieval=0.5pt,cosine=0.998"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a budget beside what was found: ``found`` and ``limit`` in the unit of ``key``."""
+    """One line of a budget beside what was found: ``found`` and ``limit`` in the unit of ``key``. ``found`` is NaN for what
+    could not be computed; ``reason`` says why a line is not kept where the two numbers do not."""
 
     key: str
     of: str
     found: float
     limit: float
     kept: bool
+    reason: str = ""
 
     @property
     def name(self) -> str:
         """What is bounded, of what: ``answers vqa``."""
-        return self.key if self.key == self.of else f"{self.key} {self.of}"
+        return _named(self.key, self.of)
 
     @property
     def allowed(self) -> str:
@@ -47,11 +54,73 @@ class Line:
         return f"{word} {shown(self.limit)}{gap}{_UNITS[self.key]}"
 
     def as_row(self) -> dict[str, Any]:
-        """As JSON: what is bounded, what was found, the limit in words, and whether it is kept."""
-        return {"name": self.name, "found": self.found, "allowed": self.allowed, "kept": self.kept}
+        """As JSON: what is bounded, what was found (NaN if it could not be computed), the limit in words, and whether it is
+        kept, with the reason if that is another than the limit."""
+        return {
+            "name": self.name,
+            "found": self.found,
+            "allowed": self.allowed,
+            "kept": self.kept,
+            "reason": self.reason,
+        }
 
     def __str__(self) -> str:
-        return f"{self.name} {shown(self.found)}, {self.allowed}"
+        return in_words(self.as_row())
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row of :meth:`Line.as_row` as a phrase: ``cosine text_embed 0.99796, at least 0.998``."""
+    found = row["found"]
+    said = "not computed" if found is None or not isfinite(found) else shown(found)
+    return f"{row['name']} {said}, {row['allowed']}" + (f" ({row['reason']})" if row["reason"] else "")
+
+
+@dataclass(frozen=True)
+class NotJudged:
+    """A limit that is not applied to one task or tower, why, and what would change that."""
+
+    key: str
+    of: str
+    limit: str
+    why: str
+    fix: str
+
+    @property
+    def name(self) -> str:
+        """As :attr:`Line.name`."""
+        return _named(self.key, self.of)
+
+    def as_row(self) -> dict[str, str]:
+        """As JSON."""
+        return {"name": self.name, "limit": self.limit, "why": self.why}
+
+    def __str__(self) -> str:
+        return f"{self.limit}: {self.why}" if self.key == self.of else f"{self.limit} of {self.of}: {self.why}"
+
+
+def _named(key: str, of: str) -> str:
+    return key if key == of else f"{key} {of}"
+
+
+# key -> the names of the tasks or towers that it bounds.
+Promised = Mapping[str, tuple[str, ...]]
+
+
+def promised(manifest: Manifest) -> Promised:
+    """What each key of a budget bounds in a bundle: its heads, its towers, and retrieval where it has both towers."""
+    outputs = {output for pipeline in manifest.pipelines for output in pipeline.outputs}
+    towers = tuple(name for name in ("image_embed", "text_embed") if name in outputs)
+    last = (pipeline.graphs[-1] for pipeline in manifest.pipelines if pipeline.graphs)
+    heads = tuple(dict.fromkeys(graph.removeprefix("head.") for graph in last if graph.startswith("head.")))
+    retrieval = (RETRIEVAL,) if len(towers) == 2 else ()
+    return {"answers": heads, "agreement": heads, "cosine": towers, "retrieval": retrieval}
+
+
+def _of_figures(figures: Mapping[str, Any]) -> Promised:
+    """As :func:`promised`, of what ``figures`` hold."""
+    heads = tuple(name for name in figures["tasks"] if name != RETRIEVAL)
+    retrieval = (RETRIEVAL,) if RETRIEVAL in figures["tasks"] else ()
+    return {"answers": heads, "agreement": heads, "cosine": tuple(figures["embeddings"]), "retrieval": retrieval}
 
 
 @dataclass(frozen=True)
@@ -80,54 +149,50 @@ class Budget:
             found[key] = amount
         return cls(tuple(found.items()))
 
-    def lines(self, figures: Mapping[str, Any]) -> list[Line]:
-        """Every limit beside what ``figures`` (:meth:`Examiner.figures`) say: one line a task or tower."""
-        found = []
+    def lines(
+        self,
+        figures: Mapping[str, Any],
+        *,
+        of: Promised | None = None,
+        without: Sequence[NotJudged] = (),
+    ) -> list[Line]:
+        """Every limit beside what ``figures`` (:meth:`Examiner.figures`) say: one line for each task or tower in ``of``, by
+        default those that ``figures`` name, except for what is listed in ``without``.
+
+        What ``figures`` lack, or hold no number for, is a line that is not kept, with NaN found and the reason.
+        """
+        names, left_out = of or _of_figures(figures), {(one.key, one.of) for one in without}
+        lines = []
         for key, limit in self.limits:
-            if key == "cosine":
-                rows = {name: row["cosine_mean"] for name, row in figures["embeddings"].items()}
-            elif key == "agreement":
-                rows = {name: 100 * row["top1"] for name, row in figures["tasks"].items() if name != RETRIEVAL}
-            else:
-                mine = (name for name in figures["tasks"] if (name == RETRIEVAL) == (key == "retrieval"))
-                rows = {name: figures["tasks"][name]["interval"][1] for name in mine}
-            more = key in ("cosine", "agreement")
-            found += [Line(key, n, v, limit, v >= limit if more else v <= limit) for n, v in rows.items()]
-        return found
+            if not names[key] and (key, key) not in left_out:
+                lines.append(Line(key, key, float("nan"), limit, False, _NOTHING[key]))
+            lines += [_line(key, name, limit, figures) for name in names[key] if (key, name) not in left_out]
+        return lines
 
-    def measurable(self, figures: Mapping[str, Any]) -> Budget:
-        """The limits for which ``figures`` hold enough to know that they are kept."""
-        have = {line.key for line in self.lines(figures)}
-        few = {key for key, *_ in self._too_few(figures)}
-        return Budget(tuple((key, limit) for key, limit in self.limits if key in have - few))
+    def not_judged(self, figures: Mapping[str, Any], *, of: Promised | None = None) -> list[NotJudged]:
+        """What of this budget ``figures``, PyTorch's own, are not enough to judge, and why.
 
-    def _too_few(self, figures: Mapping[str, Any]) -> list[tuple[str, str, int, int]]:
-        """Of limits in points: the key, the task, its images, and how many it takes. Where none of n images changed, the loss
-        is below 3 / n with 95 % confidence and not known any better (the rule of three: Hanley and Lippman-Hand, 1983)."""
-        limits = dict(self.limits)
-        found = []
-        for line in self.lines(figures):
-            if _UNITS[line.key] != "pt":
-                continue
-            images, limit = figures["tasks"][line.of]["images"], limits[line.key]
-            if images * limit < 300:
-                found.append((line.key, line.of, images, ceil(300 / limit) if limit else 0))
-        return found
+        If none of n images changed, the loss is below 3 / n with 95 % confidence and not known any better (the rule of three:
+        Hanley and Lippman-Hand, 1983).
+        """
+        missing = []
+        for line in self.lines(figures, of=of):
+            limit = f"{line.key}={written(line.limit)}{_UNITS[line.key]}"
+            if line.reason:
+                fix = f"train with --eval-scenes above 0, or take {line.key} out of --budget"
+                missing.append(NotJudged(line.key, line.of, limit, line.reason, fix))
+            elif _UNITS[line.key] == "pt" and (images := figures["tasks"][line.of]["images"]) * line.limit < 300:
+                wanted = ceil(300 / line.limit) if line.limit else 0
+                takes = f"takes {wanted}" if wanted else "cannot be proven on any number"
+                why = f"{images} images of {line.of} are too few to know it with 95 % confidence; it {takes}"
+                fix = f"train with --eval-scenes {wanted}" if wanted else f"give {line.key} above 0, or agreement=100%"
+                missing.append(NotJudged(line.key, line.of, limit, why, fix))
+        return missing
 
-    def require_measurable(self, figures: Mapping[str, Any]) -> None:
-        """Raise :class:`UsageError` naming the limits for which there is no evidence, or too little."""
-        have = {line.key for line in self.lines(figures)}
-        lacking = [key for key, _ in self.limits if key not in have]
-        fix = "train with --eval-scenes above 0, or take it out of --budget"
-        if lacking:
-            raise UsageError(f"nothing held out was stored with the model to measure {', '.join(lacking)} on", fix=fix)
-        for key, task, images, wanted in self._too_few(figures):
-            limit = dict(self.limits)[key]
-            takes = f"takes {wanted}" if wanted else "cannot be proven on any number"
-            raise UsageError(
-                f"{key}={written(limit)}pt: {images} images of {task} are too few to know it with 95 % confidence; it {takes}",
-                fix=f"train with --eval-scenes {wanted}" if wanted else f"give {key} above 0, or agreement=100%",
-            )
+    def require_measurable(self, figures: Mapping[str, Any], *, of: Promised | None = None) -> None:
+        """Raise :class:`UsageError` naming the first of :meth:`not_judged`."""
+        for one in self.not_judged(figures, of=of):
+            raise UsageError(str(one), fix=one.fix)
 
     def __str__(self) -> str:
         return ",".join(f"{key}={written(limit)}{_UNITS[key]}" for key, limit in self.limits)
@@ -136,3 +201,27 @@ class Budget:
 def written(limit: float) -> str:
     """``limit`` in the fewest digits that are read back as the same number."""
     return f"{Decimal(repr(float(limit))):f}".removesuffix(".0")
+
+
+_NOTHING = {
+    "answers": "the model has no head that was judged",
+    "agreement": "the model has no head that was judged",
+    "cosine": "the model has no embedding that was judged",
+    "retrieval": "no captions travel with the model, or it lacks a tower",
+}
+
+
+def _line(key: str, name: str, limit: float, figures: Mapping[str, Any]) -> Line:
+    """One limit beside the figures of one task or tower."""
+    row = figures["embeddings" if key == "cosine" else "tasks"].get(name)
+    if row is None:
+        return Line(key, name, float("nan"), limit, False, "nothing held out travels with the model to measure it on")
+    if key == "cosine":
+        found = row["cosine_mean"]
+    else:
+        found = 100 * row["top1"] if key == "agreement" else row["interval"][1]
+    if broken := row.get("not_finite", 0):
+        return Line(key, name, found, limit, False, f"{broken} outputs are not finite")
+    if not isfinite(found):
+        return Line(key, name, float("nan"), limit, False, "it is not a number")
+    return Line(key, name, found, limit, found >= limit if key in ("cosine", "agreement") else found <= limit)

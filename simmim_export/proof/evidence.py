@@ -1,7 +1,7 @@
-"""Held-out, labelled examples that travel with a model, so that a device can measure how well it still answers.
+"""Held-out, labeled examples that travel with a model, so that a device can measure how well it still answers.
 
-Knows arrays, texts and labels. Must not know models, engines or where the examples came from. A checkpoint carries them as
-the bytes of :meth:`Evidence.save`; a bundle as ``evidence.npz``, with PyTorch's FP32 outputs for them.
+A checkpoint carries them as the bytes of :meth:`Evidence.save`; a bundle as ``evidence.npz``, with PyTorch's FP32 outputs for
+them. Whatever is read is checked before it is used (:mod:`simmim_export.proof.fitting`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from simmim_export.errors import BundleError
-from simmim_export.files import DAMAGED, pack, parse_json, unpack
+from simmim_export.files import DAMAGED, pack, unpack
 
 FILE = "evidence.npz"
 # The task that ranks images by captions; every other task is named after its head.
 RETRIEVAL = "retrieval"
+PARTS = ("images", "labels", "scores", "reference")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Task:
     """What is asked of a set of n images or clips, k times each.
 
     ``images`` names the set; ``texts`` n rows of k texts, or () where the head reads the image alone; ``labels`` int64 [n, k]
-    the right classes (of retrieval: zeros, unused); ``scores`` float32 [n, k, classes] where several are right in part.
+    the right classes (of retrieval: zeros, unused); ``scores`` float32 [n, k, classes] in [0, 1] where several are right in part.
     """
 
     images: str
@@ -36,10 +38,24 @@ class Task:
     scores: np.ndarray | None = None
 
     def right(self, chosen: np.ndarray) -> np.ndarray:
-        """float64 [n, k]: 1 or 0 for each chosen class (int [n, k]), or the score of what was chosen."""
+        """float64 [n, k]: 1 or 0 for each chosen class (int [n, k]), or the score of what was chosen; 0 for -1, no answer."""
         if self.scores is None:
             return (chosen == self.labels).astype(np.float64)
-        return np.take_along_axis(self.scores, chosen[..., None], axis=2)[..., 0].astype(np.float64)
+        scored = np.take_along_axis(self.scores, np.maximum(chosen, 0)[..., None], axis=2)[..., 0].astype(np.float64)
+        return np.where(chosen < 0, 0.0, scored)
+
+
+class _Asked(msgspec.Struct, forbid_unknown_fields=True):
+    images: str
+    texts: list[list[str]]
+
+
+class _Words(msgspec.Struct, forbid_unknown_fields=True):
+    """What of the evidence is not an array."""
+
+    source: dict[str, Any]
+    tasks: dict[str, _Asked]
+    plain: list[str]
 
 
 @dataclass(frozen=True)
@@ -69,45 +85,46 @@ class Evidence:
 
     @classmethod
     def load(cls, source: Path | bytes, where: object = None) -> Evidence:
-        """The inverse of :meth:`save`; raise :class:`BundleError` for bytes that are no evidence, or do not fit together."""
-        try:
-            arrays = unpack(source)
-            words = parse_json(arrays.pop("words").tobytes().decode())
-            parts: dict[str, dict[str, np.ndarray]] = {"images": {}, "labels": {}, "scores": {}, "reference": {}}
-            for key, array in arrays.items():
-                part, _, name = key.partition("/")
-                parts[part][name] = array
-            tasks = {
-                name: Task(
-                    row["images"],
-                    tuple(tuple(str(text) for text in texts) for texts in row["texts"]),
-                    parts["labels"][name],
-                    parts["scores"].get(name),
-                )
-                for name, row in words["tasks"].items()
-            }
-            plain = tuple(str(text) for text in words["plain"])
-            found = cls(parts["images"], tasks, dict(words["source"]), plain, parts["reference"])
-            found.check()
-        except (*DAMAGED, TypeError, AttributeError, IndexError) as error:
-            where = where or (source if isinstance(source, Path) else None)
-            raise BundleError(f"the evidence cannot be read: {error}", where=where, fix="export it again") from error
-        return found
+        """The inverse of :meth:`save`.
 
-    def check(self) -> None:
-        """Raise ValueError naming the first thing that does not fit."""
-        for name, array in self.images.items():
-            if array.dtype != np.uint8 or array.ndim not in (4, 5) or array.shape[-1] != 3 or not len(array):
-                raise ValueError(f"images {name!r} are {array.dtype} {list(array.shape)}")
-        for name, task in self.tasks.items():
-            count = len(self.images[task.images])
-            labels = task.labels
-            if labels.dtype != np.int64 or labels.ndim != 2 or len(labels) != count or not labels.size:
-                raise ValueError(f"labels of {name!r} are {labels.dtype} {list(labels.shape)} for {count} images")
-            if task.texts and [len(row) for row in task.texts] != [labels.shape[1]] * count:
-                raise ValueError(f"texts of {name!r} are not {list(labels.shape)}")
-            if task.scores is not None and task.scores.shape[:2] != labels.shape:
-                raise ValueError(f"scores of {name!r} are {list(task.scores.shape)}")
+        Raise :class:`BundleError` for bytes that are not evidence, hold anything else, or do not fit together. Whether they fit a
+        model is for :func:`simmim_export.proof.fitting.require_fit`.
+        """
+        from simmim_export.proof.fitting import check
+
+        where = where or (source if isinstance(source, Path) else None)
+        try:
+            evidence = cls._parse(unpack(source))
+            check(evidence)
+        except (*DAMAGED, TypeError, AttributeError, IndexError) as error:
+            raise BundleError(f"the evidence cannot be read: {error}", where=where, fix="export it again") from error
+        return evidence
+
+    @classmethod
+    def _parse(cls, arrays: dict[str, np.ndarray]) -> Evidence:
+        """Raise ValueError naming what is missing or not known."""
+        if "words" not in arrays:
+            raise ValueError("it lacks 'words'")
+        text = arrays.pop("words")
+        if text.dtype != np.uint8 or text.ndim != 1:
+            raise ValueError(f"'words' is {text.dtype} {list(text.shape)}")
+        words = msgspec.json.decode(text.tobytes(), type=_Words)
+        parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
+        for key, array in arrays.items():
+            part, _, name = key.partition("/")
+            if part not in parts or not name:
+                raise ValueError(f"it holds {key!r}, which is not a part of evidence")
+            parts[part][name] = array
+        for part in ("labels", "scores"):
+            if strange := set(parts[part]) - set(words.tasks):
+                raise ValueError(f"it holds {part} of unknown tasks: {', '.join(sorted(map(repr, strange)))}")
+        if lacking := set(words.tasks) - set(parts["labels"]):
+            raise ValueError(f"it lacks the labels of {', '.join(sorted(map(repr, lacking)))}")
+        tasks = {
+            name: Task(row.images, tuple(map(tuple, row.texts)), parts["labels"][name], parts["scores"].get(name))
+            for name, row in words.tasks.items()
+        }
+        return cls(parts["images"], tasks, words.source, tuple(words.plain), parts["reference"])
 
     def with_reference(self, reference: Mapping[str, np.ndarray]) -> Evidence:
         """The same with PyTorch's outputs."""
@@ -119,8 +136,16 @@ class Evidence:
         return list(dict.fromkeys((*asked, *self.plain)))
 
 
-def matching(captions: Sequence[Sequence[str]], images: str) -> Task:
-    """Each image with its own first caption (1) and with that of the next image (0), so that no blind answer beats a half."""
-    count = len(captions)
-    texts = tuple((captions[row][0], captions[(row + 1) % count][0]) for row in range(count))
-    return Task(images, texts, np.tile(np.array([1, 0], np.int64), (count, 1)))
+def matching(captions: Sequence[Sequence[str]], images: str) -> Task | None:
+    """Each image with its own first caption (1) and with that of another image (0), so that no blind answer beats a half.
+
+    The other is the next image whose first caption is none of its own; None where an image has no such other.
+    """
+    count, texts = len(captions), []
+    for row, own in enumerate(captions):
+        following = (captions[(row + step) % count][0] for step in range(1, count))
+        other = next((text for text in following if text not in own), None)
+        if other is None:
+            return None
+        texts.append((own[0], other))
+    return Task(images, tuple(texts), np.tile(np.array([1, 0], np.int64), (count, 1)))

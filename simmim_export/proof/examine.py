@@ -1,25 +1,30 @@
 """Every example of the evidence through sessions, and what became of the answers.
 
-Knows the manifest's pipelines, sessions and evidence. Must not know engines, files or precisions. Outputs are kept by what
-made them, so that examining a model of which one graph was changed costs that graph and what follows it.
+Outputs are kept by what made them, so that examining a model of which one graph was changed costs that graph and what follows
+it. What sessions return is judged as it is: a wrong shape is an error, and what is not finite is counted in the figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines.base import Session
-from simmim_export.errors import BundleError
+from simmim_export.errors import BundleError, GateFailed
+from simmim_export.parity import difference
 from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
-from simmim_export.proof.figures import agreement, first_choices, gallery, paired_loss
+from simmim_export.proof.figures import agreement, choices, first_choices, gallery, paired_loss
+from simmim_export.proof.fitting import require_fit
+from simmim_export.spec import TOLERANCES, Precision
 
 Tensors = dict[str, np.ndarray]
 Watch = Callable[[str, int, int], None]
 TEXTS = "text_embed"
+# The name of the line that says whether FP32 gives the references.
+REFERENCES = "references"
 
 
 def _still(step: str, done: int, total: int) -> None:
@@ -27,10 +32,58 @@ def _still(step: str, done: int, total: int) -> None:
 
 
 def require_evidence(bundle: Bundle) -> Evidence:
-    """What travels with ``bundle``; raise :class:`BundleError` where it was exported before there was any."""
+    """What travels with ``bundle``, checked against its manifest.
+
+    Raise :class:`BundleError` if there is none, or it is damaged, not finite, or about another model.
+    """
     if FILE not in bundle.manifest.files:
         raise BundleError("the bundle holds no evidence", where=bundle.root, fix="export it again with this version")
-    return Evidence.load(bundle.file(FILE))
+    path = bundle.file(FILE)
+    return require_fit(Evidence.load(path), bundle.manifest, path)
+
+
+def graphs_behind(manifest: Manifest, output: str) -> tuple[str, ...]:
+    """The graphs that make ``output``, a name of :meth:`Examiner.outputs`, in order."""
+    kind, _, name = output.partition("/")
+    if kind == TEXTS:
+        return ("text_encoder",)
+    if kind == "images":
+        return ("image_encoder",)
+    graphs = next(p.graphs for p in manifest.pipelines if p.graphs[-1] == f"head.{name}")
+    # Of clips the image encoder is in no pipeline: the host takes their frames through it.
+    return tuple(dict.fromkeys(("image_encoder", *graphs)))
+
+
+def reproduction(manifest: Manifest, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any] | None:
+    """A line, as of a budget: do graphs at FP32 give the references that the evidence holds?
+
+    ``exact`` names the graphs that ran at FP32; outputs of others are not looked at, and without any there is no line. ``found``
+    is the worst scaled error for each graph on the way to an output, ``allowed`` the tolerance of FP32 for one graph. References
+    that fail were altered, or are another model's: every loss against them is meaningless.
+    """
+    errors = {}
+    for output, row in figures["references"].items():
+        graphs = graphs_behind(manifest, output)
+        if set(graphs) <= set(exact):
+            errors[output] = row["scaled_error"] / len(graphs)
+    if not errors:
+        return None
+    worst, limit = max(errors, key=lambda output: errors[output]), TOLERANCES[Precision.FP32].scaled_error
+    kept = errors[worst] <= limit
+    reason = "" if kept else f"FP32 does not give the reference of {worst}: the evidence is wrong, or FP32 is"
+    allowed = f"at most {limit:g}"
+    return {"name": REFERENCES, "found": errors[worst], "allowed": allowed, "kept": kept, "reason": reason}
+
+
+def suspicions(figures: Mapping[str, Any]) -> list[str]:
+    """A remark for every task on which a model is better than the reference by more than chance
+    (:func:`~simmim_export.proof.figures.paired_loss`)."""
+    return [
+        f"suspicious: {name} is {-row['loss']:.2f} points better than PyTorch's FP32 ({row['gained']} images better, "
+        f"{row['lost']} worse): are the references right?"
+        for name, row in figures["tasks"].items()
+        if row["suspicious"]
+    ]
 
 
 class Examiner:
@@ -72,7 +125,12 @@ class Examiner:
 
     def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """``embeddings``: of each, its agreement with the reference; ``tasks``: of each, the paired loss and ``top1``, the
-        share of answers that are the reference's. Raise :class:`BundleError` for evidence without a reference."""
+        share of answers that are the reference's; ``references``: how far each output is from its reference, by
+        :func:`~simmim_export.parity.difference`.
+
+        ``not_finite`` in the rows counts outputs that are NaN or infinite. They count as wrong, and no budget is kept with any.
+        Raise :class:`BundleError` for evidence without a reference, and :class:`GateFailed` for outputs of another shape.
+        """
         reference = self.evidence.reference
         needed = {*outputs, *(f"logits/{name}" for name in self._graphs)}
         if RETRIEVAL in self.evidence.tasks:
@@ -80,33 +138,43 @@ class Examiner:
         if needed - set(reference):
             lacks = ", ".join(sorted(needed - set(reference)))
             raise BundleError(f"the evidence has no reference for {lacks}", fix="export the bundle again")
-        found: dict[str, Any] = {"embeddings": {}, "tasks": {}, "source": dict(self.evidence.source)}
+        for name in sorted(needed):
+            got = outputs.get(name)
+            if got is None or got.shape != reference[name].shape or not np.issubdtype(got.dtype, np.floating):
+                said = "nothing" if got is None else f"{got.dtype} {list(got.shape)}"
+                what = f"the graphs gave {said} for {name}, PyTorch {list(reference[name].shape)}"
+                raise GateFailed(what, fix="export the bundle again")
+        embeddings: dict[str, Any] = {}
         for name, values in outputs.items():
             if not name.startswith("logits/"):
-                label = "image_embed" if name.startswith("images/") else TEXTS
-                row = agreement(reference[name], values) | {"n": len(values)}
+                tower = "image_embed" if name.startswith("images/") else TEXTS
+                row, worst = agreement(reference[name], values), embeddings.get(tower)
                 # Of several sets of images the worst stands for the tower.
-                if row["cosine_mean"] < found["embeddings"].get(label, {"cosine_mean": 2})["cosine_mean"]:
-                    found["embeddings"][label] = row
+                if worst is None or _badness(row) > _badness(worst):
+                    embeddings[tower] = row
+        tasks = {}
         for name, task in self.evidence.tasks.items():
             if name == RETRIEVAL:
-                row = self._retrieval(task, reference, outputs)
+                tasks[name] = self._retrieval(task, reference, outputs)
             elif name in self._graphs:
-                row = _answers(task, reference[f"logits/{name}"], outputs[f"logits/{name}"])
-            else:
-                continue
-            found["tasks"][name] = row
-        return found
+                tasks[name] = _answers(task, reference[f"logits/{name}"], outputs[f"logits/{name}"])
+        pairs = {name: difference(values, reference[name]) for name, values in outputs.items()}
+        references = {name: {"scaled_error": error, "cosine": cosine} for name, (error, cosine) in pairs.items()}
+        source = dict(self.evidence.source)
+        return {"embeddings": embeddings, "tasks": tasks, "references": references, "source": source}
 
     def _retrieval(
         self, task: Task, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
         rows = np.array([[self._number[text] for text in texts] for texts in task.texts])
-        chosen = [first_choices(o[f"images/{task.images}"], o[TEXTS][rows]) for o in (reference, outputs)]
+        images = f"images/{task.images}"
+        chosen = [first_choices(o[images], o[TEXTS][rows]) for o in (reference, outputs)]
         own = np.arange(len(rows))[:, None]
+        broken = (~np.isfinite(outputs[images]).all(axis=1)).sum() + (~np.isfinite(outputs[TEXTS]).all(axis=1)).sum()
         return paired_loss(*((choice == own).astype(np.float64) for choice in chosen)) | {
             "metric": f"recall at 1 among {gallery(len(rows))}",
             "top1": float((chosen[0] == chosen[1]).mean()),
+            "not_finite": int(broken),
         }
 
     def _keep(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
@@ -158,9 +226,7 @@ class Examiner:
             logits: np.ndarray = self._run(head, {"fused": fused}, session)["logits"]
             return logits.reshape(*shape, -1)
 
-        # Of clips the image encoder is in no pipeline: the host takes their frames through it.
-        made = dict.fromkeys(("image_encoder", *graphs))
-        return self._keep(("logits", name, *map(made_by, made)), ask)
+        return self._keep(("logits", name, *map(made_by, graphs_behind(self.manifest, f"logits/{name}"))), ask)
 
     def _run(self, graph: str, feeds: Mapping[str, Any], session: Callable[[str], Session]) -> Tensors:
         """All rows of ``feeds`` through a graph, in its largest batches; texts of like length together, without the padding
@@ -183,6 +249,9 @@ class Examiner:
             outputs = opened.run(part)
             for tensor in spec.outputs:
                 values = outputs[tensor.name]
+                if len(values) != len(rows):
+                    what = f"{graph} gave {len(values)} rows of {tensor.name} for {len(rows)}"
+                    raise GateFailed(what, fix="export the bundle again")
                 if tensor.name not in found:
                     full = list(values.shape)
                     if "sequence" in tensor.shape and mask is not None:
@@ -209,7 +278,12 @@ class _Rows:
         return found
 
 
+def _badness(row: Mapping[str, Any]) -> tuple[int, float]:
+    return row["not_finite"], -row["cosine_mean"]
+
+
 def _answers(task: Task, reference: np.ndarray, found: np.ndarray) -> dict[str, Any]:
-    chosen = [values.argmax(axis=2) for values in (reference, found)]
+    chosen = [choices(values) for values in (reference, found)]
     right = [task.right(classes) for classes in chosen]
-    return paired_loss(*right) | {"metric": "accuracy", "top1": float((chosen[0] == chosen[1]).mean())}
+    more = {"metric": "accuracy", "top1": float((chosen[0] == chosen[1]).mean())}
+    return paired_loss(*right) | more | {"not_finite": int((chosen[1] < 0).sum())}

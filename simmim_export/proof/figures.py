@@ -1,7 +1,11 @@
-"""How far outputs are from a reference's, with intervals. Knows arrays of numbers; must not know graphs, engines or files."""
+"""How far outputs are from a reference's, with intervals. Works on arrays of numbers alone.
+
+A reference must be finite: ValueError. An output that is not finite is counted as such, and is as wrong as can be.
+"""
 
 from __future__ import annotations
 
+from math import exp, fsum, lgamma, log
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,9 @@ DRAWS = 4000
 CHUNK = 250
 # Among so many images a caption looks for its own.
 GALLERY = 64
+# How often a model that is no better than the reference is called suspicious at most, for each task.
+FALSE_ALARMS = 0.001
+ROWS = 1024
 
 
 def cosines(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -22,22 +29,43 @@ def cosines(exact: np.ndarray, found: np.ndarray) -> np.ndarray:
     return np.where(finite, np.where(same, 1.0, (a * b).sum(axis=1) / np.maximum(norms, 1e-30)), -1.0)
 
 
-def agreement(exact: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def agreement(exact: np.ndarray, found: np.ndarray) -> dict[str, Any]:
     """How unit vectors float32 [n, E] agree, row by row: cosine (mean, 1st percentile, least), and the share of rows whose
-    nearest other row is the same (``top1``). A row that is not finite has the cosine -1, and no neighbour."""
+    nearest other row is the same (``top1``). A row of ``found`` that is not finite has the cosine -1 and no neighbor;
+    ``not_finite`` counts those. Raise ValueError for an ``exact`` that is empty or not finite."""
+    _require_reference(exact, found)
     cosine = cosines(exact, found)
     finite = np.isfinite(found).all(axis=1)
-    nearest = []
-    for vectors in (exact, np.where(finite[:, None], found, 0)):
-        similarity = vectors @ vectors.T
-        np.fill_diagonal(similarity, -np.inf)
-        nearest.append(similarity.argmax(axis=1))
+    same = _nearest(exact) == _nearest(np.where(finite[:, None], found, np.float32(0)))
     return {
         "cosine_mean": float(cosine.mean()),
         "cosine_p1": float(np.percentile(cosine, 1)),
         "cosine_min": float(cosine.min()),
-        "top1": float(((nearest[0] == nearest[1]) & finite).mean()),
+        "top1": float((same & finite).mean()),
+        "n": len(exact),
+        "not_finite": int((~finite).sum()),
     }
+
+
+def _nearest(vectors: np.ndarray) -> np.ndarray:
+    """int64 [n]: for each of the rows [n, E] the number of the most similar other one."""
+    nearest = np.zeros(len(vectors), np.int64)
+    for start in range(0, len(vectors), ROWS):  # all at once take gigabytes for tens of thousands of texts
+        similarity = vectors[start : start + ROWS] @ vectors.T
+        rows = np.arange(len(similarity))
+        similarity[rows, start + rows] = -np.inf
+        nearest[start : start + ROWS] = similarity.argmax(axis=1)
+    return nearest
+
+
+def choices(logits: np.ndarray) -> np.ndarray:
+    """int64 [n, k]: the class with the highest of ``logits`` [n, k, classes]; -1, no answer, where one of them is not finite."""
+    return np.where(np.isfinite(logits).all(axis=2), logits.argmax(axis=2), -1)
+
+
+def _require_reference(exact: np.ndarray, found: np.ndarray) -> None:
+    if exact.shape != found.shape or not exact.size or not np.isfinite(exact).all():
+        raise ValueError(f"a reference of {exact.dtype} {list(exact.shape)} is empty, not finite or of another shape")
 
 
 def paired_loss(exact: np.ndarray, found: np.ndarray) -> dict[str, Any]:
@@ -47,12 +75,22 @@ def paired_loss(exact: np.ndarray, found: np.ndarray) -> dict[str, Any]:
     images (Rubin, 1981; the k questions of an image are weighted together, since they are not independent): with 95 %
     confidence the loss is not above its second value. The same arrays always give the same.
 
-    A bootstrap knows no loss but those it has seen, and says too little where they are few. So one more image is weighted along,
-    which loses as much as the worst that was seen, and one answer at least; for the lower value one that gains. Where images
-    lose all or nothing, the bound is then that of Clopper and Pearson (1934), and the rule of three where none did.
+    ``gained`` and ``lost`` count the images on which ``found`` is better and worse. ``suspicious`` says that it is better than
+    chance explains, by :func:`chance_of_gain` below :data:`FALSE_ALARMS`: a lower precision seldom is, wrong references make
+    any model look so.
+
+    A bootstrap knows only the losses that it has seen, and says too little where they are few. So one more image is weighted
+    along, which loses as much as the worst that was seen, and one answer at least; for the lower value one that gains. Where
+    images lose all or nothing, the bound is then that of Clopper and Pearson (1934), and the rule of three where none did.
+
+    Raise ValueError for arrays that are empty, of different shapes, not finite or outside of [0, 1].
     """
+    _require_reference(exact, found)
+    if exact.ndim != 2 or not all(((part >= 0) & (part <= 1)).all() for part in (exact, found)):
+        raise ValueError(f"hits {list(exact.shape)} are not [images, k] in [0, 1]")
     difference = (exact - found).mean(axis=1)
     low, high = _bounds(difference, 1 / exact.shape[1])
+    gained, lost = int((difference < 0).sum()), int((difference > 0).sum())
     return {
         "value": float(found.mean()),
         "reference": float(exact.mean()),
@@ -60,7 +98,24 @@ def paired_loss(exact: np.ndarray, found: np.ndarray) -> dict[str, Any]:
         "interval": [100 * low, 100 * high],
         "n": int(found.size),
         "images": len(difference),
+        "gained": gained,
+        "lost": lost,
+        "suspicious": bool(difference.mean() < 0 and chance_of_gain(gained, lost) < FALSE_ALARMS),
     }
+
+
+def chance_of_gain(gained: int, lost: int) -> float:
+    """The chance that at least ``gained`` of the images that changed got better, if better and worse are equally likely.
+
+    The exact one-sided sign test, which for single answers is McNemar's (1947): the sum of binomial(n, i) / 2^n for i from
+    ``gained`` to n = ``gained`` + ``lost``.
+    """
+    changed = gained + lost
+    terms = (
+        exp(lgamma(changed + 1) - lgamma(i + 1) - lgamma(changed - i + 1) - changed * log(2))
+        for i in range(gained, changed + 1)
+    )
+    return min(1.0, fsum(terms))
 
 
 def _bounds(difference: np.ndarray, one: float) -> tuple[float, float]:
@@ -84,15 +139,19 @@ def _bounds(difference: np.ndarray, one: float) -> tuple[float, float]:
 
 def first_choices(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """int64 [n, k]: for each of k texts [n, k, E] of an image the number of the nearest image, among the :data:`GALLERY`
-    images [n, E] that it is shown with.
+    images [n, E] that it is shown with; -1 where the text, or every image there, is not finite.
 
     Galleries are images in order, 64 each; the last may be smaller.
     """
-    found = np.zeros(texts.shape[:2], np.int64)
+    seen, read = np.isfinite(images).all(axis=1), np.isfinite(texts).all(axis=2)
+    chosen = np.full(texts.shape[:2], -1, np.int64)
     for start in range(0, len(images), GALLERY):
         part = slice(start, start + GALLERY)
-        found[part] = start + (texts[part] @ images[part].T).argmax(axis=2)
-    return found
+        there = np.where(seen[part, None], images[part], np.float32(0))
+        similarity = np.where(read[part, :, None], texts[part], np.float32(0)) @ there.T
+        similarity[..., ~seen[part]] = -np.inf
+        chosen[part] = np.where(read[part] & seen[part].any(), start + similarity.argmax(axis=2), -1)
+    return chosen
 
 
 def gallery(images: int) -> str:

@@ -61,7 +61,7 @@ def build(
     for spec in graphs:
         request.profile(spec)
     artifacts = {spec.name: bundle.artifact(spec.name, engine.variant(plan.of(spec.name))) for spec in graphs}
-    golden = Golden.load(bundle.file("golden.npz"))
+    golden = Golden.load(bundle.file("golden.npz"), graphs=graphs)
     found = []
     with _locked(plans.plan_path(bundle.root, "x", "x").parent / LOCK):
         for spec in graphs:

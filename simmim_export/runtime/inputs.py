@@ -1,4 +1,4 @@
-"""What a caller hands in: one or many, and an image that was encoded before. Must not know what is done with them."""
+"""Checks what a caller hands in: names, paths, one item or many, and an image that was encoded before."""
 
 from __future__ import annotations
 
@@ -16,11 +16,21 @@ Tensors: TypeAlias = dict[str, np.ndarray]
 
 
 class EncodedImage:
-    """An image, or a ``clip``, that has been through the tower; every verb takes it in place of an image and reuses it."""
+    """An image, or a ``clip``, that has been through the tower; every verb of a model of the same ``space`` takes it in place of
+    an image and reuses it. ``space`` names the weights and the preprocessing that made ``tensors``: other weights give numbers
+    that fit and mean something else."""
 
-    def __init__(self, tensors: Tensors, clip: bool = False) -> None:
+    def __init__(self, tensors: Tensors, *, space: str, clip: bool = False) -> None:
         self.tensors = tensors
+        self.space = space
         self.clip = clip
+
+
+def a_name(argument: str, value: object, example: str) -> str:
+    """``value`` if it is a str, else raise :class:`UsageError` that names the ``argument`` and an ``example`` of it."""
+    if not isinstance(value, str):
+        raise UsageError(f"{argument} is {value!r}, which is not a name", fix=f"give a string like {example!r}")
+    return value
 
 
 def is_picture(item: object) -> bool:

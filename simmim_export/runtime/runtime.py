@@ -1,7 +1,7 @@
 """The runtime: a bundle, an engine, and the verbs a user calls.
 
-Knows pipelines as lists of graph names over one dict of named tensors. Must not know what fusion or VQA is: a head is a
-graph like any other, and its labels come from the manifest.
+A pipeline is a list of graph names over one dict of named tensors. A head is a graph like any other, and its labels come from
+the manifest.
 """
 
 from __future__ import annotations
@@ -17,14 +17,24 @@ import numpy as np
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import Certificate, choose, read
 from simmim_export.engines import get_engine, on_device, require_engine, versions
-from simmim_export.engines.base import LATENCY, Engine, KeepsOnDevice, Session, require_hint, require_host, threads_for
+from simmim_export.engines.base import (
+    LATENCY,
+    Engine,
+    KeepsOnDevice,
+    Session,
+    require_count,
+    require_hint,
+    require_host,
+    threads_for,
+)
 from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, UsageError
-from simmim_export.files import digest, reading
+from simmim_export.files import as_path, digest, reading
 from simmim_export.host import available_threads, fingerprint
+from simmim_export.onnx_file import read_graph
 from simmim_export.parity import Golden, ParityReport, compare
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
-from simmim_export.runtime.inputs import EncodedImage, Tensors, is_picture, is_text, listed
+from simmim_export.runtime.inputs import EncodedImage, Tensors, a_name, is_picture, is_text, listed
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision, PrecisionPlan
 
@@ -70,7 +80,15 @@ def load(
     once, where the engine has it (openvino); ``latency`` answers each call as soon as it can. Raises :class:`BundleError`,
     :class:`EngineUnavailable`, :class:`CheckpointError` or :class:`UsageError`; never falls back to another engine or precision.
     """
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else as_path("checkpoint", checkpoint)
+    a_name("engine", engine, "ort")
+    a_name("hint", hint, LATENCY)
+    if precision is not None:
+        a_name("precision", precision, "int8")
+    if device is not None:
+        a_name("device", device, "cuda")
+    # Checked now, before anything is read.
+    threads_for(threads)
     opened, why = Bundle.open(bundle), None
     if engine == AUTO:
         if device is not None:
@@ -105,7 +123,7 @@ def _stands(bundle: Bundle, certificate: Certificate) -> bool:
         now = {graph: compiled(bundle, engine, graph, plan) for graph in certificate.graphs}
     except (EngineUnavailable, BundleError):
         return False
-    return all(path is None or digest(path) == certificate.graphs[graph].get("compiled") for graph, path in now.items())
+    return all(path is None or digest(path) == certificate.graphs[graph].compiled for graph, path in now.items())
 
 
 def plan_of(bundle: Bundle, engine: str, precision: str) -> PrecisionPlan:
@@ -151,6 +169,8 @@ class Runtime:
         # Held while a graph or the tokenizer is opened: threads that need it wait, and none opens a second.
         self._opening, self._closed = Lock(), False
         self._sessions: dict[str, Session] = {}
+        # For each open graph, the inputs that pick rows of a table, and its rows.
+        self._tables: dict[str, Mapping[str, int]] = {}
         self._tokenizer: Tokenizer | None = None
         self._images = ImagePreprocessing.from_json(bundle.manifest.preprocessing["image"])
         self._checkpoint = self._own_checkpoint(checkpoint)
@@ -177,9 +197,12 @@ class Runtime:
 
     def session(self, graph: str) -> Session:
         """The open session of ``graph``, opening it on first use. Raise :class:`UsageError` once the model is closed."""
-        found = self._sessions.get(graph)
-        if found is not None:
-            return found
+        opened = self._sessions.get(a_name("graph", graph, "image_encoder"))
+        if opened is not None:
+            return opened
+        names = [spec.name for spec in self.bundle.manifest.graphs]
+        if graph not in names:
+            raise UsageError(f"unknown graph {graph!r}", fix=f"choose one of {', '.join(names)}")
         with self._opening:
             if self._closed:
                 raise UsageError("this model was closed", where=self.bundle.root, fix="load the bundle again")
@@ -194,6 +217,7 @@ class Runtime:
             require_host(self.engine, artifact.built_for, self.bundle.root / artifact.path)
             own = self.engine.compiled(self.bundle.root, spec, self.plan.of(graph), artifact.sha256)
             path = self.bundle.file(artifact.path) if own is None else own
+            self._tables[graph] = read_graph(self.bundle.root / artifact.path).tables
         return self.engine.open(path, spec, self.plan.of(graph), self._threads, self._hint)
 
     def run(self, pipeline: str, feeds: Mapping[str, np.ndarray]) -> Tensors:
@@ -205,10 +229,14 @@ class Runtime:
 
         Raise :class:`BundleError` for a promised output that is not finite: what follows from it is no answer.
         """
-        tensors, wanted = dict(feeds), self.bundle.manifest.pipeline(pipeline)
+        wanted = self.bundle.manifest.pipeline(a_name("pipeline", pipeline, "embed_image"))
+        if not isinstance(feeds, Mapping):
+            raise UsageError(f"feeds is {type(feeds).__name__}, not a dict of arrays", fix="write {'pixels': array}")
+        tensors = dict(feeds)
         for name in wanted.graphs:
             if not all(output in feeds for output in self._outputs(name)):
                 session = self.session(name)
+                self._check_ids(name, tensors)
                 if isinstance(session, KeepsOnDevice) and name != wanted.graphs[-1]:
                     tensors |= session.run_on_device(tensors)
                 else:
@@ -224,6 +252,18 @@ class Runtime:
                 fix = f"simmim-export verify {self.bundle.root} {how}, to see which graph begins it; or another --precision"
                 raise BundleError(what, where=self.bundle.root, fix=fix)
         return tensors | promised
+
+    def _check_ids(self, graph: str, tensors: Tensors) -> None:
+        """Raise :class:`BundleError` for an id that is not a row of its table: OpenVINO would answer with whatever lies there."""
+        for name, rows in self._tables.get(graph, {}).items():
+            ids = tensors.get(name)
+            if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
+                continue  # refused with the other inputs
+            if ids.size and (ids.min() < 0 or ids.max() >= rows):
+                span = f"{ids.min()} to {ids.max()}"
+                what = f"{name} of {graph} holds ids from {span}, and the graph knows 0 to {rows - 1}"
+                fix = "use the tokenizer.json that was exported with the graph, or export the bundle again"
+                raise BundleError(what, where=self.bundle.root, fix=fix)
 
     def _outputs(self, graph: str) -> list[str]:
         return [tensor.name for tensor in self.bundle.manifest.graph(graph).outputs]
@@ -246,7 +286,7 @@ class Runtime:
 
     def pixels(self, images: Sequence[ImageSource]) -> np.ndarray:
         """uint8 [n, H, W, 3], as the image graph takes it."""
-        return load_pixels(images, self._images)
+        return load_pixels(listed("pixels", "image", images, is_picture(images)), self._images)
 
     def tokens(self, texts: Sequence[str], first: int = 0) -> Tensors:
         """``input_ids`` and ``attention_mask``, int64 [n, s] each; warns :class:`TruncatedText` for one that is cut. Raise
@@ -254,8 +294,10 @@ class Runtime:
 
         ``first`` is the index of the first text among all that the caller has, for what is said of one.
         """
+        items = listed("tokens", "text", texts, is_text(texts))
+        first = require_count("first", first, least=0)
         tokenizer = self._tokenizer or self._open_tokenizer()
-        return tokenizer.feeds(texts, first, known=True)
+        return tokenizer.feeds(items, first, known=True)
 
     def _open_tokenizer(self) -> Tokenizer:
         with self._opening:
@@ -294,7 +336,7 @@ class Runtime:
     def encode_image(self, image: ImageSource) -> EncodedImage:
         """Run the image tower once; hand the result to any verb in place of the image."""
         tensors = self.run("embed_image", {"pixels": self.pixels([image])})
-        return EncodedImage({name: tensors[name] for name in ("image_tokens", "image_embed")})
+        return EncodedImage({name: tensors[name] for name in ("image_tokens", "image_embed")}, space=self._space)
 
     def encode_clip(self, frames: Sequence[ImageSource]) -> EncodedImage:
         """Run the image tower over the frames and the video encoder over their tokens, once for all questions.
@@ -310,12 +352,18 @@ class Runtime:
         batches = self._pixel_batches("embed_image", chosen)
         parts = [self.run("embed_image", feeds)["image_tokens"] for feeds in batches]
         feeds = {"frame_tokens": np.concatenate(parts)[None], "frame_mask": np.ones((1, len(chosen)), np.int64)}
-        return EncodedImage(self.session("video_encoder").run(feeds), clip=True)
+        return EncodedImage(self.session("video_encoder").run(feeds), space=self._space, clip=True)
 
     def match(self, image: ImageSource | EncodedImage, texts: Sequence[str]) -> np.ndarray:
         """float32 [n]: for each text the probability in [0, 1] that it describes the image."""
         encoded = self._encoded(image)
-        return self._scores(self._pipeline("match", encoded), encoded, texts)[:, 1]
+        scores = self._scores(self._pipeline("match", encoded), encoded, texts)
+        if scores.shape[1] != 2:
+            what = f"match needs a head of two classes, and the bundle's has {scores.shape[1]}"
+            raise BundleError(
+                what, where=self.bundle.root, fix="export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
+            )
+        return scores[:, 1]
 
     def answer(self, image: ImageSource | EncodedImage, question: str, top_k: int = 3) -> list[Answer]:
         """The ``top_k`` most probable answers, best first."""
@@ -351,8 +399,21 @@ class Runtime:
         side = round(len(tokens) ** 0.5)
         return Explanation(answers, (tokens / tokens.sum()).reshape(side, side))
 
+    @property
+    def _space(self) -> str:
+        """Names the weights that give image tokens and the preprocessing before them. The embedding's digest covers the towers,
+        the checkpoint's also a video encoder and what reads the tokens. A precision is none of it: every precision plan of one
+        checkpoint shares a space."""
+        manifest = self.bundle.manifest
+        return f"{manifest.embedding['digest']} {manifest.provenance['checkpoint_sha256']}"
+
     def _encoded(self, image: ImageSource | EncodedImage) -> EncodedImage:
-        return image if isinstance(image, EncodedImage) else self.encode_image(image)
+        if not isinstance(image, EncodedImage):
+            return self.encode_image(image)
+        if image.space != self._space:
+            what = "this image was encoded by a bundle of another checkpoint, whose tokens mean something else here"
+            raise UsageError(what, where=self.bundle.root, fix="encode it with this model: model.encode_image(image)")
+        return image
 
     def _pipeline(self, name: str, encoded: EncodedImage) -> str:
         """The pipeline ``name``, or what stands for it where ``encoded`` is a clip."""
@@ -364,8 +425,7 @@ class Runtime:
     def _best(
         self, pipeline: str, image: ImageSource | EncodedImage, texts: Sequence[str] | None, top_k: int
     ) -> list[list[Answer]]:
-        if top_k < 1:
-            raise UsageError(f"top_k is {top_k}", fix="give 1 or more")
+        top_k = require_count("top_k", top_k)
         encoded = self._encoded(image)
         pipeline = self._pipeline(pipeline, encoded)
         labels = self.bundle.manifest.labels[self._head(pipeline)]
@@ -394,7 +454,7 @@ class Runtime:
 
     def verify(self) -> list[ParityReport]:
         """Compare every graph, on this device, with PyTorch's outputs stored in the bundle."""
-        golden = Golden.load(self.bundle.file("golden.npz"))
+        golden = Golden.load(self.bundle.file("golden.npz"), graphs=self.bundle.manifest.graphs)
         return [compare(self.session(g.name), g, golden, self.plan.of(g.name)) for g in self.bundle.manifest.graphs]
 
 

@@ -1,6 +1,6 @@
 """Texts to token ids: ``input_ids`` and ``attention_mask``, int64 [batch, sequence].
 
-Knows tokenizers; must not know graphs, engines or bundles. Importing tokenizers takes 4 ms, so it is not put off.
+Importing tokenizers takes 4 ms, so it is not put off.
 """
 
 from __future__ import annotations
@@ -10,30 +10,26 @@ from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Encoding
-from tokenizers import Tokenizer as _Tokenizer
 
 from simmim_export.errors import BundleError, TextError, TruncatedText
-from simmim_export.vocabulary import parse
+from simmim_export.vocabulary import MAX_TEXT, Vocabulary, read
 
 
 class Tokenizer:
     """The bundle's tokenizer.json with the model's limit of ``max_length`` tokens, special tokens included.
 
-    Never changed after it is built, so threads may share one.
+    Threads may share one: nothing changes it after it is built.
     """
 
     def __init__(self, tokenizer_json: str, max_length: int) -> None:
-        """Raise :class:`BundleError` if ``tokenizer_json`` is not a tokenizer, or ``max_length`` leaves no room for a word.
+        """Raise :class:`BundleError` if ``tokenizer_json`` is not a tokenizer, exceeds a limit of
+        :mod:`simmim_export.vocabulary`, or ``max_length`` leaves no room for a word.
 
-        Rows are padded with the id of tokenizer.json's padding section, else of ``[PAD]`` or ``<pad>``, else with 0; the
-        mask hides it whatever it is.
+        The file's own padding and truncation are ignored, except for the id that it pads with.
         """
-        self._tokenizer = _parse(tokenizer_json)
-        padding = self._tokenizer.padding
-        named = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
-        self._pad = padding["pad_id"] if padding else next((index for index in named if index is not None), 0)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        vocabulary = _read(tokenizer_json)
+        self._tokenizer, self._pad = vocabulary.tokenizer, vocabulary.pad
+        self.longest_text = vocabulary.longest_text
         self._specials = self._tokenizer.num_special_tokens_to_add(False)
         if not isinstance(max_length, int) or max_length <= self._specials:
             raise BundleError(
@@ -52,17 +48,17 @@ class Tokenizer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask, int64 [n, s] each, padded to the longest text of this call: s <= max_length.
 
-        A text over the limit is cut, keeping the special tokens at both ends, with a :class:`TruncatedText` warning.
-        Raise :class:`TextError`, naming the text's index counted from ``first``, for one that is empty, not UTF-8, no text, or
-        holds no token; and, where every text has to be ``known``, for one of which the model reads nothing but unknown words: its
-        answer would be the same for any other such text.
+        A text of more than ``max_length`` tokens is cut, keeping the special tokens at both ends, with a
+        :class:`TruncatedText` warning. Raise :class:`TextError`, naming the text's index counted from ``first``, for one that
+        is empty, not UTF-8, not a text, has more than ``longest_text`` characters, or holds no token. With ``known``, also
+        raise it for a text that consists of unknown words: the answer would be the same for every such text.
         """
         if isinstance(texts, str | bytes):
             raise TextError("one text instead of a list", fix="write encode([text])")
-        rows = [
-            self._encode(check_text(text, f"texts[{index}]"), f"texts[{index}]", known)
-            for index, text in enumerate(texts, start=first)
-        ]
+        rows = []
+        for index, text in enumerate(texts, start=first):
+            where = f"texts[{index}]"
+            rows.append(self._encode(check_text(text, where, longest=self.longest_text), where, known))
         longest = max((len(row) for row in rows), default=0)
         ids = np.full((len(rows), longest), self._pad, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
@@ -74,7 +70,7 @@ class Tokenizer:
     def _encode(self, text: str, where: str, known: bool) -> list[int]:
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        # The Rust library raises plain Exception for everything: here, an unknown word where there is no [UNK].
+        # The Rust library raises plain Exception for everything: here, for an unknown word when there is no [UNK].
         except Exception as error:
             what = f"the text cannot be tokenised: {error}: {_shown(text)}"
             raise TextError(what, where=where, fix="use words that the model knows") from error
@@ -103,15 +99,20 @@ class Tokenizer:
         )
 
 
-def _parse(tokenizer_json: str) -> _Tokenizer:
+def _read(tokenizer_json: str) -> Vocabulary:
     try:
-        return parse(tokenizer_json)
+        return read(tokenizer_json)
     except ValueError as error:
-        raise BundleError(f"tokenizer.json cannot be read: {error}", fix="export the bundle again") from error
+        fix = "use a bundle whose tokenizer is one of a public model, and whose source you trust; or export it again"
+        raise BundleError(f"tokenizer.json cannot be used: {error}", fix=fix) from error
 
 
-def check_text(text: str | bytes, where: str | None = None) -> str:
-    """``text`` as a str; raise :class:`TextError`, saying ``where``, if it is empty, not UTF-8 or no text."""
+def check_text(text: str | bytes, where: str | None = None, *, longest: int = MAX_TEXT) -> str:
+    """``text`` as a str. Raise :class:`TextError`, saying ``where``, if it is empty, not UTF-8, not a text, or has more than
+    ``longest`` characters."""
+    # First, because everything below takes time with the length. A character has at most four bytes.
+    if isinstance(text, bytes) and len(text) > 4 * longest:
+        raise _too_long(f"{len(text):,} bytes", where, longest)
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
@@ -120,6 +121,8 @@ def check_text(text: str | bytes, where: str | None = None) -> str:
             raise TextError(what, where=where, fix="encode it as UTF-8") from error
     if not isinstance(text, str):
         raise TextError(f"not a text: {type(text).__name__}", where=where, fix="give a str")
+    if len(text) > longest:
+        raise _too_long(f"{len(text):,} characters", where, longest)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -129,6 +132,11 @@ def check_text(text: str | bytes, where: str | None = None) -> str:
     if not text.strip():
         raise TextError("the text is empty", where=where, fix="give a text of one word or more")
     return text
+
+
+def _too_long(size: str, where: str | None, longest: int) -> TextError:
+    fix = f"give its first {longest:,} characters or fewer: the model reads only the beginning of a long text"
+    return TextError(f"the text has {size}; the limit is {longest:,} characters", where=where, fix=fix)
 
 
 def _both_ends(text: str) -> str:

@@ -36,7 +36,9 @@ def reference() -> str:
     lines = []
     for program, name, command in commands():
         arguments = [p for p in command.params if p.param_type_name == "argument"]
-        options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]
+        options = [
+            p for p in command.params if p.param_type_name == "option" and not {"--help", "--version"} & set(p.opts)
+        ]
         shown = " ".join(_metavar(parameter) for parameter in arguments)
         usage = " ".join(part for part in (program, name, shown) if part)
         summary = " ".join((command.help or "").split("\n\n")[0].split())

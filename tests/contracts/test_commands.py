@@ -8,6 +8,8 @@ import sys
 import command_reference
 import pytest
 
+from simmim_export.version import __version__
+
 COMMANDS = list(command_reference.commands())
 IDS = [f"{program} {name}".strip() for program, name, _ in COMMANDS]
 
@@ -45,6 +47,19 @@ def test_help_does_not_load_anything_heavy(program: str, name: str, command) -> 
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.partition("LOADED")[2].split())
     assert not {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "PIL"} & loaded
+
+
+@pytest.mark.parametrize("program", command_reference.PROGRAMS)
+def test_the_version_is_shown_without_loading_anything_heavy(program: str) -> None:
+    code = (
+        "import sys, atexit; sys.argv = ['x', '--version']\n"
+        "atexit.register(lambda: print('LOADED', *sys.modules))\n"
+        f"from {command_reference.PROGRAMS[program]} import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    shown, _, loaded = done.stdout.partition("LOADED")
+    assert done.returncode == 0 and shown.split() == ["simmim-export", __version__], done.stderr
+    assert not {"torch", "transformers", "onnx", "onnxruntime", "accelerate", "PIL"} & set(loaded.split())
 
 
 @pytest.mark.parametrize("program", command_reference.PROGRAMS)

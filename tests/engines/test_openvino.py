@@ -23,7 +23,7 @@ from simmim_export.errors import EngineUnavailable, NoCache, UsageError
 from simmim_export.parity import Golden, compare
 from simmim_export.runtime import load
 from simmim_export.spec import Precision
-from simmim_export.telemetry import untold
+from simmim_export.system.telemetry import without_telemetry
 
 pytest.importorskip("openvino")
 
@@ -201,13 +201,13 @@ def test_nothing_is_told_to_anybody(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_what_an_application_imported_before_is_left_to_it() -> None:
-    with untold():
+    with without_telemetry("openvino"):
         assert sys.modules["openvino_telemetry"] is None
         with pytest.raises(ImportError):
             import openvino_telemetry
     import openvino_telemetry
 
-    with untold(), pytest.raises(ImportError):
+    with without_telemetry("openvino"), pytest.raises(ImportError):
         import_module("openvino_telemetry")
     assert sys.modules["openvino_telemetry"] is openvino_telemetry
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from simmim_export.errors import UsageError
+from simmim_export.models import parts
 from simmim_export.models.encoders import TextEncoder
+from simmim_export.models.parts import TEXT_FAMILIES
 
 SMALL = {"vocab_size": 40, "max_position_embeddings": 18}
 BERT = SMALL | {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -31,3 +36,63 @@ def test_no_dropout_and_as_many_tokens_as_positions(family: str, config: dict, p
     longer = torch.full((1, positions + 1), 7)
     with pytest.raises((IndexError, RuntimeError)):
         encoder(longer, torch.ones_like(longer))
+
+
+# What differs from BERT's own configuration.
+FAMILY: dict[str, dict] = {name: {} for name in TEXT_FAMILIES}
+FAMILY |= {name: {"pad_token_id": 1} for name in TEXT_FAMILIES if "roberta" in name or name in ("camembert", "mpnet")}
+FAMILY["data2vec-text"] = FAMILY["jina_embeddings_v3"] = {"pad_token_id": 1}
+FAMILY["albert"] = FAMILY["electra"] = {"embedding_size": 8}
+FAMILY["rembert"] = {"input_embedding_size": 8, "output_embedding_size": 8}
+FAMILY["mobilebert"] = {
+    "embedding_size": 16, "true_hidden_size": 16, "intra_bottleneck_size": 16, "use_bottleneck": False
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_every_accepted_family_computes_what_transformers_computes(family: str) -> None:
+    """On padded texts, and no token depends on padding."""
+    from transformers import AutoConfig, AutoModel
+
+    from simmim_export.models.attention import mask_bias
+
+    options = DISTIL | {"dropout": 0.0, "attention_dropout": 0.0} if family == "distilbert" else BERT | FAMILY[family]
+    config = AutoConfig.for_model(family, **options)
+    torch.manual_seed(0)
+    encoder = TextEncoder({"model_type": family, **options}, 16, 8).eval()
+    original = AutoModel.from_config(config).eval()
+    weights = encoder.encoder.state_dict()
+    unused = original.load_state_dict(weights, strict=False)
+    assert not unused.unexpected_keys and all("pooler" in key for key in unused.missing_keys)
+    ids = torch.randint(5, 40, (3, 9))
+    mask = torch.arange(9)[None] < torch.tensor([9, 6, 3])[:, None]
+    ids[~mask] = config.pad_token_id or 0
+    with torch.no_grad():
+        segments = dict.fromkeys(encoder.segment_names, encoder.segment)
+        found = encoder.encoder(input_ids=ids, attention_mask=mask_bias(mask.long()), **segments).last_hidden_state
+        wanted = original(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        assert torch.allclose(found[mask], wanted[mask], atol=1e-5)
+        alone, padded = encoder(ids[2:, :3], mask[2:, :3].long())[0], encoder(ids[2:], mask[2:].long())[0]
+    assert torch.allclose(alone, padded[:, :3], atol=1e-5)
+
+
+def test_a_family_that_would_compute_something_else_is_an_error() -> None:
+    with pytest.raises(UsageError):
+        TextEncoder({"model_type": "deberta-v2", **BERT}, 16, 8)
+
+
+def test_names_of_parts_are_those_that_there_are() -> None:
+    from torchvision.models import list_models
+
+    from simmim_export.models.fusion import FUSIONS
+    from simmim_export.models.interaction import INTERACTIONS
+
+    assert sorted(parts.RESNETS) == sorted(list_models(include=["resnet*", "wide_resnet*", "resnext*"]))
+    assert {name: fusion.single for name, fusion in FUSIONS.items()} == parts.FUSIONS
+    assert tuple(INTERACTIONS) == parts.INTERACTIONS
+
+
+def test_the_docs_name_every_accepted_family() -> None:
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    accepted = text.partition("These model types are accepted:")[2].partition(".")[0]
+    assert sorted(accepted.replace("\n", " ").replace(" ", "").split(",")) == sorted(TEXT_FAMILIES)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from math import isfinite, isnan, nan
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from simmim_export.bundle import Bundle
 from simmim_export.errors import UsageError
-from simmim_export.proof.budget import DEFAULT, Budget
+from simmim_export.proof.budget import DEFAULT, Budget, Promised, promised
+from simmim_export.spec import as_json
 
 FIGURES: dict[str, Any] = {
     "embeddings": {"image_embed": {"cosine_mean": 0.9995}, "text_embed": {"cosine_mean": 0.99796}},
@@ -68,7 +72,13 @@ def test_what_is_exceeded_does_not_read_as_kept() -> None:
 def test_a_loss_that_so_few_images_cannot_show_is_not_measurable() -> None:
     """Of 64 images none changed: the loss may still be 3 / 64 = 4.7 points."""
     budget = Budget.parse("answers=0.5pt,retrieval=0.5pt,cosine=0.998")
-    assert str(budget.measurable(FIGURES)) == "answers=0.5pt,cosine=0.998"
+    left_out = budget.not_judged(FIGURES)
+    assert [one.name for one in left_out] == ["retrieval"]
+    assert [line.name for line in budget.lines(FIGURES, without=left_out)] == [
+        "answers vqa",
+        "cosine image_embed",
+        "cosine text_embed",
+    ]
     with pytest.raises(UsageError, match=r"64 images of retrieval are too few .* it takes 600") as caught:
         budget.require_measurable(FIGURES)
     assert "--eval-scenes 600" in str(caught.value.fix)
@@ -76,3 +86,45 @@ def test_a_loss_that_so_few_images_cannot_show_is_not_measurable() -> None:
     with pytest.raises(UsageError, match="cannot be proven on any number") as caught:
         Budget.parse("answers=0pt").require_measurable(FIGURES)
     assert "agreement=100%" in str(caught.value.fix)
+
+
+def test_every_limit_has_a_line_for_everything_that_is_promised() -> None:
+    """A task without figures, a key without a task: lines that are not kept, and not lines that are missing."""
+    of: Promised = {
+        "answers": ("vqa", "match"),
+        "agreement": ("vqa", "match"),
+        "cosine": ("image_embed", "text_embed"),
+        "retrieval": (),
+    }
+    budget = Budget.parse("answers=1pt,retrieval=1pt,cosine=0.99,agreement=1%")
+    lines = {line.name: line for line in budget.lines(FIGURES, of=of)}
+    assert list(lines) == [
+        *("answers vqa", "answers match", "retrieval", "cosine image_embed", "cosine text_embed"),
+        *("agreement vqa", "agreement match"),
+    ]
+    lacking = {name for name, line in lines.items() if not line.kept}
+    assert lacking == {"answers match", "retrieval", "agreement match"}
+    assert all(isnan(lines[name].found) and lines[name].reason for name in lacking)
+    assert {one.name for one in budget.not_judged(FIGURES, of=of)} == lacking
+    with pytest.raises(UsageError):
+        budget.require_measurable(FIGURES, of=of)
+    nothing = {"embeddings": {}, "tasks": {}}
+    assert [line.kept for line in budget.lines(nothing)] == [False] * 4
+    assert {one.name for one in budget.not_judged(nothing)} == {"answers", "agreement", "cosine", "retrieval"}
+
+
+@pytest.mark.parametrize("changes", [{"interval": [nan, nan], "top1": nan}, {"not_finite": 1}])
+def test_what_is_not_a_number_is_not_kept(changes: dict[str, Any]) -> None:
+    figures = {"embeddings": {"image_embed": {"cosine_mean": nan}}, "tasks": {"vqa": FIGURES["tasks"]["vqa"] | changes}}
+    lines = Budget.parse("answers=100pt,cosine=0.0001,agreement=0.0001%").lines(figures)
+    assert len(lines) == 3 and not any(line.kept for line in lines) and all(line.reason for line in lines)
+    for row in as_json([line.as_row() for line in lines]):
+        assert row["found"] is None or isfinite(row["found"])
+    assert "not computed" in str(lines[1])
+
+
+def test_a_manifest_promises_its_heads_and_towers(every_bundle: Path) -> None:
+    of = promised(Bundle.open(every_bundle).manifest)
+    heads = {"match", "vqa", "text_class", "image_class", "video_class", "video_qa"}
+    assert set(of["answers"]) == set(of["agreement"]) == heads
+    assert of["cosine"] == ("image_embed", "text_embed") and of["retrieval"] == ("retrieval",)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 
 from simmim_export.bundle import Manifest
+from simmim_export.errors import GateFailed
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import Evidence, Task
 from simmim_export.proof.examine import Examiner, Tensors
@@ -103,6 +105,52 @@ def test_a_tower_that_gives_nothing_finite_exceeds_every_budget() -> None:
     found = figures(examiner(), image_encoder=broken)
     assert found["embeddings"]["image_embed"]["cosine_mean"] == -1.0
     assert [line.kept for line in Budget.parse("cosine=0.01").lines(found)] == [False]
+
+
+def test_one_output_that_is_not_finite_exceeds_every_budget() -> None:
+    """A single one of six images: its mean is still fine, and the model is not."""
+
+    def one(feeds: Mapping[str, np.ndarray]) -> Tensors:
+        made = encode(feeds)
+        broken_rows = (feeds["pixels"][:, 0, 0, 0] == 10)[:, None]
+        return made | {"image_embed": np.where(broken_rows, np.nan, made["image_embed"]).astype(np.float32)}
+
+    def head(feeds: Mapping[str, np.ndarray]) -> Tensors:
+        logits = feeds["image_tokens"][:, 0].copy()
+        logits[0, 0] = np.inf
+        return {"logits": logits}
+
+    found = figures(examiner(), **{"image_encoder": one, "head.image_class": head})
+    assert found["embeddings"]["image_embed"]["not_finite"] == 1 and found["tasks"]["image_class"]["not_finite"] == 2
+    assert found["tasks"]["image_class"]["value"] < 1.0 and found["tasks"]["video_class"]["not_finite"] == 0
+    lines = {line.name: line for line in Budget.parse("cosine=0.01,answers=100pt,agreement=1%").lines(found)}
+    kept = {name for name, line in lines.items() if line.kept}
+    assert kept == {"answers video_class", "agreement video_class"} and lines["cosine image_embed"].reason
+    assert found["references"]["images/still"]["scaled_error"] == np.inf
+
+
+def test_an_answer_that_is_not_finite_is_a_wrong_one() -> None:
+    found = figures(
+        examiner(), **{"head.image_class": lambda f: {"logits": np.full((len(f["image_tokens"]), 2), np.nan)}}
+    )
+    row = found["tasks"]["image_class"]
+    assert (row["value"], row["top1"], row["loss"], row["not_finite"]) == (0.0, 0.0, 100.0, 6)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_outputs_for_other_rows_are_not_taken(rows: int) -> None:
+    with pytest.raises(GateFailed) as caught:
+        figures(examiner(), **{"head.image_class": lambda f: {"logits": f["image_tokens"][:rows, 0]}})
+    assert caught.value.exit_code == 4 and "head.image_class" in caught.value.what
+
+
+def test_an_output_of_another_shape_is_not_judged() -> None:
+    for wrong in (np.zeros((4, 3), np.float32), np.zeros((4, 2), np.complex64)):
+        with pytest.raises(GateFailed) as caught:
+            figures(
+                examiner(), **{"head.image_class": lambda f, wrong=wrong: {"logits": wrong[: len(f["image_tokens"])]}}
+            )
+        assert "logits/image_class" in caught.value.what
 
 
 def test_two_wrong_images_are_two_answers() -> None:

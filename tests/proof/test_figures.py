@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simmim_export.proof.figures import agreement, cosines, first_choices, gallery, paired_loss
+from simmim_export.parity import difference
+from simmim_export.proof.figures import (
+    FALSE_ALARMS,
+    agreement,
+    chance_of_gain,
+    choices,
+    cosines,
+    first_choices,
+    gallery,
+    paired_loss,
+)
 
 
 def unit(count: int, seed: int = 0) -> np.ndarray:
@@ -29,7 +39,8 @@ def test_a_vector_that_is_not_finite_is_as_far_off_as_can_be() -> None:
     lost = np.isin(nearest, (3, 4)) | np.isin(np.arange(50), (3, 4))
     assert found["top1"] == pytest.approx(1 - lost.mean())
     nothing = agreement(exact, np.full_like(exact, np.nan))
-    assert nothing == {"cosine_mean": -1.0, "cosine_p1": -1.0, "cosine_min": -1.0, "top1": 0.0}
+    worst = {"cosine_mean": -1.0, "cosine_p1": -1.0, "cosine_min": -1.0, "top1": 0.0}
+    assert nothing == worst | {"n": 50, "not_finite": 50} and found["not_finite"] == 2
 
 
 @pytest.mark.parametrize("flips", [0, 1, 2, 7, 60])
@@ -93,3 +104,88 @@ def test_a_caption_looks_for_its_image_among_64() -> None:
 def test_a_gallery_is_said_as_it_is() -> None:
     assert [gallery(count) for count in (48, 64, 128)] == ["48 images", "64 images", "64 images"]
     assert gallery(150) == "64 images, 22 at last"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.1])
+def test_a_loss_of_what_is_not_a_hit_is_refused(value: float) -> None:
+    right, broken = np.ones((10, 2)), np.ones((10, 2))
+    broken[3, 1] = value
+    for pair in ((right, broken), (broken, right)):
+        with pytest.raises(ValueError, match=r"\[10, 2\]"):
+            paired_loss(*pair)
+    for shape in ((0, 2), (10, 0)):
+        with pytest.raises(ValueError, match="empty"):
+            paired_loss(np.ones(shape), np.ones(shape))
+
+
+def test_a_reference_that_is_not_finite_is_refused() -> None:
+    broken = unit(5)
+    broken[2, 2] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        agreement(broken, unit(5))
+
+
+def test_an_answer_that_is_not_finite_is_no_answer() -> None:
+    logits = np.zeros((2, 2, 3), np.float32)
+    logits[0, 0, 1], logits[0, 1, 2], logits[1, 0, 0] = 5, np.nan, np.inf
+    assert choices(logits).tolist() == [[1, -1], [-1, 0]]
+
+
+def test_an_image_that_is_not_finite_is_never_chosen() -> None:
+    images, texts = unit(70), unit(70)[:, None].copy()
+    images[3], texts[5] = np.nan, np.inf
+    chosen = first_choices(images, texts)[:, 0]
+    assert (
+        chosen[5] == -1
+        and 3 not in chosen
+        and np.array_equal(np.delete(chosen, (3, 5)), np.delete(np.arange(70), (3, 5)))
+    )
+    images[64:] = np.nan
+    assert (first_choices(images, texts)[64:] == -1).all()
+
+
+@pytest.mark.parametrize("gained", [0, 1, 7, 40])
+def test_the_chance_of_a_gain_is_that_of_a_fair_coin(gained: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for lost in (0, 1, 7, 2000):
+        assert chance_of_gain(gained, lost) == pytest.approx(stats.binom(gained + lost, 0.5).sf(gained - 1), abs=1e-9)
+
+
+def test_a_precision_that_is_not_better_is_seldom_suspicious() -> None:
+    """20,000 models that change as many answers for the better as for the worse: one of a thousand may be called suspicious."""
+    source = np.random.default_rng(0)
+    changed = source.integers(0, 200, 20_000)
+    gained = source.binomial(changed, 0.5)
+    limits = {n: next(g for g in range(n + 2) if chance_of_gain(g, n - g) < FALSE_ALARMS or g > n) for n in range(200)}
+    alarms = sum(g >= limits[n] for n, g in zip(changed.tolist(), gained.tolist(), strict=True))
+    # Binomial(20,000, 1/1000) exceeds 40 in less than one of 10,000 runs; a rule that never speaks would pass that alone.
+    assert 1 <= alarms <= 40
+
+
+def test_several_questions_of_an_image_give_no_more_false_alarms() -> None:
+    """Whole models, through the very function: 8 questions an image that change together, no better and no worse."""
+    source, alarms = np.random.default_rng(1), 0
+    for _ in range(300):
+        exact = (source.random((60, 8)) < 0.6).astype(float)
+        flipped = (source.random((60, 1)) < 0.3) & (source.random((60, 8)) < 0.5)
+        # What is flipped is drawn anew with even odds on both sides, so that neither is better.
+        first, second = (np.where(flipped, source.random((60, 8)) < 0.5, exact).astype(float) for _ in range(2))
+        alarms += paired_loss(first, second)["suspicious"]
+    assert alarms <= 3
+
+
+def test_a_reference_with_wrong_answers_is_suspicious() -> None:
+    right = np.ones((48, 8))
+    wrong = np.random.default_rng(0).permuted(np.arange(48 * 8) >= 170).reshape(48, 8).astype(float)
+    assert paired_loss(wrong, right)["suspicious"] and not paired_loss(right, wrong)["suspicious"]
+    assert not paired_loss(right, right)["suspicious"]
+    # Nine images are too few to tell: 1 / 2^9 is above 1 / 1000, 1 / 2^10 is not.
+    few = [paired_loss((np.arange(400) >= n).astype(float)[:, None], np.ones((400, 1))) for n in (9, 10)]
+    assert [row["suspicious"] for row in few] == [False, True] and few[1]["interval"][1] < 0
+
+
+@pytest.mark.parametrize("wrong", [np.complex64, np.int64, np.nan, np.inf])
+def test_a_golden_tensor_that_is_not_finite_and_real_agrees_with_nothing(wrong: type | float) -> None:
+    good = unit(3)
+    bad = good.astype(wrong) if isinstance(wrong, type) else np.full_like(good, wrong)
+    assert difference(good, bad) == difference(bad, good) == (float("inf"), -1.0)

@@ -169,7 +169,7 @@ def test_word_pieces() -> None:
 
 def test_a_damaged_tokenizer() -> None:
     for text in ("", "{}", "[1, 2]", word_tokenizer()[:100]):
-        with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+        with pytest.raises(BundleError, match=r"tokenizer\.json cannot be used"):
             Tokenizer(text, 10)
 
 
@@ -177,7 +177,7 @@ def test_a_template_of_tokens_that_are_not_there() -> None:
     """The library panics on it, which is no Exception."""
     content = json.loads(word_tokenizer())
     content["post_processor"]["single"][0]["SpecialToken"]["id"] = "[NONE]"
-    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be used"):
         Tokenizer(json.dumps(content), 10)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
@@ -25,6 +29,7 @@ from simmim_export.training.data.shapes.clips import ANSWERS, DIRECTIONS, Clips
 from simmim_export.training.data.shapes.dataset import ShapesBatch
 from simmim_export.training.evaluation.answers import evaluate_answers, question_only, seen
 from simmim_export.training.evaluation.classes import evaluate_classes, evaluate_statements
+from simmim_export.training.evaluation.controls import different_text, other_image, other_order
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.evaluation.retrieval import evaluate_match, evaluate_retrieval, recall
 from simmim_export.training.evaluation.statistics import accuracy, batches, wilson
@@ -110,13 +115,13 @@ def test_questions_without_an_answer_are_no_votes_for_the_first_class() -> None:
 def test_a_clip_is_also_seen_in_another_order_and_frozen() -> None:
     model, _ = made("video_class", DIRECTIONS)
     pixels = torch.from_numpy(Clips(0).labelled(0, 4).pixels)
-    views = seen(model, pixels)
-    assert set(views) == {"model", "shuffled_frames", "single_frame"}
+    views, moving = seen(model, pixels)
+    assert moving.all() and set(views) == {"model", "shuffled_frames", "single_frame"}
     with torch.inference_mode():
         frozen = model.see(pixels[:, 4:5].repeat(1, 8, 1, 1, 1))
     assert torch.allclose(views["single_frame"], frozen, atol=1e-5)
     assert not torch.allclose(views["model"], views["shuffled_frames"], atol=1e-2)
-    assert set(seen(model, pixels[:, 0])) == {"model"}
+    assert set(seen(model, pixels[:, 0])[0]) == {"model"}
 
 
 def test_an_untrained_model_is_no_better_than_its_controls() -> None:
@@ -236,10 +241,12 @@ def test_an_image_alone_is_no_other_image() -> None:
         answers = evaluate_answers("vqa", model, tokenizer, Shapes(0, "test"), scenes, quiet)
         stated = evaluate_statements("text_class", model, tokenizer, Shapes(0, "test"), scenes, quiet)
         assert answers["n"] == 8 * scenes and stated["n"] == 4 * scenes
-        counted = [answers["controls"].get("shuffled_image"), answers["controls"].get("image_only")]
-        counted.append(stated["controls"].get("shuffled_image"))
-        wanted = [None] * 3 if shuffled is None else [8 * shuffled, 8 * shuffled, 4 * shuffled]
-        assert [row and row["n"] for row in counted] == wanted
+        counted = [row["controls"]["shuffled_image"] for row in (answers, stated)]
+        wanted = [None] * 2 if shuffled is None else [8 * shuffled, 4 * shuffled]
+        assert [row.get("n") for row in counted] == wanted
+        assert all("n" in row or "not_measurable" in row for row in counted)
+        # It is asked about other things than those that it is about: that takes no other image.
+        assert answers["controls"]["image_only"]["n"] == 8 * scenes
 
 
 class Skewed(Shapes):
@@ -259,3 +266,155 @@ def test_the_majority_is_that_of_training() -> None:
 def test_accuracy_takes_scores_between_0_and_1() -> None:
     figures = accuracy(np.array([0.3, 1.0, 0.6, 0.9]))
     assert figures["accuracy"] == pytest.approx(0.7) and figures["n"] == 4
+
+
+QUESTIONS_OF_ALL = ("what colour is the circle?", "what shape is the red thing?")
+ANSWER_PAIRS = (("red", "circle"), ("blue", "square"))
+
+
+def templated(
+    images: int, questions: Sequence[str] = QUESTIONS_OF_ALL, answers: Sequence[Sequence[str]] = ANSWER_PAIRS
+) -> Files:
+    """A data set whose every image is asked the same ``questions``; the images take the rows of ``answers`` in turn, and a
+    picture's color says which row it has."""
+    records = []
+    for number in range(images):
+        row = number % len(answers)
+        asked = tuple(Question(text, {answer: 1.0}) for text, answer in zip(questions, answers[row], strict=False))
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (200 * row, number, 0)).save(buffer, "PNG")
+        records.append(Record(str(number), (buffer.getvalue(),), captions=("a thing",), questions=asked))
+    return Files("made", Path("root"), lambda *_: records, {"train": "train", "test": "test"}, stream="test")
+
+
+def taught(data: Files, steps: int = 40) -> tuple:
+    """A real tiny model that has learned to answer ``data``."""
+    from simmim_export.training.source import Source
+    from simmim_export.training.tasks import Answers, Plan
+
+    model, tokenizer = made("vqa", data.labels["vqa"])
+    stage = Answers("vqa", model, tokenizer, Source(data.on("train"), 8), Plan(rehearse=0, curriculum=False)).train()
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=2e-3)
+    for step in range(steps):
+        optimizer.zero_grad()
+        stage(stage.batch(step, 0.5)).backward()
+        optimizer.step()
+    return model, tokenizer
+
+
+def warned(metrics: dict) -> list[str]:
+    from simmim_export.export.exporter import warn_of_shortcuts
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_shortcuts(metrics)
+    return [str(warning.message) for warning in caught]
+
+
+def test_controls_of_templated_questions_are_those_of_a_model_that_looks() -> None:
+    data = templated(24)
+    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    controls = figures["controls"]
+    assert figures["accuracy"] == 1.0
+    assert controls["image_only"]["accuracy"] == controls["shuffled_image"]["accuracy"] == 0.0
+    assert controls["image_only"]["n"] == controls["shuffled_image"]["n"] == figures["n"] == 48
+    assert warned({"vqa": figures}) == []
+
+
+def test_one_question_for_all_images_leaves_image_only_not_measurable() -> None:
+    data = templated(24, QUESTIONS_OF_ALL[:1], [["red"], ["blue"]])
+    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    only = figures["controls"]["image_only"]
+    assert figures["accuracy"] == 1.0
+    assert "24 of 24" in only["not_measurable"] and "accuracy" not in only and only["is"]
+    assert figures["controls"]["shuffled_image"]["accuracy"] == 0.0
+    assert warned({"vqa": figures}) == []
+
+
+def test_one_answer_for_all_images_leaves_shuffled_image_not_measurable() -> None:
+    data = templated(8, QUESTIONS_OF_ALL, [ANSWER_PAIRS[0]])
+    figures = evaluate_answers("vqa", *made("vqa", data.labels["vqa"]), data, 8, quiet)
+    assert "16 of 16" in figures["controls"]["shuffled_image"]["not_measurable"]
+
+
+def test_a_control_of_some_questions_is_compared_with_the_model_on_the_same() -> None:
+    """Of one question all images have the same answer: only the other can be asked about another image."""
+    data = templated(24, QUESTIONS_OF_ALL, [("red", "circle"), ("red", "square")])
+    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    shuffled = figures["controls"]["shuffled_image"]
+    assert shuffled["n"] == 24 and shuffled["accuracy"] == 0.0 and shuffled["model"] == 1.0
+    shuffled |= {"accuracy": 0.9, "model": 0.92}
+    others = {"question_only": {"accuracy": 0.1}, "shuffled_image": shuffled}
+    (message,) = warned({"vqa": figures | {"controls": others}})
+    assert "92.0%" in message and "90.0% by shuffled image" in message
+
+
+def test_questions_that_differ_in_case_alone_are_one_text() -> None:
+    data = templated(4, ("What colour?", "what  COLOUR ?"), [("red", "red"), ("blue", "blue")])
+    figures = evaluate_answers("vqa", *made("vqa", data.labels["vqa"]), data, 4, quiet)
+    assert "not_measurable" in figures["controls"]["image_only"]
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.data())
+def test_a_different_text_is_the_next_that_differs(texts: list[int], data: st.DataObject) -> None:
+    count = len(texts)
+    start = data.draw(st.lists(st.integers(0, count - 1), min_size=count, max_size=count))
+    place, possible = different_text(np.array(texts), np.array(start))
+    for own, first, chosen, there in zip(texts, start, place.tolist(), possible.tolist(), strict=True):
+        following = [(first + step) % count for step in range(count)]
+        assert (chosen if there else None) == next((p for p in following if texts[p] != own), None)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=12))
+def test_another_image_is_not_known_to_have_the_same_answer(rows: list[tuple[int, int, int]]) -> None:
+    rows = sorted(rows)
+    names = sorted({image for image, _, _ in rows})
+    image = np.array([names.index(image) for image, _, _ in rows])
+    text, answers = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
+    chosen, possible = other_image(
+        text, image, answers, np.ones(len(rows), bool), lambda t, guess: answers[t, None] == guess
+    )
+    for k in range(len(rows)):
+        before = [(image[k] - step) % len(names) for step in range(1, len(names))]
+        alike = {image[j] for j in range(len(rows)) if text[j] == text[k] and answers[j] == answers[k]}
+        wanted = next((place for place in before if place not in alike), None)
+        assert (int(chosen[k]) if possible[k] else None) == wanted
+
+
+def test_clips_that_stand_still_have_no_other_order() -> None:
+    still = torch.full((2, 2, 4, 4, 3), 7, dtype=torch.uint8)
+    moving = still.clone()
+    moving[:, 1] = 9
+    mixed, moved = other_order(torch.cat([still, moving]), torch.Generator().manual_seed(0))
+    assert moved.tolist() == [False, False, True, True]
+    # Two frames have one other order, whatever was drawn.
+    assert torch.equal(mixed[2:], moving.flip(1))
+
+
+def test_captions_that_all_images_share_are_not_matched() -> None:
+    data = templated(8)
+    model, tokenizer = made("match", ["no", "yes"])
+    assert "each of 8" in evaluate_match("match", model, tokenizer, data, 8, quiet)["not_measured"]
+    found = evaluate_retrieval("match", model, tokenizer, data, 8, quiet)["text_to_image"]
+    assert found["oracle"] == pytest.approx(1 / 8) == found["chance"]
+
+
+def test_a_statement_is_made_about_an_image_of_which_another_thing_holds() -> None:
+    records = []
+    for number, record in enumerate(templated(8).read("made", Path(), "train")):
+        said = (Statement("it is so", "entailment" if number % 4 else "contradiction"),)
+        records.append(replace(record, statements=said))
+    data = Files("made", Path("root"), lambda *_: records, {"train": "train", "test": "test"}, stream="test")
+    figures = evaluate_statements("text_class", *made("text_class", data.labels["text_class"]), data, 8, quiet)
+    # Two of eight are false; every true one is paired with one of them, so a model that says the same of all is as right.
+    assert figures["controls"]["shuffled_image"]["n"] == 8
+
+
+def test_evidence_pairs_an_image_with_a_caption_that_is_not_its_own() -> None:
+    records = templated(6).read("made", Path(), "train")
+    records = [replace(record, captions=(f"thing {number // 3}",)) for number, record in enumerate(records)]
+    data = Files("made", Path("root"), lambda *_: records, {"train": "train", "val": "val", "test": "test"})
+    found = gather_evidence(data, ("match",), 6)
+    assert found is not None and all(own != other for own, other in found.tasks["match"].texts)
+    found = gather_evidence(templated(6), ("match",), 6)
+    assert found is not None and set(found.tasks) == {"retrieval"}

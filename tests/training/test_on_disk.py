@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.base import CAPTIONS, QUESTIONS
+from simmim_export.training.data.base import CAPTIONS, QUESTIONS, Data
 from simmim_export.training.data.shapes import Shapes
-from simmim_export.training.run import DataChoice, check_classes
+from simmim_export.training.options import DataChoice
+from simmim_export.training.run import check_classes
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel", "fox")
 
@@ -87,14 +88,19 @@ def test_rehearsal_on_shapes_is_on_the_same_few_scenes() -> None:
 
 
 def test_classes_that_change_while_a_model_trains_are_refused(tmp_path: Path) -> None:
-    choice = DataChoice("image_folder", classes(classes(tmp_path, "train"), "test"))
-    trained = choice.open(0, "train", 64).labels["image_class"]
-    check_classes(choice.open(0, "test", 64), "image_class", trained)
+    classes(classes(tmp_path, "train"), "test")
+
+    def opened(stream: str) -> Data:
+        """As a command of its own finds it."""
+        return DataChoice("image_folder", tmp_path).open(0, stream, 64)
+
+    trained = opened("train").labels["image_class"]
+    check_classes(opened("test"), "image_class", trained)
     classes(tmp_path, "train", ("gnu",))
     with pytest.raises(DataError, match="other classes for image_class than training: gnu"):
-        check_classes(choice.open(0, "test", 64), "image_class", trained)
+        check_classes(opened("test"), "image_class", trained)
     with pytest.raises(DataError, match="in another order"):
-        check_classes(choice.open(0, "test", 64), "image_class", ("gnu", *CLASSES))
+        check_classes(opened("test"), "image_class", ("gnu", *CLASSES))
 
 
 def finetune(run_cli, task: str, data: str, root: Path, output: Path, *more: object):

@@ -215,3 +215,108 @@ def test_a_damaged_encoder_ends_the_command_with_one_message(bert: Path, run_cli
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         pretrained_text(str(tmp_path))
+
+
+def tokenized(folder: Path) -> Path:
+    """``folder`` with a tokenizer.json that fits a vocabulary of 60."""
+    from support import word_tokenizer
+
+    (folder / "tokenizer.json").write_text(word_tokenizer())
+    return folder
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = SMALL | {"vocab_size": 60, "max_position_embeddings": 16}
+VISION = SMALL | {"image_size": 16, "patch_size": 8}
+SEQUENCES = {"vocab_size": 60, "d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+
+
+def others(name: str):
+    """A tiny random model, by transformers itself, that is no text encoder of the BERT family."""
+    import transformers as t
+
+    makers = {
+        "clip": lambda: t.CLIPModel(t.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8)),
+        "clip-text": lambda: t.CLIPTextModel(t.CLIPTextConfig(**TEXT)),
+        "siglip": lambda: t.SiglipModel(t.SiglipConfig(text_config=TEXT, vision_config=VISION)),
+        "dual": lambda: t.VisionTextDualEncoderModel(
+            t.VisionTextDualEncoderConfig.from_vision_text_configs(t.ViTConfig(**VISION), t.BertConfig(**TEXT))
+        ),
+        "t5": lambda: t.T5Model(t.T5Config(**SEQUENCES)),
+        "t5-encoder": lambda: t.T5EncoderModel(t.T5Config(**SEQUENCES)),
+        "gpt2": lambda: t.GPT2Model(t.GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=2, n_positions=16)),
+        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**TEXT)),
+        "bert-decoder": lambda: t.BertLMHeadModel(t.BertConfig(**TEXT, is_decoder=True)),
+        "vit": lambda: t.ViTModel(t.ViTConfig(**VISION)),
+        "deberta": lambda: t.DebertaV2Model(t.DebertaV2Config(**TEXT)),
+        "convbert": lambda: t.ConvBertModel(t.ConvBertConfig(**TEXT, embedding_size=32)),
+    }
+    return makers[name]()
+
+
+KINDS = {
+    "clip": "image encoder and a text encoder",
+    "clip-text": "of a family",
+    "siglip": "image encoder and a text encoder",
+    "dual": "image encoder and a text encoder",
+    "t5": "an encoder and a decoder",
+    "t5-encoder": "an encoder and a decoder",
+    "gpt2": "a decoder",
+    "llama": "a decoder",
+    "bert-decoder": "a decoder",
+    "vit": "an image encoder",
+    "deberta": "of a family",
+    "convbert": "of a family",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_folder_of_another_model_says_what_it_is_and_what_is_accepted(tmp_path: Path, name: str) -> None:
+    import json
+
+    others(name).save_pretrained(tmp_path)
+    tokenized(tmp_path)
+    with pytest.raises(InputError, match=KINDS[name]) as caught:
+        pretrained_text(str(tmp_path))
+    assert caught.value.exit_code == 5 and caught.value.where == str(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] in caught.value.what
+    assert "roberta" in caught.value.fix and "distilbert" in caught.value.fix
+
+
+def test_a_folder_of_sentence_transformers_names_the_encoder_inside(tmp_path: Path, bert: Path) -> None:
+    folder = tmp_path / "sentences"
+    folder.mkdir()
+    (folder / "modules.json").write_text("[]")
+    inside = bert.rename(folder / "0_Transformer")
+    with pytest.raises(InputError, match="sentence-transformers") as caught:
+        pretrained_text(str(folder))
+    assert str(inside) in caught.value.fix and pretrained_text(str(inside)).positions == 16
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "manifest.json", "adapter_config.json", "open_clip_config.json"])
+def test_a_folder_without_config_says_what_else_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="this is ") as caught:
+        pretrained_text(str(tmp_path))
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_type": 3}', "{" * 2000, "[" * 100_000])
+def test_a_config_that_is_none_is_bad_input(bert: Path, text: str) -> None:
+    (bert / "config.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        pretrained_text(str(bert))
+    assert caught.value.fix and str(bert) in str(caught.value.where)
+
+
+def test_a_vocabulary_without_a_tokenizer_says_how_to_make_one(bert: Path) -> None:
+    (bert / "tokenizer.json").unlink()
+    (bert / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    with pytest.raises(InputError, match=r"no tokenizer\.json") as caught:
+        pretrained_text(str(bert))
+    assert "AutoTokenizer" in caught.value.fix
+
+
+def test_a_file_is_no_folder(bert: Path) -> None:
+    with pytest.raises(InputError, match="a file"):
+        pretrained_text(str(bert / "model.safetensors"))

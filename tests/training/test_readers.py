@@ -120,11 +120,24 @@ def webdataset(root: Path) -> str:
     return "train"
 
 
-MAKERS = {f.__name__: f for f in (vqav2, coco, karpathy, clevr, snli_ve, image_folder, frames, webdataset)}
+def table(root: Path, split: str = "train") -> str:
+    picture(root / "images/a.png")
+    picture(root / "images/b.png")
+    rows = ["image,question,answer", 'images/a.png,"What colour, and why?",red', "images/a.png,How many?,2"]
+    write(root / f"{split}.csv", "\r\n".join([*rows, "images/b.png,How many?,3"]) + "\r\n")
+    return split
+
+
+MAKERS = {f.__name__: f for f in (vqav2, coco, karpathy, clevr, snli_ve, image_folder, frames, webdataset, table)}
 
 
 def test_every_reader_is_tested() -> None:
     assert set(MAKERS) == set(READERS)
+
+
+def test_every_reader_has_a_tree_and_a_command_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    assert all(f"--data {name} --data-root data" in text and f"`{name}`" in text for name in READERS)
 
 
 def made(name: str, root: Path) -> list:
@@ -186,7 +199,32 @@ def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path, name: st
     assert split.split("+")[0] in caught.value.fix
 
 
-@pytest.mark.parametrize("name", ["vqav2", "coco", "karpathy", "clevr", "snli_ve"])
+# What each reader looks for, for a split that is not there.
+LOOKED_FOR = {
+    "vqav2": ("v2_OpenEnded_mscoco_nowhere_questions.json",),
+    "coco": ("annotations/captions_nowhere.json",),
+    "karpathy": ("dataset_coco.json",),
+    "clevr": ("questions/CLEVR_nowhere_questions.json",),
+    "snli_ve": ("snli_ve_nowhere.jsonl",),
+    "image_folder": ("nowhere/",),
+    "frames": ("nowhere/",),
+    "webdataset": ("nowhere.tar", "nowhere-*.tar", "nowhere/*.tar"),
+    "table": ("nowhere.csv", "nowhere.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_a_data_set_that_is_not_found_says_which_files_were_looked_for(tmp_path: Path, name: str) -> None:
+    MAKERS[name](tmp_path)
+    with pytest.raises(UsageError) as caught:
+        read(name, tmp_path, "nowhere")
+    assert all(file in caught.value.what for file in LOOKED_FOR[name]) and caught.value.where == str(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        read(name, tmp_path / "none", "train")
+    assert caught.value.where == str(tmp_path / "none") and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["vqav2", "coco", "karpathy", "clevr", "snli_ve", "table"])
 def test_a_missing_picture_is_named(tmp_path: Path, name: str) -> None:
     split = MAKERS[name](tmp_path)
     gone = sorted(tmp_path.rglob("*.jpg")) + sorted(tmp_path.rglob("*.png"))
@@ -312,6 +350,106 @@ def test_no_member_of_a_shard_is_lost_in_silence(tmp_path: Path, how: str) -> No
         read("webdataset", tmp_path, "train")
 
 
+def test_table_of_questions(tmp_path: Path) -> None:
+    first, second = made("table", tmp_path)
+    assert first.key == "images/a.png" and first.images == (tmp_path / "images/a.png",)
+    assert first.questions == (Question("What colour, and why?", {"red": 1.0}), Question("How many?", {"2": 1.0}))
+    assert [question.answers for question in second.questions] == [{"3": 1.0}]
+
+
+def said(root: Path, text: str | bytes, suffix: str = ".csv") -> list:
+    """What a table with the content ``text`` says of a.png and b.png."""
+    for name in ("a.png", "b.png"):
+        picture(root / name)
+    (root / f"train{suffix}").write_bytes(text.encode() if isinstance(text, str) else text)
+    return read("table", root, "train")
+
+
+def test_a_table_of_anything_that_is_said_of_an_image(tmp_path: Path) -> None:
+    lines = [
+        {"image": "a.png", "caption": "one \n thing", "question": "", "answer": None},
+        {"image": "a.png", "question": "how many?", "answer": 2, "label": "cat"},
+        {"image": "./b.png", "label": "dog"},
+        {"image": "a.png", "question": "how many?", "answer": "two"},
+    ]
+    for suffix in (".csv", ".jsonl"):
+        text = "\n\n".join(map(json.dumps, lines))
+        if suffix == ".csv":
+            text = "Image , label,caption,question,answer\n\na.png,,"
+            text += '"one \n thing",,\na.png,cat,,how many?, 2\n,,,,\n./b.png,dog,,,\na.png,,,how many?,two'
+        first, second = said(tmp_path / suffix, text, suffix)
+        assert first.captions == ("one \n thing",) and first.label == "cat" and second.label == "dog"
+        assert first.questions == (Question("how many?", {"2": 1.0, "two": 1.0}),) and second.key == "b.png"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str) -> None:
+    text = {".csv": "image,label\na.png,x\n", ".jsonl": '{"image": "a.png", "label": "x"}\n'}[suffix]
+    assert said(tmp_path, b"\xef\xbb\xbf" + text.encode(), suffix)[0].label == "x"
+
+
+def test_repeated_rows_and_columns_of_no_use_are_left_out_and_counted(tmp_path: Path) -> None:
+    text = "image,caption,source\na.png,x,web\na.png,x,web\na.png,y,\na.png,x,\n"
+    with pytest.warns(UserWarning) as caught:
+        (record,) = said(tmp_path, text)
+    messages = [str(warning.message) for warning in caught]
+    assert record.captions == ("x", "y")
+    assert any("2 repeated rows" in message for message in messages) and any("'source'" in m for m in messages)
+
+
+BAD_CSV = [
+    ("image;question;answer\na.png;x;y\n", 1),
+    ("image,question\na.png,x\n", 1),
+    ("question,answer\nx,y\n", 1),
+    ("image,label,Label\na.png,x,y\n", 1),
+    ("", None),
+    ("image,label\n", None),
+    ("image,label\na.png\n", 2),
+    ("image,label\na.png,x,y\n", 2),
+    ("image,label\na.png,x\n,y\n", 3),
+    ("image,label\na.png,x\nb.png,\n", 3),
+    ("image,question,answer\na.png,how?,\n", 2),
+    ("image,question,answer\na.png,,so\n", 2),
+    ("image,label\na.png,x\na.png,y\n", 3),
+    ("image,label\n../a.png,x\n", 2),
+    ("image,label\ndeep/../../a.png,x\n", 2),
+    ("image,label\n/etc/passwd,x\n", 2),
+    ('image,label\na.png,"x\nb.png,y\n', 2),
+    ('image,label\na.png,"x"y\n', 2),
+    ('image,caption\na.png,"two\nlines"\nb.png,"x"y\n', 4),
+    ("image,label\na.png," + "x" * 200_000 + "\n", 2),
+    (b"image,label\na.png,x\nb.png,caf\xe9\n", 3),
+    ("image,label\na.png,x\n".encode("utf-16"), None),
+    ("image,label\nnone.png,x\n", None),
+    ("image,label\n\0,x\n", None),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), BAD_CSV)
+def test_a_broken_table_names_file_and_line(tmp_path: Path, text: str | bytes, line: int | None) -> None:
+    with pytest.raises(DataError) as caught:
+        said(tmp_path, text)
+    assert caught.value.fix and str(tmp_path) in caught.value.where
+    assert line is None or caught.value.where == f"{tmp_path / 'train.csv'}, line {line}"
+
+
+@pytest.mark.parametrize(
+    "row", ['{"image": "a.png"', "[1]", '{"image": "a.png"}', '{"image": 3, "label": ""}', '{"label": "x"}',
+            '{"image": "a.png", "label": true}', '{"image": "a.png", "label": 1.5}', '{"image": "../x", "label": "x"}',
+            '{"image": "a.png", "label": "' + "x" * 200_000 + '"}']
+)  # fmt: skip
+def test_a_broken_line_of_json_names_file_and_line(tmp_path: Path, row: str) -> None:
+    with pytest.raises(DataError) as caught:
+        said(tmp_path, '{"image": "b.png", "label": "y"}\n' + row, ".jsonl")
+    assert caught.value.fix and caught.value.where.startswith(f"{tmp_path / 'train.jsonl'}, line 2")
+
+
+def test_a_table_in_two_forms_is_ambiguous(tmp_path: Path) -> None:
+    said(tmp_path, "image,label\na.png,x\n")
+    with pytest.raises(DataError, match=r"train\.csv and train\.jsonl"):
+        said(tmp_path, '{"image": "a.png", "label": "x"}', ".jsonl")
+
+
 @given(st.lists(st.sampled_from("abcd"), min_size=10, max_size=10))
 def test_soft_scores_are_the_official_leave_one_out(answers: list[str]) -> None:
     scores = soft_scores(answers)
@@ -333,11 +471,11 @@ def test_answers_are_normalised(pair: str) -> None:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(["vqav2", "coco", "karpathy", "clevr", "snli_ve", "webdataset"]), data=st.data())
+@given(name=st.sampled_from(["vqav2", "coco", "karpathy", "clevr", "snli_ve", "webdataset", "table"]), data=st.data())
 def test_damaged_files_are_refused_and_nothing_else_happens(tmp_path: Path, name: str, data: st.DataObject) -> None:
     root = tmp_path / name
     split = MAKERS[name](root)
-    files = [p for p in root.rglob("*") if p.suffix in (".json", ".jsonl", ".tar")]
+    files = [p for p in root.rglob("*") if p.suffix in (".json", ".jsonl", ".tar", ".csv")]
     path = data.draw(st.sampled_from(sorted(files)))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

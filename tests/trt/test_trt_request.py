@@ -27,6 +27,7 @@ from simmim_export.engines.trt.request import (
 )
 from simmim_export.errors import BundleError, DataError, GateFailed, UsageError
 from simmim_export.files import digest
+from simmim_export.precision.dry_run import find_in
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
 
 SPEC = GraphSpec(
@@ -239,8 +240,8 @@ def test_a_dry_run_fails_naming_node_module_and_rule(tiny_bundle: Path, tmp_path
     shutil.copytree(tiny_bundle, bundle)
     path = bundle / "graphs/image_encoder.fp16.onnx"
     model = onnx.load(path)
-    node = next(node for node in model.graph.node if node.op_type == "Conv")
-    node.op_type = "ConvInteger"
+    node = next(node for node in model.graph.node if node.op_type == "ReduceMean")
+    node.input[1] = node.input[0]
     onnx.save(model, path)
     manifest = Bundle.open(tiny_bundle).manifest
     changed = [
@@ -252,5 +253,78 @@ def test_a_dry_run_fails_naming_node_module_and_rule(tiny_bundle: Path, tmp_path
     (bundle / "manifest.json").write_text(dataclasses.replace(manifest, artifacts=tuple(changed)).dumps())
     done = run_cli("export", "build", bundle, "--precision", "fp16", "--dry-run")
     assert done.returncode == 4
-    assert f"image_encoder.fp16: operator: {node.name} (encoder.trunk.0.0): is ConvInteger" in done.stderr
+    assert f"image_encoder.fp16: reduce-axes: {node.name} (encoder)" in done.stderr
     assert "best at" in done.stdout
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _move_weights_out(path: Path) -> None:
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+
+
+def _move_weights_out_and_lose_them(path: Path) -> None:
+    _move_weights_out(path)
+    (path.parent / "weights.bin").unlink()
+
+
+def _drop_output(path: Path) -> None:
+    model = onnx.load(path)
+    del model.graph.output[0]
+    onnx.save(model, path)
+
+
+def _shorten_tensor(path: Path) -> None:
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weight.raw_data = weight.raw_data[:-4]
+    onnx.save(model, path)
+
+
+def _unknown_operator(path: Path) -> None:
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "Nonsense"
+    onnx.save(model, path)
+
+
+SPOILERS = {
+    "garbage": lambda path: path.write_bytes(b"\xff not onnx" * 100),
+    "empty": lambda path: path.write_bytes(b""),
+    "no graph": lambda path: path.write_bytes(b"\x08\x08"),
+    "truncated": _cut,
+    "external": _move_weights_out,
+    "external and lost": _move_weights_out_and_lose_them,
+    "output": _drop_output,
+    "tensor": _shorten_tensor,
+    "operator": _unknown_operator,
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
+def test_a_file_that_is_not_the_graph_is_refused_before_the_lint(tiny_bundle: Path, tmp_path: Path, spoil) -> None:
+    path = Path(shutil.copy(tiny_bundle / "graphs/head.vqa.fp32.onnx", tmp_path))
+    spec = Bundle.open(tiny_bundle).manifest.graph("head.vqa")
+    assert find_in(path, spec) == []
+    spoil(path)
+    with pytest.raises(BundleError) as caught:
+        find_in(path, spec)
+    assert caught.value.where == str(path) and caught.value.exit_code == 5 and caught.value.fix
+
+
+@pytest.mark.parametrize("kind", ["garbage", "external and lost"])
+def test_a_dry_run_of_a_file_that_is_not_the_graph_ends_with_5(
+    run_cli, tiny_bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    path = bundle / "graphs/head.vqa.fp32.onnx"
+    SPOILERS[kind](path)
+    manifest = Bundle.open(tiny_bundle).manifest
+    changed = tuple(
+        dataclasses.replace(a, sha256=digest(path), bytes=path.stat().st_size) if path.samefile(bundle / a.path) else a
+        for a in manifest.artifacts
+    )
+    (bundle / "manifest.json").write_text(dataclasses.replace(manifest, artifacts=changed).dumps())
+    done = run_cli("export", "build", bundle, "--dry-run")
+    assert done.returncode == 5 and str(path) in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -10,6 +10,7 @@ from simmim_export.training.data.base import Data
 from simmim_export.training.data.digits import Digits
 from simmim_export.training.data.files import Files
 from simmim_export.training.data.readers import READERS, read
+from simmim_export.training.data.records import Record
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.clips import Clips
 
@@ -39,9 +40,10 @@ def dataset(
     root: Path | None = None,
     examples: int | None = None,
     questions: int | None = None,
+    known: dict[str, list[Record]] | None = None,
 ) -> Data:
     """The data set called ``name``; ``split`` is the CoGenT split of shapes, ``root`` the folder of one on disk;
-    ``questions`` an image in a batch.
+    ``questions`` an image in a batch; ``known`` what was read from ``root`` before, by split, and is not read again.
 
     Raise :class:`UsageError` for an unknown name, naming the choices, a stream that is none, and for a root that is missing or
     makes no sense.
@@ -68,4 +70,15 @@ def dataset(
     if root is None:
         raise UsageError(f"the data set {name} is read from disk", fix="give its folder with --data-root")
     splits = SPLITS.get(name, _PLAIN)
-    return Files(name, root, read, splits, seed, stream, size, questions_per_image=questions or 4, examples=examples)
+    return Files(
+        name,
+        root,
+        read,
+        splits,
+        seed,
+        stream,
+        size,
+        questions_per_image=questions or 4,
+        examples=examples,
+        known={} if known is None else known,
+    )

@@ -1,4 +1,4 @@
-"""Questions about images and clips. Knows a model and held-out questions; must not know optimisation."""
+"""How many questions about images and clips a model answers, and how many it would answer blind."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from torch import Tensor
 
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.data.base import ONCE, UNSEEN, Data
+from simmim_export.training.evaluation.controls import (
+    WouldBeRight,
+    different_text,
+    identities,
+    other_image,
+    other_order,
+)
 from simmim_export.training.evaluation.statistics import BATCH, CONTROL_SCENES, Hits, Watch, accuracy, batches
 from simmim_export.training.tokenizer import encode
-
-Score = Callable[[np.ndarray], np.ndarray]
 
 
 class Asked(NamedTuple):
@@ -40,15 +45,32 @@ class Asked(NamedTuple):
         found: np.ndarray = values[np.arange(values.shape[1]) < counts[:, None]]
         return found
 
-    def other(self) -> np.ndarray:
-        """int64 [m]: for each text one of the image before, in the place that it has."""
+    def replaced(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each text the position of a different one (int64 [m]), and whether there is one (bool [m]): that of the image
+        before in the same place, else the next that differs, of whatever image."""
         counts = np.bincount(self.image)
         starts = np.cumsum(counts) - counts
         before = (self.image - 1) % len(counts)
-        return starts[before] + (np.arange(len(self.image)) - starts[self.image]) % counts[before]
+        place = starts[before] + (np.arange(len(self.image)) - starts[self.image]) % counts[before]
+        return different_text(identities(self.tokens["input_ids"]), place)
+
+    def elsewhere(
+        self, answers: np.ndarray, known: np.ndarray, would_be_right: WouldBeRight
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each text another image (int64 [m]), and whether there is one (bool [m]); see :func:`other_image`."""
+        return other_image(identities(self.tokens["input_ids"]), self.image, answers, known, would_be_right)
+
+    def fuse_with(self, model: SimMIM, images: Tensor, texts: Tensor, chosen: np.ndarray) -> Tensor:
+        """[m, D] of each text with the image of image_tokens [n, t, D] that is ``chosen`` (int64 [m]) for it."""
+        before, mask = (self.image - 1) % len(images), self.tokens["attention_mask"]
+        fused = self.fuse(model, images.roll(1, dims=0), texts, mask)
+        apart = torch.from_numpy(np.flatnonzero(chosen != before))
+        if len(apart):
+            fused[apart] = model.fuse(images[torch.from_numpy(chosen)[apart]], texts[apart], mask[apart])
+        return fused
 
     def fuse(self, model: SimMIM, images: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
-        """[m, D] of image_tokens [n, t, D] with text_tokens and attention_mask [m, s]."""
+        """[m, D] of image_tokens [n, t, D], each with its own of text_tokens and attention_mask [m, s]."""
         repeats = len(self.image) // len(images)
         if np.array_equal(self.image, np.repeat(np.arange(len(images)), repeats)):
             return model.fuse(images, texts, mask, repeats)  # what an interaction makes of an image is made once
@@ -68,23 +90,22 @@ def evaluate_answers(
         asked = Asked.of(found.questions, tokenizer, model.config.max_length)
         text_tokens, _ = model.encode_text(**asked.tokens)
         scores = None if found.scores is None else asked.flat(found.scores)
-        right = partial(_right, asked.flat(found.answers), scores)
+        answers, mask = asked.flat(found.answers), asked.tokens["attention_mask"]
+        right = partial(_right, answers, scores)
 
-        def score(
-            images: Tensor, texts: Tensor, mask: Tensor, asked: Asked = asked, right: Score = right
-        ) -> np.ndarray:
-            logits = model.classify(head, asked.fuse(model, images, texts, mask))
-            return right(logits.argmax(dim=1).numpy())
+        def score(fused: Tensor, right: Callable[[np.ndarray], np.ndarray] = right) -> np.ndarray:
+            return right(model.classify(head, fused).argmax(dim=1).numpy())
 
-        mask = asked.tokens["attention_mask"]
-        views = seen(model, torch.from_numpy(found.pixels))
+        views, moving = seen(model, torch.from_numpy(found.pixels))
         for name, images in views.items():
-            hits.add(name, score(images, text_tokens, mask))
-        if count > 1:
-            # Rolled by one image: a derangement, so no question meets its own image. One alone has no other.
-            hits.add("shuffled_image", score(views["model"].roll(1, dims=0), text_tokens, mask))
-            other = torch.from_numpy(asked.other())
-            hits.add("image_only", score(views["model"], text_tokens[other], mask[other]))
+            possible = None if name == "model" else moving[asked.image]
+            hits.add(name, score(asked.fuse(model, images, text_tokens, mask)), possible)
+        known = np.ones(len(answers), bool) if scores is None else np.asarray(scores.any(axis=1))
+        chosen, possible = asked.elsewhere(answers, known, partial(would_be_right, answers, scores))
+        hits.add("shuffled_image", score(asked.fuse_with(model, views["model"], text_tokens, chosen)), possible)
+        place, possible = asked.replaced()
+        other = torch.from_numpy(place)
+        hits.add("image_only", score(asked.fuse(model, views["model"], text_tokens[other], mask[other])), possible)
         family = asked.flat(found.families)
         guesses = [table(text, data.families[f]) for text, f in zip(asked.texts, family, strict=True)]
         hits.add("question_only", right(np.array(guesses)))
@@ -98,21 +119,26 @@ def evaluate_answers(
     }
 
 
-def seen(model: SimMIM, pixels: Tensor) -> dict[str, Tensor]:
-    """image_tokens [b, n, D] as the model sees images, or clips; of clips also as the controls show them."""
-    found = {"model": model.see(pixels)}
-    if pixels.ndim == 5:
-        random = torch.Generator().manual_seed(0)
-        order = torch.stack([torch.randperm(pixels.shape[1], generator=random) for _ in pixels])
-        found["shuffled_frames"] = model.see(pixels[torch.arange(len(pixels))[:, None], order])
-        middle = pixels[:, pixels.shape[1] // 2, None].expand_as(pixels)
-        found["single_frame"] = model.see(middle)
-    return found
+def seen(model: SimMIM, pixels: Tensor) -> tuple[dict[str, Tensor], np.ndarray]:
+    """image_tokens [b, n, D] as the model sees images, or clips; of clips also as the controls show them, and which clips
+    move (bool [b]), so that a control can show something else."""
+    views = {"model": model.see(pixels)}
+    if pixels.ndim != 5:
+        return views, np.zeros(len(pixels), bool)
+    mixed, moving = other_order(pixels, torch.Generator().manual_seed(0))
+    views["shuffled_frames"] = model.see(mixed)
+    views["single_frame"] = model.see(pixels[:, pixels.shape[1] // 2, None].expand_as(pixels))
+    return views, moving
 
 
 def _right(answers: np.ndarray, scores: np.ndarray | None, guesses: np.ndarray) -> np.ndarray:
     """1 or 0 for each of m guesses, or the score of the answer that was guessed."""
     return guesses == answers if scores is None else np.asarray(scores[np.arange(len(guesses)), guesses])
+
+
+def would_be_right(answers: np.ndarray, scores: np.ndarray | None, text: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """bool [t, g]: whether the answer ``guess`` [g] is right, if only in part, for the texts at the positions ``text`` [t]."""
+    return answers[text, None] == guess if scores is None else scores[text][:, guess] > 0
 
 
 def question_only(data: Data, scenes: int = CONTROL_SCENES) -> Callable[[str, str], int]:

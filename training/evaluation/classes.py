@@ -1,17 +1,19 @@
-"""One class for an image, a clip, or a statement about an image. Knows a model and held-out data; must not know optimisation."""
+"""How many images, clips and statements about images a model classifies, and how many it would classify blind."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from simmim_export.models.simmim import SimMIM
 from simmim_export.training.data.base import ONCE, UNSEEN, Data
-from simmim_export.training.evaluation.answers import Asked, seen
+from simmim_export.training.evaluation.answers import Asked, seen, would_be_right
 from simmim_export.training.evaluation.statistics import BATCH, Hits, Watch, batches
 
 # Images of training whose labels the majority control counts.
@@ -32,8 +34,10 @@ def evaluate_classes(
     )
     for index, count in batches(scenes, data.limit("classes"), head, watch):
         pixels, classes = (part[:count] for part in data.labelled(index, BATCH))
-        for name, tokens in seen(model, torch.from_numpy(pixels)).items():
-            hits.add(name, model.classify(head, tokens).argmax(dim=1).numpy() == classes)
+        views, moving = seen(model, torch.from_numpy(pixels))
+        for name, tokens in views.items():
+            right = model.classify(head, tokens).argmax(dim=1).numpy() == classes
+            hits.add(name, right, None if name == "model" else moving)
         hits.add("majority", classes == majority)
     return {**hits.figures(), "data": data.describe()}
 
@@ -60,12 +64,12 @@ def evaluate_statements(
         wanted = asked.flat(classes[:count])
         images = model.see(torch.from_numpy(pixels[:count]))
         text_tokens, _ = model.encode_text(**asked.tokens)
-        views = {"model": images}
-        if count > 1:  # one alone has no other
-            views["shuffled_image"] = images.roll(1, dims=0)
-        for name, shown in views.items():
-            fused = asked.fuse(model, shown, text_tokens, asked.tokens["attention_mask"])
-            hits.add(name, model.classify(head, fused).argmax(dim=1).numpy() == wanted)
+        fused = asked.fuse(model, images, text_tokens, asked.tokens["attention_mask"])
+        hits.add("model", model.classify(head, fused).argmax(dim=1).numpy() == wanted)
+        everything = np.ones(len(wanted), bool)
+        chosen, possible = asked.elsewhere(wanted, everything, partial(would_be_right, wanted, None))
+        fused = asked.fuse_with(model, images, text_tokens, chosen)
+        hits.add("shuffled_image", model.classify(head, fused).argmax(dim=1).numpy() == wanted, possible)
         hits.add("majority", wanted == majority)
     return {**hits.figures(), "data": data.describe()}
 

@@ -1,7 +1,9 @@
-"""Matching and retrieval. Knows a model and held-out captions; must not know optimisation."""
+"""How well a model matches images with captions, and finds one by the other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simmim_export.models.simmim import SimMIM
-from simmim_export.training.data.base import CAPTIONS, Data
+from simmim_export.training.data.base import CAPTIONS, Batch, Data
 from simmim_export.training.evaluation.statistics import BATCH, Watch, accuracy, batches
 from simmim_export.training.tokenizer import encode
 
@@ -27,13 +29,14 @@ def evaluate_match(
 ) -> dict[str, Any]:
     """Matching and retrieval with one caption an image.
 
-    Matching: each image with its own caption and with that of another scene, half and half, so that no blind answer
-    beats 50 %. Retrieval: recall at 1 from text to image among the scenes of a batch, by embeddings; ``galleries`` says how
-    many each holds, ``among`` the most; ``chance`` is the mean over all captions, and captions that fit several scenes keep
-    even a perfect model below 100 %. A batch of one scene has no other to tell it from, and is left out.
+    Matching: each caption with its own image and with one that it is no caption of, half and half, so that no blind answer
+    beats 50 %. A caption that fits every image of its batch has no such image, and is ``left_out``. Retrieval: recall at 1
+    from text to image among the scenes of a batch, by embeddings; ``galleries`` says how many each holds, ``among`` the
+    most; ``chance`` is the mean over all captions, and ``oracle`` the recall of a perfect model where captions that fit
+    several scenes keep it below 100 %. A batch of one scene has no other to tell it from, and is left out.
     """
     model.eval()
-    matched, recalled = [], []
+    matched, recalled, perfect, left_out = [], [], [], 0
     for index, count in batches(scenes, data.limit("captions"), head, watch):
         if count < 2:
             continue
@@ -41,22 +44,54 @@ def evaluate_match(
         tokens = encode(tokenizer, [captions[0] for captions in found.captions], model.config.max_length)
         image_tokens, image_embed = model.encode_image(torch.from_numpy(found.pixels))
         text_tokens, text_embed = model.encode_text(**tokens)
-        for images, wanted in ((image_tokens, 1), (image_tokens.roll(1, dims=0), 0)):
+        fits = _fits(data, replace(found, captions=[row[:1] for row in found.captions]), found.captions)
+        other, possible = apart(fits)
+        left_out += int((~possible).sum())
+        for images, wanted in ((image_tokens, 1), (image_tokens[torch.from_numpy(other)], 0)):
             logits = model.classify("match", model.fuse(images, text_tokens, tokens["attention_mask"]))
-            matched.append(logits.argmax(dim=1).numpy() == wanted)
-        best = (text_embed @ image_embed.T).argmax(dim=1).numpy()
-        recalled.append(best == np.arange(count))
+            matched.append((logits.argmax(dim=1).numpy() == wanted)[possible])
+        scores = text_embed @ image_embed.T
+        recalled.append(recall(scores, torch.eye(count, dtype=torch.bool), 1))
+        perfect.append(recall(torch.from_numpy(fits).float(), torch.eye(count, dtype=torch.bool), 1))
     if not recalled:
         return {"not_measured": "matching needs two scenes or more"}
+    if not sum(map(len, matched)):
+        return {
+            "not_measured": f"matching needs different captions: each of {left_out} is one of every image of its batch"
+        }
     galleries = [len(part) for part in recalled]
     # A caption finds its own in a gallery of g once in g times: each gallery adds one hit.
     figures = {**accuracy(np.concatenate(recalled)), "among": max(galleries), "galleries": galleries}
+    oracle = float(np.concatenate(perfect).mean())
+    figures |= {"oracle": oracle} if oracle < 1 else {}
     return {
         **accuracy(np.concatenate(matched)),
         "controls": {"blind": {"accuracy": 0.5}},
+        **({"left_out": left_out} if left_out else {}),
         "text_to_image_recall_at_1": figures | {"chance": len(galleries) / sum(galleries)},
         "data": data.describe(),
     }
+
+
+def _fits(data: Data, batch: Batch, captions: Sequence[Sequence[str]]) -> np.ndarray:
+    """bool [t, b]: of which of b images each of the t captions of ``batch`` is true.
+
+    Where the data set cannot say, an image whose own ``captions`` hold the very same text.
+    """
+    true = data.truth(batch)
+    if true is not None:
+        return true
+    known = [set(row) for row in captions]
+    return np.array([[text in own for own in known] for row in batch.captions for text in row])
+
+
+def apart(fits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each caption of b images an image that it is no caption of (int64 [b]), and whether there is one (bool [b]):
+    the image before, else the nearest before that. ``fits``: bool [b, b], captions by images."""
+    count = len(fits)
+    before = (np.arange(count)[:, None] - np.arange(1, count)) % count
+    usable = ~np.take_along_axis(fits, before, axis=1)
+    return before[np.arange(count), usable.argmax(axis=1)], np.asarray(usable.any(axis=1))
 
 
 def recall(scores: Tensor, own: Tensor, cut: int) -> np.ndarray:
@@ -83,9 +118,9 @@ def evaluate_retrieval(
 ) -> dict[str, Any]:
     """Recall at 1, 5 and 10 among 256 images with all their captions (five of `shapes`), both ways, in two stages.
 
-    The first stage ranks by embeddings; the second orders the best 16 again by the match head. Where the data set can say
-    of which images a caption is true, ``oracle`` is the recall of a perfect model: the figure to compare with. One image
-    alone is found by whatever looks for it, and is not measured.
+    The first stage ranks by embeddings; the second orders the best 16 again by the match head. ``oracle`` is the recall of
+    a perfect model, the figure to compare with, where the data set can say of which images a caption is true or where
+    images share a caption. One image alone is found by whatever looks for it, and is not measured.
     """
     model.eval()
     limit = data.limit("captions")
@@ -109,8 +144,8 @@ def evaluate_retrieval(
             for stage, values in (("embeddings", scores), ("reranked", again))
         }
         figures[way]["chance"] = float(mine.sum(dim=1).float().mean() / mine.shape[1])
-    true = data.truth(found)
-    if true is not None:
+    true = _fits(data, found, found.captions)
+    if not np.array_equal(true, own.numpy()):
         perfect = torch.from_numpy(true).float()
         figures["text_to_image"]["oracle"] = float(recall(perfect, own, 1).mean())
         figures["image_to_text"]["oracle"] = float(recall(perfect.T, own.T, 1).mean())

@@ -1,4 +1,4 @@
-"""Figures with their intervals and controls. Knows numbers; must not know models or data."""
+"""Figures with their intervals and controls, and the batches that they are measured on."""
 
 from __future__ import annotations
 
@@ -21,12 +21,23 @@ CONTROL_SCENES = 8192
 CONTROLS = {
     "question_only": "majority answer of the exact text (else of its family, else of all) among the questions of "
     f"{CONTROL_SCENES} training scenes",
-    "shuffled_image": f"the model itself, every question asked about another image of its batch of {BATCH}",
-    "image_only": f"the model itself, every question replaced by that of another image of its batch of {BATCH}",
-    "shuffled_frames": "the model itself, the frames of every clip in random order",
+    "shuffled_image": f"the model itself, every question asked about another image of its batch of {BATCH}, never one that "
+    "is asked the same and has the same answer",
+    "image_only": f"the model itself, every question replaced by a different one of its batch of {BATCH}, of another image "
+    "where there is one",
+    "shuffled_frames": "the model itself, the frames of every clip in another order",
     "single_frame": "the model itself, every frame replaced by the middle one",
     "majority": "the class that is most frequent in training",
 }
+# Why a control has nothing to show a model for some of its texts or clips.
+IMPOSSIBLE = {
+    "shuffled_image": "no other image of their batch is known to have another answer to them",
+    "image_only": "their batch asks nothing else",
+    "shuffled_frames": "their frames are all alike",
+    "single_frame": "their frames are all alike",
+}
+# The share of all texts or clips that a control must be measured on; a figure on fewer says nothing about all of them.
+LEAST_SHARE = 0.5
 
 Watch = Callable[[str, int, int], None]
 
@@ -62,27 +73,48 @@ class Hits:
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray]] = {}
+        self._possible: dict[str, list[np.ndarray]] = {}
 
-    def add(self, name: str, right: np.ndarray) -> None:
-        """Note one batch of hits (or scores) of ``name``: "model" or a control."""
-        self._parts.setdefault(name, []).append(np.asarray(right, np.float64).ravel())
+    def add(self, name: str, right: np.ndarray, possible: np.ndarray | None = None) -> None:
+        """Add one batch of hits (or scores) of ``name``: "model" or a control.
+
+        ``possible`` (bool, one for each hit) says where the control could be shown something else than the model; the hits
+        elsewhere are not counted. Without it all are.
+        """
+        hits = np.asarray(right, np.float64).ravel()
+        self._parts.setdefault(name, []).append(hits)
+        self._possible.setdefault(name, []).append(np.ones(len(hits), bool) if possible is None else possible)
 
     def of(self, name: str) -> np.ndarray:
-        """All of ``name``'s."""
+        """All of ``name``'s hits."""
         return np.concatenate(self._parts[name])
 
     def figures(self) -> dict[str, Any]:
-        """The model's accuracy, and under ``controls`` that of every control with what it is."""
-        controls = {name: accuracy(self.of(name)) | {"is": CONTROLS[name]} for name in self._parts if name != "model"}
-        return {**accuracy(self.of("model")), "controls": controls}
+        """The model's accuracy, and under ``controls`` that of every control, as :meth:`control` gives it."""
+        return {
+            **accuracy(self.of("model")),
+            "controls": {name: self.control(name) for name in self._parts if name != "model"},
+        }
+
+    def control(self, name: str) -> dict[str, Any]:
+        """The accuracy of a control and what it ``is``; or, measured on fewer than LEAST_SHARE of all, why it is
+        ``not_measurable``. Measured on fewer than all it also has ``model``, the model's accuracy on the same ones."""
+        possible = np.concatenate(self._possible[name])
+        missing = int((~possible).sum())
+        if possible.sum() < max(1.0, LEAST_SHARE * len(possible)):
+            return {"not_measurable": f"{missing} of {len(possible)}: {IMPOSSIBLE[name]}", "is": CONTROLS[name]}
+        row = accuracy(self.of(name)[possible]) | {"is": CONTROLS[name]}
+        return row | ({"model": float(self.of("model")[possible].mean())} if missing else {})
 
 
 def batches(scenes: int, limit: int | None, what: str, watch: Watch) -> Iterator[tuple[int, int]]:
-    """(number, how many of it to keep) of the batches that hold ``scenes``, or ``limit`` if there are no more."""
+    """(number, how many of it to keep) of the batches that hold ``scenes``, or ``limit`` if there are no more.
+
+    ``watch`` is told how many scenes are done, of how many.
+    """
     scenes = scenes if limit is None else min(scenes, limit)
-    count = math.ceil(scenes / BATCH)
-    for index in range(count):
-        watch(f"evaluate {what}", index, count)
+    for index in range(math.ceil(scenes / BATCH)):
+        watch(f"evaluate {what}, scene {index * BATCH} of {scenes}", index * BATCH, scenes)
         yield index, min(BATCH, scenes - index * BATCH)
 
 

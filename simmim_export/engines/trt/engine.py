@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simmim_export.engines.base import LATENCY, Session, no_such_precision, require_hint
+from simmim_export.engines.failures import running
 from simmim_export.engines.trt import plan as plans
 from simmim_export.engines.trt.proof import require_precision
 from simmim_export.engines.trt.request import Request
@@ -114,7 +115,9 @@ class TrtEngine:
         plans.require_whole(path, sidecar)
         from simmim_export.engines.trt.session import TrtSession
 
-        return TrtSession(path.read_bytes(), spec, plans.require_profile(path, sidecar, spec))
+        profile = plans.require_profile(path, sidecar, spec)
+        with running(self.name, spec, where=path, opens=True):
+            return TrtSession(path.read_bytes(), spec, profile)
 
     def up_to_date(self, path: Path, spec: GraphSpec, precision: Precision, sha256: str, request: Request) -> bool:
         """Whether the plan at ``path`` is what :meth:`compile` would make of the same graph here and now."""

@@ -1,6 +1,7 @@
-"""A plan, run: no PyTorch, one context and one CUDA graph for each shape, tensors that may stay on the GPU.
+"""Runs a plan without PyTorch: one context and one CUDA graph for each shape, and tensors that may stay on the GPU.
 
-Knows TensorRT's runtime. Must not know bundles, files, or what a graph means. Imports TensorRT, so import it inside functions.
+This module imports TensorRT, so import it inside functions. What a plan gives has the shapes of its graph: TensorRT is asked for
+them, and for every dtype, before it runs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import tensorrt as trt
 
 from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds, closed
+from simmim_export.engines.failures import running
 from simmim_export.engines.trt.callbacks import log
 from simmim_export.engines.trt.device import DeviceTensor, Graph, Memory, Pinned, queue
 from simmim_export.engines.trt.proof import read_layers
@@ -83,6 +85,7 @@ class TrtSession:
         """Raise :class:`EngineUnavailable` if TensorRT cannot open ``plan``, :class:`BundleError` if it is not of ``spec``."""
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._spec, self._profile = spec, profile
+        self._running = running("trt", spec)
         log().errors.clear()
         self._runtime = trt.Runtime(log())
         engine = self._runtime.deserialize_cuda_engine(plan)
@@ -141,7 +144,7 @@ class TrtSession:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute every output; feeds may hold more tensors than the graph takes, and tensors that are on the GPU already."""
-        with queue().lock:
+        with queue().lock, self._running:
             shape = self._prepare(feeds)
             shape.enqueue(self._spec.name)
             for tensor in self.outputs:
@@ -152,7 +155,7 @@ class TrtSession:
 
     def run_on_device(self, feeds: Mapping[str, np.ndarray]) -> dict[str, DeviceTensor]:
         """As :meth:`run`, and every output stays on the GPU."""
-        with queue().lock:
+        with queue().lock, self._running:
             shape = self._prepare(feeds)
             shape.enqueue(self._spec.name)
             found = {}
@@ -168,7 +171,7 @@ class TrtSession:
 
     def gpu_seconds(self, feeds: Mapping[str, np.ndarray]) -> float:
         """How long the GPU takes for the network alone, by events, without copies."""
-        with queue().lock:
+        with queue().lock, self._running:
             shape = self._prepare(feeds)
             # Warm, captured, and nothing left to do.
             for _ in range(2):
@@ -187,10 +190,10 @@ class TrtSession:
     def precision_proof(self) -> PrecisionProof:
         """Layers by the type they compute in, from TensorRT's engine inspector."""
         if self._engine is None:
-            raise RuntimeError("the session is closed")
-        # With a context whose shapes are known it says more of a graph with dynamic axes.
-        inspector = self._engine.create_engine_inspector()
-        with queue().lock:
+            raise closed(self._spec.name)
+        with queue().lock, self._running:
+            # With a context whose shapes are known it says more of a graph with dynamic axes.
+            inspector = self._engine.create_engine_inspector()
             if self._shapes:
                 inspector.execution_context = next(reversed(self._shapes.values())).context
             return read_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

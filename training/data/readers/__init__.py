@@ -1,4 +1,4 @@
-"""Data sets on disk by name: each reader turns a public layout into records. Must not know pixels or tensors.
+"""Data sets on disk by name: each reader turns a public layout into records.
 
 A reader is ``read(root, split) -> list[Record]``. It raises :class:`DataError` naming file and record for whatever is
 malformed, :class:`UsageError` naming the splits found for one that is not there, and skips nothing in silence.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from simmim_export.errors import UsageError
-from simmim_export.training.data.readers import clevr, coco, image_folder, karpathy, snli_ve, vqav2, webdataset
+from simmim_export.training.data.readers import clevr, coco, image_folder, karpathy, snli_ve, table, vqav2, webdataset
 from simmim_export.training.data.records import Record
 
 READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
@@ -22,6 +22,7 @@ READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
     "image_folder": image_folder.read,
     "frames": image_folder.read_frames,
     "webdataset": webdataset.read,
+    "table": table.read,
 }
 
 
@@ -29,4 +30,7 @@ def read(name: str, root: Path, split: str) -> list[Record]:
     """The records of a split, by the reader called ``name``; :class:`UsageError` for another, naming the choices."""
     if name not in READERS:
         raise UsageError(f"unknown reader {name!r}", fix=f"choose one of {', '.join(READERS)}")
+    if not root.is_dir():
+        what = "the data set's folder is a file" if root.exists() else "there is no folder of the data set"
+        raise UsageError(what, where=root, fix="give another --data-root")
     return READERS[name](root, split)

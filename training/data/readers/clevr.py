@@ -25,7 +25,7 @@ def read(root: Path, split: str) -> list[Record]:
     path = root / "questions" / f"CLEVR_{split}_questions.json"
     if not is_there(path):
         found = (p.name.split("_")[1] for p in (root / "questions").glob("CLEVR_*_questions.json"))
-        raise no_split(split, found, root)
+        raise no_split(split, found, root, [f"questions/{path.name}"])
     asked: dict[str, list[Question]] = {}
     seen: dict[int, str] = {}
     for where, row in rows(load_json(path), "questions", path):

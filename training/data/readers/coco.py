@@ -14,7 +14,7 @@ def read(root: Path, split: str) -> list[Record]:
     path = root / "annotations" / f"captions_{split}.json"
     if not is_there(path):
         found = (p.stem.removeprefix("captions_") for p in (root / "annotations").glob("captions_*.json"))
-        raise no_split(split, found, root)
+        raise no_split(split, found, root, [f"annotations/{path.name}"])
     content = load_json(path)
     names: dict[int, str] = {}
     for where, row in rows(content, "images", path):

@@ -1,4 +1,4 @@
-"""JSON, JSON lines and pictures on disk, with errors that name file and record. Must not know any data set."""
+"""JSON, JSON lines and pictures on disk, with errors that name file and record."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 
 from simmim_export.errors import DataError
 from simmim_export.training.data.records import NoSplit, Record
+
+# The byte order marks of UTF-16.
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def load_json(path: Path) -> Any:
@@ -36,15 +39,26 @@ def load_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raise :class:`DataError` if it is missing, unreadable or not UTF-8."""
+    """The text of a file in UTF-8, without a byte order mark. Raise :class:`DataError` if it is missing, unreadable, or not
+    UTF-8, with the line."""
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(
             "the file is missing", where=path, fix="give the data set's folder in its public layout"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"the file cannot be read: {error}", where=path, fix="copy it again, whole") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        where = path if content[:2] in _UTF_16 else f"{path}, line {line}"
+        what = (
+            "the file is in UTF-16, not in UTF-8"
+            if content[:2] in _UTF_16
+            else f"the file is not in UTF-8: {error.reason}"
+        )
+        raise DataError(what, where=where, fix="save it as UTF-8, or copy it again, whole") from error
 
 
 def is_there(path: Path) -> bool:
@@ -93,7 +107,9 @@ def finished(records: Sequence[Record], where: object) -> list[Record]:
     return list(records)
 
 
-def no_split(split: str, found: Iterable[str], root: Path) -> NoSplit:
-    """The error for a split that is not there."""
-    names = ", ".join(sorted(set(found))) or "none"
-    return NoSplit(f"no split {split!r}", where=root, fix=f"splits found: {names}")
+def no_split(split: str, there: Iterable[str], root: Path, looked_for: Sequence[str]) -> NoSplit:
+    """The error for a split that is not there: the files (or folders, ending in /) below ``root`` that it was looked for in,
+    and the splits that are ``there``."""
+    names = ", ".join(sorted(set(there))) or "none"
+    what = f"no split {split!r}: there is no {' or '.join(looked_for)}"
+    return NoSplit(what, where=root, fix=f"give the folder of the data set with --data-root; splits found: {names}")

@@ -55,7 +55,7 @@ def read_frames(root: Path, split: str) -> list[Record]:
 def _classes(root: Path, split: str) -> list[Path]:
     if not (root / split).is_dir():
         there = (child.name for child in root.iterdir() if child.is_dir()) if root.is_dir() else ()
-        raise no_split(split, there, root)
+        raise no_split(split, there, root, [f"{split}/"])
     return sorted(child for child in (root / split).iterdir() if child.is_dir())
 
 

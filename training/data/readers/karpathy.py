@@ -20,7 +20,7 @@ def read(root: Path, split: str) -> list[Record]:
     present = [root / name for name in NAMES if is_there(root / name)]
     if len(present) != 1:
         what = f"{len(present)} of {', '.join(NAMES)} are there, not one"
-        raise DataError(what, where=root, fix="give the folder of one data set")
+        raise DataError(what, where=root, fix="give the folder of one data set with --data-root")
     (path,), wanted = present, set(split.split("+"))
     found: dict[str, Record] = {}
     splits = set()
@@ -40,7 +40,9 @@ def read(root: Path, split: str) -> list[Record]:
         image = next((place for place in places if is_there(place)), places[0])
         found[key] = Record(key, (image,), captions=tuple(caption for caption in captions if caption))
     if not wanted <= splits:
-        raise no_split(split, splits, root)
+        raise no_split(
+            split, splits, root, [f"image of the split {name!r} in {path.name}" for name in sorted(wanted - splits)]
+        )
     if blank:
         warnings.warn(f"{path}: {blank} empty sentences are left out", stacklevel=2)
     return finished(list(found.values()), path)

@@ -19,7 +19,8 @@ def read(root: Path, split: str) -> list[Record]:
     """
     path = root / f"snli_ve_{split}.jsonl"
     if not is_there(path):
-        raise no_split(split, (p.stem.removeprefix("snli_ve_") for p in root.glob("snli_ve_*.jsonl")), root)
+        found = (p.stem.removeprefix("snli_ve_") for p in root.glob("snli_ve_*.jsonl"))
+        raise no_split(split, found, root, [path.name])
     stated: dict[str, list[Statement]] = {}
     undecided = 0
     for where, row in load_lines(path):

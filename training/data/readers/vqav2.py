@@ -66,7 +66,7 @@ def read(root: Path, split: str) -> list[Record]:
     path = root / f"v2_OpenEnded_mscoco_{split}_questions.json"
     if not is_there(path):
         found = (p.name.split("_")[3] for p in root.glob("v2_OpenEnded_mscoco_*_questions.json"))
-        raise no_split(split, found, root)
+        raise no_split(split, found, root, [path.name])
     annotated = root / f"v2_mscoco_{split}_annotations.json"
     scores: dict[int, dict[str, float]] = {}
     families: dict[int, str] = {}

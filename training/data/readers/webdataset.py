@@ -32,7 +32,7 @@ def read(root: Path, split: str) -> list[Record]:
     shards = sorted([*flat, *(path for path in root.glob("*/*.tar") if path.parent.name == split)])
     if not shards:
         there = [p.stem.rsplit("-", 1)[0] for p in root.glob("*.tar")] + [p.parent.name for p in root.glob("*/*.tar")]
-        raise no_split(split, there, root)
+        raise no_split(split, there, root, [f"{split}.tar", f"{split}-*.tar", f"{split}/*.tar"])
     samples: dict[str, dict[str, bytes]] = {}
     places: dict[str, str] = {}
     for shard in shards:

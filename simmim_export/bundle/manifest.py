@@ -1,0 +1,205 @@
+"""manifest.json to typed objects and back: parsed once, with every field checked.
+
+``SCHEMA`` is the version of the manifest. Raise it when an older reader would misunderstand a newer bundle: add the rows of the
+new version to :mod:`.schema`, teach :func:`parse_manifest` to read both, and keep a bundle of the old version among the tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, islice
+from math import isfinite
+from typing import Any, NoReturn
+
+import msgspec
+
+from simmim_export.bundle.checks import Problem, problems
+from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
+from simmim_export.errors import BundleError, UsageError
+from simmim_export.spec import GraphSpec, Pipeline, Precision, Variant, as_json
+
+SCHEMA = 1
+# How many problems one message lists, and how long each may be: a manifest from a stranger could fill the terminal.
+SHOWN, LONGEST = 20, 400
+EXPORT_AGAIN = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file that computes one graph: an ONNX variant (``engine`` is None) or an engine's own compiled form of it."""
+
+    graph: str
+    variant: Variant
+    path: str
+    sha256: str
+    bytes: int
+    engine: str | None
+    precision: Precision
+    built_for: Mapping[str, str]
+    parity: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json. ``labels`` names the classes of each head; ``metrics`` is the checkpoint's own."""
+
+    model: Mapping[str, Any]
+    graphs: tuple[GraphSpec, ...]
+    pipelines: tuple[Pipeline, ...]
+    preprocessing: Mapping[str, Any]
+    labels: Mapping[str, tuple[str, ...]]
+    embedding: Mapping[str, Any]
+    files: Mapping[str, str]
+    artifacts: tuple[Artifact, ...]
+    metrics: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    # engine -> the precision of each graph that the planner chose, as PrecisionPlan writes it.
+    plans: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @cached_property
+    def _graphs(self) -> Mapping[str, GraphSpec]:
+        return {graph.name: graph for graph in self.graphs}
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph called ``name``. KeyError if there is none."""
+        return self._graphs[name]
+
+    def pipeline(self, name: str) -> Pipeline:
+        """The pipeline called ``name``; raise :class:`UsageError` naming those that this bundle has."""
+        pipelines = {pipeline.name: pipeline for pipeline in self.pipelines}
+        if name not in pipelines:
+            raise UsageError(f"this bundle has no pipeline {name!r}", fix=f"choose one of {', '.join(pipelines)}")
+        return pipelines[name]
+
+    def dumps(self) -> str:
+        """The manifest as JSON text, its own digest included."""
+        content = as_json(self)
+        return json.dumps(content | {"digest": digest_of(content)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content apart from ``digest``, as lower-case hex.
+
+    Raise :class:`BundleError` for a text in it that is not Unicode (half of a surrogate pair).
+    """
+    plain = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    try:
+        return hashlib.sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        what = f"the manifest holds a text that is not Unicode: {text[error.start : error.end]!r}"
+        raise BundleError(what, fix=EXPORT_AGAIN) from error
+
+
+def parse_manifest(text: str, where: object) -> Manifest:
+    """The manifest whose JSON is ``text``, read from the file ``where``.
+
+    Raise :class:`BundleError` for a text that is too long or not JSON, another schema, a digest that does not fit, and any
+    field that has a wrong type, lies outside its bounds, or contradicts another. It names the place, as ``$.graphs[2].axes[0]``.
+    """
+    content = _content(text, where)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        what = f"the bundle has schema {str(schema)[:20]}; this version reads up to {SCHEMA}"
+        raise BundleError(what, where=where, fix="pip install -U simmim-export")
+    try:
+        # First, because it refuses what is not Unicode, on which msgspec stumbles.
+        digest = digest_of(content) if isinstance(content, dict) else ""
+        row = msgspec.convert(content, ManifestRow)
+        if digest != row.digest:
+            raise BundleError("the manifest was altered: its digest does not match", fix=EXPORT_AGAIN)
+        del content["digest"]
+        manifest = msgspec.convert(content, Manifest)
+    except msgspec.ValidationError as error:
+        _refuse([at(error)], where)
+    except BundleError as error:
+        raise BundleError(error.what, where=where, fix=error.fix) from error
+    if wrong := list(islice(problems(manifest), SHOWN + 1)):
+        _refuse(wrong, where)
+    return manifest
+
+
+def check_draft(draft: Manifest, where: object) -> None:
+    """Raise :class:`BundleError` for anything in ``draft``, a manifest without files and artifacts, that would keep its bundle
+    from opening. An export calls this before it spends minutes; ``where`` names the checkpoint that ``draft`` comes from."""
+    nothing = "0" * 64
+    parity = {"passed": True, "checks": 1, "scaled_error": 0.0, "cosine": 1.0}
+    artifacts = tuple(
+        Artifact(g.name, Variant.FP32, f"graphs/{g.name}", nothing, 1, None, Precision.FP32, {}, parity)
+        for g in draft.graphs
+    )
+    whole = replace(draft, artifacts=artifacts, files={"tokenizer.json": nothing, "golden.npz": nothing})
+    try:
+        parse_manifest(whole.dumps(), where)
+    except BundleError as error:
+        what = f"the bundle of this checkpoint would not open: {error.what}"
+        raise BundleError(what, where=where, fix="make the checkpoint again, with simmim-train") from error
+
+
+def _content(text: str, where: object) -> Any:
+    """The JSON value of ``text``; raise :class:`BundleError` unless every reader would understand the same by it."""
+    if len(text) > MAX_BYTES:
+        what = f"the manifest is longer than {MAX_BYTES / 2**20:.0f} MiB"
+        raise BundleError(what, where=where, fix=EXPORT_AGAIN)
+    try:
+        content = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
+    except RecursionError as error:
+        raise BundleError("the manifest is nested too deeply", where=where, fix=EXPORT_AGAIN) from error
+    except ValueError as error:
+        what = f"the manifest is not JSON: {str(error)[:LONGEST]}"
+        raise BundleError(what, where=where, fix=EXPORT_AGAIN) from error
+    if _depth(content) > MAX_DEPTH:
+        what = f"the manifest is nested more than {MAX_DEPTH} levels deep"
+        raise BundleError(what, where=where, fix=EXPORT_AGAIN)
+    return content
+
+
+def _depth(value: Any) -> int:
+    """How deep ``value`` is nested: 0 for a number or a text. Without recursion, whose own limit is a matter of the machine."""
+    depth, level = 0, [value]
+    while level := [held for held in level if isinstance(held, dict | list)]:
+        level = list(chain.from_iterable(held.values() if isinstance(held, dict) else held for held in level))
+        depth += 1
+    return depth
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ: of two equal ones, readers disagree about which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if isfinite(value) else _constant(text)
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text[:20]} is not a finite number")
+
+
+def at(error: msgspec.ValidationError) -> Problem:
+    """The place and the words of what msgspec refused."""
+    what, _, place = str(error).rpartition(" - at ")
+    if not what:
+        return "$", place
+    # "`$.labels[...]`", or "`key` in `$.labels`"
+    return place.replace("`key` in", "a key of").replace("`", ""), what.replace("`", "")
+
+
+def _refuse(wrong: list[Problem], where: object) -> NoReturn:
+    lines = [f"{place[:LONGEST]}: {what[:LONGEST]}" for place, what in wrong[:SHOWN]]
+    if len(wrong) > SHOWN:
+        lines.append("and more")
+    what = "the manifest is wrong at " + "\n  ".join(lines)
+    fix = f"{EXPORT_AGAIN}; for a bundle of a newer version: pip install -U simmim-export"
+    raise BundleError(what, where=where, fix=fix)

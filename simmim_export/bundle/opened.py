@@ -1,0 +1,139 @@
+"""A bundle that was opened: its manifest, and its files once their digests were checked."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from simmim_export.bundle.manifest import Artifact, Manifest, digest_of, parse_manifest
+from simmim_export.bundle.schema import MAX_BYTES
+from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.files import as_path, digest, leftovers, reading
+from simmim_export.onnx_file import check_graph_file
+from simmim_export.spec import as_json
+
+# The end of the name of a bundle that an export moved aside, for the moment until the new one is in its place.
+REPLACED = ".replaced"
+
+
+class Bundle:
+    """An opened bundle. Files are reached through :meth:`file` and :meth:`artifact`, which check their digests."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._checked: set[str] = set()
+        self._real = os.path.realpath(root)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read the manifest and see that every file it names is there, of the right size and inside the folder.
+
+        Digests of the files are checked when a file is first used, so that a device which only embeds images does not
+        read the text tower; :meth:`check` reads them all. Raise :class:`BundleError` for anything that is wrong.
+        """
+        root = as_path("bundle", path)
+        with reading(root, BundleError):
+            return cls._open(root)
+
+    @classmethod
+    def _open(cls, root: Path) -> Bundle:
+        manifest_path = root / "manifest.json"
+        fix = "make one: simmim-export onnx ckpt.pt -o BUNDLE"
+        if not root.exists():
+            raise _missing(root, fix)
+        if not manifest_path.is_file():
+            raise BundleError("not a bundle: it has no manifest.json", where=root, fix=fix)
+        with manifest_path.open("rb") as stream:
+            # One byte more than parse_manifest accepts, however many there are.
+            data = stream.read(MAX_BYTES + 1)
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"the manifest is not UTF-8: {error}", where=manifest_path, fix=fix) from error
+        bundle = cls(root, parse_manifest(text, manifest_path))
+        for name in bundle.manifest.files:
+            bundle._locate(name)
+        for artifact in bundle.manifest.artifacts:
+            size = bundle._locate(artifact.path).stat().st_size
+            if size != artifact.bytes:
+                raise BundleError(
+                    f"{artifact.path} has {size} bytes, the manifest says {artifact.bytes}",
+                    where=root,
+                    fix="copy the bundle again, whole",
+                )
+        return bundle
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest's content, which holds the digest of every file: one name for these very graphs."""
+        return digest_of(as_json(self.manifest))
+
+    def _digests(self) -> dict[str, str]:
+        return dict(self.manifest.files) | {artifact.path: artifact.sha256 for artifact in self.manifest.artifacts}
+
+    def _locate(self, relative: str) -> Path:
+        path = self.root / relative
+        # The manifest has only relative paths without ".."; a link may lead outside all the same.
+        if not Path(os.path.realpath(path)).is_relative_to(self._real):
+            raise BundleError(
+                f"the manifest names a path outside the bundle: {relative!r}",
+                where=self.root,
+                fix="do not trust this bundle",
+            )
+        if not path.is_file():
+            raise BundleError(f"the bundle lacks {relative}", where=self.root, fix="copy the bundle again, whole")
+        return path
+
+    def file(self, relative: str) -> Path:
+        """The path of a file that the manifest names, once its digest has been checked and, for an ONNX file, that it holds the
+        graph that the manifest says and nothing else."""
+        with reading(self.root / relative, BundleError):
+            path = self._locate(relative)
+            if relative not in self._checked:
+                if digest(path) != self._digests()[relative]:
+                    raise BundleError(
+                        f"{relative} was altered: its SHA-256 is not the manifest's",
+                        where=path,
+                        fix="copy the bundle again, whole",
+                    )
+                self.check_graphs(relative)
+                self._checked.add(relative)
+            return path
+
+    def check_graphs(self, path: str | None = None) -> None:
+        """Raise :class:`BundleError` for an ONNX file (only the one at ``path``, if given) that is not a graph of ours or does
+        not compute what the manifest says; see :func:`~simmim_export.onnx_file.check_graph_file`."""
+        for artifact in self.manifest.artifacts:
+            if artifact.engine is None and path in (None, artifact.path):
+                check_graph_file(self._locate(artifact.path), self.manifest.graph(artifact.graph))
+
+    def check(self) -> int:
+        """Check the digest of every file, and return how many there are."""
+        for name in self._digests():
+            self.file(name)
+        return len(self._digests())
+
+    def artifact(self, graph: str, variant: str, engine: str | None = None) -> Artifact:
+        """The artifact for ``graph``; raise :class:`EngineUnavailable` naming what the bundle has instead."""
+        mine = [a for a in self.manifest.artifacts if a.graph == graph and a.engine == engine]
+        for artifact in mine:
+            if artifact.variant == variant:
+                return artifact
+        have = ", ".join(sorted({a.variant for a in mine})) or "none"
+        raise EngineUnavailable(
+            f"the bundle has no {variant} variant of {graph} (it has: {have})",
+            where=self.root,
+            fix=f"simmim-export onnx ckpt.pt -o {self.root} --overwrite, with a --precision that makes it",
+        )
+
+
+def _missing(root: Path, fix: str) -> BundleError:
+    """The error for a bundle that is not there; it says where an export that was killed left it."""
+    real = Path(os.path.realpath(root))
+    aside = leftovers(real, REPLACED) if real.parent.is_dir() else []
+    if not aside:
+        return BundleError("no such bundle", where=root, fix=fix)
+    what = f"no such bundle: an export was killed while it replaced it, and left the old one at {aside[-1]}"
+    return BundleError(what, where=root, fix=f"put it back: mv {shlex.quote(str(aside[-1]))} {shlex.quote(str(real))}")

@@ -1,0 +1,155 @@
+"""A bundle in the making: invisible until it is whole, and put in place in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from simmim_export.bundle.manifest import Manifest
+from simmim_export.bundle.opened import REPLACED, Bundle
+from simmim_export.errors import BundleRestored, UsageError
+from simmim_export.files import digest, leftovers, parse_json, require_new, room_for
+from simmim_export.system.signals import ending_cleanly
+
+# The end of the name of a bundle that is being written. Its name begins as one that was moved aside (REPLACED) does: with a dot,
+# the name of the bundle, and the number of the process.
+PARTIAL = ".partial"
+
+
+class Staging:
+    """A new bundle in the making, beside its final place and invisible until :meth:`publish`: a context manager.
+
+    An export that is killed leaves the old bundle or the new one, never a mixture. SIGTERM, SIGHUP and Ctrl-C remove what was
+    made so far; what SIGKILL leaves is put back or removed by the next export to the same place.
+    """
+
+    root: Path
+
+    def __init__(self, target: Path, overwrite: bool) -> None:
+        """Raise :class:`UsageError` if ``target`` exists and may not be overwritten, is not a bundle, or cannot be written.
+
+        If ``target`` is a link, what it points to is replaced, and the link stays.
+        """
+        # A folder cannot be exchanged with a link.
+        asked, self.target = target, Path(os.path.realpath(target)) if target.is_symlink() else target
+        self._signals = ExitStack()
+        with room_for(self.target):
+            for path in {asked, self.target}:
+                _recover(path)
+            require_new(self.target, overwrite)
+            if self.target.exists() and not _may_replace(self.target):
+                fix = "choose another -o, or remove it yourself"
+                raise UsageError("the output exists and is not a bundle", where=self.target, fix=fix)
+
+    def __enter__(self) -> Staging:
+        """Make the folder; raise :class:`UsageError` where that fails."""
+        with ExitStack() as stack:
+            stack.enter_context(ending_cleanly())
+            with room_for(self.target):
+                prefix = f".{self.target.name}.{os.getpid()}."
+                self.root = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=self.target.absolute().parent))
+            self._signals = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._signals:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def add(self, relative: str, data: bytes | str | None = None) -> Path:
+        """The path of a file to be written under the new bundle; with ``data``, write it."""
+        path = self.root / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if data is not None:
+            path.write_bytes(data.encode() if isinstance(data, str) else data)
+        return path
+
+    def publish(self, manifest: Manifest, digested: tuple[str, ...]) -> Bundle:
+        """Fill in the digests of the files named in ``digested``, write the manifest, and put the bundle in place.
+
+        Raise :class:`BundleError`, and leave what is at the target alone, for a bundle that would not open.
+        """
+        manifest = replace(manifest, files={name: digest(self.root / name) for name in digested})
+        self.add("manifest.json", manifest.dumps())
+        Bundle.open(self.root).check_graphs()
+        for path in sorted(self.root.rglob("*")):
+            _sync(path)
+        _sync(self.root)
+        self.root.chmod(0o755)
+        if not self.target.exists():
+            self.root.rename(self.target)
+        elif not _exchange(self.root, self.target):
+            _replace_in_two_steps(self.root, self.target)
+        _sync(self.target.absolute().parent)
+        return Bundle.open(self.target)
+
+
+def _replace_in_two_steps(new: Path, target: Path) -> None:
+    """Put ``new`` in the place of ``target`` where the two cannot be exchanged; :func:`_recover` mends what a kill interrupts."""
+    aside = target.absolute().with_name(f".{target.name}.{os.getpid()}{REPLACED}")
+    target.rename(aside)
+    try:
+        new.rename(target)
+    finally:
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(target)
+
+
+def _recover(target: Path) -> None:
+    """Put back the bundle that a killed export had moved aside to replace it, unless a new one is in its place, and remove
+    what else killed exports to ``target`` left. Warn :class:`BundleRestored`."""
+    aside = sorted(leftovers(target, REPLACED), key=lambda path: path.lstat().st_ctime)
+    if aside and not target.exists() and not target.is_symlink():
+        restored = aside.pop()
+        restored.rename(target)
+        what = f"{target} was missing because an export was killed while it replaced it; the old bundle is back"
+        warnings.warn(what, BundleRestored, stacklevel=3)
+    for path in (*aside, *leftovers(target, PARTIAL)):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _may_replace(target: Path) -> bool:
+    """Whether ``target``, which exists, is a bundle or an empty folder."""
+    return target.is_dir() and (_is_ours(target) or not any(target.iterdir()))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether ``folder`` is a bundle, perhaps a damaged one: its manifest has the keys that only ours have together or, if it is
+    not JSON any more, the other files of a bundle lie beside it. Other projects have a manifest.json too."""
+    try:
+        content = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return (folder / "graphs").is_dir() and all(
+            (folder / name).is_file() for name in ("tokenizer.json", "golden.npz")
+        )
+    keys = {"schema": int, "digest": str, "graphs": list, "artifacts": list}
+    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Swap two folders in one step (Linux renameat2, RENAME_EXCHANGE); False where the system cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    return library.renameat2(here, os.fsencode(left), here, os.fsencode(right), exchange) == 0

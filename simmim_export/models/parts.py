@@ -1,0 +1,84 @@
+"""The names of a model's parts, and whether they go together: asked before PyTorch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from simmim_export.errors import CheckpointError, UsageError
+
+# torchvision's ResNets, and the trunk for 64-pixel images.
+RESNETS: tuple[str, ...] = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+RESNETS += ("wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
+TRUNKS = ("tiny", *RESNETS)
+# Whether a fusion gives a single vector, in which nothing can attend to anything else.
+FUSIONS: Mapping[str, bool] = {
+    "concat_sequence": False,
+    "concat_feature": True,
+    "gated": True,
+    "film": False,
+    "bilinear": True,
+}
+INTERACTIONS = ("attention", "linear", "graph")
+ENCODERS = ("image", "text")
+
+
+def require_trunk(name: str) -> None:
+    """Raise :class:`UsageError` unless ``name`` is one of :data:`TRUNKS`."""
+    if name not in TRUNKS:
+        raise UsageError(f"unknown image encoder {name!r}", fix=f"choose one of {', '.join(TRUNKS)}")
+
+
+def require_fusion(name: str) -> None:
+    """Raise :class:`UsageError` unless ``name`` is one of :data:`FUSIONS`."""
+    if name not in FUSIONS:
+        raise UsageError(f"unknown fusion {name!r}", fix=f"choose one of {', '.join(FUSIONS)}")
+
+
+def require_interaction(name: str, single: bool) -> None:
+    """Raise :class:`UsageError` unless ``name`` is one of :data:`INTERACTIONS` that goes with a fusion to a ``single`` vector,
+    or to several.
+
+    ``linear`` alone goes with a single vector: a softmax over one row is 1 whatever the input, so ``attention`` and
+    ``graph`` would be ``linear`` under another name.
+    """
+    if name not in INTERACTIONS:
+        raise UsageError(f"unknown interaction {name!r}", fix=f"choose one of {', '.join(INTERACTIONS)}")
+    if single and name != "linear":
+        raise UsageError(
+            f"interaction {name!r} has nothing to attend to: the fusion gives a single vector",
+            fix="choose --interaction linear, or --fusion concat_sequence or film",
+        )
+
+
+def require_encoder(name: str) -> None:
+    """Raise :class:`UsageError` unless ``name`` is one of :data:`ENCODERS`, to freeze."""
+    if name not in ENCODERS:
+        raise UsageError(f"there is no encoder {name!r} to freeze", fix=f"choose {' or '.join(ENCODERS)}")
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise :class:`CheckpointError` unless there is something at ``path`` that could be a checkpoint."""
+    if not path.exists():
+        make_one = "make one: simmim-train finetune --preset tiny --data shapes -o ckpt.pt"
+        raise CheckpointError("no such checkpoint", where=path, fix=make_one)
+
+
+def require_weights(path: Path) -> None:
+    """Raise :class:`CheckpointError` unless ``path`` is a file of weights."""
+    if not path.is_file():
+        raise CheckpointError("no such checkpoint", where=path, fix="check the path")
+
+
+# Hugging Face's model_type of each text encoder that computes the same here as in transformers, padded or not. Of others
+# some compute something else without an error: DeBERTa adds terms to its attention, ConvBERT's convolutions see padding.
+TEXT_FAMILIES: tuple[str, ...] = ("albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie")
+TEXT_FAMILIES += ("jina_embeddings_v3", "megatron-bert", "mobilebert", "mpnet", "nomic_bert", "rembert", "roberta")
+TEXT_FAMILIES += ("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
+
+
+def require_text_family(name: object) -> None:
+    """Raise :class:`UsageError` unless ``name``, a Hugging Face model_type, is one of :data:`TEXT_FAMILIES`."""
+    if name not in TEXT_FAMILIES:
+        what = f"text encoders of the model_type {name!r} cannot be used"
+        raise UsageError(what, fix=f"choose an encoder of one of these: {', '.join(TEXT_FAMILIES)}")

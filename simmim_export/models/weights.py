@@ -1,0 +1,153 @@
+"""Turns what a weights file holds into plain float32 or integer tensors, or refuses it by name."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simmim_export.errors import CheckpointError
+
+# Converted to float32, in which every model here computes.
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# Tied weights are several tensors over one storage. More than this many times the storage is an attack on memory.
+MOST_SHARED = 8
+# A pickle can refer to one list a billion times, or to itself.
+MOST_VALUES, DEEPEST = 200_000, 50
+_RESAVE = (
+    "save dense tensors of real numbers on the CPU: tensor.to_dense(), .dequantize(), .float() or .clone() makes one"
+)
+
+
+class ConvertedWeights(UserWarning):
+    """Weights were stored in another floating-point format and were converted to float32; the message counts them."""
+
+
+def _oddity(value: Tensor) -> str | None:
+    """What is wrong with ``value`` as a weight; None if nothing. No property is read that an odd tensor does not have."""
+    if type(value) not in (Tensor, nn.Parameter, nn.Buffer):
+        return f"a tensor of the class {type(value).__name__}"
+    kinds = {"nested": value.is_nested, "quantized": value.is_quantized}
+    for kind, applies in kinds.items():
+        if applies:
+            return f"a {kind} tensor"
+    if value.layout != torch.strided:
+        return f"a sparse tensor ({value.layout})"
+    if value.device.type != "cpu":
+        return f"a tensor on the device {value.device.type!r}, without values here"
+    if value.is_complex():
+        return f"complex ({value.dtype}); its imaginary part would be lost"
+    if value.dtype not in (*_FLOATS, *_INTEGERS, torch.bool):
+        return f"a tensor of {value.dtype}"
+    needed, stored = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+    if needed > stored:
+        return f"expanded: its {list(value.shape)} elements take {needed:,} bytes, and {stored:,} are stored"
+    return None
+
+
+def plain_tensors(content: Any, where: Path) -> Any:
+    """``content`` of the file or folder ``where`` with every tensor in its dicts, lists and tuples dense, on the CPU, contiguous,
+    without gradient, and floats as float32. Parameters become tensors.
+
+    Warn once with :class:`ConvertedWeights` if any was stored in another format. Raise :class:`CheckpointError`, naming the
+    place, for an odd tensor: a subclass, a sparse, quantized, nested or meta tensor, one of another device, elements that are
+    neither real floats of 16 bits or more nor integers, and an expanded one, whose elements take more memory than its storage.
+    Raise it also for tensors that together take more than ``MOST_SHARED`` times what is stored, for storages larger than the
+    file, and for more than ``MOST_VALUES`` values or ``DEEPEST`` levels.
+    """
+    tensors = {name: value for name, value in _walk(content, where) if isinstance(value, Tensor)}
+    # Everything is checked before anything is copied: copies take memory.
+    for name, value in tensors.items():
+        if (odd := _oddity(value)) is not None:
+            raise CheckpointError(f"{name} is {odd}", where=where, fix=_RESAVE)
+    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
+    needed, stored = sum(value.numel() * value.element_size() for value in tensors.values()), sum(storages.values())
+    if where.is_file() and stored > where.stat().st_size:
+        what = f"the tensors have {stored:,} bytes, and the file {where.stat().st_size:,}"
+        raise CheckpointError(what, where=where, fix="copy it again, whole")
+    if needed > MOST_SHARED * stored:
+        what = f"the tensors take {needed:,} bytes, and {stored:,} are stored: they share their memory"
+        raise CheckpointError(what, where=where, fix=_RESAVE)
+    formats = [value.dtype for value in tensors.values() if value.is_floating_point() and value.dtype != torch.float32]
+    if formats:
+        names = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in formats}))
+        what = f"{where}: {len(formats)} of {len(tensors)} tensors are stored as {names}; they are converted to float32"
+        warnings.warn(what, ConvertedWeights, stacklevel=3)
+    return _converted(content)
+
+
+def require_data(content: Any, where: object) -> None:
+    """Raise :class:`CheckpointError` unless ``content`` is what JSON can hold: dicts by name, lists, texts, numbers, None."""
+    for name, value in _walk(content, where):
+        odd = f"is {type(value).__name__}"
+        good = value is None or isinstance(value, str | int | float | list | tuple | dict)
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            good, odd = False, "has a key that is not a text"
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            good, odd = False, "is an integer of more than 64 bits"
+        elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            good, odd = False, "is a text that is not Unicode"
+        if not good:
+            what = f"{name} {odd}, and a checkpoint describes its model with texts and numbers"
+            raise CheckpointError(what, where=where, fix="give the ckpt.pt that simmim-train wrote")
+
+
+def _walk(content: Any, where: object) -> list[tuple[str, Any]]:
+    """Every value in ``content`` with its place in dots, containers included."""
+    values: list[tuple[str, Any]] = []
+    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+    while waiting:
+        name, value, depth = waiting.pop()
+        values.append((name or "the content", value))
+        inside: list[tuple[Any, Any]] = []
+        if isinstance(value, Mapping):
+            inside = list(value.items())
+        elif isinstance(value, list | tuple):
+            inside = list(enumerate(value))
+        if depth == DEEPEST or len(values) + len(waiting) + len(inside) > MOST_VALUES:
+            what = f"the checkpoint holds more than {MOST_VALUES:,} values or {DEEPEST} levels"
+            raise CheckpointError(what, where=where, fix="give a file with the weights alone")
+        waiting += [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in reversed(inside)]
+    return values
+
+
+def _converted(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        dense = value.detach().resolve_neg().contiguous()
+        return dense.float() if dense.is_floating_point() else dense
+    if isinstance(value, Mapping):
+        return {key: _converted(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_converted(part) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    return value
+
+
+def misfit(key: str, value: Tensor, expected: Tensor) -> str | None:
+    """How ``value`` differs from ``expected`` in shape or in kind (floats, integers, truth values); None if it fits."""
+    if value.shape != expected.shape:
+        return f"misshapen: {key} is {list(value.shape)}, the configuration says {list(expected.shape)}"
+    if _kind(value) != _kind(expected):
+        return f"mistyped: {key} holds {value.dtype}, the model {expected.dtype}"
+    return None
+
+
+def _kind(value: Tensor) -> str:
+    if value.is_floating_point():
+        return "floats"
+    return "truth values" if value.dtype == torch.bool else "integers"
+
+
+def require_finite(state: Mapping[str, Tensor], where: object, fix: str) -> None:
+    """Raise :class:`CheckpointError` naming the first tensor of ``state`` with NaN or infinite values."""
+    for key, value in state.items():
+        if value.is_floating_point() and not math.isfinite(float(value.sum())):
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                raise CheckpointError(f"{key} holds {bad} NaN or Inf values of {value.numel()}", where=where, fix=fix)

@@ -1,0 +1,179 @@
+"""The typed records of which a certificate consists; what is parsed into them has every field, and numbers in range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp, isfinite, log
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from simmim_export.proof.budget import in_words
+from simmim_export.spec import Precision, as_json
+
+Finite = Annotated[float, Meta(ge=-1e12, le=1e12)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Cosine = Annotated[float, Meta(ge=-1.001, le=1.001)]
+Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+Some = Annotated[int, Meta(ge=1, le=1 << 40)]
+Seconds = Annotated[float, Meta(gt=0, le=1e6)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class _Typed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A record of certificate.json: keyword arguments alone, and no field that it does not name."""
+
+
+class CertifiedLine(_Typed, frozen=True):
+    """A limit beside what was found; ``found`` is None for what could not be computed, and ``reason`` says why it is not kept if
+    that is another than the limit."""
+
+    name: str
+    found: Finite | None
+    allowed: str
+    kept: bool
+    reason: str = ""
+
+    def as_row(self) -> dict[str, Any]:
+        """As :meth:`simmim_export.proof.budget.Line.as_row`."""
+        return msgspec.structs.asdict(self)
+
+
+class Unjudged(_Typed, frozen=True):
+    """A limit that was asked for and not judged, and why."""
+
+    name: str
+    limit: str
+    why: str
+
+
+class Parity(_Typed, frozen=True):
+    """:meth:`simmim_export.parity.ParityReport.summary`; what could not be measured is None."""
+
+    passed: bool
+    checks: Count
+    scaled_error: Finite | None
+    cosine: Cosine | None
+
+
+class Executed(_Typed, frozen=True):
+    """How many nodes ran as which type, and what says so."""
+
+    executed: dict[str, Count]
+    source: str
+
+
+class CertifiedGraph(_Typed, frozen=True):
+    """One graph: its artifact, the precision asked for, how close to PyTorch it is, how far a sample alone or without padding is
+    from itself among others, what was executed, and what it was compiled to, for an engine that compiles ahead of time."""
+
+    artifact: Sha256
+    precision: Precision
+    parity: Parity
+    invariance: dict[str, Finite | None]
+    executed: Executed
+    compiled: Sha256 | None
+
+
+class Embedding(_Typed, frozen=True):
+    """:func:`simmim_export.proof.figures.agreement`."""
+
+    cosine_mean: Cosine
+    cosine_p1: Cosine
+    cosine_min: Cosine
+    top1: Share
+    n: Some
+    not_finite: Count
+
+
+class Answered(_Typed, frozen=True):
+    """:func:`simmim_export.proof.figures.paired_loss` of a task, and the share of answers that are the reference's."""
+
+    value: Share
+    reference: Share
+    loss: Finite
+    interval: tuple[Finite, Finite]
+    n: Some
+    images: Some
+    gained: Count
+    lost: Count
+    suspicious: bool
+    metric: str
+    top1: Share
+    not_finite: Count
+
+
+class Reproduced(_Typed, frozen=True):
+    """How far an output is from its reference; None where it is not finite."""
+
+    scaled_error: Finite | None
+    cosine: Cosine
+
+
+class Figures(_Typed, frozen=True):
+    """:meth:`simmim_export.proof.examine.Examiner.figures`."""
+
+    embeddings: dict[str, Embedding]
+    tasks: dict[str, Answered]
+    references: dict[str, Reproduced]
+    source: dict[str, Any]
+
+
+class Certificate(_Typed, frozen=True):
+    """One engine at one plan of precisions on one host. ``precision`` is what was asked for, ``plan`` what that means.
+
+    ``graphs`` holds every graph of the bundle, ``figures`` what the evidence says. ``latency``: median seconds at batch 1 by
+    pipeline, in rounds beside the others of the same ``run``, which is the time it began. ``budget`` as text, and each of its
+    ``lines`` with what was found; ``not_judged`` lists what of it could not be judged. ``suspicious`` are remarks on tasks that
+    went better than they should. ``passed`` is :func:`verdict`.
+    """
+
+    engine: str
+    precision: str
+    plan: str
+    host: dict[str, str | int | list[str]]
+    versions: dict[str, str]
+    graphs: dict[str, CertifiedGraph]
+    figures: Figures
+    latency: dict[str, Seconds]
+    budget: str
+    lines: tuple[CertifiedLine, ...]
+    not_judged: tuple[Unjudged, ...]
+    suspicious: tuple[str, ...]
+    passed: bool
+    command: str
+    run: str
+
+    @property
+    def name(self) -> str:
+        """As on the command line: ``ort:int8``."""
+        return f"{self.engine}:{self.precision}"
+
+    def host_name(self) -> str:
+        """The machine in a few words."""
+        return f"{self.host.get('cpu')}, {self.host.get('threads')} threads"
+
+    def failures(self) -> list[str]:
+        """Why it did not pass, in words: the lines that are not kept, and the graphs that differ from PyTorch."""
+        lines = [in_words(line.as_row()) for line in self.lines if not line.kept]
+        return lines + [f"parity of {name}" for name, graph in self.graphs.items() if not _proven(graph.parity)]
+
+    def as_json(self) -> Any:
+        """As plain JSON values; NaN and infinity are null."""
+        return as_json(msgspec.to_builtins(self))
+
+    def speed(self) -> float:
+        """Geometric mean of the latencies in seconds: one figure to order certificates by that no pipeline dominates."""
+        return exp(sum(log(value) for value in self.latency.values()) / len(self.latency))
+
+
+def verdict(lines: Sequence[CertifiedLine], graphs: Mapping[str, CertifiedGraph]) -> bool:
+    """Whether there is at least one line, every line is kept with a number found, and every graph passed at least one check of
+    parity."""
+    good = all(line.kept and line.found is not None and isfinite(line.found) for line in lines)
+    return bool(lines and graphs) and good and all(_proven(graph.parity) for graph in graphs.values())
+
+
+def _proven(parity: Parity) -> bool:
+    return parity.passed and parity.checks > 0

@@ -1,0 +1,102 @@
+"""Certification when the evidence is wrong, although every digest fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_fitting import LABELS, LOGITS, Arrays, forged, put, words
+
+from simmim_export.benchmarks.certify import choose_witness, judgeable
+from simmim_export.benchmarks.driver import Contestant
+from simmim_export.bundle import Bundle
+from simmim_export.certificate import read
+from simmim_export.errors import BundleError, UsageError
+from simmim_export.proof.budget import DEFAULT, Budget
+
+
+def test_references_that_fp32_does_not_give_are_not_certified(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
+    """INT8 alone is asked for: FP32 has to be run for it, and shows that the references are another model's."""
+    bundle = forged(asked_bundle, tmp_path / "bundle", put(LOGITS, lambda a: a[::-1].copy()))
+    done = run_cli("export", "certify", bundle.root, "--engine", "ort:int8", "--rounds", 1, "--json")
+    assert done.returncode == 4 and "references" in done.stderr, done.stderr
+    (made,) = read(bundle)
+    assert not made.passed and [line.name for line in made.lines if not line.kept] == ["references"]
+    done = run_cli("export", "embed", bundle.root, "--text", "a circle", "--engine", "auto")
+    assert done.returncode == 3, done.stderr
+    done = run_cli("export", "verify", bundle.root, "--evidence", "--json")
+    assert done.returncode == 4
+    assert [line["name"] for line in json.loads(done.stdout)["budget"] if not line["kept"]] == ["references"]
+
+
+def test_answers_that_are_better_than_fp32_are_suspicious(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
+    """References with too few right answers: at INT8 no reference is checked, but the gain is shown."""
+    from simmim_export.proof.examine import Examiner, require_evidence
+    from simmim_export.runtime import load
+
+    with load(asked_bundle, "ort", "int8") as model:
+        evidence = require_evidence(model.bundle)
+        answers = Examiner(model.bundle.manifest, evidence, model.tokens).outputs(model.session)["logits/vqa"]
+
+    def change(arrays: Arrays) -> None:
+        arrays[LABELS] = answers.argmax(axis=2)
+        arrays[LOGITS] = np.roll(arrays[LOGITS], 1, axis=2)
+
+    bundle = forged(asked_bundle, tmp_path / "bundle", change)
+    done = run_cli("export", "verify", bundle.root, "--evidence", "--precision", "int8", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["evidence"]["tasks"]["vqa"]["suspicious"] and len(document["suspicious"]) == 1
+    assert not any(document["evidence"]["tasks"][name]["suspicious"] for name in ("match", "retrieval"))
+    done = run_cli("export", "certify", bundle.root, "--engine", "ort:int8", "--rounds", 1)
+    assert done.returncode == 4 and "suspicious: vqa" in done.stdout
+    (made,) = read(bundle)
+    assert len(made.suspicious) == 1 and made.figures.tasks["vqa"].suspicious and not made.passed
+
+
+@pytest.mark.parametrize("command", ["certify", "verify"])
+def test_evidence_that_does_not_fit_ends_a_command(asked_bundle: Path, tmp_path: Path, run_cli, command: str) -> None:
+    bundle = forged(asked_bundle, tmp_path / "bundle", put(LOGITS, lambda a: a.astype(np.complex64)))
+    more = ["--evidence"] if command == "verify" else ["--rounds", 1]
+    done = run_cli("export", command, bundle.root, "--engine", "ort", *more)
+    assert done.returncode == 5 and "logits/vqa" in done.stderr and not done.stdout, done.stderr
+    assert not (bundle.root / "certificate.json").exists()
+
+
+def test_a_bundle_of_which_nothing_can_be_judged_is_not_certified(asked_bundle: Path, tmp_path: Path) -> None:
+    """Texts, and nothing else: no limit on answers can be judged."""
+
+    def change(arrays: Arrays) -> None:
+        words(lambda content: content.update(tasks={}, plain=["a circle"]))(arrays)
+        embeds = arrays["reference/text_embed"][:1]
+        for key in [key for key in arrays if key != "words"]:
+            del arrays[key]
+        arrays["reference/text_embed"] = embeds
+
+    bundle = forged(asked_bundle, tmp_path / "bundle", change)
+    _, left_out = judgeable(bundle, Budget.parse(DEFAULT), False)
+    assert {one.name for one in left_out} == {"answers match", "answers vqa", "retrieval", "cosine image_embed"}
+    for strict, error in ((False, BundleError), (True, UsageError)):
+        with pytest.raises(error) as caught:
+            judgeable(bundle, Budget.parse("answers=1pt,retrieval=1pt"), strict)
+        assert caught.value.exit_code == (2 if strict else 5) and caught.value.fix
+
+
+def test_the_witness_is_a_contestant_or_their_engine_at_fp32(asked_bundle: Path) -> None:
+    opened = Bundle.open(asked_bundle)
+
+    def chosen(*names: str) -> str:
+        return str(choose_witness(opened, [Contestant.parse(name) for name in names]))
+
+    assert chosen("ort:int8", "openvino:bf16", "openvino") == "openvino"
+    assert chosen("openvino:int8", "ort:int8") == "openvino" and chosen("trt:int8") == "ort"
+
+
+def test_an_explicit_budget_is_judged_whole_or_refused(asked_bundle: Path) -> None:
+    opened = Bundle.open(asked_bundle)
+    with pytest.raises(UsageError):
+        judgeable(opened, Budget.parse(DEFAULT), True)
+    of, left_out = judgeable(opened, Budget.parse("answers=30pt,cosine=0.9,agreement=50%"), True)
+    assert not left_out and of["answers"] == ("match", "vqa")

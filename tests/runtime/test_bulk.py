@@ -1,0 +1,274 @@
+"""One bad item does not cost the others: folders, texts by line, failures, warnings, and what the commands write and print."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simmim_export.errors import ImageError, InputError, TextError, TruncatedText, UsageError
+from simmim_export.runtime import bulk, load
+from simmim_export.runtime.vectors import MOST_BYTES, require_storable
+
+
+def paint(path: Path, seed: int = 0) -> Path:
+    """A small picture of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures p1, p2 and p10, one that is cut, one that is a text, a link to nothing, a pipe, notes and a hidden file."""
+    place = tmp_path / "pictures"
+    for number in (10, 2, 1):
+        paint(place / f"p{number}.png", number)
+    (place / "cut.png").write_bytes((place / "p1.png").read_bytes()[:300])
+    (place / "text.jpg").write_text("hello")
+    (place / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(place / "pipe.png")
+    (place / "notes.txt").write_text("not a picture")
+    (place / "._p1.png").write_text("of another system")
+    paint(place / "below" / "deep.png", 4)
+    return place
+
+
+BAD = ("cut.png", "gone.png", "text.jpg")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path):
+    with load(tiny_bundle) as opened:
+        yield opened
+
+
+# -- what there is -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_its_pictures_in_natural_order(folder: Path) -> None:
+    names = [Path(item.source).name for item in bulk.pictures([folder])]
+    assert names == ["cut.png", "gone.png", "p1.png", "p2.png", "p10.png", "text.jpg"]
+    names = [Path(item.source).name for item in bulk.pictures([folder], recursive=True)]
+    assert names == ["deep.png", "cut.png", "gone.png", "p1.png", "p2.png", "p10.png", "text.jpg"]
+
+
+def test_a_link_to_a_file_is_followed_and_one_to_a_folder_is_not(folder: Path, tmp_path: Path) -> None:
+    (folder / "below" / "outside.png").symlink_to(paint(tmp_path / "outside.png"))
+    (folder / "below" / "circle").symlink_to(folder)
+    names = [Path(item.source).name for item in bulk.pictures([folder / "below"], recursive=True)]
+    assert names == ["deep.png", "outside.png"]
+
+
+def test_a_folder_without_pictures_is_an_error(tmp_path: Path) -> None:
+    paint(tmp_path / "outer" / "inner" / "a.png")
+    with pytest.raises(ImageError) as caught:
+        bulk.pictures([tmp_path / "outer"])
+    assert caught.value.where == str(tmp_path / "outer") and "--recursive" in str(caught.value.fix)
+    assert len(bulk.pictures([tmp_path / "outer"], recursive=True)) == 1
+
+
+def test_texts_are_read_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa circle\r\n\ncaf\xe9\na\x85b\n last ")
+    items = bulk.read_texts(path)
+    assert [item.value for item in items] == ["a circle", "", "caf\udce9", "a\udc85b", " last "]
+    assert items[2].where == f"{path}, line 3"
+
+
+@pytest.mark.parametrize("made", ["missing", "empty", "folder"])
+def test_a_file_of_texts_that_cannot_be_used_is_an_error(tmp_path: Path, made: str) -> None:
+    path = tmp_path / "texts.txt"
+    if made == "empty":
+        path.touch()
+    elif made == "folder":
+        path.mkdir()
+    with pytest.raises(TextError) as caught:
+        bulk.read_texts(path)
+    assert caught.value.where == str(path)
+
+
+# -- what becomes of it --------------------------------------------------------------------------------------------------
+
+
+def test_bad_pictures_are_left_out_and_the_others_embedded(model, folder: Path) -> None:
+    heard: list[bulk.Failure] = []
+    outcome = bulk.embed(model, bulk.pictures([folder]), failed=heard.append)
+    assert [Path(source).name for source in outcome.sources] == ["p1.png", "p2.png", "p10.png"]
+    assert (
+        [Path(failure.source).name for failure in heard]
+        == [*BAD]
+        == [Path(failure.source).name for failure in outcome.failures.values()]
+    )
+    assert all(isinstance(failure.error, ImageError) and failure.error.where == failure.source for failure in heard)
+    exact = model.embed_image([folder / name for name in ("p1.png", "p2.png", "p10.png")])
+    np.testing.assert_allclose(bulk.stacked(outcome), exact, atol=1e-6)
+    with pytest.raises(InputError, match="3 of 6"):
+        outcome.require_all("embedded")
+
+
+def test_bad_texts_are_left_out_and_the_others_embedded(model) -> None:
+    outcome = bulk.embed(model, bulk.texts(["red circle", "", "zzz", "caf\udce9", "blue square"]))
+    assert outcome.sources == ["red circle", "blue square"]
+    assert [failure.error.where for failure in outcome.failures.values()] == ["text 2", "text 3", "text 4"]
+    np.testing.assert_allclose(bulk.stacked(outcome), model.embed_text(["red circle", "blue square"]), atol=1e-5)
+
+
+def test_strict_stops_at_the_first(model, folder: Path) -> None:
+    seen: list[int] = []
+    with pytest.raises(ImageError) as caught:
+        bulk.embed(model, bulk.pictures([folder]), strict=True, watch=lambda _, done, total: seen.append(done))
+    assert caught.value.where == str(folder / "cut.png") and seen == [0]
+
+
+def test_a_picture_that_disappears_is_one_failure(model, folder: Path) -> None:
+    items = bulk.pictures([folder / "p1.png", folder / "p2.png"])
+    (folder / "p1.png").unlink()
+    outcome = bulk.embed(model, items)
+    assert outcome.sources == [str(folder / "p2.png")] and list(outcome.failures) == [0]
+
+
+def test_at_most_one_batch_is_held(model) -> None:
+    batch = bulk.largest_batch(model, "embed_text")
+    held: list[int] = []
+    progress: list[tuple[int, int]] = []
+
+    def compute(texts: list[str]) -> np.ndarray:
+        held.append(len(texts))
+        return model.embed_text(texts)
+
+    items = bulk.texts(["red circle"] * (2 * batch + 1))
+    outcome = bulk.run_texts(
+        model, items, compute, "embed_text", watch=lambda _, done, total: progress.append((done, total))
+    )
+    assert held == [batch, batch, 1] and len(outcome.rows) == len(items)
+    assert progress == [(done, len(items)) for done in (0, batch, 2 * batch, len(items))]
+
+
+def test_many_warnings_of_one_kind_are_given_once_with_their_number(model) -> None:
+    long = [f"red circle {'blue square ' * (20 + number)}" for number in range(30)]
+    with pytest.warns(TruncatedText) as said:
+        outcome = bulk.embed(model, bulk.texts(["red", *long]))
+    assert len(said) == 1 and len(outcome.rows) == 31
+    assert "texts[1]" in str(said[0].message) and "29 more" in str(said[0].message)
+
+
+def test_an_error_of_the_engine_is_not_a_failure_of_an_item(model) -> None:
+    def compute(texts: list[str]) -> list[None]:
+        raise UsageError("no such head")
+
+    with pytest.raises(UsageError):
+        bulk.run_texts(model, bulk.texts(["red", "blue"]), compute, "embed_text")
+
+
+def test_one_very_long_source_among_many_is_refused() -> None:
+    require_storable(["a" * 1000] * 1000)
+    with pytest.raises(UsageError):
+        require_storable(["a" * (MOST_BYTES // 4000), *["b"] * 1000])
+
+
+# -- the commands --------------------------------------------------------------------------------------------------------
+
+
+def test_embed_writes_the_good_rows_and_exits_5(
+    run_cli, model, tiny_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "vectors.npz"
+    done = run_cli("export", "embed", tiny_bundle, folder, "-o", out, "--json")
+    assert done.returncode == 5 and "3 of 6" in done.stderr and "Traceback" not in done.stderr
+    printed = json.loads(done.stdout)
+    assert [Path(row["source"]).name for row in printed["failed"]] == [*BAD] and all(
+        row["error"] for row in printed["failed"]
+    )
+    for name in BAD:
+        assert str(folder / name) in done.stderr
+    with np.load(out) as saved:
+        assert [Path(source).name for source in saved["sources"]] == ["p1.png", "p2.png", "p10.png"]
+        assert [Path(source).name for source in saved["failed"]] == [*BAD]
+        np.testing.assert_allclose(saved["embeddings"], printed["embeddings"], atol=1e-7)
+        assert len(saved["embeddings"]) == 3
+
+
+def test_embed_takes_texts_by_line_and_names_the_bad_line(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("red circle\n\nblue square\n")
+    done = run_cli("export", "embed", tiny_bundle, "--texts", path, "--text", "green circle")
+    assert done.returncode == 5 and f"{path}, line 2" in done.stderr
+    assert f"{path}, line 2: left out" in done.stdout and done.stdout.count("float32 [64]") == 3
+
+
+@pytest.mark.parametrize("options", [("--strict",), ("--strict", "--json")])
+def test_strict_writes_nothing(run_cli, tiny_bundle: Path, folder: Path, tmp_path: Path, options: tuple) -> None:
+    done = run_cli("export", "embed", tiny_bundle, folder, "-o", tmp_path / "v.npz", *options)
+    assert done.returncode == 5 and done.stdout == "" and str(folder / "cut.png") in done.stderr
+    assert not (tmp_path / "v.npz").exists()
+
+
+def test_nothing_embedded_writes_nothing(run_cli, tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "v.npz"
+    done = run_cli("export", "embed", tiny_bundle, folder / "cut.png", folder / "text.jpg", "-o", out)
+    assert done.returncode == 5 and done.stdout == "" and not out.exists() and "2 of 2" in done.stderr
+
+
+def test_one_bad_question_does_not_cost_the_others(run_cli, tiny_bundle: Path, folder: Path) -> None:
+    image = folder / "p1.png"
+    for command, key in (("ask", "question"), ("match", "text")):
+        done = run_cli("export", command, tiny_bundle, image, "what colour?", "zzz", "red circle", "--json")
+        assert done.returncode == 5, done.stderr
+        rows = json.loads(done.stdout)
+        assert [row.get(key, row.get("source")) for row in rows] == ["what colour?", "zzz", "red circle"]
+        assert "error" in rows[1] and "error" not in rows[0] and "1 of 3" in done.stderr
+        done = run_cli("export", command, tiny_bundle, image, "what colour?", "zzz", "--strict")
+        assert done.returncode == 5 and done.stdout == ""
+
+
+def test_classify_and_explain_go_on_after_a_bad_text(run_cli, every_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    image, drawing = folder / "p1.png", tmp_path / "seen.png"
+    done = run_cli("export", "classify", every_bundle, image, "", "red circle", "--json")
+    assert done.returncode == 5, done.stderr
+    assert ["error" in row for row in json.loads(done.stdout)] == [True, False]
+    done = run_cli("export", "ask", every_bundle, image, "", "what colour?", "--explain", drawing)
+    assert done.returncode == 5 and drawing.exists(), done.stderr
+
+
+def test_ctrl_c_leaves_no_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Whatever was embedded by then is not written: a part would look like the whole."""
+    path, out = tmp_path / "texts.txt", tmp_path / "v.npz"
+    path.write_text("red circle\n" * 200_000)
+    command = [
+        sys.executable,
+        "-m",
+        "simmim_export.cli",
+        "embed",
+        str(tiny_bundle),
+        "--texts",
+        str(path),
+        "-o",
+        str(out),
+    ]
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heard)
+    assert process.stderr is not None and "embed" in process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert not any(child.suffix in (".npz", ".tmp") for child in tmp_path.iterdir())
+
+
+def test_warnings_are_shown_again_after_a_batch(model) -> None:
+    """The filters of the process are as they were."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        bulk.embed(model, bulk.texts(["red"]))
+        warnings.warn("after", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in said] == ["after"]

@@ -1,0 +1,173 @@
+"""Plain tables: a CSV or JSON lines file for each split, a row for each thing that is said of an image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from simmim_export.errors import DataError
+from simmim_export.training.data.readers.files import checked, finished, is_there, no_split, parsed, read_text
+from simmim_export.training.data.records import Question, Record
+
+SUFFIXES = (".csv", ".jsonl")
+# What may be said of the image of a row: any of these groups of columns, each whole or left empty.
+GROUPS = (("question", "answer"), ("caption",), ("label",))
+COLUMNS = ("image", "question", "answer", "caption", "label")
+# Characters of a cell: a text, not a file that a missing quote has swallowed.
+LONGEST = 100_000
+_FIX = "correct the line"
+
+
+def read(root: Path, split: str) -> list[Record]:
+    """{split}.csv or {split}.jsonl, with ``image`` (a path below ``root``) and ``question`` and ``answer``, ``caption``, or
+    ``label``.
+
+    Rows of the same image are one record. A question with several answers has several right ones. Rows that say nothing new
+    and columns of other names are left out; a warning says how many and which. Raise :class:`DataError`, naming file and
+    line, for everything else.
+    """
+    present = [path for path in (root / f"{split}{suffix}" for suffix in SUFFIXES) if is_there(path)]
+    if not present:
+        there = [path.stem for suffix in SUFFIXES for path in root.glob(f"*{suffix}")]
+        raise no_split(split, there, root, [f"{split}{suffix}" for suffix in SUFFIXES])
+    if len(present) > 1:
+        what = f"both {' and '.join(path.name for path in present)} are there"
+        raise DataError(what, where=root, fix="keep one of them")
+    path, images = present[0], _Images(root)
+    repeated, strange = 0, dict[str, None]()
+    for where, row in (_csv_rows if path.suffix == ".csv" else _json_rows)(path):
+        strange |= dict.fromkeys(name for name in row if name not in COLUMNS)
+        repeated += not images.add({name: row.get(name, "") for name in COLUMNS}, where)
+    if repeated:
+        warnings.warn(f"{path}: {repeated} repeated rows are left out", stacklevel=2)
+    if strange:
+        warnings.warn(f"{path}: columns that are not used: {', '.join(map(repr, strange))}", stacklevel=2)
+    return finished(images.records(), path)
+
+
+class _Images:
+    """What the rows so far say, by image."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._captions: dict[str, dict[str, None]] = {}
+        self._answers: dict[str, dict[str, dict[str, float]]] = {}
+        self._labels: dict[str, str] = {}
+
+    def add(self, row: Mapping[str, str], where: str) -> bool:
+        """Take in a row; whether it says something new. Raise :class:`DataError` for one that makes no sense."""
+        key = _key(row["image"], where)
+        captions, answers = self._captions.setdefault(key, {}), self._answers.setdefault(key, {})
+        new = said = False
+        for group in GROUPS:
+            given = [name for name in group if row[name]]
+            if given and given != list(group):
+                empty = next(name for name in group if not row[name])
+                raise DataError(f"there is a {given[0]}, but no {empty}", where=where, fix=_FIX)
+            said = said or bool(given)
+        if not said:
+            fix = "give a question and its answer, a caption or a label"
+            raise DataError("the row says nothing of its image", where=where, fix=fix)
+        if row["question"]:
+            own = answers.setdefault(row["question"], {})
+            new |= row["answer"] not in own
+            own[row["answer"]] = 1.0
+        if row["caption"]:
+            new |= row["caption"] not in captions
+            captions[row["caption"]] = None
+        if row["label"]:
+            new |= key not in self._labels
+            known = self._labels.setdefault(key, row["label"])
+            if known != row["label"]:
+                what = f"the image has the label {row['label']!r} here, {known!r} before"
+                raise DataError(what, where=where, fix=_FIX)
+        return new
+
+    def records(self) -> list[Record]:
+        """One for each image, in the order of the file."""
+        return [
+            Record(
+                key,
+                (self._root / key,),
+                captions=tuple(captions),
+                questions=tuple(Question(text, answers) for text, answers in self._answers[key].items()),
+                label=self._labels.get(key),
+            )
+            for key, captions in self._captions.items()
+        ]
+
+
+def _key(name: str, where: str) -> str:
+    """The path of an image below the root, with / between its parts. Raise :class:`DataError` for one that leaves the root."""
+    if not name:
+        raise DataError("the image is empty", where=where, fix=_FIX)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or Path(name).is_absolute():
+        fix = "give the image's path below --data-root"
+        raise DataError(f"the image {name!r} lies outside of the data set's folder", where=where, fix=fix)
+    return str(path)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where, row) for each line of a CSV file that is not blank; a row's cells by column, without spaces around them."""
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
+    before = csv.field_size_limit(LONGEST)
+    try:
+        while True:
+            where = f"{path}, line {reader.line_num + 1}"
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise DataError(
+                    f"malformed CSV: {error}", where=where, fix="check the quotes from this line on"
+                ) from error
+            if cells is None:
+                break
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not names:
+                names = _header([cell.strip().lower() for cell in cells], where)
+                continue
+            if len(cells) != len(names):
+                what = f"the line has {len(cells)} cells, the header {len(names)}"
+                raise DataError(what, where=where, fix="put a cell with a comma in double quotes")
+            yield where, {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+    finally:
+        csv.field_size_limit(before)
+
+
+def _header(names: list[str], where: str) -> list[str]:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"two columns are called {twice!r}", where=where, fix="rename one of them")
+    if "image" not in names or not any(set(group) <= set(names) for group in GROUPS):
+        what = f"the first line names the columns {', '.join(map(repr, names))}"
+        fix = "begin the file with image,question,answer or image,caption or image,label, separated by commas"
+        raise DataError(what, where=where, fix=fix)
+    return names
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where, row) for each line of a JSON lines file that is not blank; null is an empty cell, a whole number its digits."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row: dict[str, Any] = checked(parsed(line, path, number), dict, where, "a row")
+        cells = {}
+        for name, value in row.items():
+            if name in COLUMNS:
+                value = "" if value is None else str(value) if type(value) is int else value
+                text = checked(value, str, where, f"{name!r}")
+                if len(text) > LONGEST:
+                    raise DataError(f"{name!r} has {len(text)} characters, more than {LONGEST}", where=where, fix=_FIX)
+                cells[name] = text.strip()
+            else:
+                cells[name] = ""
+        yield where, cells
