@@ -35,6 +35,8 @@ _STANDARD = ("", "ai.onnx")
 # A message of protocol buffers has 2 GiB at most.
 MAX_BYTES = 2**31 - 1
 MAX_RANK = 64
+# The largest number in an attribute. Engines do not check them all: OpenVINO 2026.4 crashes on a Transpose by an axis of 2**62.
+MAX_NUMBER = 2**16
 # How many lines an error has, of how many characters.
 SHOWN, WIDTH = 10, 300
 _FIX = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
@@ -132,6 +134,11 @@ def _differences(kind: str, have: list[TensorSpec], wanted: tuple[TensorSpec, ..
             yield f"{kind} {spec.name!r} is {shapes}"
 
 
+def _signed(varint: int) -> int:
+    """The number whose two's complement in 64 bits is ``varint``, as negative numbers are written."""
+    return varint - 2**64 if varint >= 2**63 else varint
+
+
 class _Reader:
     """Walks one model. A span is a pair of offsets; messages are nested as deep as the methods below, and no deeper."""
 
@@ -207,23 +214,31 @@ class _Reader:
                 attributes.append((at, to))
         kind = operator if domain in _STANDARD else f"{domain}::{operator}"
         self._graph.operators.setdefault(kind, name)
-        numbers = [self._read_attribute(at, to, f"node {name!r} ({kind})") for at, to in attributes]
-        if kind == "Gather" and len(inputs) == 2 and not any(numbers):
+        node = f"node {name!r} ({kind})"
+        numbers = [self._read_attribute(at, to, node) for at, to in attributes]
+        axes = [axis for _, several in numbers for axis in several]
+        if kind == "Transpose" and sorted(axes) != list(range(len(axes))):
+            self._graph.strange.append(f"{node} has the axes {axes}, which are not a permutation")
+        if kind == "Gather" and len(inputs) == 2 and not any(single for single, _ in numbers):
             self._gathers.append((self._wire.text(*inputs[0]), self._wire.text(*inputs[1])))
 
-    def _read_attribute(self, start: int, end: int, node: str) -> int:
-        """The attribute's number, 0 for one that has none."""
-        value = 0
+    def _read_attribute(self, start: int, end: int, node: str) -> tuple[int, list[int]]:
+        """The attribute's number (0 without one) and its list of numbers: axes, types, sizes of a kernel."""
+        single, several = 0, list[int]()
         for number, at, to in self._wire.fields(start, end, _ATTRIBUTE):
             if number == 3:
-                value = at
+                single = _signed(at)
+            elif number == 8:
+                several += [_signed(value) for value in ([at] if not to else self._packed(at, to))]
             elif number in (5, 10):
                 self._read_tensor(at, to, f" of {node}")
             elif number in (6, 11):
                 self._graph.strange.append(f"{node} holds a graph of its own")
             elif number in (22, 23):
                 self._graph.strange.append(f"{node} holds a sparse tensor")
-        return value
+        if any(abs(value) > MAX_NUMBER for value in (single, *several)):
+            self._graph.strange.append(f"{node} has a number beyond {MAX_NUMBER:,} among its attributes")
+        return single, several
 
     def _read_tensor(self, start: int, end: int, owner: str) -> None:
         name, sizes, kind, raw, elsewhere = "", list[int](), 0, None, False

@@ -143,6 +143,14 @@ STRANGE: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
         "com.microsoft::Gelu",
     ),
     "operator": (lambda m: m.graph.node.append(helper.make_node("NonZero", ["x"], ["v"], name="hidden")), "NonZero"),
+    "an axis without measure": (
+        lambda m: m.graph.node.append(helper.make_node("Softmax", ["x"], ["v"], name="hidden", axis=-(2**62))),
+        "'hidden'",
+    ),
+    "axes that are not a permutation": (
+        lambda m: m.graph.node.append(helper.make_node("Transpose", ["x"], ["v"], name="hidden", perm=[0, 2, 2**15])),
+        "'hidden'",
+    ),
     "type of a tensor": (
         lambda m: m.graph.initializer.append(helper.make_tensor("hidden", TensorProto.STRING, [1], ["a"])),
         "'hidden'",

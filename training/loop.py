@@ -272,37 +272,55 @@ def load_state(
     batches: Mapping[str, Any] | None = None,
     scaler: Any = None,
 ) -> Progress:
-    """Put back what :func:`save_state` wrote; raise :class:`UsageError` or :class:`DataError` if it does not belong."""
+    """Put back what :func:`save_state` wrote, and return where training stood.
+
+    Raise :class:`UsageError` for a state of another recipe, other batches or another model, and :class:`DataError` for a file
+    that is damaged. The caller must not train after either: parts of the state may have been put back.
+    """
     require_state(path)
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         # States from before there was a description of the batches have none, and fit none.
-        found, processes = content["recipe"] | content.get("batches", {}), content["processes"]
+        saved, processes = dict(content["recipe"] | content.get("batches", {})), content["processes"]
+        wanted = asdict(recipe) | dict(batches or {})
+        both = [(key, saved.get(key), wanted.get(key)) for key in wanted | saved]
+        changed = [f"{key} was {old}, is {new}" for key, old, new in both if bool(old != new)]
+        if len(processes) != count():
+            changed.append(f"processes were {len(processes)}, are {count()}")
     # Whatever a damaged file raises, it means the same to the user.
     except Exception as error:
-        raise DataError(f"the trainer state is damaged: {error}", where=path, fix="start anew") from error
-    wanted = asdict(recipe) | dict(batches or {})
-    both = [(key, found.get(key), wanted.get(key)) for key in wanted | found]
-    changed = [f"{key} was {old}, is {new}" for key, old, new in both if old != new]
-    if len(processes) != count():
-        changed.append(f"processes were {len(processes)}, are {count()}")
+        raise _damaged(error, path) from error
     if changed:
         what = f"the trainer state belongs to another recipe: {'; '.join(changed)}"
         raise UsageError(what, where=path, fix="repeat it")
-    own = processes[rank()]
     try:
+        own, progress = processes[rank()], Progress(**content["progress"])
+        whole = isinstance(progress.step, int) and isinstance(progress.samples, int)
+        if (
+            not whole
+            or min(progress.step, progress.samples, progress.seconds) < 0
+            or not math.isfinite(progress.seconds)
+        ):
+            raise TypeError(f"training cannot stand at {progress}")
         stage.load_state_dict(content["stage"])
         buffers = dict(stage.named_buffers())
         for name, value in own["buffers"].items():
             buffers[name].copy_(value)
-        for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for optimizer, state_dict in zip(optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(state_dict)
         if scaler is not None:
             scaler.load_state_dict(content["scaler"])
+        torch.set_rng_state(own["random"])
+        if "cuda" in own and torch.cuda.is_available():
+            torch.cuda.set_rng_state(own["cuda"])
     except (RuntimeError, ValueError, KeyError) as error:
         what = f"the trainer state belongs to another model: {str(error).splitlines()[0]}"
         raise UsageError(what, where=path, fix="start anew") from error
-    torch.set_rng_state(own["random"])
-    if "cuda" in own and torch.cuda.is_available():
-        torch.cuda.set_rng_state(own["cuda"])
-    return Progress(**content["progress"])
+    except Exception as error:
+        raise _damaged(error, path) from error
+    return progress
+
+
+def _damaged(error: Exception, path: Path) -> DataError:
+    said = str(error) or type(error).__name__
+    return DataError(f"the trainer state is damaged: {said.splitlines()[0]}", where=path, fix="start anew")

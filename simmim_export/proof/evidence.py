@@ -95,7 +95,7 @@ class Evidence:
         try:
             evidence = cls._parse(unpack(source))
             check(evidence)
-        except (*DAMAGED, TypeError, AttributeError, IndexError) as error:
+        except (*DAMAGED, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise BundleError(f"the evidence cannot be read: {error}", where=where, fix="export it again") from error
         return evidence
 

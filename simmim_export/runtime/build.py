@@ -107,7 +107,7 @@ def _locked(path: Path) -> Iterator[None]:
     except Timeout:
         owner = "unknown"
         with suppress(OSError):  # Windows lets nobody read what is locked
-            owner = path.read_text(encoding="utf-8").strip() or owner
+            owner = path.read_text(encoding="utf-8", errors="replace").strip() or owner
         what = f"another build of this bundle is running (process {owner})"
         raise UsageError(what, where=path, fix="wait for it, then run the same command again") from None
     except OSError as error:

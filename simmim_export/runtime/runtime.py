@@ -302,7 +302,12 @@ class Runtime:
     def _open_tokenizer(self) -> Tokenizer:
         with self._opening:
             if self._tokenizer is None:
-                source = self.bundle.file("tokenizer.json").read_text(encoding="utf-8")
+                path = self.bundle.file("tokenizer.json")
+                try:
+                    source = path.read_text(encoding="utf-8")
+                except UnicodeDecodeError as error:
+                    what = f"tokenizer.json is not UTF-8: {error}"
+                    raise BundleError(what, where=path, fix="export the bundle again") from error
                 self._tokenizer = Tokenizer(source, self.bundle.manifest.preprocessing["text"]["max_length"])
             return self._tokenizer
 
