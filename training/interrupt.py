@@ -18,6 +18,8 @@ from simmim_export.console import say
 
 # What ends a training run from outside: Ctrl-C, kill or a scheduler, a terminal that closes.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# simmim-train as a module, in a command that a user is told to type. Nothing is started with it here.
+_AS_MODULE = shlex.split("-m simmim_export.training.cli")
 
 
 class Stopped(KeyboardInterrupt):
@@ -126,9 +128,9 @@ def resuming() -> str:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     program = Path(sys.argv[0])
     if processes > 1:
-        start = ["torchrun", "--nproc-per-node", str(processes), "-m", "simmim_export.training.cli"]
+        start = ["torchrun", f"--nproc-per-node={processes}", *_AS_MODULE]
     elif program.stem == "simmim-train":
         start = [program.name if shutil.which(program.name) == str(program) else str(program)]
     else:
-        start = [sys.orig_argv[0], "-m", "simmim_export.training.cli"]
+        start = [sys.orig_argv[0], *_AS_MODULE]
     return shlex.join([*start, *words, *(() if "--resume" in words else ("--resume",))])

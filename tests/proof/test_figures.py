@@ -184,7 +184,7 @@ def test_a_reference_with_wrong_answers_is_suspicious() -> None:
     assert [row["suspicious"] for row in few] == [False, True] and few[1]["interval"][1] < 0
 
 
-@pytest.mark.parametrize("wrong", [np.complex64, np.int64, np.nan, np.inf])
+@pytest.mark.parametrize("wrong", [np.complex64, np.nan, np.inf])
 def test_a_golden_tensor_that_is_not_finite_and_real_agrees_with_nothing(wrong: type | float) -> None:
     good = unit(3)
     bad = good.astype(wrong) if isinstance(wrong, type) else np.full_like(good, wrong)

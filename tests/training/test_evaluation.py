@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
 from simmim_export.models.checkpoint import build
+from simmim_export.proof.wholeness import check
 from simmim_export.training.assemble import SAMPLES, NewModel, new_checkpoint, samples, with_head
 from simmim_export.training.data.base import EVERYTHING, ONCE, QUESTIONS, UNSEEN, Batch, Data, Stated, Want
 from simmim_export.training.data.digits import Digits
@@ -197,7 +198,7 @@ def test_evidence_asks_the_most_that_it_can_and_nothing_twice() -> None:
     # 60, 48, 36, 24 and 12 images have 1 to 5 questions or more: 3 of 36 are the most, 2 of 40 the most statements.
     assert found.tasks["vqa"].labels.shape == (36, 3) and found.tasks["text_class"].labels.shape == (40, 2)
     assert all(len(set(row)) == len(row) for task in found.tasks.values() for row in task.texts)
-    found.check()
+    check(found)
 
 
 def test_a_question_of_a_new_kind_is_guessed_by_all_that_were_asked() -> None:
