@@ -148,7 +148,8 @@ def compare(
 def footprint(
     bundle: Annotated[Path, typer.Option("--bundle", help="Bundle to run.")] = Path("demo/bundle"),
     source: Annotated[
-        Path | None, typer.Option("--source", help="Checkout to install; the current folder by default.")
+        Path | None,
+        typer.Option("--source", help="Checkout to install; by default the one that this command runs from."),
     ] = None,
     environment: Annotated[
         Path | None, typer.Option("--environment", help="Use this virtual environment instead of making one.")

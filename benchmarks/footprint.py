@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import simmim_export
 from simmim_export.errors import BundleError, GateFailed, UsageError
 from simmim_export.system.children import child_environment, python_code, python_command
 
@@ -79,12 +80,13 @@ def footprint(
 
 
 def _install(environment: Path, source: Path | None) -> None:
-    source = source or Path.cwd()
+    # The checkout that this code runs from, and never the working directory: installing a folder executes what it says.
+    source = source or Path(simmim_export.__file__).resolve().parents[1]
     if not (source / "pyproject.toml").is_file():
         raise UsageError(
             "there is no source to install",
             where=source,
-            fix="run this in a checkout, or give --source or --environment",
+            fix="give the checkout with --source, or an environment with --environment",
         )
     venv.create(environment, with_pip=True)
     constraints = ["--constraint", str(source / "constraints.txt")] if (source / "constraints.txt").is_file() else []

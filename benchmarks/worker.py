@@ -31,6 +31,7 @@ from simmim_export.host import available_threads  # noqa: E402
 from simmim_export.parity import Golden, compare, invariance  # noqa: E402
 from simmim_export.proof.examine import Examiner, require_evidence  # noqa: E402
 from simmim_export.runtime import Runtime, load  # noqa: E402
+from simmim_export.system.libraries import guard_imports  # noqa: E402
 from simmim_export.system.printing import show_warnings_plainly  # noqa: E402
 
 
@@ -140,6 +141,7 @@ def main() -> None:
     """Serve requests until stdin closes."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    guard_imports()
     show_warnings_plainly()
     worker = Worker()
     for line in sys.stdin:

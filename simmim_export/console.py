@@ -21,6 +21,7 @@ from rich.text import Text
 
 from simmim_export.errors import SimmimError, UsageError
 from simmim_export.system.children import protect_children
+from simmim_export.system.libraries import guard_imports
 from simmim_export.system.printing import (
     READER_GONE,
     flush_streams,
@@ -84,6 +85,7 @@ def run_app(app: Callable[..., object]) -> None:
     what it prints.
     """
     closed = open_closed_streams()
+    guard_imports()
     show_warnings_plainly()
     show_tracebacks_plainly()
     protect_children(os.environ)

@@ -37,6 +37,11 @@ MAX_BYTES = 2**31 - 1
 MAX_RANK = 64
 # The largest number in an attribute. Engines do not check them all: OpenVINO 2026.4 crashes on a Transpose by an axis of 2**62.
 MAX_NUMBER = 2**16
+# The most nodes of a graph. The text encoder of MiniLM has 459 in INT8. OpenVINO takes minutes for a chain of 20,000, and crashes
+# on one of 100,000.
+MAX_NODES = 5000
+# The opsets that --opset offers.
+OPSETS = range(18, 25)
 # How many lines an error has, of how many characters.
 SHOWN, WIDTH = 10, 300
 _FIX = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
@@ -148,6 +153,9 @@ class _Reader:
         # The rows of every constant; and of each Gather along axis 0, the constant and the indices.
         self._rows: dict[str, int] = {}
         self._gathers: list[tuple[str, str]] = []
+        # Every name that was given a value. Engines disagree about which of two values of one name counts.
+        self._defined: set[str] = set()
+        self._nodes = 0
 
     # -- the messages of ONNX ------------------------------------------------------------------------------------------
 
@@ -166,6 +174,8 @@ class _Reader:
                 self._graph.strange.append("it holds a function, which can hide operators")
         if not graphs or not self._graph.opset:
             raise Malformed("it has no graph" if not graphs else "it has no opset of the standard domain")
+        if self._graph.opset not in OPSETS:
+            self._graph.strange.append(f"it has opset {self._graph.opset}, and we export {OPSETS[0]} to {OPSETS[-1]}")
         inputs = {tensor.name for tensor in self._graph.inputs}
         for table, indices in self._gathers:
             if table in self._rows and indices in inputs:
@@ -193,17 +203,28 @@ class _Reader:
                 self._read_tensor(at, to, "")
             elif number == 11:
                 self._graph.inputs.append(self._read_value(at, to))
+                self._define(self._graph.inputs[-1].name)
             elif number == 12:
                 self._graph.outputs.append(self._read_value(at, to))
             elif number == 15:
                 self._graph.strange.append("it holds a sparse tensor")
 
+    def _define(self, name: str) -> None:
+        if name and name in self._defined:
+            self._graph.strange.append(f"{name!r} is given a value twice")
+        self._defined.add(name)
+
     def _read_node(self, start: int, end: int) -> None:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise Malformed(f"more than {MAX_NODES:,} nodes")
         name = operator = domain = ""
         inputs, attributes = list[tuple[int, int]](), list[tuple[int, int]]()
         for number, at, to in self._wire.fields(start, end, _NODE):
             if number == 1:
                 inputs.append((at, to))
+            elif number == 2:
+                self._define(self._wire.text(at, to))
             elif number == 3:
                 name = self._wire.text(at, to)
             elif number == 4:
@@ -253,6 +274,8 @@ class _Reader:
                 raw = to - at
             elif number == 13 or (number == 14 and at):
                 elsewhere = True
+        if not owner:
+            self._define(name)
         if elsewhere:
             self._graph.strange.append(f"tensor {name!r}{owner} lies in another file, which no digest covers")
             return

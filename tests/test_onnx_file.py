@@ -17,7 +17,7 @@ from support import change_graph
 from simmim_export import wire
 from simmim_export.bundle import Bundle, Staging
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.onnx_file import OPERATORS, GraphFile, check_graph_file, read_graph
+from simmim_export.onnx_file import MAX_NODES, OPERATORS, GraphFile, check_graph_file, read_graph
 from simmim_export.runtime import load
 from simmim_export.spec import Axis, GraphSpec, TensorSpec
 
@@ -151,6 +151,13 @@ STRANGE: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
         lambda m: m.graph.node.append(helper.make_node("Transpose", ["x"], ["v"], name="hidden", perm=[0, 2, 2**15])),
         "'hidden'",
     ),
+    "two tensors of a name": (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "'w'"),
+    "a node that gives an input": (lambda m: m.graph.node.append(helper.make_node("Relu", ["x"], ["x"])), "'x'"),
+    "two outputs of a name": (
+        lambda m: m.graph.node.append(helper.make_node("Split", ["x"], ["hidden"] * 2, num_outputs=2)),
+        "'hidden'",
+    ),
+    "opset": (lambda m: setattr(m.opset_import[0], "version", 999), "opset 999"),
     "type of a tensor": (
         lambda m: m.graph.initializer.append(helper.make_tensor("hidden", TensorProto.STRING, [1], ["a"])),
         "'hidden'",
@@ -234,10 +241,10 @@ def test_bytes_that_are_not_a_whole_model_are_refused(case: str, tmp_path: Path)
 
 
 def test_a_file_of_empty_fields_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_FIELDS", 10_000)
+    monkeypatch.setattr(wire, "MAX_FIELDS", 1_000)
     path = tmp_path / "g.onnx"
     path.write_bytes(b"\x3a\xa8\xc3\x01" + b"\x0a\x00" * 12_500)
-    with pytest.raises(BundleError, match="10,000 fields"):
+    with pytest.raises(BundleError, match="1,000 fields"):
         read_graph(path)
 
 
@@ -307,10 +314,11 @@ def test_any_model_is_read_as_onnx_reads_it(
     tmp_path_factory: pytest.TempPathFactory, nodes: list, tensors: list, shape: list, raw: bool, strange: list
 ) -> None:
     model = add_model()
-    for name, kind, inner in nodes:
+    for index, (name, kind, inner) in enumerate(nodes):
         extra = {"value": numpy_helper.from_array(np.arange(3), "c"), "ints": [1, -2], "words": ["a"]} if inner else {}
-        model.graph.node.append(helper.make_node(kind, ["w", "x"], ["z"], name=name, **extra))
-    for name, dtype, sizes in tensors:
+        model.graph.node.append(helper.make_node(kind, ["w", "x"], [f"z{index}"], name=name, **extra))
+    for index, (ending, dtype, sizes) in enumerate(tensors):
+        name = f"{index}{ending}"
         array = np.zeros(sizes, dtype)
         flat = helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(array.dtype), sizes, array.ravel())
         model.graph.initializer.append(numpy_helper.from_array(array, name) if raw else flat)
@@ -319,6 +327,15 @@ def test_any_model_is_read_as_onnx_reads_it(
         change(model)
     path = tmp_path_factory.getbasetemp() / "made.onnx"
     assert agrees_or_refuses(model.SerializeToString(), path)
+
+
+def test_a_graph_of_too_many_nodes_is_refused(tmp_path: Path) -> None:
+    model = add_model()
+    model.graph.node.extend(helper.make_node("Relu", ["x"], [f"v{index}"]) for index in range(MAX_NODES))
+    onnx.save(model, tmp_path / "long.onnx")
+    with pytest.raises(BundleError) as refused:
+        read_graph(tmp_path / "long.onnx")
+    assert refused.value.where == str(tmp_path / "long.onnx")
 
 
 def outside(model: onnx.ModelProto, path: Path) -> None:

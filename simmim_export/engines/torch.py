@@ -29,6 +29,7 @@ from simmim_export.engines.base import (
 from simmim_export.engines.failures import running
 from simmim_export.errors import CheckpointError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.system.libraries import require_no_libraries_here
 
 # What the models are made with.
 PACKAGES = ("torch", "torchvision", "transformers")
@@ -155,7 +156,9 @@ class TorchEngine:
         """None: it runs from a checkpoint."""
 
     def _require(self) -> None:
-        """Raise :class:`EngineUnavailable` where a package is installed and cannot be imported."""
+        """Raise :class:`EngineUnavailable` if a package is installed and cannot be imported, and :class:`UsageError` where
+        importing torch could load a library from the working directory."""
+        require_no_libraries_here()
         if (reason := broken()) is not None:
             raise cannot_run(self.name, reason, self.install)
 

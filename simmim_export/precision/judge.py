@@ -25,6 +25,7 @@ from simmim_export.proof.fitting import require_fit
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision
 from simmim_export.system.children import spawn_worker
+from simmim_export.system.libraries import guard_imports
 from simmim_export.system.printing import show_warnings_plainly
 
 ROUNDS, SECONDS = 5, 0.12
@@ -95,6 +96,7 @@ _bench: _Bench | SimmimError
 def _start(*arguments: Any) -> None:
     # What is raised here would be a broken pool to whoever asks; kept, it is raised to them as it is.
     global _bench
+    guard_imports()
     show_warnings_plainly()
     try:
         _bench = _Bench(*arguments)
