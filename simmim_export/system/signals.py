@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,12 +12,16 @@ from types import FrameType
 # What ends a process at once unless it is handled: kill, and a terminal that was closed. Windows has no SIGHUP.
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
+# Seconds that a block has to clean up before another signal interrupts it.
+GRACE = 5.0
+
 
 @contextmanager
 def ending_cleanly() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, by an exception: SystemExit with 128 plus the signal's number.
 
-    Further ones are ignored while the block cleans up. A signal that the program handles itself, or ignores (as under nohup),
+    Further ones are ignored for :data:`GRACE` seconds, while the block cleans up, and then raise again: a library may have
+    swallowed the first exception. A signal that the program handles itself, or ignores (as under nohup),
     is left alone. Python handles signals in the main thread only, so in any other thread this changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -24,9 +29,13 @@ def ending_cleanly() -> Iterator[None]:
         return
     ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
 
+    first = float("-inf")
+
     def end(number: int, _: FrameType | None) -> None:
-        for each in ours:
-            signal.signal(each, signal.SIG_IGN)
+        nonlocal first
+        if time.monotonic() - first < GRACE:
+            return
+        first = time.monotonic()
         raise SystemExit(128 + number)
 
     try:
