@@ -44,6 +44,26 @@ def test_a_signal_ends_the_block_unless_the_program_handles_it(number: int, befo
     assert done.stdout.split("\n")[:-1] == said
 
 
+# A library swallows the first exception; the second signal comes after the time for cleaning up.
+SWALLOWED = """
+import os, signal
+from simmim_export.system import signals
+signals.GRACE = 0.0
+with signals.ending_cleanly():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        print("swallowed")
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("went on")
+"""
+
+
+def test_a_second_signal_ends_a_block_that_swallowed_the_first() -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", SWALLOWED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "swallowed\n"), done.stderr
+
+
 def test_handlers_are_as_they_were_afterwards() -> None:
     before = [signal.getsignal(number) for number in ENDING]
     with ending_cleanly():
