@@ -23,11 +23,14 @@ from simmim_export.errors import SimmimError, UsageError
 from simmim_export.system.children import protect_children
 from simmim_export.system.printing import (
     READER_GONE,
+    discard,
     flush_streams,
     open_closed_streams,
     say,
+    say_if_possible,
     show_tracebacks_plainly,
     show_warnings_plainly,
+    unwritable,
 )
 from simmim_export.system.printing import printable as printable
 from simmim_export.version import __version__
@@ -108,7 +111,7 @@ def _exit_code(app: Callable[..., object]) -> int:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SimmimError as error:
-        say(f"error: {error}", error=True)
+        say_if_possible(error)
         return error.exit_code
     except BrokenPipeError:
         return READER_GONE
@@ -117,7 +120,9 @@ def _exit_code(app: Callable[..., object]) -> int:
         if error.errno not in REFUSED or (isinstance(error, PermissionError) and error.filename is None):
             raise
         refused = UsageError(error.strerror or str(error), where=error.filename, fix=REFUSED[error.errno])
-        say(f"error: {refused}", error=True)
+        if error.filename is None and (stream := _full_stream()) is not None:
+            refused = unwritable(stream, error)
+        say_if_possible(refused)
         return refused.exit_code
     except KeyboardInterrupt:  # of a main function: Typer returns 130 itself
         return 130
@@ -132,17 +137,30 @@ def _exit_code(app: Callable[..., object]) -> int:
         # Typer and Click share no class for a wrong word on the command line, but these two attributes.
         if not hasattr(error, "show") or not hasattr(error, "exit_code"):
             raise
+        if isinstance(getattr(error, "message", None), str):
+            error.message = printable(error.message)  # type: ignore[attr-defined]
         shown = io.StringIO()
         error.show(file=shown)
-        say(shown.getvalue().rstrip("\n"), error=True)
+        say(shown.getvalue().rstrip("\n"), error=True, lines=True)
         return int(error.exit_code)
+
+
+def _full_stream() -> Any:
+    """The standard stream that cannot be written, None if both can. What it holds is discarded."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            discard(stream)
+            return stream
+    return None
 
 
 def check_output(path: Path, overwrite: bool, option: str) -> None:
     """Raise :class:`UsageError`, before anything is computed, for an output file that is there already, or cannot be."""
-    from simmim_export.files import require_new, require_writable
+    from simmim_export.files import destination, require_new, require_writable
 
-    require_writable(path)
+    require_writable(destination(path))
     if path.is_dir():
         raise UsageError("the output is a folder", where=path, fix=f"give the name of a file with {option}")
     require_new(path, overwrite, option)
@@ -155,7 +173,10 @@ def print_json(value: Any) -> None:
 
 
 class SafeConsole(Console):
-    """A rich Console that shows every text as :func:`printable`, so that only rich's own styling reaches the terminal."""
+    """A rich Console that shows every text as :func:`printable`, so that only rich's own styling reaches the terminal.
+
+    A str is shown on one line. Give text of several lines as :func:`stacked`.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich does it, of the escaped text: escaped before it is measured, so that columns of a table stay aligned."""
@@ -164,11 +185,16 @@ class SafeConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As rich does it; a text that came as an object of rich's and not as a string is escaped here."""
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else printable(text), style, control)
+            yield Segment(text if control else printable(text, lines=True), style, control)
 
     def on_broken_pipe(self) -> None:
         """End the command as :func:`run_app` does where a reader goes away."""
         raise SystemExit(READER_GONE)
+
+
+def stacked(lines: Iterable[str]) -> Text:
+    """``lines`` below one another, for a cell of a table; a line break in one of them is escaped."""
+    return Text("\n".join(printable(line) for line in lines))
 
 
 def stdout_console() -> Console:

@@ -107,7 +107,8 @@ def resumable(resume: bool) -> Iterator[None]:
             if int(os.environ.get("RANK", "0")) == 0:
                 name = signal.Signals(stops[-1].number).name
                 if resume or any(stop.kept for stop in stops):
-                    say(f"stopped by {name}; what was trained is kept. To go on, type:\n  {resuming()}", error=True)
+                    say(f"stopped by {name}; what was trained is kept. To go on, type:", error=True)
+                    say(f"  {resuming()}", error=True)
                 else:
                     say(f"stopped by {name}, before anything was trained that could be kept", error=True)
             raise SystemExit(stops[-1].exit_code) from None
