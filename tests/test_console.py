@@ -55,7 +55,7 @@ def test_a_name_cannot_forge_a_line_of_a_message(capsys: pytest.CaptureFixture[s
     table.add_row(forged, stacked([forged]))
     stdout_console().print(table)
     shown, said = capsys.readouterr()
-    assert shown.count("a\\nwrote b.npz") == 6
+    assert shown.count("a\\nwrote b.npz") == 7
     # A line that is not ours is further in than every line of ours.
     assert [line for line in said.splitlines() if line.lstrip().startswith("wrote")] == [
         "    wrote b.npz",

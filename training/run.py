@@ -138,17 +138,17 @@ def evaluate(
     """Measure every trained head of a checkpoint that the data can measure, on ``scenes`` scenes of ``stream``; with
     ``pointing`` also whether the model looks at the thing it is asked about."""
     checkpoint = load(path)
-    if not checkpoint.metrics and not pointing:
-        what = "nothing in this checkpoint has been trained, so there is nothing to measure"
-        raise CheckpointError(
-            what, where=path, fix=f"train it: simmim-train finetune --from {path} --minutes 3 -o new.pt"
-        )
     data, seed = request.resolve(checkpoint.provenance, path)
     place = "" if data.root is None else f" in {data.root}"
     say(f"evaluating on {stream} of {data.name}{place}, seed {seed}", error=True)
     model, tokenizer = build(checkpoint, path), read_tokenizer(checkpoint.tokenizer)
     held_out = data.open(seed, stream, model.config.image_size)
     held_out.open()
+    if not checkpoint.metrics and not pointing:
+        what = "nothing in this checkpoint has been trained, so there is nothing to measure"
+        raise CheckpointError(
+            what, where=path, fix=f"train it: simmim-train finetune --from {path} --minutes 3 -o new.pt"
+        )
     metrics = {}
     for name, found in checkpoint.metrics.items():
         head = _head(name)
