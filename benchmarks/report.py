@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -183,7 +184,7 @@ def require(measured: Measured, bundle: Path) -> None:
     ]
     if failed:
         what = f"what was measured differs from PyTorch: {', '.join(failed)}"
-        fix = f"see how far: simmim-export verify {bundle} --engine ENGINE --precision PRECISION"
+        fix = f"see how far: simmim-export verify {shlex.quote(str(bundle))} --engine ENGINE --precision PRECISION"
         raise GateFailed(what, where=bundle, fix=fix)
 
 

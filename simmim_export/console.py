@@ -23,14 +23,13 @@ from simmim_export.errors import SimmimError, UsageError
 from simmim_export.system.children import protect_children
 from simmim_export.system.printing import (
     READER_GONE,
-    discard,
     flush_streams,
     open_closed_streams,
     say,
-    say_if_possible,
+    say_last,
     show_tracebacks_plainly,
     show_warnings_plainly,
-    unwritable,
+    writing,
 )
 from simmim_export.system.printing import printable as printable
 from simmim_export.version import __version__
@@ -111,7 +110,7 @@ def _exit_code(app: Callable[..., object]) -> int:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SimmimError as error:
-        say_if_possible(error)
+        say_last(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
         return READER_GONE
@@ -120,9 +119,7 @@ def _exit_code(app: Callable[..., object]) -> int:
         if error.errno not in REFUSED or (isinstance(error, PermissionError) and error.filename is None):
             raise
         refused = UsageError(error.strerror or str(error), where=error.filename, fix=REFUSED[error.errno])
-        if error.filename is None and (stream := _full_stream()) is not None:
-            refused = unwritable(stream, error)
-        say_if_possible(refused)
+        say_last(f"error: {refused}")
         return refused.exit_code
     except KeyboardInterrupt:  # of a main function: Typer returns 130 itself
         return 130
@@ -130,7 +127,7 @@ def _exit_code(app: Callable[..., object]) -> int:
         if isinstance(ended.__context__, BrokenPipeError):
             return READER_GONE
         if isinstance(ended.code, str):
-            say(ended.code, error=True)
+            say_last(ended.code)
             return 1
         return ended.code or 0
     except Exception as error:
@@ -141,19 +138,8 @@ def _exit_code(app: Callable[..., object]) -> int:
             error.message = printable(error.message)  # type: ignore[attr-defined]
         shown = io.StringIO()
         error.show(file=shown)
-        say(shown.getvalue().rstrip("\n"), error=True, lines=True)
+        say_last(shown.getvalue().rstrip("\n"))
         return int(error.exit_code)
-
-
-def _full_stream() -> Any:
-    """The standard stream that cannot be written, None if both can. What it holds is discarded."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            discard(stream)
-            return stream
-    return None
 
 
 def check_output(path: Path, overwrite: bool, option: str) -> None:
@@ -169,7 +155,9 @@ def check_output(path: Path, overwrite: bool, option: str) -> None:
 def print_json(value: Any) -> None:
     """Print ``value`` as JSON on stdout, for machines: in ASCII, so that a file name that is not UTF-8 survives."""
     # The one control character that JSON leaves as it is.
-    print(json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f"))
+    text = json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f")
+    with writing(sys.stdout):
+        print(text)
 
 
 class SafeConsole(Console):
@@ -186,6 +174,11 @@ class SafeConsole(Console):
         """As rich does it; a text that came as an object of rich's and not as a string is escaped here."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text, lines=True), style, control)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does it; a stream that cannot be written is the error of :func:`writing`."""
+        with writing(self.file):
+            super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         """End the command as :func:`run_app` does where a reader goes away."""

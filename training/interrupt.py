@@ -127,7 +127,8 @@ def resuming() -> str:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     program = Path(sys.argv[0])
     if processes > 1:
-        start = ["torchrun", "--nproc-per-node", str(processes), "-m", "simmim_export.training.cli"]
+        # Without it torchrun puts the current folder on the path of what it starts.
+        start = ["PYTHONSAFEPATH=1", "torchrun", "--nproc-per-node", str(processes), "-m", "simmim_export.training.cli"]
     elif program.stem == "simmim-train":
         start = [program.name if shutil.which(program.name) == str(program) else str(program)]
     else:

@@ -5,6 +5,7 @@ What can be checked without PyTorch was checked before, by :mod:`simmim_export.t
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -147,7 +148,9 @@ def evaluate(
     if not checkpoint.metrics and not pointing:
         what = "nothing in this checkpoint has been trained, so there is nothing to measure"
         raise CheckpointError(
-            what, where=path, fix=f"train it: simmim-train finetune --from {path} --minutes 3 -o new.pt"
+            what,
+            where=path,
+            fix=f"train it: simmim-train finetune --from {shlex.quote(str(path))} --minutes 3 -o new.pt",
         )
     metrics = {}
     for name, found in checkpoint.metrics.items():

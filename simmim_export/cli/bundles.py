@@ -72,7 +72,7 @@ def onnx(
 
     wanted = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
     if Precision.BF16 in wanted:
-        fix = "it runs the fp32 graph: simmim-export verify --engine openvino --precision bf16"
+        fix = "it runs the fp32 graph: simmim-export verify BUNDLE --engine openvino --precision bf16"
         raise UsageError("no graph is written in bf16", fix=fix)
     limits = None if budget is None else Budget.parse(budget)
     lowered = tuple(p for p in wanted if p is not Precision.FP32)

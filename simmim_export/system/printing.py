@@ -11,10 +11,12 @@ import sys
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from simmim_export.errors import SimmimError, UsageError
+from simmim_export.errors import UsageError
 
 # Exit code of a command whose reader went away, as a shell reports it for a program that SIGPIPE ended (128 + 13).
 READER_GONE = 141
@@ -44,8 +46,22 @@ def say(*parts: object, error: bool = False, lines: bool = False) -> None:
 
     With ``lines`` line breaks and tabs are printed as they are: for text whose lines are ours, such as an error message.
     """
-    shown = (printable(str(part), lines=lines) for part in parts)
-    print(*shown, file=sys.stderr if error else sys.stdout, flush=error)
+    stream = sys.stderr if error else sys.stdout
+    with writing(stream):
+        print(*(printable(str(part), lines=lines) for part in parts), file=stream, flush=error)
+
+
+@contextmanager
+def writing(stream: Any) -> Iterator[None]:
+    """For a block that prints to the standard ``stream``. Raise :class:`UsageError` where it cannot be written, as on a full disk;
+    what is printed there afterwards is lost. A reader that went away stays a BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(stream)
+        raise unwritable(stream, error) from error
 
 
 def show_warnings_plainly() -> None:
@@ -103,16 +119,16 @@ def flush_streams(code: int) -> int:
             code = code or READER_GONE
         except OSError as error:
             discard(stream)
-            say_if_possible(unwritable(stream, error))
+            say_last(f"error: {unwritable(stream, error)}")
             code = code or 2
     return code
 
 
-def say_if_possible(error: SimmimError) -> None:
-    """Say on stderr what went wrong; where stderr cannot be written either, the exit code alone is left to say it."""
+def say_last(text: str) -> None:
+    """Say on stderr why a command ends; where stderr cannot be written either, the exit code alone is left to say it."""
     try:
-        say(f"error: {error}", error=True, lines=True)
-    except OSError:
+        say(text, error=True, lines=True)
+    except (OSError, UsageError):
         discard(sys.stderr)
 
 

@@ -143,7 +143,7 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("evaluate", "{ckpt}", "--eval-scenes", "4"), 5, "nothing to measure"),
         (("pretrain", "--steps", "1", "--minutes", "1", "-o", "{tmp}/x.pt"), 2, "drop --steps, or drop --minutes"),
         (("pretrain", "--steps", "0", "-o", "{tmp}/x.pt"), 2, "--steps 1000"),
-        (("pretrain", "--steps", "1", "--data", "table", "--data-root", "{tmp}", "-o", "{tmp}/x/y.pt"), 2, "table"),
+        (("pretrain", "--steps", "1", "--data", "table", "--data-root", "{tmp}", "-o", "{tmp}/x/y.pt"), 2, "train.csv"),
         (("finetune", "--minutes", "nan", "-o", "{tmp}/x.pt"), 2, "--minutes must be above zero"),
         (("finetune", "--steps", "1", "--lr", "nan", "-o", "{tmp}/x.pt"), 2, "--lr must be above zero"),
         (("pretrain", "--steps", "1", "--mixed-precision", "fp8", "-o", "{tmp}/x.pt"), 2, "unknown mixed precision"),
