@@ -53,8 +53,11 @@ def say(*parts: object, error: bool = False, lines: bool = False) -> None:
 
 @contextmanager
 def writing(stream: Any) -> Iterator[None]:
-    """For a block that prints to the standard ``stream``. Raise :class:`UsageError` where it cannot be written, as on a full disk;
-    what is printed there afterwards is lost. A reader that went away stays a BrokenPipeError."""
+    """For a block that prints to the standard ``stream``.
+
+    Raise :class:`UsageError` where it cannot be written, as on a full disk; what is printed there afterwards is lost. A reader
+    that went away stays a BrokenPipeError.
+    """
     try:
         yield
     except BrokenPipeError:
