@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from simmim_export.benchmarks.measure import Ratio
-from simmim_export.console import run_app, say, stdout_console
+from simmim_export.console import run_app, say
 from simmim_export.metrics import control_accuracies
 from simmim_export.system.children import child_environment, python_command
 
@@ -31,7 +31,8 @@ ASKED = 3
 def run(program: str, *arguments: object) -> None:
     """Print a command and run it; end with its exit code if it fails."""
     words = [str(argument) for argument in arguments]
-    say(f"\n$ {program} {shlex.join(words)}")
+    say()
+    say(f"$ {program} {shlex.join(words)}")
     sys.stdout.flush()
     done = subprocess.run(python_command(MODULES[program], *words), env=child_environment())
     if done.returncode:
@@ -71,7 +72,7 @@ def main() -> None:
     run("simmim-export", "match", bundle, images / "0000.png", captions[0]["captions"][0], captions[1]["captions"][0])
     summary = summarise(checkpoint, bundle, FOLDER / "bench.json")
     (FOLDER / "summary.md").write_text(summary, encoding="utf-8")
-    stdout_console().print(f"\n{summary}")
+    say(f"\n{summary}", lines=True)
     say(f"{time.monotonic() - started:.0f} s in all; left {checkpoint}, {bundle}, {images}, {FOLDER / 'summary.md'}")
 
 

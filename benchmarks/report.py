@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +19,10 @@ from rich.table import Table
 from simmim_export.benchmarks.driver import FP32, Measured, Plan
 from simmim_export.benchmarks.measure import WILD, BenchmarkResult, Ratio, paired_ratio, spread, too_few
 from simmim_export.bundle import Bundle
-from simmim_export.console import stdout_console
+from simmim_export.console import stacked, stdout_console
 from simmim_export.doctor import examine
 from simmim_export.errors import DataError, GateFailed, UsageError
-from simmim_export.files import digest, parse_json, replacing
+from simmim_export.files import destination, digest, parse_json, replacing
 from simmim_export.spec import as_json
 
 SCHEMA = 1
@@ -130,7 +131,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
         "median",
         "p90",
         "p99",
-        *(["p50 by\nevents"] if timed else []),
+        *([stacked(["p50 by", "events"])] if timed else []),
         *([] if no_ratio else [f"x {against}", "95 %", "x own fp32"]),
         "error",
         "cosine",
@@ -183,7 +184,7 @@ def require(measured: Measured, bundle: Path) -> None:
     ]
     if failed:
         what = f"what was measured differs from PyTorch: {', '.join(failed)}"
-        fix = f"see how far: simmim-export verify {bundle} --engine ENGINE --precision PRECISION"
+        fix = f"see how far: simmim-export verify {shlex.quote(str(bundle))} --engine ENGINE --precision PRECISION"
         raise GateFailed(what, where=bundle, fix=fix)
 
 
@@ -197,7 +198,7 @@ def _times(ratio: Ratio | None) -> str | None:
 
 def write(document: Mapping[str, Any], path: Path) -> None:
     """Write a document as JSON, atomically. An error that is not a number, as of a graph that gives NaN, becomes null."""
-    with replacing(path) as temporary:
+    with replacing(destination(path)) as temporary:
         temporary.write_bytes(_encoded(document))
 
 
@@ -227,7 +228,7 @@ def room(path: Path | None, rows: int, samples: int) -> Iterator[Callable[[Mappi
             stream.flush()
             os.fsync(stream.fileno())
 
-    with replacing(path) as temporary, temporary.open("r+b") as stream:
+    with replacing(destination(path)) as temporary, temporary.open("r+b") as stream:
         with _refused(path):
             # Random bytes take their space on a file system that compresses, too.
             stream.write(os.urandom(FIXED_BYTES + rows * (ROW_BYTES + SAMPLE_BYTES * samples)))

@@ -27,8 +27,10 @@ from simmim_export.system.printing import (
     flush_streams,
     open_closed_streams,
     say,
+    say_last,
     show_tracebacks_plainly,
     show_warnings_plainly,
+    writing,
 )
 from simmim_export.system.printing import printable as printable
 from simmim_export.version import __version__
@@ -110,7 +112,7 @@ def _exit_code(app: Callable[..., object]) -> int:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SimmimError as error:
-        say(f"error: {error}", error=True)
+        say_last(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
         return READER_GONE
@@ -119,7 +121,7 @@ def _exit_code(app: Callable[..., object]) -> int:
         if error.errno not in REFUSED or (isinstance(error, PermissionError) and error.filename is None):
             raise
         refused = UsageError(error.strerror or str(error), where=error.filename, fix=REFUSED[error.errno])
-        say(f"error: {refused}", error=True)
+        say_last(f"error: {refused}")
         return refused.exit_code
     except KeyboardInterrupt:  # of a main function: Typer returns 130 itself
         return 130
@@ -127,24 +129,26 @@ def _exit_code(app: Callable[..., object]) -> int:
         if isinstance(ended.__context__, BrokenPipeError):
             return READER_GONE
         if isinstance(ended.code, str):
-            say(ended.code, error=True)
+            say_last(ended.code)
             return 1
         return ended.code or 0
     except Exception as error:
         # Typer and Click share no class for a wrong word on the command line, but these two attributes.
         if not hasattr(error, "show") or not hasattr(error, "exit_code"):
             raise
+        if isinstance(getattr(error, "message", None), str):
+            error.message = printable(error.message)  # type: ignore[attr-defined]
         shown = io.StringIO()
         error.show(file=shown)
-        say(shown.getvalue().rstrip("\n"), error=True)
+        say_last(shown.getvalue().rstrip("\n"))
         return int(error.exit_code)
 
 
 def check_output(path: Path, overwrite: bool, option: str) -> None:
     """Raise :class:`UsageError`, before anything is computed, for an output file that is there already, or cannot be."""
-    from simmim_export.files import require_new, require_writable
+    from simmim_export.files import destination, require_new, require_writable
 
-    require_writable(path)
+    require_writable(destination(path))
     if path.is_dir():
         raise UsageError("the output is a folder", where=path, fix=f"give the name of a file with {option}")
     require_new(path, overwrite, option)
@@ -153,11 +157,16 @@ def check_output(path: Path, overwrite: bool, option: str) -> None:
 def print_json(value: Any) -> None:
     """Print ``value`` as JSON on stdout, for machines: in ASCII, so that a file name that is not UTF-8 survives."""
     # The one control character that JSON leaves as it is.
-    print(json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f"))
+    text = json.dumps(value, indent=1, allow_nan=False).replace("\x7f", "\\u007f")
+    with writing(sys.stdout):
+        print(text)
 
 
 class SafeConsole(Console):
-    """A rich Console that shows every text as :func:`printable`, so that only rich's own styling reaches the terminal."""
+    """A rich Console that shows every text as :func:`printable`, so that only rich's own styling reaches the terminal.
+
+    A str is shown on one line. Give text of several lines as :func:`stacked`.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich does it, of the escaped text: escaped before it is measured, so that columns of a table stay aligned."""
@@ -166,11 +175,21 @@ class SafeConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As rich does it; a text that came as an object of rich's and not as a string is escaped here."""
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else printable(text), style, control)
+            yield Segment(text if control else printable(text, lines=True), style, control)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does it; a stream that cannot be written is the error of :func:`writing`."""
+        with writing(self.file):
+            super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         """End the command as :func:`run_app` does where a reader goes away."""
         raise SystemExit(READER_GONE)
+
+
+def stacked(lines: Iterable[str]) -> Text:
+    """``lines`` below one another, for a cell of a table; a line break in one of them is escaped."""
+    return Text("\n".join(printable(line) for line in lines))
 
 
 def stdout_console() -> Console:

@@ -19,7 +19,10 @@ what is wrong, where, and what to type next.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_ON_ONE_LINE = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
 
 class SimmimError(Exception):
@@ -34,11 +37,12 @@ class SimmimError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        lines = [self.what]
+        # What quotes a name with a line break in it must not look like a line of ours: later lines are indented further.
+        lines = [re.sub("\n(  )?", "\n    ", self.what)]
         if self.where is not None:
-            lines.append(f"  where: {self.where}")
+            lines.append(f"  where: {self.where.translate(_ON_ONE_LINE)}")
         if self.fix is not None:
-            lines.append(f"  next:  {self.fix}")
+            lines.append(f"  next:  {self.fix.translate(_ON_ONE_LINE)}")
         return "\n".join(lines)
 
 

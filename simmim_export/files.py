@@ -3,6 +3,7 @@ what they mean."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -29,6 +30,8 @@ RATIO, SMALL = 200, 64 << 20
 # The end of a zip archive without a comment, and what ZIP64 puts before it.
 _END, _END_SIZE, _LOCATOR, _LOCATOR_SIZE = b"PK\x05\x06", 22, b"PK\x06\x07", 20
 _MAX_HEADER = 4096
+# What the system says where a disk is full, the user's share of it, or a file has its largest size.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def digest(path: Path) -> str:
@@ -75,8 +78,14 @@ def require_new(path: Path, overwrite: bool, option: str = "-o") -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Raise :class:`UsageError` where nothing can be put at ``path``: where its folder, or the nearest one above it that is
-    there, is a file or may not be written to."""
+    """Raise :class:`UsageError` where nothing can be put at ``path``.
+
+    That is so if a device, a pipe or a socket is there, also behind a link, and if its folder, or the nearest one above it that
+    exists, is a file or may not be written to.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        what = "the output is a device, a pipe or a socket, and would be replaced by a file"
+        raise UsageError(what, where=path, fix="give the name of a file")
     above = path.absolute().parents
     nearest = next((folder for folder in above if os.access(folder, os.F_OK)), path.absolute())
     if not nearest.is_dir():
@@ -125,25 +134,57 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def destination(path: Path) -> Path:
+    """Where an output goes that a user called ``path``: a link stays, and what it points to is written."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """For a block that writes ``path``. Raise :class:`UsageError` where the disk, or the user's share of it, is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        what = f"the output cannot be written: {error.strerror}"
+        raise UsageError(what, where=path, fix="free some space, or choose another output") from error
+
+
+@contextmanager
+def no_empty_folders(path: Path) -> Iterator[None]:
+    """For a block that makes folders above ``path``: those that it leaves empty are removed when it ends."""
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to: it replaces ``path`` when the block ends, and goes when the block fails.
 
-    What a killed process was writing for the same ``path`` is removed first. Raise :class:`UsageError`, before the block begins,
-    where nothing can be written there.
+    A link at ``path`` is replaced and never followed: in a bundle from somebody else it could lead anywhere. For an output that
+    the user named give its :func:`destination`. What a killed process was writing for the same ``path`` is removed first. Raise
+    :class:`UsageError` where nothing can be written there (before the block begins) and where the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with room_for(path):
-        if path.is_dir():
-            raise UsageError("the output is a folder", where=path, fix="give the name of a file")
-        for left in leftovers(path, ".tmp"):
-            left.unlink(missing_ok=True)
-        temporary.touch()
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with no_empty_folders(path):
+        with room_for(path):
+            if path.is_dir():
+                raise UsageError("the output is a folder", where=path, fix="give the name of a file")
+            for left in leftovers(path, ".tmp"):
+                left.unlink(missing_ok=True)
+            temporary.touch()
+        try:
+            with full_disk(path):
+                yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> bytes:

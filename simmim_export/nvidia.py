@@ -112,6 +112,6 @@ if __name__ == "__main__":
     try:
         here = require_gpu()
     except SimmimError as error:
-        say(f"error: {error}", error=True)
+        say(f"error: {error}", error=True, lines=True)
         sys.exit(error.exit_code)
     say(f"{', '.join(gpu.name for gpu in here.gpus)}; {here}")

@@ -6,7 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +157,26 @@ def asked_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _once(
         tmp_path_factory, "asked-bundle", lambda path: _must("export", "onnx", checkpoint, *lowered, "-o", path)
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """``small_disk(kilobytes)``: a folder on a file system of that size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = []
+
+    def mount(kilobytes: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            pytest.skip(f"no small file system can be made here: {error}")
+        if done.returncode:
+            pytest.skip(f"no small file system can be made here: {done.stderr}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -8,6 +8,7 @@ import os
 import pickle  # noqa: TID251 - for a pickle that must be refused
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ from simmim_export.bundle import Staging
 from simmim_export.console import check_output
 from simmim_export.errors import UsageError
 from simmim_export.files import DAMAGED, MAX_MEMBERS, SMALL, digest, pack, replacing, unpack
+from simmim_export.runtime.vectors import save_vectors
+from simmim_export.training.output import check_output as check_checkpoint
 
 
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -132,6 +135,72 @@ def test_a_folder_that_is_a_link_to_nowhere(tmp_path: Path, output) -> None:
 def test_a_folder_is_no_file_to_replace(tmp_path: Path, output) -> None:
     with pytest.raises(UsageError, match="the output is a folder"):
         output(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def make_special(path: Path, kind: str) -> None:
+    """Put what is neither a file nor a folder at ``path``."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+    else:
+        target = path.with_name("target")
+        os.mkfifo(target)
+        path.symlink_to(target)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe"])
+@pytest.mark.parametrize("output", [*OUTPUTS, lambda path: check_checkpoint(path, overwrite=True)])
+def test_what_is_not_a_file_is_not_replaced(output, kind: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # whose name is short enough for a socket
+        path = Path(folder) / "x.pt"
+        make_special(path, kind)
+        before = path.lstat()
+        with pytest.raises(UsageError) as caught:
+            output(path)
+        assert Path(str(caught.value.where)).parent == path.parent and caught.value.fix
+        assert path.lstat().st_mode == before.st_mode and path.lstat().st_ino == before.st_ino
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="this system has no /dev/null")
+def test_a_device_behind_a_link_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").symlink_to("/dev/null")
+    for output in (OUTPUTS[0], OUTPUTS[2]):
+        with pytest.raises(UsageError):
+            output(tmp_path / "x.npz")
+    assert (tmp_path / "x.npz").is_symlink() and Path("/dev/null").is_char_device()
+
+
+def test_a_link_is_replaced_and_its_destination_left_alone(tmp_path: Path) -> None:
+    """In a bundle from somebody else a link could lead anywhere."""
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "link").symlink_to("precious")
+    with replacing(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "precious").read_text() == "precious" and not (tmp_path / "link").is_symlink()
+
+
+def test_an_output_that_a_user_named_by_a_link_goes_where_the_link_points(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link.npz").symlink_to("below/real.npz")
+    save_vectors(tmp_path / "link.npz", np.zeros((1, 2), np.float32), ["a"], "space")
+    assert (tmp_path / "link.npz").is_symlink()
+    assert [path.name for path in (tmp_path / "below").iterdir()] == ["real.npz"]
+
+
+def test_a_full_disk_is_an_error_that_names_the_output_and_leaves_nothing(small_disk) -> None:
+    path = small_disk(16) / "deep" / "x"
+    with pytest.raises(UsageError) as caught, replacing(path) as temporary:
+        temporary.write_bytes(bytes(1 << 20))
+    assert caught.value.where == str(path) and caught.value.fix
+    assert list(path.parents[1].iterdir()) == []
+
+
+def test_a_block_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a" / "b" / "x"):
+        raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from simmim_export.errors import UsageError
+from simmim_export.files import replacing
 from simmim_export.training.data import dataset
 from simmim_export.training.data.shapes import contact_sheet
 from simmim_export.training.data.shapes.dataset import ShapesBatch
@@ -41,16 +42,19 @@ def draw(
         name = f"{index:04d}.{'webp' if clip else 'png'}"
         frames = [Image.fromarray(frame) for frame in (pixels if clip else pixels[None])]
         more: dict[str, Any] = {"append_images": frames[1:], "duration": _FRAME_MS, "lossless": True} if clip else {}
-        frames[0].save(folder / name, save_all=clip, **more)
+        with replacing(folder / name) as temporary:
+            frames[0].save(temporary, format="WEBP" if clip else "PNG", save_all=clip, **more)
         asked = [
             {"question": question, "answer": answers[answer]}
             for question, answer in zip(found.questions[index], found.answers[index], strict=True)
         ]
         captions = found.captions[index] if found.captions else []
         records.append({"image": name, "captions": captions, "questions": asked})
-    (folder / "records.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    with replacing(folder / "records.json") as temporary:
+        temporary.write_text(json.dumps(records, indent=1), encoding="utf-8")
     if isinstance(found, ShapesBatch):
         lines = [[f"{row['question']} {row['answer']}" for row in record["questions"]] for record in records]
-        contact_sheet(found.scenes, lines, size).save(folder / "sheet.png")
+        with replacing(folder / "sheet.png") as temporary:
+            contact_sheet(found.scenes, lines, size).save(temporary, format="PNG")
         return records, ["records.json", "sheet.png"]
     return records, ["records.json"]

@@ -109,7 +109,8 @@ def resumable(resume: bool) -> Iterator[None]:
             if int(os.environ.get("RANK", "0")) == 0:
                 name = signal.Signals(stops[-1].number).name
                 if resume or any(stop.kept for stop in stops):
-                    say(f"stopped by {name}; what was trained is kept. To go on, type:\n  {resuming()}", error=True)
+                    say(f"stopped by {name}; what was trained is kept. To go on, type:", error=True)
+                    say(f"  {resuming()}", error=True)
                 else:
                     say(f"stopped by {name}, before anything was trained that could be kept", error=True)
             raise SystemExit(stops[-1].exit_code) from None
@@ -128,7 +129,8 @@ def resuming() -> str:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     program = Path(sys.argv[0])
     if processes > 1:
-        start = ["torchrun", f"--nproc-per-node={processes}", *_AS_MODULE]
+        # Without the variable torchrun puts the current folder on the path of what it starts.
+        start = ["PYTHONSAFEPATH=1", "torchrun", f"--nproc-per-node={processes}", *_AS_MODULE]
     elif program.stem == "simmim-train":
         start = [program.name if shutil.which(program.name) == str(program) else str(program)]
     else:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim_export.errors import DataError, EngineUnavailable, GateFailed, UsageError
-from simmim_export.files import replacing
+from simmim_export.models.checkpoint import save_tensors
 from simmim_export.system.telemetry import without_telemetry
 from simmim_export.training.interrupt import Stopped, deferred
 from simmim_export.training.muon import Muon
@@ -113,7 +113,14 @@ def train(
     set_training(prepared)
 
     def save() -> Progress:
-        save_state(state_path, stage, optimizers, recipe, progress, batches, accelerator.scaler)
+        try:
+            save_state(state_path, stage, optimizers, recipe, progress, batches, accelerator.scaler)
+        except UsageError as error:
+            if saved.step:
+                error.fix = (
+                    f"{error.fix}; then repeat the command with --resume: step {saved.step} is kept in {state_path}"
+                )
+            raise
         return replace(progress)
 
     def step() -> None:
@@ -260,8 +267,7 @@ def save_state(
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "processes": processes,
     }
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    save_tensors(content, path)
 
 
 def load_state(

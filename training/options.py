@@ -65,10 +65,14 @@ class Recipe:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise UsageError("give --steps or --minutes, and not both", fix="add --minutes 3")
-        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and not positive(self.minutes)):
-            raise UsageError("--steps and --minutes must be above zero, and finite", fix="add --minutes 3")
+        if self.steps is None and self.minutes is None:
+            raise UsageError("how long to train is missing: --steps or --minutes", fix="add --minutes 3")
+        if self.steps is not None and self.minutes is not None:
+            raise UsageError("--steps and --minutes exclude each other", fix="drop --steps, or drop --minutes")
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"--steps must be 1 or more: it is {self.steps}", fix="give --steps 1000")
+        if self.minutes is not None and not positive(self.minutes):
+            raise UsageError(f"--minutes must be above zero, and finite: it is {self.minutes}", fix="give --minutes 3")
         if not positive(self.lr):
             raise UsageError(f"--lr must be above zero, and finite: it is {self.lr}", fix="give --lr 1e-3")
         # What torch.manual_seed takes, with room for one seed a process.

@@ -1,12 +1,15 @@
-"""Whether an output can be written, said before anything is computed. Knows names and folders; must not know what goes there."""
+"""Whether an output can be written, asked before anything is computed."""
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from simmim_export.errors import UsageError
-from simmim_export.files import require_new, room_for
+from simmim_export.files import destination, require_new, require_writable
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -31,8 +34,8 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
-    """Raise :class:`UsageError` unless files can be written to the folder ``path``, which is made; one that exists is taken
-    with ``overwrite`` alone."""
+    """Raise :class:`UsageError` unless files can be written to the folder ``path``; one that exists is taken with ``overwrite``
+    alone."""
     if path.exists():
         _check_is_folder(path, "what is drawn")
     require_new(path, overwrite)
@@ -45,12 +48,26 @@ def _check_is_folder(path: Path, what: str) -> None:
 
 
 def try_writing(path: Path) -> None:
-    """Write beside ``path``, under the longest name that anything there will have, and take it away again; make the folder.
+    """Write beside ``path``, under the longest name that anything there will have, and take it away again.
 
     Raise :class:`UsageError` where that fails. What the permissions say is not enough: to an administrator they allow
-    everything, on whatever file system.
+    everything, on whatever file system. Folders that are missing are made in a folder of this process alone, and removed again:
+    other processes of the same training try the same path at the same time.
     """
-    trial = path.with_name(f".{path.name}.trainer.{os.getpid()}.tmp")
-    with room_for(path):
-        trial.touch()
-        trial.unlink()
+    path = destination(path)
+    require_writable(path)
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    below = path.absolute().parent.relative_to(nearest)
+    try:
+        for folder in path.absolute().parents:
+            if folder.is_symlink() and not folder.exists():
+                raise FileNotFoundError(errno.ENOENT, "a folder above it is a link to nowhere")
+        with TemporaryDirectory(prefix=".trial.", dir=nearest) if below.parts else nullcontext(nearest) as base:
+            folder = Path(base) / below
+            folder.mkdir(parents=True, exist_ok=True)
+            trial = folder / f".{path.name}.trainer.{os.getpid()}.tmp"
+            trial.touch()
+            trial.unlink()
+    except OSError as error:
+        what = f"the output cannot be written: {error.strerror or error}"
+        raise UsageError(what, where=path, fix="choose another output") from error

@@ -115,7 +115,9 @@ class Mlm(Objective):
         super().__init__(model, tokenizer, source)
         if not model.fusion.keeps_words:
             what = f"the fusion {model.config.fusion} keeps no row a word, so none can be filled in"
-            raise UsageError(what, fix="use --mlm 0, or start from simmim-train init --fusion concat_sequence")
+            raise UsageError(
+                what, fix="use --mlm 0, or start from simmim-train init --fusion concat_sequence -o NEW.pt"
+            )
         self.tokenizer, self.max_length = tokenizer, model.config.max_length
         mask_id = tokenizer.token_to_id("[MASK]")
         if mask_id is None:

@@ -5,7 +5,8 @@ What can be checked without PyTorch was checked before, by :mod:`simmim_export.t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from simmim_export.console import say
-from simmim_export.errors import CheckpointError, DataError, SimmimError, UsageError
+from simmim_export.errors import CheckpointError, SimmimError, UsageError
 from simmim_export.files import digest
 from simmim_export.models.checkpoint import Checkpoint, build, load, save
 from simmim_export.models.presets import preset as find_preset
@@ -35,10 +36,18 @@ from simmim_export.training.assemble import (
 )
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
-from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.evidence import IMAGES as EVIDENCE
 from simmim_export.training.evidence import gather_evidence
+from simmim_export.training.figures import (
+    all_metrics,
+    check_texts,
+    head_of,
+    judged_heads,
+    measure,
+    measured_on,
+    open_held_out,
+)
 from simmim_export.training.interrupt import Stopped, deferred
 from simmim_export.training.loop import Progress, train
 from simmim_export.training.options import (
@@ -57,7 +66,7 @@ from simmim_export.training.processes import leave, state
 from simmim_export.training.recall import DataRequest
 from simmim_export.training.source import Source
 from simmim_export.training.tasks import STAGES
-from simmim_export.training.tokenizer import check_lengths, read_tokenizer
+from simmim_export.training.tokenizer import read_tokenizer
 
 Result = tuple[Path, dict[str, Any]]
 # The most frames of a clip, in a model that gets its video encoder from its first video task.
@@ -99,12 +108,12 @@ def pretrain(job: Job, start: Path | None, preset: str | None, weights: Mapping[
     stage = Pretrain(model, tokenizer, source, weights)
     # Matching has learned something only from itm; a figure for an untrained head would be noise.
     tasks = ("match",) if "itm" in stage.weights else ()
-    held_out = _held_out(job, source.data, started, tasks)
-    _check_texts(job, model, tokenizer, {"captions"}, (source.data, held_out))
+    held_out = open_held_out(job, source.data, started, tasks)
+    check_texts(job, model, tokenizer, {"captions"}, (source.data, held_out))
     extra = {"stage": "pretrain", "objectives": stage.weights}
     progress = _train(job, model, stage, _batches(job, source, parent, **extra))
     with _kept(job):
-        metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
+        metrics = all_metrics(job, model, tokenizer, started, tasks, held_out)
         return _write(job, source.data, model, started, progress, metrics, extra | parent)
 
 
@@ -124,11 +133,11 @@ def finetune(job: Job, task: str, start: Path | None, preset: str | None, plan: 
     stage = STAGES[task](row.head, model, tokenizer, source, plan)
     rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
     tasks, extra = (task, *rehearsed), {"stage": "finetune", "task": task, **asdict(plan)}
-    held_out = _held_out(job, source.data, started, tasks)
-    _check_texts(job, model, tokenizer, {_measured_on(name) for name in tasks}, (source.data, held_out))
+    held_out = open_held_out(job, source.data, started, tasks)
+    check_texts(job, model, tokenizer, {measured_on(name) for name in tasks}, (source.data, held_out))
     progress = _train(job, model, stage, _batches(job, source, parent, **extra))
     with _kept(job):
-        metrics = _metrics(job, model, tokenizer, started, tasks, held_out)
+        metrics = all_metrics(job, model, tokenizer, started, tasks, held_out)
         return _write(job, source.data, model, started, progress, metrics, extra | parent)
 
 
@@ -144,16 +153,23 @@ def evaluate(
     model, tokenizer = build(checkpoint, path), read_tokenizer(checkpoint.tokenizer)
     held_out = data.open(seed, stream, model.config.image_size)
     held_out.open()
+    if not checkpoint.metrics and not pointing:
+        what = "nothing in this checkpoint has been trained, so there is nothing to measure"
+        raise CheckpointError(
+            what,
+            where=path,
+            fix=f"train it: simmim-train finetune --from {shlex.quote(str(path))} --minutes 3 -o new.pt",
+        )
     metrics = {}
     for name, found in checkpoint.metrics.items():
-        head = _head(name)
+        head = head_of(name)
         if "untrained" in found or head not in held_out.labels:
             metrics[name] = found if "untrained" in found else {"not_measured": f"the data set {data.name} has none"}
             continue
         if list(held_out.labels[head]) != checkpoint.labels[head]:
             what = f"the data set {data.name} has other classes for {head} than the checkpoint"
             raise CheckpointError(what, where=path, fix="evaluate it on the data that it was trained for")
-        metrics[name] = _measure(name, model, tokenizer, held_out, scenes, watch)
+        metrics[name] = measure(name, model, tokenizer, held_out, scenes, watch)
     if pointing:
         if not isinstance(held_out, Shapes):
             raise UsageError(f"nobody knows the boxes of {data.name}", fix="use --pointing with --data shapes")
@@ -251,90 +267,6 @@ def _kept(job: Job) -> Iterator[None]:
         raise
 
 
-def _head(task: str) -> str:
-    """The head that ``task`` trains; a metric that is no task's is called like its head."""
-    return TASKS[task].head if task in TASKS else task
-
-
-def _measured_on(task: str) -> str:
-    """What the figures of ``task`` are measured on, as :meth:`Data.limit` calls it; a metric that is no task's is of captions."""
-    return TASKS[task].measured_on if task in TASKS else "captions"
-
-
-def _judged(metrics: Mapping[str, Any], data: Data, labels: Mapping[str, Sequence[str]]) -> set[str]:
-    """The heads in ``metrics`` that were trained, and whose classes ``data`` numbers as ``labels`` does."""
-    heads = {_head(name) for name, found in metrics.items() if "untrained" not in found}
-    return {head for head in heads if list(data.labels.get(head, ())) == list(labels.get(head, ()))}
-
-
-def _held_out(job: Job, data: Data, started: Checkpoint, tasks: Sequence[str]) -> Data | None:
-    """The data that ``tasks`` will be measured on, opened before training: what is missing there is better said first.
-
-    None where there is nothing to measure. Raise as :func:`check_classes`, and for a split that cannot be read.
-    """
-    if job.eval_scenes == 0 or not (tasks or _judged(started.metrics, data, started.labels)):
-        return None
-    found = data.on("test")
-    try:
-        found.open()
-    except UsageError as error:
-        error.fix = f"{error.fix}; or train without figures: --eval-scenes 0"
-        raise
-    for task in tasks:
-        check_classes(found, _head(task), started.labels[_head(task)])
-    return found
-
-
-def _check_texts(
-    job: Job, model: SimMIM, tokenizer: Tokenizer, kinds: Collection[str], streams: Sequence[Data | None]
-) -> None:
-    """Raise :class:`DataError` for a text on disk that is too long for the model, before the first step."""
-    for data, kind in ((data, kind) for data in streams if data is not None for kind in kinds):
-        if texts := data.texts(kind):
-            job.watch(f"lengths of {len(texts)} {kind}", 0, 1)
-            check_lengths(tokenizer, texts, model.config.max_length)
-
-
-def check_classes(held_out: Data, head: str, trained: Sequence[str]) -> None:
-    """Raise :class:`DataError` unless ``held_out`` numbers the classes of ``head`` as training does."""
-    found = list(held_out.labels.get(head, ()))
-    if found != list(trained):
-        odd = sorted(set(found) ^ set(trained))
-        named = f": {', '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}" if odd else " in another order"
-        what = f"held-out data of {held_out.name} have other classes for {head} than training{named}"
-        raise DataError(what, fix="leave the data set as it is while a model trains, and start anew")
-
-
-def _measure(
-    task: str, model: SimMIM, tokenizer: Tokenizer, held_out: Data, scenes: int, watch: Watch
-) -> dict[str, Any]:
-    """The figures of ``task``, or why there are none: a split may lack what they are measured on."""
-    kind = _measured_on(task)
-    if held_out.limit(kind) == 0:
-        return {"not_measured": f"{held_out.stream} of {held_out.name} has no {kind}"}
-    return EVALUATORS[task](_head(task), model, tokenizer, held_out, scenes, watch)
-
-
-def _metrics(
-    job: Job, model: SimMIM, tokenizer: Tokenizer, started: Checkpoint, tasks: Sequence[str], held_out: Data | None
-) -> dict[str, Any]:
-    """Figures of ``tasks``; what the checkpoint knew of other heads holds no longer, since the towers have changed."""
-    if not state().is_main_process:
-        return {}
-    stale = {"not_measured": "trained earlier, and the towers have changed since"}
-    kept = {name: found if "untrained" in found else stale for name, found in started.metrics.items()}
-    if held_out is None:
-        return kept | {task: {"not_measured": "--eval-scenes 0"} for task in tasks}
-    # Figures are computed on the CPU, whatever trained: who waits for them should know.
-    where = "" if next(model.parameters()).device.type == "cpu" else ", on the CPU"
-    model.to("cpu")
-
-    def watch(step: str, done: int, total: int) -> None:
-        job.watch(step + where, done, total)
-
-    return kept | {task: _measure(task, model, tokenizer, held_out, job.eval_scenes, watch) for task in tasks}
-
-
 def _write(
     job: Job,
     data: Data,
@@ -360,5 +292,5 @@ def _write(
 
 def _evidence(job: Job, data: Data, metrics: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> Tensor:
     """Held-out examples of every trained head as bytes, uint8 [bytes]; none where nothing is to be evaluated."""
-    found = gather_evidence(data, _judged(metrics, data, labels), min(job.eval_scenes, EVIDENCE))
+    found = gather_evidence(data, judged_heads(metrics, data, labels), min(job.eval_scenes, EVIDENCE))
     return torch.from_numpy(np.frombuffer(b"" if found is None else found.save(), np.uint8).copy())

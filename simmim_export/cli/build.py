@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simmim_export.cli.options import AsJson, BundlePath, PrecisionName
-from simmim_export.console import print_json, progress_bar, stdout_console
+from simmim_export.console import print_json, progress_bar, stacked, stdout_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,7 +130,7 @@ def _dry_run(bundle: Bundle, engine: TrtEngine, plan: PrecisionPlan, request: Re
     else:
         table = _table(f"{bundle.root}: what TensorRT would be given", "variant", "shapes", "findings")
         for one in found:
-            table.add_row(one.graph, one.variant, str(one.profile).replace("; ", "\n"), str(len(one.findings)))
+            table.add_row(one.graph, one.variant, stacked(str(one.profile).split("; ")), str(len(one.findings)))
         stdout_console().print(table)
     require_clean(found, bundle.root)
 

@@ -9,7 +9,7 @@ import typer
 
 from simmim_export.cli.options import AsJson, BudgetOption, BundlePath
 from simmim_export.cli.tables import by_graph, print_parity, print_plan
-from simmim_export.console import print_json, progress_bar, stdout_console
+from simmim_export.console import print_json, progress_bar, stacked, stdout_console
 from simmim_export.export.limits import MAX_BATCH, OPSET
 from simmim_export.metrics import print_metrics
 
@@ -66,12 +66,13 @@ def onnx(
     from simmim_export.errors import EngineUnavailable, UsageError
     from simmim_export.export.limits import require_batch, require_checkpoint, require_opset
     from simmim_export.export.lower import Lower
+    from simmim_export.files import full_disk, no_empty_folders
     from simmim_export.proof.budget import Budget
     from simmim_export.spec import Precision
 
     wanted = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
     if Precision.BF16 in wanted:
-        fix = "it runs the fp32 graph: simmim-export verify --engine openvino --precision bf16"
+        fix = "it runs the fp32 graph: simmim-export verify BUNDLE --engine openvino --precision bf16"
         raise UsageError("no graph is written in bf16", fix=fix)
     limits = None if budget is None else Budget.parse(budget)
     lowered = tuple(p for p in wanted if p is not Precision.FP32)
@@ -79,7 +80,7 @@ def onnx(
     require_opset(opset)
     require_batch(max_batch)
     require_checkpoint(checkpoint)
-    with Staging(output, overwrite):
+    with no_empty_folders(output), Staging(output, overwrite):
         pass
     try:
         from simmim_export.export.exporter import export_bundle
@@ -87,7 +88,7 @@ def onnx(
         raise EngineUnavailable(
             f"exporting needs the package {error.name}", fix="pip install 'simmim-export[export]'"
         ) from error
-    with progress_bar("export") as progress:
+    with full_disk(output), progress_bar("export") as progress:
         done = export_bundle(
             checkpoint,
             output,
@@ -127,7 +128,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     for artifact in manifest.artifacts:
         spec = manifest.graph(artifact.graph)
         inputs, outputs = (
-            "\n".join(f"{t.name} {_shape(t.shape)}" for t in side) for side in (spec.inputs, spec.outputs)
+            stacked(f"{tensor.name} {_shape(tensor.shape)}" for tensor in side) for side in (spec.inputs, spec.outputs)
         )
         error = f"{artifact.parity['scaled_error']:.1e}"
         table.add_row(artifact.graph, artifact.variant, inputs, outputs, f"{artifact.bytes / 1e6:.2f}", error)

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from simmim_export.runtime.images import ImageSource
     from simmim_export.runtime.runtime import Answer, EncodedImage, Runtime
 
+# What each command needs of a bundle: one of these pipelines. With texts classify needs JUDGE.
+CLASSIFY, JUDGE = ("classify_image", "classify_video"), ("classify_text",)
+PIPELINES: Mapping[str, tuple[str, ...]] = {
+    "embed": ("embed_image", "embed_text"),
+    "ask": ("answer", "answer_video"),
+    "match": ("match",),
+    "classify": CLASSIFY,
+}
 # From so many items on there is a progress bar.
 MANY = 50
 
@@ -88,17 +96,17 @@ def embed(
     if output is not None:
         require_storable([item.source for item in items])
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("embed", items) as watch:
-        outcome = bulk.embed(model, items, strict=_stops(strict, items), watch=watch, failed=_report)
+        outcome = bulk.embed(model, items, strict=_stops(strict, items, as_json), watch=watch, failed=_report)
         space = str(model.bundle.manifest.embedding["digest"])
-    outcome.require_any("embedded")
-    vectors = bulk.stacked(outcome)
     failures = list(outcome.failures.values())
-    if output is not None:
+    vectors = bulk.stacked(outcome) if outcome.rows else None
+    if output is not None and vectors is not None:
         save_vectors(output, vectors, outcome.sources, space, failed=[failure.source for failure in failures])
     if as_json:
         failed = [failure.as_json() for failure in failures]
-        print_json({"space": space, "sources": outcome.sources, "embeddings": vectors.tolist(), "failed": failed})
-    else:
+        rows = [] if vectors is None else vectors.tolist()
+        print_json({"space": space, "sources": outcome.sources, "embeddings": rows, "failed": failed})
+    elif vectors is not None:
         for source, vector in zip(outcome.sources, vectors, strict=True):
             shown = " ".join(f"{value:+.4f}" for value in vector[:4])
             say(f"{source}: {vector.dtype} [{len(vector)}] {shown} ...")
@@ -134,6 +142,7 @@ def ask(
         _check_drawing(explain, overwrite)
     items = bulk.texts(questions, "question")
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("ask", items) as watch:
+        _require(model, "ask")
         frames = _frames(model, image, "answer_video")
         seen = _see(model, frames)
 
@@ -143,15 +152,14 @@ def ask(
             return [model.explain(seen, question, top_k) for question in asked]
 
         pipeline = "answer_video" if seen.clip else "answer"
-        options = {"strict": _stops(strict, items), "watch": watch, "failed": _report}
+        options = {"strict": _stops(strict, items, as_json), "watch": watch, "failed": _report}
         outcome = bulk.run_texts(model, items, answer, pipeline, **options)
-        outcome.require_any("answered")
-        if explain is not None:
+        if explain is not None and outcome.rows:
             rows = list(outcome.rows.values())
             lines = [f"{question}  {row[0].label}" for question, (row, _) in zip(outcome.sources, rows, strict=True)]
             _draw(explain, frames[0], [attention for _, attention in rows if attention is not None], lines)
     _show({index: row for index, (row, _) in outcome.rows.items()}, outcome, ("question", "answers", "answer"), as_json)
-    if explain is not None and not as_json:
+    if explain is not None and outcome.rows and not as_json:
         say(f"wrote {explain}")
     outcome.require_all("answered")
 
@@ -177,16 +185,16 @@ def classify(
 
     items = bulk.texts(texts or [])
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("classify", items) as watch:
+        _require(model, "classify", texts=bool(texts))
         seen = _see(model, _frames(model, image, "classify_video"))
         if texts:
-            options = {"strict": _stops(strict, items), "watch": watch, "failed": _report}
+            options = {"strict": _stops(strict, items, as_json), "watch": watch, "failed": _report}
             outcome = bulk.run_texts(
                 model, items, lambda batch: model.classify_text(seen, batch, top_k), "classify_text", **options
             )
         else:
             named = bulk.Item(image, str(image), str(image))
             outcome = bulk.Outcome([named], {0: model.classify(seen, top_k)}, {})
-    outcome.require_any("classified")
     _show(outcome.rows, outcome, ("input", "classes", "label"), as_json)
     outcome.require_all("classified")
 
@@ -211,12 +219,33 @@ def _show(rows: Mapping[int, list[Answer]], outcome: Outcome[Any], names: tuple[
 
 def _report(failure: Failure) -> None:
     """Say on stderr, as soon as it happens, that an item is left out."""
-    say(f"left out: {failure.error}", error=True)
+    say(f"left out: {failure.error}", error=True, lines=True)
 
 
-def _stops(strict: bool, items: Sequence[Item]) -> bool:
-    """Whether the first failure ends the command: there is nothing to go on with where there is one item only."""
-    return strict or len(items) == 1
+def _stops(strict: bool, items: Sequence[Item], as_json: bool) -> bool:
+    """Whether the first failure ends the command: with one item there is nothing to go on with, but with --json its failure is
+    part of what is printed."""
+    return strict or (len(items) == 1 and not as_json)
+
+
+def _require(model: Runtime, command: str, *, texts: bool = False) -> None:
+    """Raise :class:`UsageError`, which says what the bundle is made for, unless it has a pipeline for ``command``.
+
+    ``texts``: whether classify was given texts to judge.
+    """
+    from simmim_export.errors import UsageError
+
+    present = {pipeline.name for pipeline in model.bundle.manifest.pipelines}
+    needed, otherwise = (JUDGE, CLASSIFY) if texts else (PIPELINES[command], JUDGE)
+    if present.intersection(needed):
+        return
+    if command == "classify" and present.intersection(otherwise):
+        fix = "leave out the texts" if texts else "add texts to judge against the image"
+    else:
+        others = [name for name, pipelines in PIPELINES.items() if present.intersection(pipelines)]
+        fix = f"use it with {', '.join(others)}, or export a checkpoint that was trained for {command}"
+    what = f"this bundle cannot {command}{' texts' if texts else ''}: it has no head for it"
+    raise UsageError(what, where=model.bundle.root, fix=fix)
 
 
 @contextmanager
@@ -256,12 +285,12 @@ def _check_drawing(path: Path, overwrite: bool) -> None:
 
 
 def _draw(path: Path, image: ImageSource, maps: list[np.ndarray], lines: list[str]) -> None:
-    from simmim_export.files import replacing
+    from simmim_export.files import destination, replacing
     from simmim_export.runtime.explain import sheet
     from simmim_export.runtime.images import decode
 
     drawn = sheet(decode(image), maps, lines)
-    with replacing(path) as temporary:
+    with replacing(destination(path)) as temporary:
         drawn.save(temporary, format="PNG")
 
 
@@ -282,10 +311,10 @@ def match(
 
     items = bulk.texts(texts)
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("match", items) as watch:
+        _require(model, "match")
         seen = model.encode_image(image)
-        options = {"strict": _stops(strict, items), "watch": watch, "failed": _report}
+        options = {"strict": _stops(strict, items, as_json), "watch": watch, "failed": _report}
         outcome = bulk.run_texts(model, items, lambda batch: model.match(seen, batch).tolist(), "match", **options)
-    outcome.require_any("matched")
     if as_json:
         print_json(outcome.as_json(lambda text, score: {"text": text, "score": score}))
     else:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from simmim_export.console import stdout_console
+from simmim_export.console import stacked, stdout_console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,14 +58,15 @@ def print_plan(planned: Planned) -> None:
     best = planned.pareto()
     table = Table(title=f"{planned.engine}: plans inside {planned.budget}, and what was tried on the way")
     table.add_column("plan")
-    table.add_column("time,\nFP32 = 1", justify="right")
+    table.add_column(stacked(["time,", "FP32 = 1"]), justify="right")
     cells = _limits(table, [[line.as_row() for line in tried.lines] for tried in planned.tried])
     table.add_column("fits")
-    table.add_column("best\nso fast")
+    table.add_column(stacked(["best", "so fast"]))
     for tried, found in sorted(zip(planned.tried, cells, strict=True), key=lambda row: row[0].seconds):
-        kept = "".join(f"\n  {graph} float: {', '.join(groups)}" for graph, groups in tried.kept.items())
+        kept = [f"  {graph} float: {', '.join(groups)}" for graph, groups in tried.kept.items()]
         fits = ("yes" if tried.fits else "NO", "yes" if tried in best else "")
-        table.add_row(str(tried.plan).replace(",", "\n") + kept, f"{tried.share:.2f}", *found, *fits)
+        plan = stacked([*str(tried.plan).split(","), *kept])
+        table.add_row(plan, f"{tried.share:.2f}", *found, *fits)
     console = stdout_console()
     console.print(table)
     for note in planned.notes:
@@ -82,7 +83,7 @@ def _limits(table: Table, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[l
 
     limits = {line["name"]: line["allowed"] for row in rows for line in row}
     for name, allowed in limits.items():
-        table.add_column(f"{name}\n{allowed}".replace(" ", "\n"), justify="right")
+        table.add_column(stacked(f"{name} {allowed}".split(" ")), justify="right")
     cells = [{line["name"]: cell(line["found"]) + ("" if line["kept"] else " !") for line in row} for row in rows]
     return [[row.get(name, "") for name in limits] for row in cells]
 
@@ -93,8 +94,8 @@ def print_figures(figures: Mapping[str, Any], title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title)
-    for column in ("", "what", "n", "found", "FP32", "lost\n(points)", "95 % sure\nat most", "as FP32"):
-        table.add_column(column, justify="left" if column in ("", "what") else "right")
+    for column in ("", "what", "n", "found", "FP32", "lost|(points)", "95 % sure|at most", "as FP32"):
+        table.add_column(stacked(column.split("|")), justify="left" if column in ("", "what") else "right")
     for name, row in figures["embeddings"].items():
         cosine = f"{row['cosine_mean']:.5f}, 1 % {row['cosine_p1']:.5f}, least {row['cosine_min']:.5f}{_broken(row)}"
         table.add_row(name, f"cosine {cosine}", str(row["n"]), "", "", "", "", f"{row['top1']:.1%}")
@@ -117,12 +118,12 @@ def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
     table.add_column("engine", no_wrap=True)
     names = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
     for name in names:
-        table.add_column(f"{name.replace('_', chr(10))}\nms", justify="right")
+        table.add_column(stacked([*name.split("_"), "ms"]), justify="right")
     cells = _limits(table, [[line.as_row() for line in one.lines] for one in certificates])
     table.add_column("certified")
     for certificate, found in sorted(zip(certificates, cells, strict=True), key=lambda row: row[0].speed()):
         table.add_row(
-            certificate.name.replace(",", "\n"),
+            stacked(certificate.name.split(",")),
             *(f"{1000 * certificate.latency[name]:.2f}" for name in names),
             *found,
             ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else ""),

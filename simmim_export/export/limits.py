@@ -1,13 +1,9 @@
-"""What an export can be asked for: a checkpoint that is there, opsets and batches.
-
-Knows numbers and paths. Must not know graphs or PyTorch, so that a wrong option costs no import of it.
-"""
+"""What an export can be asked for, checked before PyTorch is imported: the checkpoint, opsets and batches."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.errors import UsageError
+from simmim_export.models.parts import require_checkpoint as require_checkpoint
 
 OPSETS = range(18, 25)
 OPSET = 20
@@ -15,13 +11,6 @@ OPSET = 20
 # 200 MB and 500 runs a graph. The runtime takes more than a batch in parts.
 BATCHES = range(2, 257)
 MAX_BATCH = 8
-
-
-def require_checkpoint(path: Path) -> None:
-    """Raise :class:`CheckpointError` if there is nothing at ``path``; whether it is a checkpoint is for its reader to say."""
-    if not path.exists():
-        fix = "make one: simmim-train finetune --preset tiny --data shapes -o ckpt.pt"
-        raise CheckpointError("no such checkpoint", where=path, fix=fix)
 
 
 def require_opset(opset: int) -> None:

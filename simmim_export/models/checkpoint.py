@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simmim_export.errors import CheckpointError
-from simmim_export.files import parse_json, replacing
+from simmim_export.files import destination, parse_json, replacing
 from simmim_export.models.parts import require_checkpoint, require_weights
 from simmim_export.models.presets import ModelConfig
 from simmim_export.models.simmim import SimMIM
@@ -77,24 +77,46 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write ``checkpoint`` to a ``.pt`` file or, without that suffix, to a folder. A file is replaced atomically."""
+    """Write ``checkpoint`` to a ``.pt`` file or, without that suffix, to a folder. Each file is replaced atomically.
+
+    Raise :class:`UsageError` where nothing can be written there, and where the disk is full.
+    """
     content: dict[str, Any] = {"kind": KIND, "schema": SCHEMA}
     content |= {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)}
     content["config"] = asdict(checkpoint.config)
     state = {key: value.detach().cpu().contiguous() for key, value in checkpoint.state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".pt":
-        with replacing(path) as temporary:
-            torch.save(content | {"state": state}, temporary)
+        save_tensors(content | {"state": state}, destination(path))
         return
-    from safetensors.torch import save_file
+    from safetensors.torch import save as packed
 
-    path.mkdir(exist_ok=True)
     beside = {_SAMPLE_PIXELS: checkpoint.samples["pixels"].contiguous(), _EVIDENCE: checkpoint.evidence.contiguous()}
-    save_file(state | beside, path / "model.safetensors")
+    with replacing(path / "model.safetensors") as temporary:
+        temporary.write_bytes(packed(state | beside))
     del content["state"], content["evidence"]
     content["samples"] = {"texts": checkpoint.samples["texts"]}
-    (path / "checkpoint.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    with replacing(path / "checkpoint.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """Write ``content`` with ``torch.save``, atomically.
+
+    Raise :class:`UsageError` where nothing can be written at ``path``, and where the disk is full.
+    """
+    with replacing(path) as temporary:
+        try:
+            # To a file of Python's: torch's own says only "iostream error" where the disk is full.
+            with temporary.open("wb") as stream:
+                torch.save(content, stream)
+        except RuntimeError as error:
+            # torch fails once more while it closes the archive; what the system had said came before.
+            before: BaseException | None = error
+            while before is not None and not isinstance(before, OSError):
+                before = before.__context__
+            if before is None:
+                raise
+            raise before from None
 
 
 def load(path: Path) -> Checkpoint:

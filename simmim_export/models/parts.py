@@ -60,12 +60,33 @@ def require_encoder(name: str) -> None:
 def require_checkpoint(path: Path) -> None:
     """Raise :class:`CheckpointError` unless there is something at ``path`` that could be a checkpoint."""
     if not path.exists():
-        make_one = "make one: simmim-train finetune --preset tiny --data shapes -o ckpt.pt"
+        make_one = "make one: simmim-train finetune --preset tiny --data shapes --minutes 3 -o ckpt.pt"
         raise CheckpointError("no such checkpoint", where=path, fix=make_one)
+    if path.is_file():
+        return
+    if not path.is_dir():
+        what = "a device, a pipe or a socket is not a checkpoint"
+        raise CheckpointError(what, where=path, fix="give the ckpt.pt that simmim-train wrote")
+    if (path / "checkpoint.json").is_file():
+        return
+    if (path / "manifest.json").is_file():
+        what, fix = "this is a bundle, not a checkpoint", "give the checkpoint that it was exported from"
+    elif (path / "model.safetensors").is_file():
+        what, fix = "the checkpoint folder has no checkpoint.json", "copy the folder again, whole"
+    else:
+        what, fix = (
+            "the folder is not a checkpoint: it has no checkpoint.json",
+            "give the ckpt.pt that simmim-train wrote",
+        )
+    raise CheckpointError(what, where=path, fix=fix)
 
 
 def require_weights(path: Path) -> None:
     """Raise :class:`CheckpointError` unless ``path`` is a file of weights."""
+    if path.is_dir():
+        raise CheckpointError(
+            "this is a folder, and a file of weights is needed", where=path, fix="give the file in it"
+        )
     if not path.is_file():
         raise CheckpointError("no such checkpoint", where=path, fix="check the path")
 

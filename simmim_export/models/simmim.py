@@ -56,7 +56,9 @@ class SimMIM(nn.Module):
     def encode_clip(self, pixels: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Frames uint8 [b, f, H, W, 3] (frame_mask int64 [b, f], all real without it) to image_tokens [b, n, D]."""
         if self.video_encoder is None:
-            raise UsageError("this model was made for images", fix="make one with simmim-train init --frames 8")
+            raise UsageError(
+                "this model was made for images", fix="make one with simmim-train init --frames 8 -o NEW.pt"
+            )
         tokens, _ = self.image_encoder(pixels.flatten(0, 1))
         if frame_mask is None:
             frame_mask = torch.ones(pixels.shape[:2], dtype=torch.int64, device=pixels.device)

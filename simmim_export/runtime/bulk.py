@@ -62,13 +62,8 @@ class Outcome(Generic[Row]):
             for index, item in enumerate(self.items)
         ]
 
-    def require_any(self, verb: str) -> None:
-        """Raise :class:`InputError` if no item worked. ``verb`` is a participle such as ``embedded``."""
-        if not self.rows:
-            self.require_all(verb)
-
     def require_all(self, verb: str) -> None:
-        """Raise :class:`InputError`, saying how many, if any item failed."""
+        """Raise :class:`InputError`, saying how many, if any item failed. ``verb`` is a participle such as ``embedded``."""
         if self.failures:
             what = f"{len(self.failures)} of {len(self.items)} could not be {verb}"
             raise InputError(what, fix="mend or leave out what was named above; --strict stops at the first")
@@ -121,6 +116,9 @@ def read_texts(path: Path) -> list[Item]:
     with reading(path, TextError):
         if not path.exists():
             raise TextError("no such file of texts", where=path, fix="check the path")
+        if path.is_dir():
+            what = "this is a folder, and a file of texts is needed"
+            raise TextError(what, where=path, fix="give a file with one text per line")
         data = path.read_bytes()
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:

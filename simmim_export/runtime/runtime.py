@@ -7,6 +7,7 @@ the manifest.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -134,7 +135,8 @@ def plan_of(bundle: Bundle, engine: str, precision: str) -> PrecisionPlan:
             raise EngineUnavailable(
                 f"the bundle has a plan for {have}, not for {engine}",
                 where=bundle.root,
-                fix="simmim-export onnx ckpt.pt --precision int8 --budget cosine=0.998, where the engine is installed",
+                fix="where the engine is installed, simmim-export onnx ckpt.pt -o BUNDLE --overwrite --precision int8 "
+                "--budget cosine=0.998",
             )
         precision = bundle.manifest.plans[engine]
     plan = PrecisionPlan.parse(precision)
@@ -249,7 +251,8 @@ class Runtime:
                     f"{graph} gave a {name} that is not finite, in engine {self.engine.name!r} at {self.plan.of(graph)}"
                 )
                 how = f"--engine {self.engine.name} --precision {self.plan}"
-                fix = f"simmim-export verify {self.bundle.root} {how}, to see which graph begins it; or another --precision"
+                root = shlex.quote(str(self.bundle.root))
+                fix = f"simmim-export verify {root} {how}, to see which graph begins it; or another --precision"
                 raise BundleError(what, where=self.bundle.root, fix=fix)
         return tensors | promised
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from simmim_export.errors import UsageError
-from simmim_export.files import replacing
+from simmim_export.files import destination, replacing
 
 # NumPy stores texts at the width of the longest one: a single long one among many would take all memory.
 MOST_BYTES = 2**30
@@ -31,5 +31,5 @@ def save_vectors(
     have no row. Raise :class:`UsageError` where nothing can be written.
     """
     names, lost = np.array(sources, dtype=str), np.array(failed, dtype=str)
-    with replacing(path) as temporary, temporary.open("wb") as stream:
+    with replacing(destination(path)) as temporary, temporary.open("wb") as stream:
         np.savez(stream, embeddings=embeddings, sources=names, space=np.array(space), failed=lost)

@@ -11,41 +11,68 @@ import sys
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+
+from simmim_export.errors import UsageError
 
 # Exit code of a command whose reader went away, as a shell reports it for a program that SIGPIPE ended (128 + 13).
 READER_GONE = 141
 # Unicode categories that a terminal acts upon: control characters, format characters (such as a change of reading direction),
 # surrogates and separators of lines.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-# What text needs of those: line breaks, tabs, and the joiners of emoji and of Arabic and Indic scripts.
-_SAFE = "\n\t\u200c\u200d"
+# The format characters that text needs: the joiners of emoji and of Arabic and Indic scripts.
+_JOINERS = "\u200c\u200d"
 _STREAMS = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
 
 
-def printable(text: str) -> str:
+def printable(text: str, *, lines: bool = False) -> str:
     """``text`` with every character that a terminal would obey written as an escape, such as ``\\x1b``.
 
-    Line breaks and tabs stay.
+    Line breaks and tabs are escaped as well, since a name with one could forge a line of output; with ``lines`` they stay.
     """
-    return "".join(c if c in _SAFE or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)
+    kept = _JOINERS + "\n\t" if lines else _JOINERS
+    return "".join(c if c in kept or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def say(*parts: object, error: bool = False) -> None:
-    """Print ``parts``, separated by spaces and :func:`printable`, to stdout, or with ``error`` to stderr."""
-    print(*(printable(str(part)) for part in parts), file=sys.stderr if error else sys.stdout, flush=error)
+def say(*parts: object, error: bool = False, lines: bool = False) -> None:
+    """Print ``parts``, separated by spaces and :func:`printable`, as one line to stdout, or with ``error`` to stderr.
+
+    With ``lines`` line breaks and tabs are printed as they are: for text whose lines are ours, such as an error message.
+    """
+    stream = sys.stderr if error else sys.stdout
+    with writing(stream):
+        print(*(printable(str(part), lines=lines) for part in parts), file=stream, flush=error)
+
+
+@contextmanager
+def writing(stream: Any) -> Iterator[None]:
+    """For a block that prints to the standard ``stream``.
+
+    Raise :class:`UsageError` where it cannot be written, as on a full disk; what is printed there afterwards is lost. A reader
+    that went away stays a BrokenPipeError.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(stream)
+        raise unwritable(stream, error) from error
 
 
 def show_warnings_plainly() -> None:
-    """Make this process show each warning as one line on stderr, without the place in our code."""
+    """Make this process show each warning on stderr, without the place in our code; its second line and later ones indented."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        say(f"warning: {message}", error=True)
+        text = str(message).strip().replace("\n", "\n  ")
+        say(f"warning: {text}", error=True, lines=True)
 
     warnings.showwarning = show
 
@@ -54,7 +81,7 @@ def show_tracebacks_plainly() -> None:
     """Make this process show the traceback of a bug with :func:`say`: its message may quote a stranger's file."""
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), error=True)
+        say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), error=True, lines=True)
 
     sys.excepthook = show
 
@@ -91,16 +118,31 @@ def flush_streams(code: int) -> int:
         try:
             stream.flush()
         except BrokenPipeError:
-            _discard(stream)
+            discard(stream)
             code = code or READER_GONE
         except OSError as error:
-            _discard(stream)
-            say(f"error: the output cannot be written: {error.strerror or error}", error=True)
+            discard(stream)
+            say_last(f"error: {unwritable(stream, error)}")
             code = code or 2
     return code
 
 
-def _discard(stream: Any) -> None:
+def say_last(text: str) -> None:
+    """Say on stderr why a command ends; where stderr cannot be written either, the exit code alone is left to say it."""
+    try:
+        say(text, error=True, lines=True)
+    except (OSError, UsageError):
+        discard(sys.stderr)
+
+
+def unwritable(stream: Any, error: OSError) -> UsageError:
+    """The error for a standard ``stream`` that refused to be written with ``error``."""
+    where = "standard error" if stream is sys.stderr else "standard output"
+    fix = "free some space, or send it elsewhere"
+    return UsageError(f"the output cannot be written: {error.strerror or error}", where=where, fix=fix)
+
+
+def discard(stream: Any) -> None:
     """Let what ``stream`` still holds, and whatever else is written to its file, go to /dev/null."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())

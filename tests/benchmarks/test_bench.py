@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -295,29 +294,6 @@ def test_a_busy_machine_is_said() -> None:
     assert "7.5" in said
     (said,) = report.disturbances([calm, wild], 0.1, 2)
     assert "torch" in said and "3.0" in said
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """``small_disk(kilobytes)``: a folder on a file system of that size."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = []
-
-    def mount(kilobytes: int) -> Path:
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            pytest.skip(f"no small file system can be made here: {error}")
-        if done.returncode:
-            pytest.skip(f"no small file system can be made here: {done.stderr}")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_measured(run_cli, small_disk, tiny_bundle: Path) -> None:

@@ -95,6 +95,7 @@ def test_a_file_of_texts_that_cannot_be_used_is_an_error(tmp_path: Path, made: s
     with pytest.raises(TextError) as caught:
         bulk.read_texts(path)
     assert caught.value.where == str(path)
+    assert ("folder" in caught.value.what) == (made == "folder")
 
 
 # -- what becomes of it --------------------------------------------------------------------------------------------------
@@ -217,6 +218,39 @@ def test_nothing_embedded_writes_nothing(run_cli, tiny_bundle: Path, folder: Pat
     out = tmp_path / "v.npz"
     done = run_cli("export", "embed", tiny_bundle, folder / "cut.png", folder / "text.jpg", "-o", out)
     assert done.returncode == 5 and done.stdout == "" and not out.exists() and "2 of 2" in done.stderr
+
+
+@pytest.mark.parametrize("texts", [("",), ("", "")])
+def test_json_lists_the_failures_where_every_item_failed(
+    run_cli, every_bundle: Path, picture: Path, tmp_path: Path, texts: tuple[str, ...]
+) -> None:
+    for command in ("ask", "match", "classify"):
+        done = run_cli("export", command, every_bundle, picture, *texts, "--json")
+        assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
+        assert [bool(row["error"]) for row in json.loads(done.stdout)] == [True] * len(texts)
+    out = tmp_path / "v.npz"
+    done = run_cli("export", "embed", every_bundle, *(f"--text={text}" for text in texts), "-o", out, "--json")
+    printed = json.loads(done.stdout)
+    assert done.returncode == 5 and len(printed["failed"]) == len(texts) and printed["embeddings"] == []
+    assert not out.exists()
+
+
+def test_a_command_that_a_bundle_has_no_head_for_is_refused_with_one_that_it_has(
+    run_cli, tiny_bundle: Path, picture: Path
+) -> None:
+    for words in ((), ("a red circle",)):
+        done = run_cli("export", "classify", tiny_bundle, picture, *words)
+        assert done.returncode == 2 and str(tiny_bundle) in done.stderr
+        assert "embed, ask, match" in done.stderr and "embed_image" not in done.stderr
+
+
+def test_a_name_with_a_line_break_cannot_forge_a_line(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    paint(tmp_path / "pictures" / "a\nb: float32.png")
+    done = run_cli("export", "embed", tiny_bundle, tmp_path / "pictures")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 and "a\\nb" in done.stdout
+    (tmp_path / "pictures" / "a\nb: float32.png").write_text("not a picture")
+    done = run_cli("export", "embed", tiny_bundle, tmp_path / "pictures")
+    assert done.returncode == 5 and not any(line.startswith("b: float32") for line in done.stderr.splitlines())
 
 
 def test_one_bad_question_does_not_cost_the_others(run_cli, tiny_bundle: Path, folder: Path) -> None:

@@ -113,8 +113,26 @@ def test_a_reader_of_the_first_line_is_enough(tiny_bundle: Path) -> None:
 def test_an_output_that_cannot_be_written_is_an_error(name: str, tiny_bundle: Path, picture: Path) -> None:
     module, *words = COMMANDS[name]
     done = shell(python_command(module, *(w.format(bundle=tiny_bundle, picture=picture) for w in words)), "> /dev/full")
-    assert done.returncode == 2 and "error: " in done.stderr
+    assert done.returncode == 2 and "error: " in done.stderr and "where: standard output" in done.stderr
     require_quiet(done)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("redirection", ["2> /dev/full", "> /dev/full 2> /dev/full"])
+def test_an_error_keeps_its_exit_code_where_it_cannot_be_written(redirection: str, tmp_path: Path) -> None:
+    command = python_command("simmim_export.cli", "verify", tmp_path)
+    assert shell(command, redirection).returncode == 5
+    assert shell(python_command("simmim_export.cli", "no-such-command"), redirection).returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_report_that_cannot_be_written_is_an_error(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    command = python_command("simmim_export.cli", "embed", tiny_bundle, picture, tmp_path / "text.png")
+    assert shell(command, "2> /dev/full").returncode == 2
+    done = shell(command, "> /dev/full")
+    # Which of the two ends the command depends on when Python writes what it holds.
+    assert done.returncode in (2, 5) and "where: standard output" in done.stderr
 
 
 def test_a_traceback_is_escaped() -> None:

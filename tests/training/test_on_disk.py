@@ -15,8 +15,8 @@ from PIL import Image
 from simmim_export.errors import DataError
 from simmim_export.training.data.base import CAPTIONS, QUESTIONS, Data
 from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.figures import check_classes
 from simmim_export.training.options import DataChoice
-from simmim_export.training.run import check_classes
 
 CLASSES = ("ant", "bee", "cow", "dog", "eel", "fox")
 

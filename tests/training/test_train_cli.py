@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,7 +140,11 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
             "no encoder 'both' to freeze",
         ),
         (("evaluate", "{tmp}/none.pt"), 5, "no such checkpoint"),
-        (("finetune", "--minutes", "nan", "-o", "{tmp}/x.pt"), 2, "--steps and --minutes must be above zero"),
+        (("evaluate", "{ckpt}", "--eval-scenes", "4"), 5, "nothing to measure"),
+        (("pretrain", "--steps", "1", "--minutes", "1", "-o", "{tmp}/x.pt"), 2, "drop --steps, or drop --minutes"),
+        (("pretrain", "--steps", "0", "-o", "{tmp}/x.pt"), 2, "--steps 1000"),
+        (("pretrain", "--steps", "1", "--data", "table", "--data-root", "{tmp}", "-o", "{tmp}/x/y.pt"), 2, "train.csv"),
+        (("finetune", "--minutes", "nan", "-o", "{tmp}/x.pt"), 2, "--minutes must be above zero"),
         (("finetune", "--steps", "1", "--lr", "nan", "-o", "{tmp}/x.pt"), 2, "--lr must be above zero"),
         (("pretrain", "--steps", "1", "--mixed-precision", "fp8", "-o", "{tmp}/x.pt"), 2, "unknown mixed precision"),
         (("evaluate", "{ckpt}", "--stream", "train"), 2, "what the model learned from"),
@@ -162,7 +167,47 @@ def test_bad_input(run_cli, tiny_checkpoint: Path, tmp_path: Path, arguments, co
     done = run_cli("train", *(a.format(tmp=tmp_path, ckpt=tiny_checkpoint) for a in arguments))
     assert done.returncode == code, done.stderr
     assert "error: " in done.stderr and expected.format(tmp=tmp_path) in done.stderr and "next:" in done.stderr
-    assert (tmp_path / "exists.pt").read_text() == "precious" and not (tmp_path / "x.pt").exists()
+    assert (tmp_path / "exists.pt").read_text() == "precious"
+    # The state of a model that became NaN stays; nothing else does, nor a folder that was made for it.
+    assert {path.name for path in tmp_path.iterdir()} - {"x.pt.trainer"} == {"exists.pt"}
+
+
+@pytest.mark.parametrize("command", [("evaluate",), ("pretrain", "--steps", "1", "-o", "{tmp}/x.pt", "--from")])
+def test_a_bundle_is_not_a_checkpoint(run_cli, tiny_bundle: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run_cli("train", *(word.format(tmp=tmp_path) for word in command), tiny_bundle)
+    assert done.returncode == 5 and "this is a bundle" in done.stderr and str(tiny_bundle) in done.stderr
+
+
+def test_a_bundle_is_not_exported(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run_cli("export", "onnx", tiny_bundle, "-o", tmp_path / "deep" / "bundle")
+    assert done.returncode == 5 and "this is a bundle" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_costs_no_checkpoint(run_cli, small_disk) -> None:
+    disk = small_disk(64)
+    done = run_cli("train", "init", "-o", disk / "deep" / "x.pt")
+    assert done.returncode == 2 and str(disk / "deep" / "x.pt") in done.stderr and "Traceback" not in done.stderr
+    done = run_cli("train", "init", "-o", disk / "folder")
+    assert done.returncode == 2 and str(disk / "folder") in done.stderr and "Traceback" not in done.stderr
+    assert list(disk.iterdir()) == []
+
+
+def test_a_trainer_state_that_does_not_fit_on_the_disk_is_an_error(run_cli, small_disk) -> None:
+    disk = small_disk(256)
+    done = run_cli("train", "finetune", *ONCE, "-o", disk / "x.pt")
+    assert done.returncode == 2 and str(disk / "x.pt.trainer") in done.stderr and "Traceback" not in done.stderr
+    assert list(disk.iterdir()) == []
+
+
+def test_what_was_trained_stays_where_the_checkpoint_does_not_fit(run_cli, small_disk) -> None:
+    # The trainer's state takes 7 MB, and the checkpoint 6.
+    disk = small_disk(9 << 10)
+    done = run_cli("train", "finetune", *ONCE, "-o", disk / "x.pt")
+    assert done.returncode == 2 and "--resume" in done.stderr and str(disk / "x.pt") in done.stderr
+    assert [path.name for path in disk.iterdir()] == ["x.pt.trainer"]
+    subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+    done = run_cli("train", "finetune", *ONCE, "-o", disk / "x.pt", "--resume")
+    assert done.returncode == 0 and [path.name for path in disk.iterdir()] == ["x.pt"], done.stderr
 
 
 @pytest.mark.parametrize("command", [("init",), ("pretrain", "--steps", "1"), ("evaluate", "none.pt")])
@@ -182,7 +227,7 @@ def test_the_kind_of_the_output_is_checked_first(tmp_path: Path) -> None:
         (tmp_path / name).write_text("precious")
     for good in ("file.pt", "folder", "new.pt", "new", "lr0.001", "deep/new.pt"):
         check_output(tmp_path / good, overwrite=True)
-    assert not any((tmp_path / "deep").iterdir()) and not any((tmp_path / "folder").iterdir())
+    assert not (tmp_path / "deep").exists() and not any((tmp_path / "folder").iterdir())
     for bad in ("m.safetensors", "m.pth", "m.PT", "m.h5"):
         with pytest.raises(UsageError, match=r"a checkpoint is no \.\w+ file"):
             check_output(tmp_path / bad, overwrite=True)
@@ -192,6 +237,9 @@ def test_the_kind_of_the_output_is_checked_first(tmp_path: Path) -> None:
         check_output(tmp_path / "file", overwrite=True)
     with pytest.raises(UsageError, match="what is no folder"):
         check_output(tmp_path / "file" / "x.pt", overwrite=True)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    with pytest.raises(UsageError):
+        check_output(tmp_path / "nowhere" / "x.pt", overwrite=True)
     # To an administrator its permissions allow writing there; it takes no file all the same.
     with pytest.raises(UsageError, match="written"):
         check_output(Path("/proc/x.pt"), overwrite=True)

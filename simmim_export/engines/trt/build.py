@@ -7,6 +7,7 @@ Precision is in the graph: 11 has no flag for it any more, and 10 is told by STR
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -99,7 +100,7 @@ def _refused(parser: trt.OnnxParser, graph: Path, spec: GraphSpec, where: Where)
 
 
 def _dry_run(graph: Path) -> str:
-    return f"simmim-export build {graph.parents[1]} --engine trt --dry-run"
+    return f"simmim-export build {shlex.quote(str(graph.parents[1]))} --engine trt --dry-run"
 
 
 def _workspace(request: Request, free: int) -> int:

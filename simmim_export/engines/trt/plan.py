@@ -11,6 +11,7 @@ graph's own SHA-256 instead.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def sidecar_path(plan: Path) -> Path:
 def rebuild(plan: Path) -> str:
     """The command that builds ``plan``."""
     precision = plan.name.removesuffix(f".{ENDING}").rpartition(".")[2]
-    return f"simmim-export build {plan.parents[2]} --engine trt --precision {precision}"
+    return f"simmim-export build {shlex.quote(str(plan.parents[2]))} --engine trt --precision {precision}"
 
 
 def write(plan: Path, sidecar: Sidecar) -> None:

@@ -44,7 +44,11 @@ def read(root: Path, split: str) -> list[Record]:
                 what = f"a member of unknown kind: .{suffix}"
                 raise DataError(what, where=f"{shard}, {name}", fix=f"known are {', '.join(_KNOWN)}")
             if places.setdefault(key, str(shard)) != str(shard):
-                raise DataError(f"the sample {key!r} occurs in two shards", where=shard, fix="leave one of them out")
+                raise DataError(
+                    f"the sample {key!r} occurs in two shards",
+                    where=shard,
+                    fix="give each a name of its own, or leave one out",
+                )
             sample = samples.setdefault(key, {})
             unique(sample, suffix.lower(), f"{shard}, {name}", "in one sample, the suffix")
             sample[suffix.lower()] = content
