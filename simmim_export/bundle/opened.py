@@ -9,12 +9,14 @@ from pathlib import Path
 from simmim_export.bundle.manifest import Artifact, Manifest, digest_of, parse_manifest
 from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import as_path, digest, leftovers, reading
+from simmim_export.files import MAX_UNPACKED, as_path, digest, leftovers, reading
 from simmim_export.onnx_file import check_graph_file
 from simmim_export.spec import as_json
 
 # The end of the name of a bundle that an export moved aside, for the moment until the new one is in its place.
 REPLACED = ".replaced"
+# The most bytes of a file that the manifest names without a size, checked before anything reads it.
+MOST_BYTES = {"tokenizer.json": 4 * (40 << 20)}
 
 
 class Bundle:
@@ -54,7 +56,10 @@ class Bundle:
             raise BundleError(f"the manifest is not UTF-8: {error}", where=manifest_path, fix=fix) from error
         bundle = cls(root, parse_manifest(text, manifest_path))
         for name in bundle.manifest.files:
-            bundle._locate(name)
+            size = bundle._locate(name).stat().st_size
+            if size > (most := MOST_BYTES.get(name, MAX_UNPACKED)):
+                what = f"{name} has {size:,} bytes; the limit is {most:,}"
+                raise BundleError(what, where=root, fix="do not trust this bundle, or copy it again, whole")
         for artifact in bundle.manifest.artifacts:
             size = bundle._locate(artifact.path).stat().st_size
             if size != artifact.bytes:

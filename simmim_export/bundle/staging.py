@@ -13,8 +13,9 @@ from pathlib import Path
 
 from simmim_export.bundle.manifest import Manifest
 from simmim_export.bundle.opened import REPLACED, Bundle
+from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleRestored, UsageError
-from simmim_export.files import digest, leftovers, parse_json, require_new, room_for
+from simmim_export.files import digest, leftovers, parse_json, read_file, require_new, room_for
 from simmim_export.system.signals import ending_cleanly
 
 # The end of the name of a bundle that is being written. Its name begins as one that was moved aside (REPLACED) does: with a dot,
@@ -106,12 +107,14 @@ def _recover(target: Path) -> None:
     """Put back the bundle that a killed export had moved aside to replace it, unless a new one is in its place, and remove
     what else killed exports to ``target`` left. Warn :class:`BundleRestored`."""
     aside = sorted(leftovers(target, REPLACED), key=lambda path: path.lstat().st_ctime)
+    # We move folders aside, never links.
+    aside, links = [p for p in aside if not p.is_symlink() and p.is_dir()], [p for p in aside if p.is_symlink()]
     if aside and not target.exists() and not target.is_symlink():
         restored = aside.pop()
         restored.rename(target)
         what = f"{target} was missing because an export was killed while it replaced it; the old bundle is back"
         warnings.warn(what, BundleRestored, stacklevel=3)
-    for path in (*aside, *leftovers(target, PARTIAL)):
+    for path in (*aside, *links, *leftovers(target, PARTIAL)):
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
         else:
@@ -127,7 +130,7 @@ def _is_ours(folder: Path) -> bool:
     """Whether ``folder`` is a bundle, perhaps a damaged one: its manifest has the keys that only ours have together or, if it is
     not JSON any more, the other files of a bundle lie beside it. Other projects have a manifest.json too."""
     try:
-        content = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = parse_json(read_file(folder / "manifest.json", most=MAX_BYTES).decode("utf-8"))
     except OSError:
         return False
     except ValueError:

@@ -81,8 +81,11 @@ def verify(
         files = model.bundle.check()
         reports = model.verify()
         proof = {report.graph: dict(model.session(report.graph).precision_proof().executed) for report in reports}
-        figures = None if examiner is None else examiner.figures(examiner.outputs(model.session))
-        lines = [] if figures is None else [line.as_row() for line in limits.lines(figures, of=of, without=left_out)]
+        figures, lines = None, list[dict[str, Any]]()
+        if examiner is not None:
+            figures = examiner.figures(examiner.outputs(model.session))
+            judged, left_out = limits.judge(figures, of=of, left_out=left_out)
+            lines = [line.as_row() for line in judged]
     remarks: list[str] = []
     unproven = False
     if figures is not None:
@@ -164,7 +167,7 @@ def certify(
     with progress_bar("certify") as watch:
         found = suite.certify(bundle, contestants, limits, budget is not None, rounds, watch)
     path = write(opened_bundle, found)
-    unjudged = found[0].not_judged
+    unjudged = list(dict.fromkeys(one for certificate in found for one in certificate.not_judged))
     if as_json:
         certificates = [one.as_json() for one in found]
         rows = [{"name": one.name, "limit": one.limit, "why": one.why} for one in unjudged]
