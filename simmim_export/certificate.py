@@ -42,7 +42,7 @@ PLANNED = "planned"
 def require_room(bundle: Bundle) -> None:
     """Raise what :func:`write` would, before minutes of measuring: :class:`UsageError` for a bundle that cannot be written to or
     locked, :class:`BundleError` for certificates of another version."""
-    require_replaceable(bundle.root / FILE)
+    require_replaceable(bundle.inside(FILE))
     with _alone(bundle):
         pass
     _require_schema(bundle.root / FILE)
@@ -81,7 +81,7 @@ def read(bundle: Bundle) -> list[Certificate]:
     Raise :class:`BundleError` for a file that is damaged, too large, of another schema or of other graphs, and for certificates
     with unknown or missing fields, numbers out of range, or a verdict that does not follow from what they say.
     """
-    path = bundle.root / FILE
+    path = bundle.inside(FILE)
     again = f"make it again: simmim-export certify {bundle.root}"
     try:
         with reading(path, BundleError):

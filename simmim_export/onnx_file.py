@@ -10,7 +10,6 @@ Field numbers are from onnx.proto (IR version 13). Fields that our exporter does
 from __future__ import annotations
 
 import mmap
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -149,10 +148,6 @@ class _Reader:
         # The rows of every constant; and of each Gather along axis 0, the constant and the indices.
         self._rows: dict[str, int] = {}
         self._gathers: list[tuple[str, str]] = []
-        # The values of small constants of int64; and of each Pad, what to call it and the input that says how much it pads. OpenVINO
-        # 2026.4 crashes on 2**62.
-        self._numbers: dict[str, list[int]] = {}
-        self._pads: list[tuple[str, str]] = []
 
     # -- the messages of ONNX ------------------------------------------------------------------------------------------
 
@@ -176,9 +171,6 @@ class _Reader:
             if table in self._rows and indices in inputs:
                 rows = self._rows[table]
                 self._graph.tables[indices] = min(rows, self._graph.tables.get(indices, rows))
-        for node, amounts in self._pads:
-            if any(abs(number) > MAX_NUMBER for number in self._numbers.get(amounts, [])):
-                self._graph.strange.append(f"{node} pads by more than {MAX_NUMBER:,}")
         return self._graph
 
     def _read_opset(self, start: int, end: int) -> None:
@@ -227,8 +219,6 @@ class _Reader:
         axes = [axis for _, several in numbers for axis in several]
         if kind == "Transpose" and sorted(axes) != list(range(len(axes))):
             self._graph.strange.append(f"{node} has the axes {axes}, which are not a permutation")
-        if kind == "Pad" and len(inputs) > 1:
-            self._pads.append((node, self._wire.text(*inputs[1])))
         if kind == "Gather" and len(inputs) == 2 and not any(single for single, _ in numbers):
             self._gathers.append((self._wire.text(*inputs[0]), self._wire.text(*inputs[1])))
 
@@ -251,7 +241,7 @@ class _Reader:
         return single, several
 
     def _read_tensor(self, start: int, end: int, owner: str) -> None:
-        name, sizes, kind, raw, elsewhere, numbers = "", list[int](), 0, None, False, list[int]()
+        name, sizes, kind, raw, elsewhere = "", list[int](), 0, None, False
         for number, at, to in self._wire.fields(start, end, _TENSOR):
             if number == 1:
                 sizes += [at] if not to else self._packed(at, to)
@@ -259,12 +249,8 @@ class _Reader:
                 kind = at
             elif number == 8:
                 name = self._wire.text(at, to)
-            elif number == 7:
-                numbers += [_signed(value) for value in ([at] if not to else self._packed(at, to))]
             elif number == 9:
                 raw = to - at
-                if raw <= 8 * 2 * MAX_RANK:
-                    numbers += [number for (number,) in struct.iter_unpack("<q", self._wire.bytes(at, to - raw % 8))]
             elif number == 13 or (number == 14 and at):
                 elsewhere = True
         if elsewhere:
@@ -282,8 +268,6 @@ class _Reader:
             raise Malformed(f"tensor {name!r}{owner} claims {count:,} values, and has others")
         if not owner and sizes:
             self._rows[name] = sizes[0]
-        if not owner and _TYPES[kind][0] == "int64":
-            self._numbers[name] = numbers
 
     def _packed(self, at: int, end: int) -> list[int]:
         values = list[int]()

@@ -81,13 +81,15 @@ class Golden:
     def check(self, graphs: Sequence[GraphSpec], where: object = None) -> None:
         """Raise :class:`BundleError`, naming the case and the tensor, unless each case holds every input and output of
         ``graphs`` and nothing else, each finite and with the dtype, rank and fixed sizes of its spec, and each dynamic axis
-        has one size in the whole case, which is in the axis's range."""
+        has one size in the whole case, which is in the axis's range. Of every axis some case has the largest size: batches of
+        one would not show what a graph does to several."""
 
         def refuse(what: str) -> BundleError:
             return BundleError(f"golden.npz {what}", where=where, fix=_FIX)
 
         if not 0 < len(self.cases) <= MAX_CASES:
             raise refuse(f"has {len(self.cases)} cases, not 1 to {MAX_CASES}")
+        largest: dict[str, int] = {}
         for case, tensors in self.cases.items():
             if not case.isprintable() or not 0 < len(case) <= MAX_NAME:
                 raise refuse(f"has a case named {case[:MAX_NAME]!r}")
@@ -104,6 +106,12 @@ class Golden:
                     unused.discard(key)
             if unused:
                 raise refuse(f"has a tensor of no graph: case {case!r}, {min(unused)[:MAX_NAME]!r}")
+            largest |= {name: max(size, largest.get(name, 0)) for name, size in sizes.items()}
+        for graph in graphs:
+            for axis in graph.axes:
+                if largest.get(axis.name, 0) < axis.maximum:
+                    promise = f"{graph.name} promises {axis.maximum}"
+                    raise refuse(f"proves {axis.name!r} up to {largest.get(axis.name, 0)}, and {promise}")
 
     def largest(self) -> str:
         """The case with the most values: the largest batch of the longest texts."""

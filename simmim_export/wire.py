@@ -84,10 +84,6 @@ class Wire:
             yield number, at, at + length
             at += length
 
-    def bytes(self, start: int, end: int) -> bytes:
-        """A copy of a span."""
-        return self._data[start:end]
-
     def text(self, start: int, end: int) -> str:
         """The UTF-8 text of a span, of at most :data:`MAX_NAME` bytes."""
         if end - start > MAX_NAME:

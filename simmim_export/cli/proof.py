@@ -49,10 +49,12 @@ def verify(
 ) -> None:
     """Prove on this machine that every graph computes what PyTorch computed; exit 4 if one does not.
 
-    With --evidence also that the model answers as PyTorch did, within --budget, or that of a certificate for the same engine
-    and precision, whose figures are shown beside those found here.
+    With --evidence also that the model answers as PyTorch did, within --budget. Without that, the budget is the one of a
+    certificate for the same engine and precision on this kind of machine, or the default. Figures of certificates are shown
+    beside those found here.
     """
     from simmim_export.certificate import read
+    from simmim_export.host import fingerprint
     from simmim_export.proof.budget import DEFAULT, Budget, NotJudged, Promised, in_words, promised
     from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
     from simmim_export.spec import Precision
@@ -74,7 +76,8 @@ def verify(
             examiner = Examiner(manifest, held_out, model.tokens, watch)
             before = [c for c in read(model.bundle) if (c.engine, c.plan) == (name, plan)]
             known = examiner.figures(held_out.reference)
-            limits = given or Budget.parse(before[0].budget if before else DEFAULT)
+            mine = [c for c in before if c.host == fingerprint()]
+            limits = given or Budget.parse(mine[0].budget if mine else DEFAULT)
             if given is not None:
                 limits.require_measurable(known, of=of)
             left_out = limits.not_judged(known, of=of)
@@ -99,6 +102,7 @@ def verify(
         document = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
         if figures is not None:
             rows = [one.as_row() for one in left_out]
+            document |= {"limits": str(limits)}
             document |= {"evidence": figures, "budget": lines, "not_judged": rows, "suspicious": remarks}
         document["certificates"] = [{"host": c.host, "figures": c.as_json()["figures"]} for c in before]
         print_json(plain(document))
@@ -110,6 +114,9 @@ def verify(
             print_figures(certificate.as_json()["figures"], f"certified on {certificate.host_name()}")
         for remark in remarks:
             say(remark)
+        if figures is not None and given is None:
+            origin = "certificate.json, which can say anything in a bundle from others" if mine else "default"
+            say(f"judged by {limits} ({origin}); --budget sets other limits")
         if unproven:
             say("no graph ran at FP32, so the references themselves were not checked: verify at fp32, or certify")
         _say_not_judged(map(str, left_out))
