@@ -24,7 +24,9 @@ _FIX = "export the bundle again, or copy it again, whole"
 # The output of every head. Its softmax does not change if a number is added to a whole row, and a model may scale it.
 LOGITS = "logits"
 # Logits that differ by no more than so many roundings of the largest of them are equal.
-ROUNDINGS = 16
+ROUNDINGS = 8
+# How far apart classes are at least, relative to their logits, for the tolerance of FP32 to be one of their difference.
+RESOLVED = 0.003
 # Which axis a mask pads.
 MASKS: Mapping[str, str] = {"attention_mask": "sequence", "frame_mask": "frames"}
 
@@ -221,10 +223,10 @@ def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
 def logits_scale(expected: np.ndarray) -> float:
     """How far the classes of ``expected`` [..., classes] are apart: the root mean square of each row less its mean, and at least
-    a hundredth of that of the values themselves, which is how well arithmetic in FP32 can tell them apart."""
+    :data:`RESOLVED` of that of the values themselves, which is how well arithmetic in FP32 can tell them apart."""
     values = expected.astype(np.float64)
     apart = values - values.mean(axis=-1, keepdims=True)
-    return max(float(np.sqrt(np.mean(apart * apart))), 0.01 * float(np.sqrt(np.mean(values * values))))
+    return max(float(np.sqrt(np.mean(apart * apart))), RESOLVED * float(np.sqrt(np.mean(values * values))))
 
 
 def logits_error(found: np.ndarray, expected: np.ndarray, *, scale: float | None = None) -> float:
