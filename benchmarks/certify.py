@@ -111,8 +111,11 @@ def certify(
         }
         figures = info["figures"]
         untouched = unchanged(bundle, engine, precisions)
-        judged = [line.as_row() for line in budget.lines(figures, of=of, without=left_out)]
-        lines = _typed([*judged, *lowered(rows, untouched), witnessed[contestant]], tuple[CertifiedLine, ...])
+        judged, unjudged = budget.judge(figures, of=of, left_out=left_out)
+        lines = _typed(
+            [*(line.as_row() for line in judged), *lowered(rows, untouched), witnessed[contestant]],
+            tuple[CertifiedLine, ...],
+        )
         proven = _typed(rows, dict[str, CertifiedGraph])
         words = ["simmim-export", "certify", str(path), "--engine", f"{contestant.engine}:{contestant.precision}"]
         words += [*(["--budget", str(budget)] if strict else []), "--rounds", str(rounds)]
@@ -128,7 +131,7 @@ def certify(
                 latency=latency,
                 budget=str(budget),
                 lines=lines,
-                not_judged=_typed([one.as_row() for one in left_out], tuple[Unjudged, ...]),
+                not_judged=_typed([one.as_row() for one in unjudged], tuple[Unjudged, ...]),
                 suspicious=tuple(suspicions(figures)),
                 passed=verdict(lines, proven),
                 command=shlex.join(words),

@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simmim_export.errors import NoCache, UsageError
-from simmim_export.files import digest, parse_json, replacing
+from simmim_export.files import digest, locked, parse_json, read_file, replacing
 from simmim_export.host import cache_folder
 
 DIGESTS, LOCK = "digests.json", "lock"
+# A line of digests.json takes some 120 bytes, and a cache holds a few files.
+MOST_BYTES = 1 << 20
 # So much under one name is kept, the least recently used going first.
 BYTES = 4 << 30
 # Seconds that a process waits for another, which may be compiling: longer than that takes but for the largest graphs.
@@ -66,13 +68,11 @@ def kept(name: str, key: str) -> Iterator[Path | None]:
 def _alone(folder: Path) -> Iterator[bool]:
     """Hold the lock of ``folder``, or be False where another has it too long; without a lock where a folder that has vanished, or
     its file system, gives none."""
-    from filelock import FileLock, Timeout
-
     with contextlib.ExitStack() as stack:
         mine = True
         try:
-            stack.enter_context(FileLock(folder / LOCK, timeout=WAIT))
-        except Timeout:  # an OSError too
+            stack.enter_context(locked(folder / LOCK, timeout=WAIT))
+        except TimeoutError:  # an OSError too
             mine = False
         except (OSError, NotImplementedError):
             pass
@@ -85,7 +85,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(folder: Path) -> dict[str, str]:
     try:
-        found = parse_json((folder / DIGESTS).read_text(encoding="utf-8"))
+        found = parse_json(read_file(folder / DIGESTS, most=MOST_BYTES).decode("utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

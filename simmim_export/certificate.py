@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from typing import Any
 import msgspec
 
 from simmim_export.bundle import Bundle
-from simmim_export.engines import ENGINES
+from simmim_export.engines import ENGINES, get_engine
 from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable, UsageError
-from simmim_export.files import reading, replacing, require_writable
-from simmim_export.proof.budget import Budget, promised
+from simmim_export.files import locked, read_file, reading, replacing, require_replaceable
+from simmim_export.proof.budget import Budget, NotJudged, promised
 from simmim_export.proof.examine import REFERENCES
 from simmim_export.proof.records import Certificate, verdict
 from simmim_export.spec import PrecisionPlan
@@ -39,9 +40,11 @@ PLANNED = "planned"
 
 
 def require_room(bundle: Bundle) -> None:
-    """Raise what :func:`write` would, before minutes of measuring: :class:`UsageError` for a bundle that cannot be written to,
-    :class:`BundleError` for certificates of another version."""
-    require_writable(bundle.root / FILE)
+    """Raise what :func:`write` would, before minutes of measuring: :class:`UsageError` for a bundle that cannot be written to or
+    locked, :class:`BundleError` for certificates of another version."""
+    require_replaceable(bundle.inside(FILE))
+    with _alone(bundle):
+        pass
     _require_schema(bundle.root / FILE)
 
 
@@ -51,12 +54,10 @@ def write(bundle: Bundle, certificates: Sequence[Certificate]) -> Path:
     Certificates of other graphs than these go; a damaged file is replaced, with a :class:`CertificatesLost` warning. Raise as
     :func:`require_room`.
     """
-    from filelock import FileLock
-
-    require_room(bundle)
+    require_room(bundle)  # which takes the lock by itself
     new = {(_kind(c.host), c.name) for c in certificates}
     # Two machines may certify one folder at once, and neither must lose what the other found.
-    with FileLock(bundle.root / f".{FILE}.lock"):
+    with _alone(bundle):
         kept = [old for old in _known(bundle) if (_kind(old.host), old.name) not in new]
         if len(kept) + len(certificates) > MOST:
             what = f"{FILE} has {len(kept)} certificates of other machines; with more than {MOST} it could not be read"
@@ -80,13 +81,14 @@ def read(bundle: Bundle) -> list[Certificate]:
     Raise :class:`BundleError` for a file that is damaged, too large, of another schema or of other graphs, and for certificates
     with unknown or missing fields, numbers out of range, or a verdict that does not follow from what they say.
     """
-    path = bundle.root / FILE
+    path = bundle.inside(FILE)
     again = f"make it again: simmim-export certify {bundle.root}"
     try:
         with reading(path, BundleError):
-            if not path.is_file():
+            try:
+                text = _text_of(path)
+            except FileNotFoundError:
                 return []
-            text = _text_of(path)
         content = _parse(text)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
@@ -106,12 +108,21 @@ def read(bundle: Bundle) -> list[Certificate]:
     return certificates
 
 
+@contextmanager
+def _alone(bundle: Bundle) -> Iterator[None]:
+    """Hold the lock of the certificates of ``bundle``; raise :class:`UsageError` where there cannot be one."""
+    path = bundle.root / f".{FILE}.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path))
+        except OSError as error:
+            what = f"certificates cannot be locked: {error.strerror or error}"
+            raise UsageError(what, where=path, fix=f"remove {path}, or certify a copy of the bundle") from error
+        yield
+
+
 def _text_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        content = stream.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-    return content.decode("utf-8")
+    return read_file(path, most=MOST_BYTES).decode("utf-8")
 
 
 def _parse(text: str) -> Any:
@@ -144,6 +155,8 @@ def _check(certificates: Sequence[Certificate], bundle: Bundle) -> None:
 def _check_one(certificate: Certificate, bundle: Bundle) -> None:
     manifest = bundle.manifest
     datetime.fromisoformat(certificate.run)
+    if certificate.engine in ENGINES and get_engine(certificate.engine).reads_checkpoint:
+        raise ValueError("it is about the engine that the others are compared with")
     names = [graph.name for graph in manifest.graphs]
     if set(certificate.graphs) != set(names):
         raise ValueError(f"it is about {', '.join(certificate.graphs)}, the bundle has {', '.join(names)}")
@@ -162,8 +175,12 @@ def _check_one(certificate: Certificate, bundle: Bundle) -> None:
     left_out = {one.name for one in certificate.not_judged}
     if len(lines) < len(certificate.lines) or lines.keys() & left_out:
         raise ValueError("a line of its budget occurs twice")
-    limits = Budget.parse(certificate.budget)
-    wanted = {line.name: line for line in limits.lines(msgspec.to_builtins(certificate.figures), of=promised(manifest))}
+    limits, figures = Budget.parse(certificate.budget), msgspec.to_builtins(certificate.figures)
+    wanted = {line.name: line for line in limits.lines(figures, of=promised(manifest))}
+    unproven = [NotJudged(line.key, line.of, "", "", "") for line in wanted.values() if line.name in left_out]
+    for line in limits.lines(figures, of=promised(manifest), without=unproven):
+        if line.name in left_out:
+            raise ValueError(f"its figures show that {line.name} is exceeded, and it says that nobody could judge it")
     for name, line in wanted.items():
         if name not in left_out and (name not in lines or lines[name].kept != line.kept):
             raise ValueError(f"its line {name} does not follow from its figures")

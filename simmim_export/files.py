@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import stat
 import tokenize
 import zipfile
 import zlib
@@ -69,6 +70,57 @@ def reading(path: Path, error: type[InputError]) -> Iterator[None]:
         what = f"it cannot be read: {refused.strerror or refused}"
         fix = "allow reading it (ls -l shows whose it is), or copy it again"
         raise error(what, where=refused.filename or path, fix=fix) from refused
+
+
+def read_file(path: Path, *, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raise ValueError for a larger one and for what is not a regular file (a named pipe would never end, nor would a device), and
+    OSError where it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is not a regular file")
+    with os.fdopen(descriptor, "rb") as stream:
+        # One byte more than is allowed shows that there are more.
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most / 2**20:.4g} MiB")
+    return content
+
+
+@contextmanager
+def locked(path: Path, *, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block, after waiting ``timeout`` seconds for it, or as long as it takes for -1.
+
+    Raise TimeoutError where another process still holds it, and OSError where there cannot be a lock: what is there is not a
+    regular file, or a link, which could make us empty a file elsewhere.
+    """
+    from filelock import FileLock, Timeout
+
+    _require_lock(path)
+    lock = FileLock(path, timeout=timeout)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TimeoutError(f"another process holds {path}") from None
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # filelock's own words for a file that it refuses
+        raise OSError(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_lock(path: Path) -> None:
+    """Raise OSError for anything at ``path`` but a regular file of one name; nothing there is fine."""
+    with suppress(FileNotFoundError):
+        there = path.lstat()
+        if not stat.S_ISREG(there.st_mode):
+            raise OSError(errno.EINVAL, "the lock file is not a regular file: remove it", str(path))
+        if there.st_nlink > 1:
+            raise OSError(errno.EINVAL, "the lock file is also another file (a hard link): remove it", str(path))
 
 
 def require_new(path: Path, overwrite: bool, option: str = "-o") -> None:
@@ -163,13 +215,20 @@ def no_empty_folders(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def require_replaceable(path: Path) -> None:
+    """Raise the :class:`UsageError` that :func:`replacing` would raise."""
+    require_writable(path)
+    if path.is_dir():
+        raise UsageError("the output is a folder", where=path, fix="give the name of a file, or remove the folder")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to: it replaces ``path`` when the block ends, and goes when the block fails.
 
     A link at ``path`` is replaced and never followed: in a bundle from somebody else it could lead anywhere. For an output that
-    the user named give its :func:`destination`. What a killed process was writing for the same ``path`` is removed first. Raise
-    :class:`UsageError` where nothing can be written there (before the block begins) and where the disk is full.
+    the user named give its :func:`destination`. What a killed process was writing for the same ``path`` is removed first, but no
+    folder. Raise :class:`UsageError` where nothing can be written there (before the block begins) and where the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with no_empty_folders(path):
@@ -177,8 +236,11 @@ def replacing(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 raise UsageError("the output is a folder", where=path, fix="give the name of a file")
             for left in leftovers(path, ".tmp"):
-                left.unlink(missing_ok=True)
-            temporary.touch()
+                if left.is_symlink() or not left.is_dir():
+                    left.unlink(missing_ok=True)
+            # A new file: what is written must not go through a link that somebody laid here.
+            temporary.unlink(missing_ok=True)
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             with full_disk(path):
                 yield temporary

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import platform
+import stat
 import subprocess
 import sys
 import warnings
@@ -170,7 +171,8 @@ def _quota(folder: Path) -> float | None:
 def cache_folder(name: str, environment: Mapping[str, str] = os.environ) -> Path | None:
     """A folder ``name`` for what can be made again: under $SIMMIM_EXPORT_CACHE, or the user's cache by the XDG convention.
 
-    None where that variable is ``off``, and with a :class:`NoCache` warning where the folder cannot be written.
+    None where that variable is ``off``, and with a :class:`NoCache` warning where the folder cannot be written, or another user
+    may write there, too: whoever can replace a compiled model decides what it answers.
     """
     wanted = environment.get(CACHE, "")
     if wanted == "off":
@@ -180,7 +182,8 @@ def cache_folder(name: str, environment: Mapping[str, str] = os.environ) -> Path
             folder = Path(wanted) / name
         else:
             folder = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simmim-export" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        there = folder.stat()
     except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         warnings.warn(f"no cache: {error}; set {CACHE} to a folder, or to off", NoCache, stacklevel=2)
         return None
@@ -188,5 +191,11 @@ def cache_folder(name: str, environment: Mapping[str, str] = os.environ) -> Path
         warnings.warn(
             f"no cache: {folder} cannot be written; set {CACHE} to a folder, or to off", NoCache, stacklevel=2
         )
+        return None
+    if hasattr(os, "geteuid") and (there.st_uid != os.geteuid() or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        what = (
+            f"no cache: other users may write to {folder}; set {CACHE} to a folder of your own (chmod go-w), or to off"
+        )
+        warnings.warn(what, NoCache, stacklevel=2)
         return None
     return folder

@@ -21,6 +21,12 @@ Tensors = Mapping[str, np.ndarray]
 # An export probes nine shapes; each case is run at least once.
 MAX_CASES, MAX_NAME = 100, 100
 _FIX = "export the bundle again, or copy it again, whole"
+# The output of every head. Its softmax does not change if a number is added to a whole row, and a model may scale it.
+LOGITS = "logits"
+# Logits that differ by no more than so many roundings of the largest of them are equal.
+ROUNDINGS = 8
+# How far apart classes are at least, relative to their logits, for the tolerance of FP32 to be one of their difference.
+RESOLVED = 0.003
 # Which axis a mask pads.
 MASKS: Mapping[str, str] = {"attention_mask": "sequence", "frame_mask": "frames"}
 
@@ -77,13 +83,15 @@ class Golden:
     def check(self, graphs: Sequence[GraphSpec], where: object = None) -> None:
         """Raise :class:`BundleError`, naming the case and the tensor, unless each case holds every input and output of
         ``graphs`` and nothing else, each finite and with the dtype, rank and fixed sizes of its spec, and each dynamic axis
-        has one size in the whole case, which is in the axis's range."""
+        has one size in the whole case, which is in the axis's range. Of every axis some case has the largest size: batches of
+        one would not show what a graph does to several."""
 
         def refuse(what: str) -> BundleError:
             return BundleError(f"golden.npz {what}", where=where, fix=_FIX)
 
         if not 0 < len(self.cases) <= MAX_CASES:
             raise refuse(f"has {len(self.cases)} cases, not 1 to {MAX_CASES}")
+        largest: dict[str, int] = {}
         for case, tensors in self.cases.items():
             if not case.isprintable() or not 0 < len(case) <= MAX_NAME:
                 raise refuse(f"has a case named {case[:MAX_NAME]!r}")
@@ -100,6 +108,12 @@ class Golden:
                     unused.discard(key)
             if unused:
                 raise refuse(f"has a tensor of no graph: case {case!r}, {min(unused)[:MAX_NAME]!r}")
+            largest |= {name: max(size, largest.get(name, 0)) for name, size in sizes.items()}
+        for graph in graphs:
+            for axis in graph.axes:
+                if largest.get(axis.name, 0) < axis.maximum:
+                    promise = f"{graph.name} promises {axis.maximum}"
+                    raise refuse(f"proves {axis.name!r} up to {largest.get(axis.name, 0)}, and {promise}")
 
     def largest(self) -> str:
         """The case with the most values: the largest batch of the longest texts."""
@@ -122,7 +136,8 @@ class Golden:
 
 @dataclass(frozen=True)
 class ParityRow:
-    """One output in one check. ``scaled_error`` and ``cosine`` as in :class:`~simmim_export.spec.Tolerance`."""
+    """One output in one check. ``scaled_error`` and ``cosine`` as in :class:`~simmim_export.spec.Tolerance`; of logits, the error
+    is that of :func:`logits_error` if it is larger."""
 
     check: str
     output: str
@@ -187,11 +202,11 @@ class ParityReport:
 def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     """(max|a - b| / max(1, rms(b)), worst cosine over the last axis).
 
-    (inf, -1), which no tolerance allows, for different shapes, empty arrays, complex or non-numeric values, NaN, infinity, and
+    (inf, -1), which no tolerance allows, for different shapes, empty arrays, values that are not real floats, NaN, infinity, and
     values so large that their squares are not finite.
     """
     failed = float("inf"), -1.0
-    if found.shape != expected.shape or not found.size or {found.dtype.kind, expected.dtype.kind} - set("biuf"):
+    if found.shape != expected.shape or not found.size or {found.dtype.kind, expected.dtype.kind} != {"f"}:
         return failed
     a, b = (np.atleast_1d(array.astype(np.float64)) for array in (found, expected))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -204,6 +219,32 @@ def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     if not (np.isfinite(a).all() and np.isfinite(scale) and np.isfinite(norms).all() and np.isfinite(error)):
         return failed
     return float(error), float(cosine.min())
+
+
+def logits_scale(expected: np.ndarray) -> float:
+    """How far the classes of ``expected`` [..., classes] are apart: the root mean square of each row less its mean, and at least
+    :data:`RESOLVED` of that of the values themselves, which is how well arithmetic in FP32 can tell them apart."""
+    values = expected.astype(np.float64)
+    apart = values - values.mean(axis=-1, keepdims=True)
+    return max(float(np.sqrt(np.mean(apart * apart))), RESOLVED * float(np.sqrt(np.mean(values * values))))
+
+
+def logits_error(found: np.ndarray, expected: np.ndarray, *, scale: float | None = None) -> float:
+    """How far the logits ``found`` [..., classes] are from ``expected`` as answers, relative to ``scale``.
+
+    Each row counts less its mean, since softmax does not see an offset, and the default scale is :func:`logits_scale`: without
+    both, a large offset or a small scale would hide any other answer. Differences of :data:`ROUNDINGS` roundings in FP32 of the
+    largest value are none. Infinite for what :func:`difference` cannot compare.
+    """
+    if not np.isfinite(difference(found, expected)[0]):
+        return float("inf")
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    far = np.abs((a - a.mean(axis=-1, keepdims=True)) - (b - b.mean(axis=-1, keepdims=True))).max()
+    excess = float(far - ROUNDINGS * np.finfo(np.float32).eps * np.abs(b).max())
+    if excess <= 0:
+        return 0.0
+    scale = logits_scale(b) if scale is None else scale
+    return excess / scale if scale else float("inf")
 
 
 def _misfit(array: np.ndarray, tensor: TensorSpec, graph: GraphSpec, sizes: dict[str, int]) -> str | None:
@@ -230,17 +271,26 @@ def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision
     """Run every golden case, then the invariance checks, and compare each output with PyTorch's.
 
     Batch invariance: each sample alone gives what it gives among others. Padding invariance: a text without its padding
-    gives what it gives with it. Both are compared with PyTorch's outputs for the padded batch. ``precision`` says how close is
-    close enough. KeyError for one without a tolerance. What a :class:`Limited` session does not take is left out, and shows in
-    the number of rows; :class:`UsageError` if nothing is left.
+    gives what it gives with it. Both are compared with PyTorch's outputs for the padded batch. Logits are also compared by
+    :func:`logits_error`, at FP32 relative to their own size.
+
+    ``precision`` says how close is close enough. KeyError for one without a tolerance. What a :class:`Limited` session does not
+    take is left out, and shows in the number of rows; :class:`UsageError` if nothing is left.
     """
     tolerance = TOLERANCES[precision]
     rows: list[ParityRow] = []
     golden = _taken(session, spec, golden)
+    heads = [golden.expected(case, spec)[LOGITS] for case in golden.cases if LOGITS in {o.name for o in spec.outputs}]
+    # Of all cases together: in a single row the classes may be equal by chance.
+    scale = max(map(logits_scale, heads), default=0.0)
+    if precision is not Precision.FP32:
+        scale = max(scale, 1.0)
 
     def judge(check: str, found: Tensors, expected: Tensors) -> None:
         for name, reference in expected.items():
             error, cosine = difference(found[name], reference)
+            if name == LOGITS:
+                error = max(error, logits_error(found[name], reference, scale=scale))
             good = error <= tolerance.scaled_error and cosine >= tolerance.cosine
             rows.append(ParityRow(check, name, reference.shape, error, cosine, good))
 

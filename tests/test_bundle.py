@@ -395,3 +395,50 @@ def test_a_checkpoint_whose_bundle_would_not_open_is_refused_before_it_is_traced
     assert done.returncode == 5 and "$.metrics.vqa.accuracy" in done.stderr, done.stderr
     assert str(tmp_path / "odd.pt") in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["odd.pt"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "certificate.json"])
+def test_a_link_that_leaves_the_bundle_is_not_followed(bundle: Path, tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "secret"
+    if (bundle / name).exists():
+        (bundle / name).rename(secret)
+    else:
+        secret.write_text('{"schema": "a secret"}')
+    (bundle / name).symlink_to(secret)
+    with pytest.raises(BundleError) as caught:
+        certificate.read(Bundle.open(bundle))
+    assert caught.value.exit_code == 5 and "a secret" not in str(caught.value)
+
+
+def test_a_large_tokenizer_is_refused_before_it_is_read(bundle: Path) -> None:
+    os.truncate(bundle / "tokenizer.json", 5 << 30)  # sparse: it takes no room
+    started = time.monotonic()
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
+        Bundle.open(bundle)
+    assert time.monotonic() - started < 5
+
+
+def test_a_manifest_that_is_a_pipe_ends_an_export(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    os.mkfifo(tmp_path / "mine" / "manifest.json")
+    with pytest.raises(UsageError):
+        Staging(tmp_path / "mine", overwrite=True)
+
+
+def test_a_damaged_bundle_with_other_files_is_not_replaced(bundle: Path) -> None:
+    (bundle / "manifest.json").write_text("{")
+    (bundle / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError):
+        Staging(bundle, overwrite=True)
+    assert (bundle / "thesis.tex").exists()
+
+
+def test_a_link_is_not_a_bundle_that_was_moved_aside(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Links lie where a killed export leaves the old bundle; what they point to is not ours to replace."""
+    other = shutil.copytree(tiny_bundle, tmp_path / "other")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".bundle.{dead.pid}.replaced").symlink_to(other)
+    staged(tmp_path / "bundle", tiny_bundle)
+    assert not (tmp_path / "bundle").is_symlink() and sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "other"]
+    Bundle.open(other).check()

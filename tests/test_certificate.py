@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,10 @@ LINES = (
     {"name": "cosine text_embed", "found": 0.995, "allowed": "at least 0.99", "kept": True},
     {"name": "references", "found": 1e-6, "allowed": "at most 0.0001", "kept": True},
 )
+LOST = {
+    **{"value": 0.0, "reference": 1.0, "loss": 100.0, "interval": [93.0, 100.0], "n": 48, "images": 48, "gained": 0},
+    **{"lost": 48, "suspicious": False, "metric": "accuracy", "top1": 0.0, "not_finite": 0},
+}
 FAILED = ({"name": "references", "found": 1.0, "allowed": "at most 0.0001", "kept": False, "reason": "wrong"},)
 
 
@@ -245,6 +250,35 @@ def test_what_is_replaced_is_said_and_what_is_newer_is_kept(bundle: Bundle, cert
     assert path.read_text() == newer
 
 
+def test_a_certificate_that_is_a_pipe_is_an_error(bundle: Bundle, certificate: Made) -> None:
+    os.mkfifo(bundle.root / FILE)
+    with pytest.raises(BundleError) as caught:
+        read(bundle)
+    assert caught.value.exit_code == 5
+    require_room(bundle)
+    with pytest.warns(CertificatesLost):
+        write(bundle, [certificate()])
+    assert len(read(bundle)) == 1
+
+
+@pytest.mark.parametrize("name", [FILE, f".{FILE}.lock"])
+def test_what_cannot_be_written_is_known_before_measuring(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    (bundle.root / name).mkdir()
+    with pytest.raises(UsageError) as caught:
+        require_room(bundle)
+    assert caught.value.exit_code == 2 and caught.value.fix
+
+
+def test_a_lock_that_is_a_link_empties_no_other_file(bundle: Bundle, tmp_path: Path, certificate: Made) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (bundle.root / f".{FILE}.lock").symlink_to(victim)
+    for change in (require_room, lambda bundle: write(bundle, [certificate()])):
+        with pytest.raises(UsageError):
+            change(bundle)
+    assert victim.read_text() == "precious"
+
+
 def test_two_who_certify_at_once_lose_nothing(bundle: Bundle, certificate: Made) -> None:
     hosts = [HOST | {"threads": count} for count in range(1, 9)]
     with ThreadPoolExecutor(len(hosts)) as pool:
@@ -279,6 +313,15 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "failed with nothing that failed": lambda c: c.update(passed=False),
     "a word for passed": lambda c: c.update(passed="yes"),
     "one for passed": lambda c: c.update(passed=1),
+    "the engine that the others are compared with": lambda c: c.update(engine="torch"),
+    "no time at all": lambda c: c["latency"].update(embed_image=1e-300),
+    "a loss beyond doubt that was not judged": lambda c: (
+        c["figures"]["tasks"].update(vqa=LOST),
+        c.update(
+            budget="answers=0.5pt,cosine=0.99",
+            not_judged=[{"name": f"answers {n}", "limit": "answers=0.5pt", "why": "few"} for n in ("match", "vqa")],
+        ),
+    ),
     "no lines": lambda c: c.update(lines=[]),
     "a line less": lambda c: c["lines"].pop(0),
     "no line on references": lambda c: c["lines"].pop(),

@@ -27,7 +27,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from simmim_export.bundle import Staging
 from simmim_export.console import check_output
 from simmim_export.errors import UsageError
-from simmim_export.files import DAMAGED, MAX_MEMBERS, SMALL, digest, pack, replacing, unpack
+from simmim_export.files import DAMAGED, MAX_MEMBERS, SMALL, digest, pack, read_file, replacing, unpack
+from simmim_export.files import locked as held
 from simmim_export.runtime.vectors import save_vectors
 from simmim_export.training.output import check_output as check_checkpoint
 
@@ -204,6 +205,49 @@ def test_a_block_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_regular_files_are_read_and_only_so_many_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"four")
+    assert read_file(path, most=4) == b"four"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", tmp_path / "link", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match="regular"):
+            read_file(other, most=4)
+    with pytest.raises(ValueError, match="more than"):
+        read_file(path, most=3)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "nowhere", most=4)
+
+
+def test_a_lock_is_held_by_one_and_is_never_another_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "lock", tmp_path / "other"
+    with held(path), pytest.raises(TimeoutError), held(path, timeout=0):
+        pass
+    with held(path, timeout=0):
+        pass
+    other.write_text("keep")
+    makers = (path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to(other), lambda: path.hardlink_to(other))
+    for make in (*makers, lambda: path.symlink_to(tmp_path / "new")):
+        path.rmdir() if path.is_dir() else path.unlink()
+        make()
+        with pytest.raises(OSError, match="lock file"), held(path, timeout=1):
+            pass
+    assert other.read_text() == "keep" and not (tmp_path / "new").exists()
+
+
+def test_nothing_is_written_through_a_link_that_lies_in_the_way(tmp_path: Path) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    other.write_text("keep")
+    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(other)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".file.{dead.pid}.tmp").mkdir()
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new" and other.read_text() == "keep" and not path.is_symlink()
+
+
 def test_digest_of_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     assert digest(tmp_path / "a") == hashlib.sha256(b"x").hexdigest()
@@ -291,6 +335,7 @@ def test_a_hostile_npz_costs_no_memory(tmp_path: Path, name: str) -> None:
     program = """
 import resource, sys
 from pathlib import Path
+from simmim_export.files import locked as held
 from simmim_export.files import DAMAGED, unpack
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))

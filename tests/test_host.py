@@ -119,6 +119,16 @@ def test_a_cache_is_where_it_was_asked_for_or_nowhere(tmp_path: Path) -> None:
         assert cache_folder("x", {"SIMMIM_EXPORT_CACHE": str(tmp_path / "file")}) is None
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x").chmod(mode)
+    with pytest.warns(NoCache, match="other users"):
+        assert cache_folder("x", {"SIMMIM_EXPORT_CACHE": str(tmp_path)}) is None
+    made = cache_folder("y", {"SIMMIM_EXPORT_CACHE": str(tmp_path)})
+    assert made is not None and not made.stat().st_mode & 0o077
+
+
 def test_a_user_without_a_home_has_no_cache() -> None:
     """As in a container that runs under a number: no HOME, and nothing about it in passwd."""
     code = """

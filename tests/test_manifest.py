@@ -145,6 +145,18 @@ def again(*path: str | int) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def polish(content: dict[str, Any], output: str, pipeline: int) -> None:
+    """One more graph that gives ``output`` from the tokens of a text, before the last of a pipeline."""
+    text, fusion = content["graphs"][1], content["graphs"][3]
+    given = next(t for t in (*text["outputs"], *fusion["outputs"]) if t["name"] == output)
+    tokens = next(t for t in text["outputs"] if t["name"] == "text_tokens")
+    content["graphs"].append({"name": "polish", "inputs": [tokens], "outputs": [given], "axes": text["axes"]})
+    fp32 = next(a for a in content["artifacts"] if a["graph"] == "fusion" and a["variant"] == "fp32")
+    content["artifacts"].append(fp32 | {"graph": "polish", "path": "graphs/polish.fp32.onnx"})
+    if pipeline:
+        content["pipelines"][pipeline]["graphs"].insert(-1, "polish")
+
+
 HUGE, BIG, SIDE = 10**400, 10**9, 4097
 # Its pipelines: embed_image, embed_text, match, answer, classify_text, classify_image, classify_video, answer_video.
 # Its graphs: image_encoder, text_encoder, video_encoder, fusion, head.match, head.vqa and four more heads.
@@ -181,6 +193,14 @@ BAD: list[tuple[str, Callable[[dict[str, Any]], None]]] = [
     ("$.pipelines[2].graphs[3]", put("pipelines", 2, "graphs", 3, value="head.vqa")),
     ("$.pipelines[5].graphs[0]", put("pipelines", 5, "graphs", 0, value="video_encoder")),
     ("$.pipelines[5].graphs[2]", lambda c: c["pipelines"][5]["graphs"].append("text_encoder")),
+    ("$.pipelines[5].graphs[1]", lambda c: c["pipelines"][5]["graphs"].append("head.video_class")),
+    ("$.pipelines[5].graphs[1]", put("pipelines", 5, "graphs", 1, value="head.video_class")),
+    ("$.pipelines[2].graphs[3]", put("pipelines", 2, "graphs", 3, value="head.text_class")),
+    ("$.pipelines[3].graphs[3]", lambda c: c["pipelines"][3]["graphs"].insert(3, "head.text_class")),
+    ("$.pipelines[3].graphs[3]", lambda c: polish(c, "fused", 3)),
+    ("$.graphs[10].outputs[0]", lambda c: polish(c, "fused", 3)),
+    ("$.graphs[10].outputs[0]", lambda c: polish(c, "text_embed", 0)),
+    ("$.pipelines[8].graphs[3]", lambda c: c["pipelines"].append(c["pipelines"][3] | {"name": "other"})),
     ("$.pipelines[8]", again("pipelines")),
     ("$.pipelines", put("pipelines", value=[])),
     ("$.graphs[0].axes[0]", put("graphs", 0, "axes", 0, "minimum", value=9)),

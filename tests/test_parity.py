@@ -16,7 +16,7 @@ from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.errors import BundleError, GateFailed
 from simmim_export.files import digest, pack, unpack
-from simmim_export.parity import Golden, ParityReport, compare, difference, invariance
+from simmim_export.parity import Golden, ParityReport, compare, difference, invariance, logits_error
 from simmim_export.spec import TOLERANCES, Precision, Tolerance
 
 FP32 = TOLERANCES[Precision.FP32]
@@ -309,3 +309,40 @@ def test_a_report_of_nothing_does_not_pass() -> None:
     assert not report.passed and report.summary()["checks"] == 0
     with pytest.raises(GateFailed):
         report.require("here", "look")
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-6, 0.0), (1e-2, 1000.0)])
+@pytest.mark.parametrize("graph", ["head.match", "head.vqa"])
+def test_a_head_that_answers_otherwise_fails_at_any_scale(opened, graph: str, scale: float, offset: float) -> None:
+    bundle, golden = opened
+    spec = bundle.manifest.graph(graph)
+    session = get_engine("ort").open(bundle.root / f"graphs/{graph}.fp32.onnx", spec, Precision.FP32)
+    key = f"{graph}:logits"
+
+    def moved(values):
+        return (values * np.float32(scale) + np.float32(offset)).astype(np.float32)
+
+    changed = Golden({case: dict(rows) | {key: moved(rows[key])} for case, rows in golden.cases.items()})
+    honest = Spoiled(session, lambda feeds, found: {"logits": moved(found["logits"])})
+    assert compare(honest, spec, changed, Precision.FP32).passed
+    other = Spoiled(session, lambda feeds, found: {"logits": moved(found["logits"])[:, ::-1]})
+    report = compare(other, spec, changed, Precision.FP32)
+    assert failing(report) == {"batch 1", "batch 2", "batch 5", "batch 8", "alone"}
+
+
+def test_equal_classes_of_an_untrained_head_are_no_error() -> None:
+    level = np.full((3, 4), 0.25, np.float32)
+    assert logits_error(level, level) == 0 and logits_error(np.zeros((2, 2)), np.zeros((2, 2))) == 0
+    assert logits_error(np.nextafter(level, np.float32(1)), level) == 0
+    assert logits_error(level * 0 + np.eye(3, 4, dtype=np.float32), level) > 1
+    assert logits_error(np.full((1, 2), np.nan), np.zeros((1, 2))) == np.inf
+
+
+def test_golden_tensors_without_the_largest_batch_prove_too_little(whole, tmp_path: Path) -> None:
+    graphs, tensors = whole
+    path = tmp_path / "golden.npz"
+    for lost in ("batch 8,", f"sequence {graphs[1].axis('sequence').maximum}/"):
+        path.write_bytes(pack({name: array for name, array in tensors.items() if lost not in name}))
+        with pytest.raises(BundleError) as caught:
+            Golden.load(path, graphs=graphs)
+        assert caught.value.exit_code == 5 and caught.value.where == str(path)

@@ -41,6 +41,15 @@ VERBS: Mapping[str, tuple[set[str], set[str]]] = {
     "classify_video": (_CLIP, {LOGITS}),
     "answer_video": (_CLIP | _TEXT, {LOGITS}),
 }
+# The head whose labels a verb answers with.
+HEAD_OF: Mapping[str, str] = {
+    "match": "head.match",
+    "answer": "head.vqa",
+    "classify_text": "head.text_class",
+    "classify_image": "head.image_class",
+    "classify_video": "head.video_class",
+    "answer_video": "head.video_qa",
+}
 # What a verb reads although the pipeline does not promise it: an image is encoded once for all questions.
 KEPT: Mapping[str, set[str]] = {"embed_image": {"image_tokens"}}
 # Files that the manifest itself, a certificate or a build writes.
@@ -56,6 +65,7 @@ def problems(manifest: Manifest) -> Iterator[Problem]:
     for index, graph in enumerate(manifest.graphs):
         yield from _graph(f"$.graphs[{index}]", graph)
     yield from _tensors(manifest)
+    yield from _makers(manifest)
     yield from _pipelines(manifest)
     yield from _labels(manifest)
     yield from _artifacts(manifest)
@@ -165,6 +175,23 @@ def _tensors(manifest: Manifest) -> Iterator[Problem]:
                 yield f"$.graphs[{i}].axes[{j}]", what
 
 
+def _makers(manifest: Manifest) -> Iterator[Problem]:
+    """Tensors that a second graph gives.
+
+    If two graphs gave one tensor, a verb could read the one and the evidence the other. Only the logits are each head's own, and
+    a video encoder gives the tokens of a clip under the name of an image's.
+    """
+    makers: dict[str, str] = {}
+    for i, graph in enumerate(manifest.graphs):
+        for j, tensor in enumerate(graph.outputs):
+            clip = graph.name == "video_encoder" and tensor.name == "image_tokens"
+            if clip or (tensor.name == LOGITS and graph.name.startswith(HEAD)):
+                continue
+            maker = makers.setdefault(tensor.name, graph.name)
+            if maker != graph.name:
+                yield f"$.graphs[{i}].outputs[{j}]", f"{tensor.name} is what {maker} gives"
+
+
 def _square(size: int | str) -> bool:
     return isinstance(size, int) and isqrt(size) ** 2 == size
 
@@ -177,6 +204,7 @@ def _pipelines(manifest: Manifest) -> Iterator[Problem]:
     graphs = {graph.name: graph for graph in manifest.graphs}
     # What some graph computes cannot come from the host.
     computed = {tensor.name for graph in manifest.graphs for tensor in graph.outputs}
+    heads: dict[str, str] = {}
     for i, pipeline in enumerate(manifest.pipelines):
         place = f"$.pipelines[{i}]"
         unknown = [(j, name) for j, name in enumerate(pipeline.graphs) if name not in graphs]
@@ -193,17 +221,25 @@ def _pipelines(manifest: Manifest) -> Iterator[Problem]:
                 yield f"{place}.graphs[{j}]", f"no graph before {name} gives {', '.join(sorted(late))}"
             if fed is not None and (never := needed - computed - fed):
                 yield f"{place}.graphs[{j}]", f"{pipeline.name} does not feed {', '.join(sorted(never))}"
+            if twice := made & {tensor.name for tensor in graphs[name].outputs}:
+                yield f"{place}.graphs[{j}]", f"a graph before {name} gives {', '.join(sorted(twice))} already"
+            if name.startswith(HEAD) and j < len(pipeline.graphs) - 1:
+                yield f"{place}.graphs[{j}]", f"{name} is a head, and must be the last graph of {pipeline.name}"
             made |= {tensor.name for tensor in graphs[name].outputs}
         for j, output in enumerate(pipeline.outputs):
             if output not in made:
                 yield f"{place}.outputs[{j}]", f"no graph of the pipeline gives {output}"
         if lacks := (given - set(pipeline.outputs)) | (KEPT.get(pipeline.name, set()) - made):
             yield f"{place}.outputs", f"{pipeline.name} must give {', '.join(sorted(lacks))}"
-        last = pipeline.graphs[-1]
+        last, end = pipeline.graphs[-1], f"{place}.graphs[{len(pipeline.graphs) - 1}]"
+        if last.startswith(HEAD) and heads.setdefault(last, pipeline.name) != pipeline.name:
+            yield end, f"{last} is the head of {heads[last]}"
+        if HEAD_OF.get(pipeline.name, last) != last:
+            yield end, f"{pipeline.name} must end in {HEAD_OF[pipeline.name]}, not in {last}"
         if LOGITS in pipeline.outputs and not last.startswith(HEAD):
-            yield f"{place}.graphs[{len(pipeline.graphs) - 1}]", f"{pipeline.name} must end in a head, not in {last}"
+            yield end, f"{pipeline.name} must end in a head, not in {last}"
         elif pipeline.name == "match" and [t.shape[-1] for t in graphs[last].outputs if t.name == LOGITS] != [2]:
-            yield f"{place}.graphs[{len(pipeline.graphs) - 1}]", "match must end in a head of 2 classes"
+            yield end, "match must end in a head of 2 classes"
 
 
 def _labels(manifest: Manifest) -> Iterator[Problem]:

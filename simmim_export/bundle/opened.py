@@ -9,12 +9,14 @@ from pathlib import Path
 from simmim_export.bundle.manifest import Artifact, Manifest, digest_of, parse_manifest
 from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import as_path, digest, leftovers, reading
+from simmim_export.files import MAX_UNPACKED, as_path, digest, leftovers, reading
 from simmim_export.onnx_file import check_graph_file
 from simmim_export.spec import as_json
 
 # The end of the name of a bundle that an export moved aside, for the moment until the new one is in its place.
 REPLACED = ".replaced"
+# The most bytes of a file that the manifest names without a size, checked before anything reads it.
+MOST_BYTES = {"tokenizer.json": 4 * (40 << 20)}
 
 
 class Bundle:
@@ -24,7 +26,6 @@ class Bundle:
         self.root = root
         self.manifest = manifest
         self._checked: set[str] = set()
-        self._real = os.path.realpath(root)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -43,6 +44,7 @@ class Bundle:
         fix = "make one: simmim-export onnx ckpt.pt -o BUNDLE"
         if not root.exists():
             raise _missing(root, fix)
+        _inside(root, "manifest.json")
         if not manifest_path.is_file():
             raise BundleError("not a bundle: it has no manifest.json", where=root, fix=fix)
         with manifest_path.open("rb") as stream:
@@ -54,7 +56,10 @@ class Bundle:
             raise BundleError(f"the manifest is not UTF-8: {error}", where=manifest_path, fix=fix) from error
         bundle = cls(root, parse_manifest(text, manifest_path))
         for name in bundle.manifest.files:
-            bundle._locate(name)
+            size = bundle._locate(name).stat().st_size
+            if size > (most := MOST_BYTES.get(name, MAX_UNPACKED)):
+                what = f"{name} has {size:,} bytes; the limit is {most:,}"
+                raise BundleError(what, where=root, fix="do not trust this bundle, or copy it again, whole")
         for artifact in bundle.manifest.artifacts:
             size = bundle._locate(artifact.path).stat().st_size
             if size != artifact.bytes:
@@ -73,15 +78,13 @@ class Bundle:
     def _digests(self) -> dict[str, str]:
         return dict(self.manifest.files) | {artifact.path: artifact.sha256 for artifact in self.manifest.artifacts}
 
+    def inside(self, relative: str) -> Path:
+        """The path of a file in the bundle, whether it is there or not; raise :class:`BundleError` if links lead outside."""
+        return _inside(self.root, relative)
+
     def _locate(self, relative: str) -> Path:
-        path = self.root / relative
         # The manifest has only relative paths without ".."; a link may lead outside all the same.
-        if not Path(os.path.realpath(path)).is_relative_to(self._real):
-            raise BundleError(
-                f"the manifest names a path outside the bundle: {relative!r}",
-                where=self.root,
-                fix="do not trust this bundle",
-            )
+        path = self.inside(relative)
         if not path.is_file():
             raise BundleError(f"the bundle lacks {relative}", where=self.root, fix="copy the bundle again, whole")
         return path
@@ -127,6 +130,14 @@ class Bundle:
             where=self.root,
             fix=f"simmim-export onnx ckpt.pt -o {self.root} --overwrite, with a --precision that makes it",
         )
+
+
+def _inside(root: Path, relative: str) -> Path:
+    path = root / relative
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        what = f"a path leads outside the bundle: {relative!r}"
+        raise BundleError(what, where=root, fix="do not trust this bundle")
+    return path
 
 
 def _missing(root: Path, fix: str) -> BundleError:

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from simmim_export.bundle.manifest import Manifest
 from simmim_export.bundle.opened import REPLACED, Bundle
+from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleRestored, UsageError
-from simmim_export.files import digest, leftovers, parse_json, require_new, room_for
+from simmim_export.files import digest, leftovers, parse_json, read_file, require_new, room_for
 from simmim_export.system.signals import ending_cleanly
 
+# All that a bundle may hold, beside what certify leaves there for a moment.
+_OURS = {"manifest.json", "graphs", "tokenizer.json", "golden.npz", "evidence.npz", "certificate.json", "engines"}
 # The end of the name of a bundle that is being written. Its name begins as one that was moved aside (REPLACED) does: with a dot,
 # the name of the bundle, and the number of the process.
 PARTIAL = ".partial"
@@ -106,12 +109,14 @@ def _recover(target: Path) -> None:
     """Put back the bundle that a killed export had moved aside to replace it, unless a new one is in its place, and remove
     what else killed exports to ``target`` left. Warn :class:`BundleRestored`."""
     aside = sorted(leftovers(target, REPLACED), key=lambda path: path.lstat().st_ctime)
+    # We move folders aside, never links.
+    aside, links = [p for p in aside if not p.is_symlink() and p.is_dir()], [p for p in aside if p.is_symlink()]
     if aside and not target.exists() and not target.is_symlink():
         restored = aside.pop()
         restored.rename(target)
         what = f"{target} was missing because an export was killed while it replaced it; the old bundle is back"
         warnings.warn(what, BundleRestored, stacklevel=3)
-    for path in (*aside, *leftovers(target, PARTIAL)):
+    for path in (*aside, *links, *leftovers(target, PARTIAL)):
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
         else:
@@ -125,15 +130,17 @@ def _may_replace(target: Path) -> bool:
 
 def _is_ours(folder: Path) -> bool:
     """Whether ``folder`` is a bundle, perhaps a damaged one: its manifest has the keys that only ours have together or, if it is
-    not JSON any more, the other files of a bundle lie beside it. Other projects have a manifest.json too."""
+    not JSON any more, the other files of a bundle lie beside it, and nothing else. Other projects have a manifest.json too."""
     try:
-        content = parse_json((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = parse_json(read_file(folder / "manifest.json", most=MAX_BYTES).decode("utf-8"))
     except OSError:
         return False
     except ValueError:
-        return (folder / "graphs").is_dir() and all(
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".certificate.json.")}
+        whole = (folder / "graphs").is_dir() and all(
             (folder / name).is_file() for name in ("tokenizer.json", "golden.npz")
         )
+        return whole and names <= _OURS
     keys = {"schema": int, "digest": str, "graphs": list, "artifacts": list}
     return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items())
 

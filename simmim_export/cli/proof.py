@@ -49,10 +49,12 @@ def verify(
 ) -> None:
     """Prove on this machine that every graph computes what PyTorch computed; exit 4 if one does not.
 
-    With --evidence also that the model answers as PyTorch did, within --budget, or that of a certificate for the same engine
-    and precision, whose figures are shown beside those found here.
+    With --evidence also that the model answers as PyTorch did, within --budget. Without that, the budget is the one of a
+    certificate for the same engine and precision on this kind of machine, or the default. Figures of certificates are shown
+    beside those found here.
     """
     from simmim_export.certificate import read
+    from simmim_export.host import fingerprint
     from simmim_export.proof.budget import DEFAULT, Budget, NotJudged, Promised, in_words, promised
     from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
     from simmim_export.spec import Precision
@@ -74,15 +76,19 @@ def verify(
             examiner = Examiner(manifest, held_out, model.tokens, watch)
             before = [c for c in read(model.bundle) if (c.engine, c.plan) == (name, plan)]
             known = examiner.figures(held_out.reference)
-            limits = given or Budget.parse(before[0].budget if before else DEFAULT)
+            mine = [c for c in before if c.host == fingerprint()]
+            limits = given or Budget.parse(mine[0].budget if mine else DEFAULT)
             if given is not None:
                 limits.require_measurable(known, of=of)
             left_out = limits.not_judged(known, of=of)
         files = model.bundle.check()
         reports = model.verify()
         proof = {report.graph: dict(model.session(report.graph).precision_proof().executed) for report in reports}
-        figures = None if examiner is None else examiner.figures(examiner.outputs(model.session))
-        lines = [] if figures is None else [line.as_row() for line in limits.lines(figures, of=of, without=left_out)]
+        figures, lines = None, list[dict[str, Any]]()
+        if examiner is not None:
+            figures = examiner.figures(examiner.outputs(model.session))
+            judged, left_out = limits.judge(figures, of=of, left_out=left_out)
+            lines = [line.as_row() for line in judged]
     remarks: list[str] = []
     unproven = False
     if figures is not None:
@@ -96,6 +102,7 @@ def verify(
         document = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
         if figures is not None:
             rows = [one.as_row() for one in left_out]
+            document |= {"limits": str(limits)}
             document |= {"evidence": figures, "budget": lines, "not_judged": rows, "suspicious": remarks}
         document["certificates"] = [{"host": c.host, "figures": c.as_json()["figures"]} for c in before]
         print_json(plain(document))
@@ -107,6 +114,9 @@ def verify(
             print_figures(certificate.as_json()["figures"], f"certified on {certificate.host_name()}")
         for remark in remarks:
             say(remark)
+        if figures is not None and given is None:
+            origin = "certificate.json, which can say anything in a bundle from others" if mine else "default"
+            say(f"judged by {limits} ({origin}); --budget sets other limits")
         if unproven:
             say("no graph ran at FP32, so the references themselves were not checked: verify at fp32, or certify")
         _say_not_judged(map(str, left_out))
@@ -164,7 +174,7 @@ def certify(
     with progress_bar("certify") as watch:
         found = suite.certify(bundle, contestants, limits, budget is not None, rounds, watch)
     path = write(opened_bundle, found)
-    unjudged = found[0].not_judged
+    unjudged = list(dict.fromkeys(one for certificate in found for one in certificate.not_judged))
     if as_json:
         certificates = [one.as_json() for one in found]
         rows = [{"name": one.name, "limit": one.limit, "why": one.why} for one in unjudged]

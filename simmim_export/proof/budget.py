@@ -159,6 +159,9 @@ class Budget:
         """Every limit beside what ``figures`` (:meth:`Examiner.figures`) say: one line for each task or tower in ``of``, by
         default those that ``figures`` name, except for what is listed in ``without``.
 
+        What is listed there has a line all the same if even the least loss that the figures allow, with 95 % confidence, exceeds
+        the limit: too few images cannot prove that a limit is kept, but they can show that it is not.
+
         What ``figures`` lack, or hold no number for, is a line that is not kept, with NaN found and the reason.
         """
         names, left_out = of or _of_figures(figures), {(one.key, one.of) for one in without}
@@ -166,7 +169,13 @@ class Budget:
         for key, limit in self.limits:
             if not names[key] and (key, key) not in left_out:
                 lines.append(Line(key, key, float("nan"), limit, False, _NOTHING[key]))
-            lines += [_line(key, name, limit, figures) for name in names[key] if (key, name) not in left_out]
+            for name in names[key]:
+                line = (
+                    _line(key, name, limit, figures)
+                    if (key, name) not in left_out
+                    else _lost(key, name, limit, figures)
+                )
+                lines += [] if line is None else [line]
         return lines
 
     def not_judged(self, figures: Mapping[str, Any], *, of: Promised | None = None) -> list[NotJudged]:
@@ -188,6 +197,14 @@ class Budget:
                 fix = f"train with --eval-scenes {wanted}" if wanted else f"give {line.key} above 0, or agreement=100%"
                 missing.append(NotJudged(line.key, line.of, limit, why, fix))
         return missing
+
+    def judge(
+        self, figures: Mapping[str, Any], *, of: Promised, left_out: Sequence[NotJudged]
+    ) -> tuple[list[Line], list[NotJudged]]:
+        """The :meth:`lines` of ``figures``, and what of ``left_out`` they do not judge."""
+        lines = self.lines(figures, of=of, without=left_out)
+        judged = {line.name for line in lines}
+        return lines, [one for one in left_out if one.name not in judged]
 
     def require_measurable(self, figures: Mapping[str, Any], *, of: Promised | None = None) -> None:
         """Raise :class:`UsageError` naming the first of :meth:`not_judged`."""
@@ -225,3 +242,15 @@ def _line(key: str, name: str, limit: float, figures: Mapping[str, Any]) -> Line
     if not isfinite(found):
         return Line(key, name, float("nan"), limit, False, "it is not a number")
     return Line(key, name, found, limit, found >= limit if key in ("cosine", "agreement") else found <= limit)
+
+
+def _lost(key: str, name: str, limit: float, figures: Mapping[str, Any]) -> Line | None:
+    """The line of a limit that cannot be proven, if ``figures`` show that it is exceeded, or outputs that are not finite."""
+    row = None if key == "cosine" else figures["tasks"].get(name)
+    if row is None:
+        return None
+    line = _line(key, name, limit, figures)
+    if key == "agreement" or row.get("not_finite", 0):
+        return None if line.kept else line
+    least = row["interval"][0]
+    return Line(key, name, least, limit, False, "so much is lost at least") if least > limit else None

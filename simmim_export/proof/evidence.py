@@ -22,6 +22,9 @@ from simmim_export.proof.wholeness import check
 FILE = "evidence.npz"
 # The task that ranks images by captions; every other task is named after its head.
 RETRIEVAL = "retrieval"
+# Texts and the source as JSON: its bytes, and how many values it may hold. A thousand images with eight questions of each of six
+# heads take 50,000 values and 3 MB. A list of three bytes takes twenty times as many in memory.
+MOST_WORDS, MOST_VALUES = 32 << 20, 1 << 20
 PARTS = ("images", "labels", "scores", "reference")
 
 
@@ -107,6 +110,12 @@ class Evidence:
         text = arrays.pop("words")
         if text.dtype != np.uint8 or text.ndim != 1:
             raise ValueError(f"'words' is {text.dtype} {list(text.shape)}")
+        if text.nbytes > MOST_WORDS:
+            raise ValueError(f"'words' has {text.nbytes:,} bytes; the limit is {MOST_WORDS:,}")
+        # Each value follows a comma or a bracket. Those inside of texts count as well.
+        values = sum(int((text == ord(mark)).sum()) for mark in ",[{")
+        if values > MOST_VALUES:
+            raise ValueError(f"'words' has {values:,} commas and brackets; the limit is {MOST_VALUES:,}")
         words = msgspec.json.decode(text.tobytes(), type=_Words)
         parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in PARTS}
         for key, array in arrays.items():

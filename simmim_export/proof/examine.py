@@ -14,7 +14,7 @@ import numpy as np
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.parity import difference
+from simmim_export.parity import difference, logits_error
 from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
 from simmim_export.proof.figures import agreement, choices, first_choices, gallery, paired_loss
 from simmim_export.proof.fitting import require_fit
@@ -23,8 +23,13 @@ from simmim_export.spec import TOLERANCES, Precision
 Tensors = dict[str, np.ndarray]
 Watch = Callable[[str, int, int], None]
 TEXTS = "text_embed"
+# What a tensor has a row for: each image, each distinct text, each question about an image.
+IMAGES, WORDS, PAIRS = "image", "text", "pair"
 # The name of the line that says whether FP32 gives the references.
 REFERENCES = "references"
+# The least share of FP32's answers that must be those of the references. On honest references every answer is the same unless two
+# classes are equal to within a rounding: of a thousand questions that happens to less than one, also before any training.
+SAME_ANSWERS = 0.999
 
 
 def _still(step: str, done: int, total: int) -> None:
@@ -57,22 +62,33 @@ def graphs_behind(manifest: Manifest, output: str) -> tuple[str, ...]:
 def reproduction(manifest: Manifest, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any] | None:
     """A line, as of a budget: do graphs at FP32 give the references that the evidence holds?
 
-    ``exact`` names the graphs that ran at FP32; outputs of others are not looked at, and without any there is no line. ``found``
-    is the worst scaled error for each graph on the way to an output, ``allowed`` the tolerance of FP32 for one graph. References
-    that fail were altered, or are another model's: every loss against them is meaningless.
+    ``exact`` names the graphs that ran at FP32. Outputs of other graphs are not looked at; if there are no others, the result is
+    None. ``found`` is the worst scaled error divided by the number of graphs behind the output, and ``allowed`` the tolerance of
+    FP32 for one graph. The line also fails if embeddings point elsewhere, or if less than :data:`SAME_ANSWERS` of a task's
+    answers are those of its references. References that fail were altered, or are those of another model: every loss against them
+    is meaningless.
     """
-    errors = {}
+    errors, wrong, tolerance = {}, "", TOLERANCES[Precision.FP32]
     for output, row in figures["references"].items():
         graphs = graphs_behind(manifest, output)
-        if set(graphs) <= set(exact):
-            errors[output] = row["scaled_error"] / len(graphs)
+        if not set(graphs) <= set(exact):
+            continue
+        errors[output] = row["scaled_error"] / len(graphs)
+        kind, _, task = output.partition("/")
+        if kind == "logits":
+            same = figures["tasks"][task]["top1"]
+            if same < SAME_ANSWERS:
+                wrong = wrong or f"{same:.1%} of the answers of {task} at FP32 are those of the references"
+        elif row["cosine"] < tolerance.cosine:
+            wrong = wrong or f"the cosine of {output} at FP32 to its reference is {row['cosine']:.6f}"
     if not errors:
         return None
-    worst, limit = max(errors, key=lambda output: errors[output]), TOLERANCES[Precision.FP32].scaled_error
-    kept = errors[worst] <= limit
-    reason = "" if kept else f"FP32 does not give the reference of {worst}: the evidence is wrong, or FP32 is"
+    worst, limit = max(errors, key=lambda output: errors[output]), tolerance.scaled_error
+    if not errors[worst] <= limit:
+        wrong = f"FP32 does not give the reference of {worst}"
+    reason = f"{wrong}: the evidence is wrong, or FP32 is" if wrong else ""
     allowed = f"at most {limit:g}"
-    return {"name": REFERENCES, "found": errors[worst], "allowed": allowed, "kept": kept, "reason": reason}
+    return {"name": REFERENCES, "found": errors[worst], "allowed": allowed, "kept": not wrong, "reason": reason}
 
 
 def suspicions(figures: Mapping[str, Any]) -> list[str]:
@@ -126,7 +142,7 @@ class Examiner:
     def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """``embeddings``: of each, its agreement with the reference; ``tasks``: of each, the paired loss and ``top1``, the
         share of answers that are the reference's; ``references``: how far each output is from its reference, by
-        :func:`~simmim_export.parity.difference`.
+        :func:`~simmim_export.parity.difference`, for logits by :func:`~simmim_export.parity.logits_error`.
 
         ``not_finite`` in the rows counts outputs that are NaN or infinite. They count as wrong, and no budget is kept with any.
         Raise :class:`BundleError` for evidence without a reference, and :class:`GateFailed` for outputs of another shape.
@@ -158,8 +174,12 @@ class Examiner:
                 tasks[name] = self._retrieval(task, reference, outputs)
             elif name in self._graphs:
                 tasks[name] = _answers(task, reference[f"logits/{name}"], outputs[f"logits/{name}"])
-        pairs = {name: difference(values, reference[name]) for name, values in outputs.items()}
-        references = {name: {"scaled_error": error, "cosine": cosine} for name, (error, cosine) in pairs.items()}
+        references = {}
+        for name, values in outputs.items():
+            error, cosine = difference(values, reference[name])
+            if name.startswith("logits/"):
+                error = logits_error(values, reference[name])
+            references[name] = {"scaled_error": error, "cosine": cosine}
         source = dict(self.evidence.source)
         return {"embeddings": embeddings, "tasks": tasks, "references": references, "source": source}
 
@@ -208,23 +228,39 @@ class Examiner:
     def _logits(
         self, name: str, graphs: tuple[str, ...], session: Callable[[str], Session], made_by: Callable[[str], str]
     ) -> np.ndarray:
-        task, head = self.evidence.tasks[name], graphs[-1]
-        shape = task.labels.shape
+        """The logits of a task: the graphs of its pipeline in order over named tensors, as the runtime runs them.
+
+        A graph runs on as few rows as its inputs have: once for each image, once for each distinct text, or, if it reads both,
+        once for each question about an image.
+        """
+        task = self.evidence.tasks[name]
+        count, each = task.labels.shape
 
         def ask() -> np.ndarray:
-            images = self._images(task.images, session, made_by)["image_tokens"]
-            if "fusion" not in graphs:
-                return self._run(head, {"image_tokens": images}, session)["logits"].reshape(*shape, -1)
-            texts = self._encoded_texts(session, made_by)
-            rows = np.array([self._number[text] for row in task.texts for text in row])
-            feeds = {
-                "image_tokens": _Rows(images, np.repeat(np.arange(shape[0]), shape[1])),
-                "text_tokens": _Rows(texts["text_tokens"], rows),
-                "attention_mask": self._tokens["attention_mask"][rows],
-            }
-            fused = self._run("fusion", feeds, session)["fused"]
-            logits: np.ndarray = self._run(head, {"fused": fused}, session)["logits"]
-            return logits.reshape(*shape, -1)
+            images = self._images(task.images, session, made_by)
+            rows = {IMAGES: np.repeat(np.arange(count), each)}
+            if task.texts:
+                rows[WORDS] = np.array([self._number[text] for row in task.texts for text in row])
+            tensors: dict[str, tuple[str, np.ndarray]] = {key: (IMAGES, array) for key, array in images.items()}
+            tensors |= {key: (WORDS, array) for key, array in self._tokens.items()}
+            for graph in graphs:
+                spec = self.manifest.graph(graph)
+                if all(tensor.name in images for tensor in spec.outputs):
+                    continue  # as the runtime does with an image that is encoded already
+                inputs = {tensor.name: tensors[tensor.name] for tensor in spec.inputs}
+                kinds = {kind for kind, _ in inputs.values()}
+                kind = kinds.pop() if len(kinds) == 1 else PAIRS
+                if graph == "text_encoder":
+                    outputs = self._encoded_texts(session, made_by)
+                elif kind == PAIRS:
+                    outputs = self._run(graph, {n: _spread(a, rows.get(k)) for n, (k, a) in inputs.items()}, session)
+                else:
+                    outputs = self._run(graph, {n: array for n, (_, array) in inputs.items()}, session)
+                tensors |= {key: (kind, array) for key, array in outputs.items()}
+            kind, logits = tensors["logits"]
+            if kind != PAIRS:
+                logits = logits[rows[kind]]
+            return logits.reshape(count, each, -1)
 
         return self._keep(("logits", name, *map(made_by, graphs_behind(self.manifest, f"logits/{name}"))), ask)
 
@@ -276,6 +312,13 @@ class _Rows:
     def __getitem__(self, which: np.ndarray) -> np.ndarray:
         found: np.ndarray = self._array[self._rows[which]]
         return found
+
+
+def _spread(array: np.ndarray, rows: np.ndarray | None) -> Any:
+    """``array`` with one row for each question: ``rows`` by number, or as it is for None. Small arrays are copied."""
+    if rows is None:
+        return array
+    return array[rows] if array.ndim <= 2 else _Rows(array, rows)
 
 
 def _badness(row: Mapping[str, Any]) -> tuple[int, float]:

@@ -17,7 +17,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Cosine = Annotated[float, Meta(ge=-1.001, le=1.001)]
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 Some = Annotated[int, Meta(ge=1, le=1 << 40)]
-Seconds = Annotated[float, Meta(gt=0, le=1e6)]
+# No pipeline runs in less than a microsecond.
+Seconds = Annotated[float, Meta(ge=1e-6, le=1e6)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from simmim_export.engines.trt import TrtEngine
 from simmim_export.engines.trt import plan as plans
 from simmim_export.engines.trt.request import Request
 from simmim_export.errors import UsageError
+from simmim_export.files import locked
 from simmim_export.parity import Golden, compare
 from simmim_export.spec import GraphSpec, Precision, PrecisionPlan
 
@@ -98,13 +99,11 @@ class _Prover:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``; raise :class:`UsageError` naming the process that holds it. It goes with its process."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path, timeout=0)
+    held = ExitStack()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
+        held.enter_context(locked(path, timeout=0))
+    except TimeoutError:
         owner = "unknown"
         with suppress(OSError):  # Windows lets nobody read what is locked
             owner = path.read_text(encoding="utf-8", errors="replace").strip() or owner
@@ -115,9 +114,7 @@ def _locked(path: Path) -> Iterator[None]:
         raise UsageError(
             f"plans are kept in the bundle, and it cannot be written: {error}", where=path, fix=fix
         ) from error
-    try:
+    with held:
         with suppress(OSError):
             path.write_text(str(os.getpid()), encoding="utf-8")
         yield
-    finally:
-        lock.release()

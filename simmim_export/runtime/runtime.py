@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.opened import MOST_BYTES
 from simmim_export.certificate import Certificate, choose, read
 from simmim_export.engines import get_engine, on_device, require_engine, versions
 from simmim_export.engines.base import (
@@ -29,7 +30,7 @@ from simmim_export.engines.base import (
     threads_for,
 )
 from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, UsageError
-from simmim_export.files import as_path, digest, reading
+from simmim_export.files import as_path, digest, read_file, reading
 from simmim_export.host import available_threads, fingerprint
 from simmim_export.onnx_file import read_graph
 from simmim_export.parity import Golden, ParityReport, compare
@@ -307,9 +308,13 @@ class Runtime:
             if self._tokenizer is None:
                 path = self.bundle.file("tokenizer.json")
                 try:
-                    source = path.read_text(encoding="utf-8")
+                    with reading(path, BundleError):
+                        source = read_file(path, most=MOST_BYTES["tokenizer.json"]).decode("utf-8")
                 except UnicodeDecodeError as error:
                     what = f"tokenizer.json is not UTF-8: {error}"
+                    raise BundleError(what, where=path, fix="export the bundle again") from error
+                except ValueError as error:
+                    what = f"tokenizer.json cannot be read: {error}"
                     raise BundleError(what, where=path, fix="export the bundle again") from error
                 self._tokenizer = Tokenizer(source, self.bundle.manifest.preprocessing["text"]["max_length"])
             return self._tokenizer
@@ -396,16 +401,22 @@ class Runtime:
     def explain(self, image: ImageSource | EncodedImage, question: str, top_k: int = 3) -> Explanation:
         """The answers, and where the words of ``question`` looked, the mean over words, layers and heads.
 
-        Raise :class:`UsageError` for a bundle that was exported without ``--attention``.
+        Raise :class:`UsageError` for a bundle that was exported without ``--attention``, and :class:`BundleError` for attention
+        that is negative or not finite, or zero everywhere: it shows no place.
         """
         if "attention" not in self._outputs("fusion"):
             raise UsageError("this bundle has no attention maps", fix="export it again with --attention")
         encoded = self._encoded(image)
         answers = self._best("answer", encoded, [question], top_k)[0]
         tensors = self.run(self._pipeline("answer", encoded), encoded.tensors | self.tokens([question]))
-        tokens = np.asarray(tensors["attention"])[0].mean(axis=0)
+        attention = np.asarray(tensors["attention"])[0]
+        if not np.isfinite(attention).all() or attention.min() < 0 or not 0 < attention.sum(dtype=np.float64) < np.inf:
+            what = f"fusion gave an attention that shows no place, in engine {self.engine.name!r}"
+            fix = f"simmim-export verify {self.bundle.root} --engine {self.engine.name} --precision {self.plan}"
+            raise BundleError(what, where=self.bundle.root, fix=fix)
+        tokens = attention.mean(axis=0, dtype=np.float64)
         side = round(len(tokens) ** 0.5)
-        return Explanation(answers, (tokens / tokens.sum()).reshape(side, side))
+        return Explanation(answers, (tokens / tokens.sum()).astype(np.float32).reshape(side, side))
 
     @property
     def _space(self) -> str:

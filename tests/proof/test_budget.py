@@ -123,6 +123,28 @@ def test_what_is_not_a_number_is_not_kept(changes: dict[str, Any]) -> None:
     assert "not computed" in str(lines[1])
 
 
+def test_a_loss_beyond_doubt_fails_however_few_images_there_are() -> None:
+    """48 images cannot prove 0.5 points, and they can show that a hundred are lost."""
+    of: Promised = {"answers": ("vqa", "match"), "agreement": (), "cosine": (), "retrieval": ()}
+
+    def figures(vqa: list[float], match: list[float], broken: int = 0) -> dict[str, Any]:
+        rows = {"vqa": vqa, "match": match}
+        return {
+            "embeddings": {},
+            "tasks": {n: {"interval": v, "top1": 1.0, "images": 48, "not_finite": broken} for n, v in rows.items()},
+        }
+
+    budget = Budget.parse("answers=0.5pt")
+    left_out = budget.not_judged(figures([-1, 6], [-1, 6]), of=of)
+    assert len(left_out) == 2
+    assert budget.judge(figures([-1, 6], [0.5, 9]), of=of, left_out=left_out) == ([], left_out)
+    (line,), rest = budget.judge(figures([93, 100], [-1, 6]), of=of, left_out=left_out)
+    assert (line.name, line.kept, line.found) == ("answers vqa", False, 93) and line.reason
+    assert [one.name for one in rest] == ["answers match"]
+    lines, rest = budget.judge(figures([-1, 6], [-1, 6], broken=1), of=of, left_out=left_out)
+    assert [line.kept for line in lines] == [False, False] and not rest
+
+
 def test_a_manifest_promises_its_heads_and_towers(every_bundle: Path) -> None:
     of = promised(Bundle.open(every_bundle).manifest)
     heads = {"match", "vqa", "text_class", "image_class", "video_class", "video_qa"}

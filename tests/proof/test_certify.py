@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
+from support import change_graph
 from test_fitting import LABELS, LOGITS, Arrays, forged, put, words
 
 from simmim_export.benchmarks.certify import choose_witness, judgeable
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.bundle import Bundle
-from simmim_export.certificate import read
+from simmim_export.certificate import read, write
 from simmim_export.errors import BundleError, UsageError
 from simmim_export.proof.budget import DEFAULT, Budget
+from simmim_export.proof.examine import Examiner, reproduction, require_evidence
+from simmim_export.runtime import load
 
 
 def test_references_that_fp32_does_not_give_are_not_certified(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
@@ -33,9 +39,6 @@ def test_references_that_fp32_does_not_give_are_not_certified(asked_bundle: Path
 
 def test_answers_that_are_better_than_fp32_are_suspicious(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
     """References with too few right answers: at INT8 no reference is checked, but the gain is shown."""
-    from simmim_export.proof.examine import Examiner, require_evidence
-    from simmim_export.runtime import load
-
     with load(asked_bundle, "ort", "int8") as model:
         evidence = require_evidence(model.bundle)
         answers = Examiner(model.bundle.manifest, evidence, model.tokens).outputs(model.session)["logits/vqa"]
@@ -100,3 +103,52 @@ def test_an_explicit_budget_is_judged_whole_or_refused(asked_bundle: Path) -> No
         judgeable(opened, Budget.parse(DEFAULT), True)
     of, left_out = judgeable(opened, Budget.parse("answers=30pt,cosine=0.9,agreement=50%"), True)
     assert not left_out and of["answers"] == ("match", "vqa")
+
+
+def test_logits_with_an_offset_do_not_hide_other_answers(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
+    """FP32 computes logits around 1000, and the references, which are as close to that, answer everything right."""
+
+    def shift(model: onnx.ModelProto, path: Path) -> None:
+        (output,) = (value.name for value in model.graph.output)
+        for node in model.graph.node:
+            node.output[:] = ["raw" if name == output else name for name in node.output]
+        values = {"scale": np.float32(0.01), "offset": np.float32(1000)}
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items())
+        model.graph.node.append(onnx.helper.make_node("Mul", ["raw", "scale"], ["small"]))
+        model.graph.node.append(onnx.helper.make_node("Add", ["small", "offset"], [output]))
+
+    def claim(arrays: Arrays) -> None:
+        claimed = np.full_like(arrays[LOGITS], 1000)
+        np.put_along_axis(claimed, arrays[LABELS][..., None], np.float32(1000.02), axis=2)
+        arrays[LOGITS] = claimed
+
+    changed = change_graph(asked_bundle, tmp_path / "shifted", "head.vqa", shift)
+    bundle = forged(changed, tmp_path / "bundle", claim)
+    with load(bundle.root) as model:
+        evidence = require_evidence(model.bundle)
+        examiner = Examiner(model.bundle.manifest, evidence, model.tokens)
+        line = reproduction(
+            model.bundle.manifest,
+            examiner.figures(examiner.outputs(model.session)),
+            [graph.name for graph in model.bundle.manifest.graphs],
+        )
+    assert line is not None and not line["kept"] and line["found"] > 1e-4
+    done = run_cli("export", "verify", bundle.root, "--evidence", "--json")
+    assert done.returncode == 4
+    rows = {row["name"]: row for row in json.loads(done.stdout)["budget"]}
+    assert not rows["references"]["kept"] and not rows["answers vqa"]["kept"]
+
+
+def test_a_budget_of_another_machine_does_not_judge_here(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
+    """A certificate that came with the bundle allows everything."""
+    bundle = Path(shutil.copytree(asked_bundle, tmp_path / "bundle"))
+    done = run_cli("export", "certify", bundle, "--engine", "ort", "--rounds", 1, "--budget", "cosine=0.5")
+    assert done.returncode == 0, done.stderr
+    opened = Bundle.open(bundle)
+    (mine,) = read(opened)
+    done = run_cli("export", "verify", bundle, "--evidence", "--json")
+    assert json.loads(done.stdout)["limits"] == "cosine=0.5"
+    (bundle / "certificate.json").unlink()
+    write(opened, [msgspec.structs.replace(mine, host=mine.host | {"cpu": "another"})])
+    done = run_cli("export", "verify", bundle, "--evidence", "--json")
+    assert json.loads(done.stdout)["limits"] == DEFAULT and len(json.loads(done.stdout)["certificates"]) == 1

@@ -12,7 +12,7 @@ from simmim_export.bundle import Manifest
 from simmim_export.errors import GateFailed
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import Evidence, Task
-from simmim_export.proof.examine import Examiner, Tensors
+from simmim_export.proof.examine import Examiner, Tensors, reproduction
 from simmim_export.spec import Axis, GraphSpec, Pipeline, TensorSpec
 
 BATCH, FRAMES = Axis("batch", 1, 4), Axis("frames", 2, 8)
@@ -162,3 +162,46 @@ def test_two_wrong_images_are_two_answers() -> None:
     examined = Examiner(MANIFEST, evidence, lambda texts: {})
     row = examined.figures({"images/still": corners, "text_embed": corners[[2, 1, 2]]})["tasks"]["retrieval"]
     assert row["loss"] == 0 and row["value"] == 2 / 3 and row["top1"] == 2 / 3
+
+
+def test_every_graph_of_a_pipeline_runs_in_its_order() -> None:
+    """A graph that no runtime knows by name stands between the tower and its head."""
+    polish = GraphSpec("polish", (TOKENS,), (TensorSpec("polished", "float32", ("batch", 1, 2)),), (BATCH,))
+    head = GraphSpec("head.image_class", polish.outputs, (LOGITS,), (BATCH,))
+    pipelines = (Pipeline("classify", ("image_encoder", "polish", "head.image_class"), ("logits",)),)
+    manifest = Manifest({}, (GRAPHS[0], polish, head), pipelines, {}, {}, {}, {}, (), {}, {})
+    whole = examiner().evidence
+    task = {"image_class": whole.tasks["image_class"]}
+    evidence = Evidence({"still": whole.images["still"]}, task, {}, reference=whole.reference)
+    ran = []
+
+    def run(name: str) -> Tensors:
+        def compute(feeds: Mapping[str, np.ndarray]) -> Tensors:
+            ran.append(name)
+            if name == "polish":
+                return {"polished": feeds["image_tokens"][..., ::-1]}
+            return encode(feeds) if name == "image_encoder" else {"logits": feeds["polished"][:, 0]}
+
+        return Session(compute)
+
+    found = Examiner(manifest, evidence, lambda texts: {}, batch=6).outputs(run)
+    assert ran == ["image_encoder", "polish", "head.image_class"]
+    assert (found["logits/image_class"] == whole.reference["logits/image_class"][..., ::-1]).all()
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-6, 0.0), (1e-2, 1000.0), (1e-2, -1e5), (1e-12, 1e-6)])
+def test_other_answers_are_not_the_references(scale: float, offset: float) -> None:
+    """However small the logits are, or how far from zero: the answers are what counts."""
+
+    def moved(values: np.ndarray) -> np.ndarray:
+        return (values * np.float32(scale) + np.float32(offset)).astype(np.float32)
+
+    exact, whole = examiner(), examiner().evidence.reference
+    names = [graph.name for graph in GRAPHS]
+    name = "logits/image_class"
+    honest = dict(whole) | {name: moved(whole[name])}
+    examined = Examiner(MANIFEST, exact.evidence.with_reference(honest), lambda texts: {})
+    line = reproduction(MANIFEST, examined.figures(honest), names)
+    assert line is not None and line["kept"] and line["found"] == 0
+    line = reproduction(MANIFEST, examined.figures(honest | {name: honest[name][..., ::-1].copy()}), names)
+    assert line is not None and not line["kept"] and line["reason"]

@@ -124,6 +124,8 @@ BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
         put("words", lambda a: np.frombuffer(b'{"source":' + b"[" * 100_000, np.uint8)),
         "",
     ),
+    "too many words": (put("words", lambda a: np.full(33 << 20, 32, np.uint8)), "words"),
+    "too many values": (words(lambda found: found["source"].update(more=[[]] * 1_100_000)), "words"),
     "an unknown word": (words(lambda found: found.update(more=1)), "more"),
     "a text that is not one": (words(lambda found: found["plain"].append(3)), ""),
     "an empty text": (words(lambda found: found["plain"].append(" ")), ""),

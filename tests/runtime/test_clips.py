@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
+from support import change_graph
 
 import simmim_export
-from simmim_export.errors import ImageError, UsageError
+from simmim_export.errors import BundleError, ImageError, UsageError
 from simmim_export.runtime import images
 from simmim_export.runtime.clips import SampledFrames, choose_frames, is_animation, natural, read_clip
 from simmim_export.runtime.explain import SIDE, overlay, sheet
@@ -157,6 +159,20 @@ def test_where_the_model_looked(model, tiny_bundle: Path) -> None:
             plain.encode_clip(frames(2))
         with pytest.raises(UsageError, match="no pipeline 'classify_image'"):
             plain.classify(frames(1)[0])
+
+
+@pytest.mark.parametrize("factor", [0.0, float("nan"), float("inf"), -1.0])
+def test_attention_that_shows_no_place_is_an_error(every_bundle: Path, tmp_path: Path, factor: float) -> None:
+    def scale(model: onnx.ModelProto, path: Path) -> None:
+        for node in model.graph.node:
+            node.output[:] = ["before" if name == "attention" else name for name in node.output]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+        model.graph.node.append(onnx.helper.make_node("Mul", ["before", "factor"], ["attention"]))
+
+    changed = change_graph(every_bundle, tmp_path / "bundle", "fusion", scale)
+    with simmim_export.load(changed) as opened, pytest.raises(BundleError) as caught:
+        opened.explain(frames(1)[0], "what colour is the circle ?")
+    assert caught.value.exit_code == 5 and caught.value.fix
 
 
 def test_the_hottest_cell_is_framed_and_bright() -> None:

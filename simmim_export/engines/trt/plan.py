@@ -21,10 +21,12 @@ import msgspec
 
 from simmim_export.engines.trt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import digest, parse_json, replacing
+from simmim_export.files import digest, parse_json, read_file, replacing
 from simmim_export.spec import GraphSpec, as_json
 
 SCHEMA = 1
+# A sidecar takes a few kilobytes.
+MOST_BYTES = 16 << 20
 ENDING = "plan"
 
 
@@ -103,7 +105,7 @@ def read(plan: Path) -> Sidecar:
     if not plan.is_file():
         raise EngineUnavailable("this graph is not built for this device yet", where=plan, fix=fix)
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path, most=MOST_BYTES).decode("utf-8"))
         if content.pop("schema") != SCHEMA:
             raise ValueError("it has another schema than this version reads")
         sidecar = msgspec.convert(content, Sidecar)
