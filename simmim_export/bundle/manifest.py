@@ -117,6 +117,9 @@ def parse_manifest(text: str, where: object) -> Manifest:
         manifest = msgspec.convert(content, Manifest)
     except msgspec.ValidationError as error:
         _refuse([at(error)], where)
+    except UnicodeEncodeError as error:  # in the digest, which is not part of what it covers
+        what = f"the manifest holds a text that is not Unicode: {error.object[error.start : error.end]!r}"
+        raise BundleError(what, where=where, fix=EXPORT_AGAIN) from error
     except BundleError as error:
         raise BundleError(error.what, where=where, fix=error.fix) from error
     if wrong := list(islice(problems(manifest), SHOWN + 1)):
