@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import simmim_export
+from simmim_export.bundle import Bundle
 from simmim_export.console import say
 from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.host import cache_folder
@@ -31,13 +32,18 @@ def reference_folder() -> Path:
         raise UsageError("there is no cache to keep the reference bundle in", fix="give --bundle")
     root = Path(simmim_export.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("models/*.py"), *root.glob("export/*.py"), root / "bundle.py", root / "spec.py"]):
+    for path in sorted(
+        [*root.glob("models/*.py"), *root.glob("export/*.py"), *root.glob("bundle/*.py"), root / "spec.py"]
+    ):
         digest.update(path.read_bytes())
     return base / f"{PRESET}-{__version__}-{digest.hexdigest()[:12]}"
 
 
 def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | None]:
-    """The bundle to measure and its checkpoint (None if there is none to be found), building the reference if needed."""
+    """The bundle to measure and its checkpoint (None if there is none to be found), building the reference if needed.
+
+    Raise :class:`BundleError` for a ``bundle`` that cannot be opened.
+    """
     if bundle is None and (Path("bundle") / "manifest.json").is_file():
         bundle = Path("bundle")
     if bundle is None:
@@ -45,6 +51,7 @@ def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | Non
         if not (folder / "bundle" / "manifest.json").is_file():
             build(folder)
         return folder / "bundle", checkpoint or folder / "ckpt.pt"
+    Bundle.open(bundle)
     beside = bundle.parent / "ckpt.pt"
     return bundle, checkpoint or (beside if beside.is_file() else None)
 

@@ -150,7 +150,10 @@ def main() -> None:
             reply = {"ok": getattr(worker, request.pop("do"))(**request)}
         except SimmimError as error:
             reply = {"error": {"kind": kind_of(error), "what": error.what, "where": error.where, "fix": error.fix}}
-        print(json.dumps(reply), file=replies, flush=True)
+        try:
+            print(json.dumps(reply), file=replies, flush=True)
+        except BrokenPipeError:  # whoever asked was ended, and nobody waits for this
+            os._exit(0)
 
 
 if __name__ == "__main__":

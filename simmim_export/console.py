@@ -33,6 +33,7 @@ from simmim_export.system.printing import (
     writing,
 )
 from simmim_export.system.printing import printable as printable
+from simmim_export.system.signals import ending_cleanly
 from simmim_export.version import __version__
 
 SECONDS_A_LINE = 5.0
@@ -82,7 +83,7 @@ def run_app(app: Callable[..., object]) -> None:
     """Run ``app``, a Typer app or a main function, on the process's arguments and exit.
 
     A :class:`SimmimError` becomes its message on stderr and its exit code, as does an error of the operating system that the user
-    can fix (:data:`REFUSED`). A bug keeps its traceback and exits with 1, Ctrl-C exits with 130, and a reader of stdout or stderr
+    can fix (:data:`REFUSED`). A bug keeps its traceback and exits with 1, Ctrl-C exits with 130 and SIGTERM with 143, and a reader of stdout or stderr
     that goes away ends the command quietly with 141. With stdout closed the command does its work and says that nobody can read
     what it prints.
     """
@@ -96,7 +97,8 @@ def run_app(app: Callable[..., object]) -> None:
     if "stdout" in closed:
         say("warning: stdout is closed, so what this command prints is lost", error=True)
     try:
-        code = _exit_code(app)
+        with ending_cleanly():
+            code = _exit_code(app)
     except BaseException:
         flush_streams(1)
         raise

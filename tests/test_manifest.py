@@ -299,6 +299,24 @@ def test_a_bad_field_is_refused_by_its_place(content: dict[str, Any], place: str
     assert place in places, caught.value.what
 
 
+def test_a_control_that_is_not_measurable_is_kept(tiny_bundle: Path) -> None:
+    content = json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
+    figure = {"accuracy": 0.5, "n": 4, "interval": [0.1, 0.9]}
+    for control, accepted in (
+        ({"accuracy": 0.5}, True),
+        ({"not_measurable": "4 of 4: their batch asks nothing else", "is": "the image with another question"}, True),
+        ({}, False),
+        ({"accuracy": 0.5, "not_measurable": "why"}, False),
+    ):
+        content["metrics"] = {"vqa": figure | {"controls": {"image_only": control}}}
+        text = json.dumps(content | {"digest": digest_of(content)})
+        if accepted:
+            assert parse_manifest(text, "here").metrics["vqa"]["controls"]["image_only"] == control
+        else:
+            with pytest.raises(BundleError, match="metrics.vqa.controls"):
+                parse_manifest(text, "here")
+
+
 def test_everything_wrong_is_said_at_once(content: dict[str, Any]) -> None:
     changed = copy.deepcopy(content)
     changed["graphs"][0]["axes"][0]["minimum"] = 9

@@ -161,9 +161,14 @@ class ManifestRow(Row, frozen=True, forbid_unknown_fields=True):
 
 
 class Control(Struct, frozen=True):
-    """A blind control of a head."""
+    """A blind control of a head: its accuracy, or why it could not be measured."""
 
-    accuracy: float
+    accuracy: float | None = None
+    not_measurable: Annotated[str, Meta(max_length=1024)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.accuracy is None) == (self.not_measurable is None):
+            raise ValueError("a control has an accuracy, or says why it is not measurable")
 
 
 class Figure(Struct, frozen=True):

@@ -61,6 +61,9 @@ class _Images:
     def add(self, row: Mapping[str, str], where: str) -> bool:
         """Take in a row; whether it says something new. Raise :class:`DataError` for one that makes no sense."""
         key = _key(row["image"], where)
+        if key not in self._captions and not is_there(self._root / key):
+            fix = "correct the path, which is relative to the folder of the table, or leave the row out"
+            raise DataError(f"the picture {key!r} is missing", where=where, fix=fix)
         captions, answers = self._captions.setdefault(key, {}), self._answers.setdefault(key, {})
         new = said = False
         for group in GROUPS:
@@ -136,7 +139,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 continue
             if len(cells) != len(names):
                 what = f"the line has {len(cells)} cells, the header {len(names)}"
-                raise DataError(what, where=where, fix="put a cell with a comma in double quotes")
+                more = "put a cell with a comma in double quotes"
+                fewer = "add the missing cells, empty ones too"
+                raise DataError(what, where=where, fix=more if len(cells) > len(names) else fewer)
             yield where, {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
     finally:
         csv.field_size_limit(before)
