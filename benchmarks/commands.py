@@ -25,5 +25,12 @@ def run(module: str, *words: str) -> str:
         return done.stdout
     _, told, error = done.stderr.rpartition("error: ")
     if told and done.returncode in _KINDS:
-        raise _KINDS[done.returncode](error.strip())
+        raise _told(_KINDS[done.returncode], error.strip())
     raise RuntimeError(f"{shlex.join((module, *words))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+
+
+def _told(kind: type[SimmimError], text: str) -> SimmimError:
+    """The error that was printed as ``text``."""
+    what, next_, fix = text.partition("\n  next:  ")
+    what, where_, where = what.partition("\n  where: ")
+    return kind(what.replace("\n    ", "\n"), where=where if where_ else None, fix=fix if next_ else None)

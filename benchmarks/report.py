@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from simmim_export.benchmarks.driver import FP32, Measured, Plan
 from simmim_export.benchmarks.measure import WILD, BenchmarkResult, Ratio, paired_ratio, spread, too_few
@@ -124,7 +125,7 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
     table = Table(
         title=f"{plan.bundle} ({manifest.model['preset']}), batch {plan.batch}: ms, {n} samples in {plan.rounds} rounds"
     )
-    for column in (
+    columns: list[str | Text] = [
         "target",
         "engine",
         "precision",
@@ -136,7 +137,8 @@ def show(plan: Plan, measured: Measured, load: float) -> None:
         "error",
         "cosine",
         "parity",
-    ):
+    ]
+    for column in columns:
         table.add_column(column, justify="left" if column in ("target", "engine", "precision") else "right")
     for result in sorted(measured.results, key=lambda r: plan.targets.index(r.target)):
         ratio = ratio_to(result, measured.results, against)

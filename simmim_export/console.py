@@ -83,9 +83,9 @@ def run_app(app: Callable[..., object]) -> None:
     """Run ``app``, a Typer app or a main function, on the process's arguments and exit.
 
     A :class:`SimmimError` becomes its message on stderr and its exit code, as does an error of the operating system that the user
-    can fix (:data:`REFUSED`). A bug keeps its traceback and exits with 1, Ctrl-C exits with 130 and SIGTERM with 143, and a reader of stdout or stderr
-    that goes away ends the command quietly with 141. With stdout closed the command does its work and says that nobody can read
-    what it prints.
+    can fix (:data:`REFUSED`). A bug keeps its traceback and exits with 1. Ctrl-C exits with 130, SIGTERM with 143, and a reader
+    of stdout or stderr that goes away ends the command quietly with 141. With stdout closed the command does its work and says
+    that nobody can read what it prints.
     """
     closed = open_closed_streams()
     guard_imports()
