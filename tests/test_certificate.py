@@ -250,15 +250,14 @@ def test_what_is_replaced_is_said_and_what_is_newer_is_kept(bundle: Bundle, cert
     assert path.read_text() == newer
 
 
-def test_a_certificate_that_is_a_pipe_is_an_error(bundle: Bundle, certificate: Made) -> None:
+def test_a_certificate_that_is_a_pipe_is_an_error(bundle: Bundle) -> None:
     os.mkfifo(bundle.root / FILE)
     with pytest.raises(BundleError) as caught:
         read(bundle)
     assert caught.value.exit_code == 5
-    require_room(bundle)
-    with pytest.warns(CertificatesLost):
-        write(bundle, [certificate()])
-    assert len(read(bundle)) == 1
+    with pytest.raises(UsageError) as refused:
+        require_room(bundle)
+    assert refused.value.exit_code == 2 and (bundle.root / FILE).is_fifo()
 
 
 @pytest.mark.parametrize("name", [FILE, f".{FILE}.lock"])

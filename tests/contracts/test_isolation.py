@@ -38,7 +38,7 @@ COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("simmim-train", "import"): (5, ("{picture}", "-o", "{out}/x.pt")),
     ("simmim-train", "pretrain"): (0, TRAIN),
     ("simmim-train", "finetune"): (0, (*TRAIN, "--questions", "1")),
-    ("simmim-train", "evaluate"): (0, ("{checkpoint}", "--eval-scenes", "8")),
+    ("simmim-train", "evaluate"): (0, ("{trained}", "--eval-scenes", "8")),
     ("simmim-train", "draw"): (0, ("-o", "{out}/d", "--count", "1")),
     ("simmim-bench", ""): (0, ("--bundle", ".", "--engine", "ort", "--pipeline", "embed_text", *FAST)),
     ("simmim-bench", "compare"): (5, ("{picture}", "{picture}")),
@@ -82,13 +82,14 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.parametrize(("program", "name"), EVERY, ids=[" ".join(words).strip() for words in EVERY])
 def test_a_command_stays_alone(
-    room: Room, program: str, name: str, every_bundle: Path, tiny_checkpoint: Path, picture: Path
+    room: Room, program: str, name: str, every_bundle: Path, asked_bundle: Path, tiny_checkpoint: Path, picture: Path
 ) -> None:
     fill(room, every_bundle)
     # What certify writes belongs into the bundle.
     room.allowed = [room.work / "certificate.json", *room.work.glob(".certificate*")]
     code, words = COMMANDS[program, name]
     names = {"out": room.out, "checkpoint": tiny_checkpoint, "picture": picture, "environment": sys.prefix}
+    names["trained"] = asked_bundle.with_name("asked.pt")
     seen = room.run(script(program), *([name] if name else []), *(word.format(**names) for word in words))
     assert seen.planted == [], seen.done.stderr
     assert seen.done.returncode == code, seen.done.stderr

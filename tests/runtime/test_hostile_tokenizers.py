@@ -440,7 +440,8 @@ def mutate(data: st.DataObject, content: dict[str, Any]) -> dict[str, Any]:
             holder = holder[key]
         kind = data.draw(st.sampled_from(["set", "set", "drop", "copy", "trie"]))
         if kind == "set":
-            holder[last] = data.draw(ODD)
+            # A copy: a later step may change it, and it must not come to hold itself.
+            holder[last] = copy.deepcopy(data.draw(ODD))
         elif kind == "drop":
             del holder[last]
         elif kind == "copy":

@@ -179,6 +179,7 @@ def test_the_state_is_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.Mon
 def test_one_process_that_is_told_stops_all_of_them(tmp_path: Path, launch: Callable, kill_launched: Callable) -> None:
     common = ("pretrain", "--steps", "100000", "--batch-size", "4", "--eval-scenes", "0", "--save-every", "5", "-o")
     state = tmp_path / "stopped.pt.trainer"
+    before = set(psutil.Process().children(recursive=True))
     with ThreadPoolExecutor() as threads:
         running = threads.submit(launch, 2, "simmim_export.training.cli", *common, tmp_path / "stopped.pt")
         try:
@@ -186,7 +187,8 @@ def test_one_process_that_is_told_stops_all_of_them(tmp_path: Path, launch: Call
                 assert not running.done(), running.result().stderr
                 time.sleep(0.01)
             # One of the two alone: they have no children, their launcher has.
-            workers = [p for p in psutil.Process().children(recursive=True) if not p.children()]
+            after = set(psutil.Process().children(recursive=True)) - before
+            workers = [process for process in after if not process.children()]
             assert len(workers) == 2
             workers[1].send_signal(signal.SIGTERM)
             running.result(timeout=120)

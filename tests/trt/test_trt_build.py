@@ -95,7 +95,7 @@ def test_every_graph_at_its_own_precision(rig: Rig) -> None:
 def test_parser_errors_name_node_and_module(rig: Rig) -> None:
     rig.world.refuse_parse = "image_encoder"
     with pytest.raises(
-        BundleError, match=r"refuses image_encoder:\n  Conv \S+ of encoder\.trunk\.0\.0: no importer"
+        BundleError, match=r"refuses image_encoder:\n    Conv \S+ of encoder\.trunk\.0\.0: no importer"
     ) as caught:
         rig.build()
     assert caught.value.exit_code == 5 and f"build {rig.bundle} --engine trt --dry-run" in caught.value.fix
@@ -104,7 +104,7 @@ def test_parser_errors_name_node_and_module(rig: Rig) -> None:
 
 def test_no_way_to_run_a_graph(rig: Rig) -> None:
     rig.world.refuse_build = "fusion"
-    with pytest.raises(EngineUnavailable, match="no way to run fusion on this GPU:\n  Error Code 10") as caught:
+    with pytest.raises(EngineUnavailable, match="no way to run fusion on this GPU:\n    Error Code 10") as caught:
         rig.build()
     assert caught.value.exit_code == 3 and "--workspace" in caught.value.fix
 
