@@ -18,6 +18,7 @@ from support import spoil
 from simmim_export.benchmarks import commands, quantization, report
 from simmim_export.benchmarks.driver import Contestant, Process, WorkerDied
 from simmim_export.benchmarks.measure import BenchmarkResult
+from simmim_export.benchmarks.reference import reference_folder
 from simmim_export.bundle import Bundle
 from simmim_export.certificate import write
 from simmim_export.engines import get_engine
@@ -332,3 +333,10 @@ def test_the_room_that_is_taken_is_enough(tiny_bundle: Path, run_cli, tmp_path: 
     assert done.returncode == 0, done.stderr
     rows = len(json.loads(path.read_text())["results"])
     assert path.stat().st_size < report.FIXED_BYTES + rows * (report.ROW_BYTES + report.SAMPLE_BYTES)
+
+
+def test_the_reference_bundle_has_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMMIM_EXPORT_CACHE", str(tmp_path / "cache"))
+    folder = reference_folder()
+    assert folder == reference_folder() and folder.is_relative_to(tmp_path / "cache")
+    assert not folder.exists()
