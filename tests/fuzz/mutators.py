@@ -227,7 +227,7 @@ def mutate_tree(rng: random.Random, value: Any, fresh: Callable[[random.Random],
         elif kind == 5:
             del parent[key]
         elif kind == 6 and isinstance(parent, dict):
-            parent[rng.choice(("extra", "", "__proto__", "digest", "name", key + " ", "\0", "\ud800"))] = fresh(rng)
+            parent[rng.choice(("extra", "", "__proto__", "digest", "name", f"{key} ", "\0", "\ud800"))] = fresh(rng)
         elif kind == 6:
             parent.insert(rng.randrange(len(parent) + 1), fresh(rng))
         elif kind == 7 and isinstance(parent, dict):
