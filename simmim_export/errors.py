@@ -24,6 +24,9 @@ from typing import ClassVar
 
 _ON_ONE_LINE = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
+# What to do about a bundle that cannot be used as it is.
+EXPORT_AGAIN = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
+
 
 class SimmimError(Exception):
     """A user's error: *what* is wrong, *where* (a file, key or argument), and the *fix* (what to do or type next)."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from simmim_export.errors import BundleError
+from simmim_export.errors import EXPORT_AGAIN, BundleError
 from simmim_export.files import reading
 from simmim_export.spec import GraphSpec, TensorSpec
 from simmim_export.wire import BYTES, FOUR_BYTES, VARINT, Fields, Malformed, Wire, of
@@ -44,7 +44,6 @@ MAX_NODES = 5000
 OPSETS = range(18, 25)
 # How many lines an error has, of how many characters.
 SHOWN, WIDTH = 10, 300
-_FIX = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
 
 # TensorProto.DataType: the name in NumPy (or bfloat16) and the bytes of one value.
 _TYPES: Mapping[int, tuple[str, int]] = {
@@ -109,7 +108,7 @@ def check_graph_file(path: Path, spec: GraphSpec) -> None:
         more = [f"and {len(strange) - SHOWN} more"] if len(strange) > SHOWN else []
         lines = [line if len(line) <= WIDTH else f"{line[:WIDTH]}..." for line in strange[:SHOWN]]
         what = f"the file of {spec.name} is not a graph that we export:\n  " + "\n  ".join([*lines, *more])
-        raise BundleError(what, where=path, fix=_FIX)
+        raise BundleError(what, where=path, fix=EXPORT_AGAIN)
 
 
 def read_graph(path: Path) -> GraphFile:
@@ -119,12 +118,12 @@ def read_graph(path: Path) -> GraphFile:
         size = stream.seek(0, 2)
         if not 0 < size <= MAX_BYTES:
             what = f"not an ONNX graph: the file has {size:,} bytes, and a graph has 1 to {MAX_BYTES:,}"
-            raise BundleError(what, where=path, fix=_FIX)
+            raise BundleError(what, where=path, fix=EXPORT_AGAIN)
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _Reader(data, size).model()
             except Malformed as error:
-                raise BundleError(f"not an ONNX graph: {error}", where=path, fix=_FIX) from None
+                raise BundleError(f"not an ONNX graph: {error}", where=path, fix=EXPORT_AGAIN) from None
 
 
 def _differences(kind: str, have: list[TensorSpec], wanted: tuple[TensorSpec, ...]) -> Iterator[str]:

@@ -19,13 +19,12 @@ import msgspec
 
 from simmim_export.bundle.checks import Problem, problems
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
-from simmim_export.errors import BundleError, UsageError
+from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
 from simmim_export.spec import GraphSpec, Pipeline, Precision, Variant, as_json
 
 SCHEMA = 1
 # How many problems one message lists, and how long each may be: a manifest from a stranger could fill the terminal.
 SHOWN, LONGEST = 20, 400
-EXPORT_AGAIN = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from simmim_export.errors import BundleError, EngineUnavailable, UnknownHost, UsageError
+from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, UnknownHost, UsageError
 from simmim_export.host import available_threads, has_integer_dot
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
 from simmim_export.system.telemetry import SWITCHES, without_telemetry
@@ -258,5 +258,4 @@ def check_outputs(engine: str, spec: GraphSpec, feeds: Mapping[str, np.ndarray],
             wanted = [sizes[d] if isinstance(d, str) and d in sizes else d for d in tensor.shape]
         got = f"{getattr(array, 'dtype', type(array).__name__)} {'' if shape is None else list(shape)}".strip()
         what = f"engine {engine!r} gave {tensor.name!r} of {spec.name} as {got if array is not None else 'nothing'}"
-        fix = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
-        raise BundleError(f"{what}, and the manifest says {tensor.dtype} {wanted}", fix=fix)
+        raise BundleError(f"{what}, and the manifest says {tensor.dtype} {wanted}", fix=EXPORT_AGAIN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
-from simmim_export.errors import BundleError, EngineUnavailable, InputError, SimmimError
+from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, InputError, SimmimError
 from simmim_export.spec import GraphSpec
 
 # What the engines say, in lower case, when this machine has too little memory or may start no more threads. None of them has
@@ -60,7 +60,7 @@ class running:
             return EngineUnavailable(f"{failed}: out of memory or threads: {said}", where=self._where, fix=fix)
         fix = f"simmim-export verify BUNDLE --engine {self._engine}, which checks the files and runs every graph"
         if self._opens:
-            fix = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
+            fix = EXPORT_AGAIN
         return self._error(f"{failed}: {said}", where=self._where, fix=fix)
 
 

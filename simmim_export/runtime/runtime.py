@@ -29,7 +29,7 @@ from simmim_export.engines.base import (
     require_host,
     threads_for,
 )
-from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, UsageError
+from simmim_export.errors import EXPORT_AGAIN, BundleError, CheckpointError, EngineUnavailable, UsageError
 from simmim_export.files import as_path, digest, read_file, reading
 from simmim_export.host import available_threads, fingerprint
 from simmim_export.onnx_file import read_graph
@@ -310,9 +310,6 @@ class Runtime:
                 try:
                     with reading(path, BundleError):
                         source = read_file(path, most=MOST_BYTES["tokenizer.json"]).decode("utf-8")
-                except UnicodeDecodeError as error:
-                    what = f"tokenizer.json is not UTF-8: {error}"
-                    raise BundleError(what, where=path, fix="export the bundle again") from error
                 except ValueError as error:
                     what = f"tokenizer.json cannot be read: {error}"
                     raise BundleError(what, where=path, fix="export the bundle again") from error
@@ -373,9 +370,7 @@ class Runtime:
         scores = self._scores(self._pipeline("match", encoded), encoded, texts)
         if scores.shape[1] != 2:
             what = f"match needs a head of two classes, and the bundle's has {scores.shape[1]}"
-            raise BundleError(
-                what, where=self.bundle.root, fix="export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
-            )
+            raise BundleError(what, where=self.bundle.root, fix=EXPORT_AGAIN)
         return scores[:, 1]
 
     def answer(self, image: ImageSource | EncodedImage, question: str, top_k: int = 3) -> list[Answer]:
