@@ -34,7 +34,7 @@ FINETUNE_MINUTES ?= 3.7
 	touch $@
 
 demo: .venv/.demo  ## train tiny, export, verify, benchmark, ask: about ten minutes on two cores
-	$(BIN)/python -P -m simmim_export.benchmarks.demo --align-minutes $(ALIGN_MINUTES) --pretrain-minutes $(PRETRAIN_MINUTES) --finetune-minutes $(FINETUNE_MINUTES)
+	$(BIN)/python -P -m simmim_export.training.demo --align-minutes $(ALIGN_MINUTES) --pretrain-minutes $(PRETRAIN_MINUTES) --finetune-minutes $(FINETUNE_MINUTES)
 
 demo-long:  ## the same with 50 minutes of training
 	$(MAKE) demo ALIGN_MINUTES=2 PRETRAIN_MINUTES=8 FINETUNE_MINUTES=40
@@ -52,19 +52,19 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
 lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
-	$(BIN)/python -P -m simmim_export.export.lint_presets
+	$(BIN)/python -P -m lint_presets
 
 bench: .venv/.demo  ## the benchmark on demo/bundle, ./bundle or the reference bundle
 	$(BIN)/simmim-bench
 
-# Without a GPU it ends before anything is installed. simmim_export.nvidia comes from this folder, so Python must look here.
+# Without a GPU it ends before anything is installed. simmim_export.system.nvidia comes from this folder, so Python must look here.
 gpu-check:  ## with an NVIDIA GPU: build, verify and measure every graph, and write gpu-certificate.json
-	$(PYTHON) -m simmim_export.nvidia
+	$(PYTHON) -m simmim_export.system.nvidia
 	$(MAKE) .venv-gpu/.done
 	.venv-gpu/bin/python -P -m simmim_export.benchmarks.gpu_check
 
 results: .venv/.dev  ## run what docs/results.md still lacks, about an hour on two cores, and write it
-	$(BIN)/python -P -m simmim_export.benchmarks.results
+	$(BIN)/python -P -m simmim_export.training.results
 
 docs: .venv/.dev  ## regenerate the command reference in README.md
 	$(BIN)/python tests/contracts/command_reference.py --write

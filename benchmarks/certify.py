@@ -16,13 +16,13 @@ from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, versions
 from simmim_export.engines.base import Engine, require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.files import digest
-from simmim_export.host import fingerprint
 from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
 from simmim_export.proof.records import Certificate, CertifiedGraph, CertifiedLine, Figures, Unjudged, verdict
 from simmim_export.runtime.runtime import PLANNED, compiled, plan_of
 from simmim_export.spec import Precision, PrecisionPlan, as_json
+from simmim_export.system.files import digest
+from simmim_export.system.host import fingerprint
 
 Watch = Callable[[str, int, int], None]
 # The types of nodes that run at a precision, as proofs of engines name them.

@@ -17,16 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simmim_export import nvidia
 from simmim_export.benchmarks import report
-from simmim_export.benchmarks.demo import MODULES
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.engines import versions
 from simmim_export.errors import GateFailed
-from simmim_export.host import fingerprint
-from simmim_export.system.children import child_environment, python_command
+from simmim_export.system import nvidia
+from simmim_export.system.children import PROGRAMS, child_environment, python_command
+from simmim_export.system.host import fingerprint
 
 SCHEMA = 1
 FILE = Path("gpu-certificate.json")
@@ -81,7 +80,7 @@ class Record:
             step = Step(name, shlex.join(words), None, 0.0, error=f"not run: {', '.join(lacking)} did not pass")
         else:
             started = time.monotonic()
-            command = python_command(MODULES.get(program, program), *words[1:])
+            command = python_command(PROGRAMS.get(program, program), *words[1:])
             code, out, err = _run(command)
             seconds = round(time.monotonic() - started, 2)
             found = None

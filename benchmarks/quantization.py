@@ -19,11 +19,11 @@ from simmim_export.benchmarks import commands, driver
 from simmim_export.benchmarks.report import ratio_to
 from simmim_export.bundle import Bundle
 from simmim_export.errors import EngineUnavailable, TruncatedText
-from simmim_export.files import digest
 from simmim_export.precision import peers
 from simmim_export.precision.int8 import to_int8
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
+from simmim_export.system.files import digest
 
 EXACT = driver.Contestant("ort")
 GRAPH = "text_encoder"

@@ -17,8 +17,8 @@ import simmim_export
 from simmim_export.bundle import Bundle
 from simmim_export.console import say
 from simmim_export.errors import EngineUnavailable, UsageError
-from simmim_export.host import cache_folder
 from simmim_export.system.children import child_environment, python_command
+from simmim_export.system.host import cache_folder
 from simmim_export.version import __version__
 
 PRESET = "base"

@@ -21,10 +21,10 @@ from simmim_export.benchmarks.driver import FP32, Measured, Plan
 from simmim_export.benchmarks.measure import WILD, BenchmarkResult, Ratio, paired_ratio, spread, too_few
 from simmim_export.bundle import Bundle
 from simmim_export.console import stacked, stdout_console
-from simmim_export.doctor import examine
+from simmim_export.engines.doctor import examine
 from simmim_export.errors import DataError, GateFailed, UsageError
-from simmim_export.files import destination, digest, parse_json, replacing
 from simmim_export.spec import as_json
+from simmim_export.system.files import destination, digest, parse_json, replacing
 
 SCHEMA = 1
 # What a document takes at most: for host and engines, for each target on an engine, and for each latency.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.benchmarks import commands
-from simmim_export.host import available_threads
+from simmim_export.system.host import available_threads
 
 # preset -> (images in a batch, steps): the larger, the fewer, so that a figure takes a minute at most.
 SIZES = {"tiny": (32, 40), "small": (8, 6), "base": (4, 3), "large": (4, 3)}

@@ -27,10 +27,10 @@ import numpy as np  # noqa: E402
 from simmim_export import errors  # noqa: E402
 from simmim_export.engines.base import GpuTimed  # noqa: E402
 from simmim_export.errors import SimmimError  # noqa: E402
-from simmim_export.host import available_threads  # noqa: E402
-from simmim_export.parity import Golden, compare, invariance  # noqa: E402
 from simmim_export.proof.examine import Examiner, require_evidence  # noqa: E402
+from simmim_export.proof.parity import Golden, compare, invariance  # noqa: E402
 from simmim_export.runtime import Runtime, load  # noqa: E402
+from simmim_export.system.host import available_threads  # noqa: E402
 from simmim_export.system.libraries import guard_imports  # noqa: E402
 from simmim_export.system.printing import show_warnings_plainly  # noqa: E402
 

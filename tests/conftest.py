@@ -77,7 +77,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
 @pytest.fixture(scope="session")
 def every_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with every head, a video encoder and attention maps; its checkpoint beside it is every.pt. Read only."""
-    from simmim_export.models.heads import HEADS
+    from simmim_export.models.simmim.heads import HEADS
 
     checkpoint = _once(tmp_path_factory, "every.pt", lambda path: make_checkpoint(path, heads=tuple(HEADS), frames=8))
 

@@ -39,9 +39,9 @@ def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path
     """Write a checkpoint of random but real weights: every statistic is as after initialisation, the samples are noise."""
     import torch
 
-    from simmim_export.models.checkpoint import Checkpoint, save
-    from simmim_export.models.presets import PRESETS
-    from simmim_export.models.simmim import SimMIM
+    from simmim_export.models.simmim.checkpoint import Checkpoint, save
+    from simmim_export.models.simmim.model import SimMIM
+    from simmim_export.models.simmim.presets import PRESETS
 
     heads = {head: len(LABELS[head]) for head in changes.pop("heads", ("match", "vqa"))}  # type: ignore[attr-defined]
     config = dataclasses.replace(PRESETS[preset], heads=heads, **changes)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def spoil(bundle: Path, copy: Path, factor: float) -> Path:
     import onnx
 
     from simmim_export.bundle import Bundle
-    from simmim_export.files import digest
+    from simmim_export.system.files import digest
 
     spoiled = Path(shutil.copytree(bundle, copy))
     manifest = Bundle.open(spoiled).manifest
@@ -97,7 +97,7 @@ def change_graph(bundle: Path, copy: Path, graph: str, change: Callable[[onnx.Mo
     import onnx
 
     from simmim_export.bundle import Bundle
-    from simmim_export.files import digest
+    from simmim_export.system.files import digest
 
     changed = Path(shutil.copytree(bundle, copy))
     manifest = Bundle.open(changed).manifest

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model, list_models
 
+from simmim_export.bundle.vocabulary import rows_needed
 from simmim_export.errors import CheckpointError, UsageError
-from simmim_export.files import digest
-from simmim_export.models.checkpoint import Checkpoint, check_state, check_tokenizer, read_tensors
-from simmim_export.models.presets import ModelConfig
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.checkpoint import Checkpoint, check_state, check_tokenizer, read_tensors
+from simmim_export.models.simmim.model import SimMIM
+from simmim_export.models.simmim.presets import ModelConfig
+from simmim_export.system.files import digest
 from simmim_export.training.assemble import as_checkpoint, samples
 from simmim_export.training.data.shapes import Shapes
-from simmim_export.vocabulary import rows_needed
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _NESTED = ("state_dict", "model", "model_state_dict")

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from simmim_export.errors import GateFailed, UsageError
-from simmim_export.models.checkpoint import Checkpoint, check_state
-from simmim_export.models.parts import require_encoder
-from simmim_export.models.presets import PRESETS, ModelConfig, preset
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.checkpoint import Checkpoint, check_state
+from simmim_export.models.simmim.model import SimMIM
+from simmim_export.models.simmim.parts import require_encoder
+from simmim_export.models.simmim.presets import PRESETS, ModelConfig, preset
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import untrained

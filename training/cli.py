@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from simmim_export.console import new_app, print_json, progress_bar, run_app, say
-from simmim_export.metrics import print_metrics
+from simmim_export.console.metrics import print_metrics
 from simmim_export.training.cli_options import (
     Accumulate,
     AnyPreset,

@@ -14,16 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from simmim_export.benchmarks.measure import Ratio
 from simmim_export.console import run_app, say
-from simmim_export.metrics import control_accuracies
-from simmim_export.system.children import child_environment, python_command
+from simmim_export.console.metrics import control_accuracies
+from simmim_export.system.children import PROGRAMS, child_environment, python_command
 
-MODULES = {
-    "simmim-train": "simmim_export.training.cli",
-    "simmim-export": "simmim_export.cli",
-    "simmim-bench": "simmim_export.benchmarks.cli",
-}
 FOLDER = Path("demo")
 ASKED = 3
 
@@ -34,7 +28,7 @@ def run(program: str, *arguments: object) -> None:
     say()
     say(f"$ {program} {shlex.join(words)}")
     sys.stdout.flush()
-    done = subprocess.run(python_command(MODULES[program], *words), env=child_environment())
+    done = subprocess.run(python_command(PROGRAMS[program], *words), env=child_environment())
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -109,8 +103,8 @@ def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
         if row["times_torch"] is None:
             rows.append((name, f"{row['median_ms']} ms", row["no_ratio"] or "PyTorch was not measured"))
         else:
-            ratio = Ratio(**row["times_torch"])
-            rows.append((name, f"{ratio.value:.2f}x PyTorch", f"95 %: {ratio.span}"))
+            ratio = row["times_torch"]
+            rows.append((name, f"{ratio['value']:.2f}x PyTorch", f"95 %: {ratio['low']:.2f} to {ratio['high']:.2f}"))
     lines = ["| what | figure | control |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
     return "\n".join(lines) + "\n"
 

@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from simmim_export.errors import DataError, UsageError
-from simmim_export.models.checkpoint import Checkpoint
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.checkpoint import Checkpoint
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import Data
 from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.options import TASKS, Job, Watch

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from simmim_export.errors import UsageError
-from simmim_export.models import parts
-from simmim_export.models.presets import preset as find_preset
+from simmim_export.models.simmim import parts
+from simmim_export.models.simmim.presets import preset as find_preset
 from simmim_export.training.data import dataset
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.records import Record

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import CAPTIONS
 from simmim_export.training.objectives import (
     contrastive_loss,

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from simmim_export.errors import CheckpointError, InputError, UsageError
-from simmim_export.models.checkpoint import check_tokenizer, read_tensors
-from simmim_export.models.encoders import text_positions
+from simmim_export.models.simmim.checkpoint import check_tokenizer, read_tensors
+from simmim_export.models.simmim.encoders import text_positions
 from simmim_export.system.telemetry import without_telemetry
 from simmim_export.training.options import weights_file
 from simmim_export.training.text_folder import FILES, check_text_config, check_text_folder, is_local

@@ -17,11 +17,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from simmim_export.benchmarks.results_page import REVISION, page, plot
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.errors import GateFailed
-from simmim_export.files import replacing
 from simmim_export.system.children import child_environment, python_command
+from simmim_export.system.files import replacing
+from simmim_export.training.results_page import REVISION, page, plot
 
 SEEDS = (0, 1, 2)
 SHARES = (1, 5, 10, 100)

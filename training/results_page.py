@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_export.metrics import control_accuracies
+from simmim_export.console.metrics import control_accuracies
 
 # Two-sided 95 % of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776)

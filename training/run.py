@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from simmim_export.console import say
 from simmim_export.errors import CheckpointError, SimmimError, UsageError
-from simmim_export.files import digest
-from simmim_export.models.checkpoint import Checkpoint, build, load, save
-from simmim_export.models.presets import preset as find_preset
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.checkpoint import Checkpoint, build, load, save
+from simmim_export.models.simmim.model import SimMIM
+from simmim_export.models.simmim.presets import preset as find_preset
+from simmim_export.system.files import digest
 from simmim_export.training.article import import_article
 from simmim_export.training.assemble import (
     as_checkpoint,

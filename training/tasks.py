@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from simmim_export.errors import DataError
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import Want
 from simmim_export.training.objectives import answer_loss, soft_answer_loss
 from simmim_export.training.options import Plan

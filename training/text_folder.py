@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.errors import InputError
-from simmim_export.files import parse_json
-from simmim_export.models.parts import TEXT_FAMILIES
+from simmim_export.models.simmim.parts import TEXT_FAMILIES
+from simmim_export.system.files import parse_json
 
 ACCEPTED = f"give the folder of a text encoder of one of these model types: {', '.join(TEXT_FAMILIES)}"
 FILES = "give a folder with config.json, model.safetensors and tokenizer.json"

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
+from simmim_export.bundle.vocabulary import read
 from simmim_export.errors import DataError
-from simmim_export.vocabulary import read
 
 # Texts that are tokenised at once: more would only fill memory.
 _TOGETHER = 10_000

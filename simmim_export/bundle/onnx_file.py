@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
+from simmim_export.bundle.wire import BYTES, FOUR_BYTES, VARINT, Fields, Malformed, Wire, of
 from simmim_export.errors import EXPORT_AGAIN, BundleError
-from simmim_export.files import reading
 from simmim_export.spec import GraphSpec, TensorSpec
-from simmim_export.wire import BYTES, FOUR_BYTES, VARINT, Fields, Malformed, Wire, of
+from simmim_export.system.files import reading
 
 # The operators of ONNX's standard domain that a graph of ours may use: what the trunks, fusions, interactions, heads and text
 # encoders need at any opset that --opset offers, and what the precision passes add. The exporter refuses a model that needs

@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 
 from simmim_export.bundle.manifest import Artifact, Manifest, digest_of, parse_manifest
+from simmim_export.bundle.onnx_file import check_graph_file
 from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import MAX_UNPACKED, as_path, digest, leftovers, reading
-from simmim_export.onnx_file import check_graph_file
 from simmim_export.spec import as_json
+from simmim_export.system.files import MAX_UNPACKED, as_path, digest, leftovers, reading
 
 # The end of the name of a bundle that an export moved aside, for the moment until the new one is in its place.
 REPLACED = ".replaced"
@@ -107,7 +107,7 @@ class Bundle:
 
     def check_graphs(self, path: str | None = None) -> None:
         """Raise :class:`BundleError` for an ONNX file (only the one at ``path``, if given) that is not a graph of ours or does
-        not compute what the manifest says; see :func:`~simmim_export.onnx_file.check_graph_file`."""
+        not compute what the manifest says; see :func:`~simmim_export.bundle.onnx_file.check_graph_file`."""
         for artifact in self.manifest.artifacts:
             if artifact.engine is None and path in (None, artifact.path):
                 check_graph_file(self._locate(artifact.path), self.manifest.graph(artifact.graph))

@@ -99,7 +99,7 @@ class EmbeddingRow(Row, frozen=True, forbid_unknown_fields=True):
 
 
 class Parity(Struct, frozen=True):
-    """How far an artifact was from PyTorch when it was exported (:meth:`simmim_export.parity.ParityReport.summary`)."""
+    """How far an artifact was from PyTorch when it was exported (:meth:`simmim_export.proof.parity.ParityReport.summary`)."""
 
     passed: bool
     checks: Annotated[int, Meta(ge=1, le=2**31)]
@@ -157,7 +157,7 @@ class ManifestRow(Row, frozen=True, forbid_unknown_fields=True):
     plans: Annotated[dict[EngineName, Annotated[str, Meta(max_length=2**16)]], Meta(max_length=64)] = {}
 
 
-# The rows of ``metrics``, as simmim_export.metrics prints them.
+# The rows of ``metrics``, as simmim_export.console.metrics prints them.
 
 
 class Control(Struct, frozen=True):

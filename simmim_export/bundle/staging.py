@@ -15,7 +15,7 @@ from simmim_export.bundle.manifest import Manifest
 from simmim_export.bundle.opened import REPLACED, Bundle
 from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleRestored, UsageError
-from simmim_export.files import digest, leftovers, parse_json, read_file, require_new, room_for
+from simmim_export.system.files import digest, leftovers, parse_json, read_file, require_new, room_for
 from simmim_export.system.signals import ending_cleanly
 
 # All that a bundle may hold, beside what certify leaves there for a moment.

@@ -2,7 +2,7 @@
 
 The library trusts its input: it panics (with a backtrace on stderr) on a damaged character map, pads a text to any length
 that the file asks for, and lets a chain of replacements grow a text without limit. So the file is first parsed into the types
-of :mod:`simmim_export.tokenizer_json`, which list what is allowed, and only what was parsed is handed to the library. The
+of :mod:`simmim_export.bundle.tokenizer_json`, which list what is allowed, and only what was parsed is handed to the library. The
 sections for padding, truncation, decoding and pairs of texts, which this project does not use, are left out; only the id to
 pad with is kept.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import Raw, Struct
 from tokenizers import Tokenizer
 
-from simmim_export import tokenizer_json as parts
+from simmim_export.bundle import tokenizer_json as parts
 
 # Characters of a tokenizer.json; the largest public one, Gemma's, has 33 million.
 MAX_FILE = 40 << 20

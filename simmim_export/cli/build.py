@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from simmim_export.bundle import Bundle
-    from simmim_export.engines.trt import TrtEngine
-    from simmim_export.engines.trt.request import Request
+    from simmim_export.engines.tensorrt import TrtEngine
+    from simmim_export.engines.tensorrt.request import Request
     from simmim_export.spec import PrecisionPlan
 
 
@@ -75,8 +75,8 @@ def build(
     runs in another precision than asked for, or with --dry-run for a graph that TensorRT would refuse.
     """
     from simmim_export.engines import get_engine, require_engine
-    from simmim_export.engines.trt import TrtEngine
-    from simmim_export.engines.trt.request import Request, parse_size, parse_sizes, read_traffic
+    from simmim_export.engines.tensorrt import TrtEngine
+    from simmim_export.engines.tensorrt.request import Request, parse_size, parse_sizes, read_traffic
     from simmim_export.errors import UsageError
 
     request = Request(
@@ -120,7 +120,7 @@ def _dry_run(bundle: Bundle, engine: TrtEngine, plan: PrecisionPlan, request: Re
     from simmim_export.errors import EngineUnavailable
 
     try:
-        from simmim_export.precision.dry_run import rehearse, require_clean
+        from simmim_export.tensorrt_rules.dry_run import rehearse, require_clean
     except ModuleNotFoundError as error:
         fix = "pip install 'simmim-export[export]'"
         raise EngineUnavailable(f"a dry run needs the package {error.name}", fix=fix) from error
@@ -147,7 +147,7 @@ def _table(title: str, *columns: str) -> Table:
 def _modules(path: Path) -> Callable[[str], str]:
     """What names the PyTorch module of a node in an error message; onnx is no part of a device's installation."""
     try:
-        from simmim_export.precision.dry_run import modules
+        from simmim_export.tensorrt_rules.dry_run import modules
     except ModuleNotFoundError:
         return lambda name: "a module that the package onnx would name"
     return modules(path)

@@ -10,8 +10,8 @@ import typer
 from simmim_export.cli.options import AsJson, BudgetOption, BundlePath
 from simmim_export.cli.tables import by_graph, print_parity, print_plan
 from simmim_export.console import print_json, progress_bar, stacked, stdout_console
+from simmim_export.console.metrics import print_metrics
 from simmim_export.export.limits import MAX_BATCH, OPSET
-from simmim_export.metrics import print_metrics
 
 
 def register(app: typer.Typer) -> None:
@@ -66,9 +66,9 @@ def onnx(
     from simmim_export.errors import EngineUnavailable, UsageError
     from simmim_export.export.limits import require_batch, require_checkpoint, require_opset
     from simmim_export.export.lower import Lower
-    from simmim_export.files import full_disk, no_empty_folders
     from simmim_export.proof.budget import Budget
     from simmim_export.spec import Precision
+    from simmim_export.system.files import full_disk, no_empty_folders
 
     wanted = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
     if Precision.BF16 in wanted:
@@ -153,7 +153,7 @@ def _shape(shape: tuple[int | str, ...]) -> str:
 
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has and what each engine is missing."""
-    from simmim_export.doctor import examine
+    from simmim_export.engines.doctor import examine
 
     found = examine(thorough=True)
     if as_json:

@@ -24,7 +24,7 @@ from simmim_export.errors import GateFailed, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from simmim_export.certificate import Certificate
+    from simmim_export.proof.certificate import Certificate
 
 
 def register(app: typer.Typer) -> None:
@@ -53,12 +53,12 @@ def verify(
     certificate for the same engine and precision on this kind of machine, or the default. Figures of certificates are shown
     beside those found here.
     """
-    from simmim_export.certificate import read
-    from simmim_export.host import fingerprint
     from simmim_export.proof.budget import DEFAULT, Budget, NotJudged, Promised, in_words, promised
+    from simmim_export.proof.certificate import read
     from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
     from simmim_export.spec import Precision
     from simmim_export.spec import as_json as plain
+    from simmim_export.system.host import fingerprint
 
     if budget is not None and not evidence:
         raise UsageError("--budget is for what --evidence asks", fix="add --evidence")
@@ -159,8 +159,8 @@ def certify(
     from simmim_export.benchmarks import certify as suite
     from simmim_export.benchmarks.driver import Contestant
     from simmim_export.bundle import Bundle
-    from simmim_export.certificate import require_room, write
     from simmim_export.proof.budget import DEFAULT, Budget
+    from simmim_export.proof.certificate import require_room, write
 
     limits = Budget.parse(DEFAULT if budget is None else budget)
     opened_bundle = Bundle.open(bundle)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from simmim_export.certificate import Certificate
-    from simmim_export.parity import ParityReport
-    from simmim_export.precision.planner import Planned
+    from simmim_export.planning.planner import Planned
+    from simmim_export.proof.certificate import Certificate
+    from simmim_export.proof.parity import ParityReport
 
 
 def by_graph(reports: list[ParityReport]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ ENGINES: dict[str, tuple[str, str]] = {
     "torch": ("simmim_export.engines.torch", "TorchEngine"),
     "ort": ("simmim_export.engines.ort", "OrtEngine"),
     "openvino": ("simmim_export.engines.openvino", "OpenVinoEngine"),
-    "trt": ("simmim_export.engines.trt", "TrtEngine"),
+    "trt": ("simmim_export.engines.tensorrt", "TrtEngine"),
     # On another device an engine has other precisions, needs other packages and is proven anew: an engine of its own, not an
     # option of one. So certificates, plans and doctor name it like any other, and a benchmark has the reference on both.
     "torch@cuda": ("simmim_export.engines.torch", "TorchCudaEngine"),

@@ -16,8 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, UnknownHost, UsageError
-from simmim_export.host import available_threads, has_integer_dot
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
+from simmim_export.system.host import available_threads, has_integer_dot
 from simmim_export.system.telemetry import SWITCHES, without_telemetry
 
 # What an artifact may need of a host ("needs" of its built_for): products of INT8 that do not saturate.

@@ -10,11 +10,11 @@ import platform
 from dataclasses import asdict
 from typing import Any
 
-from simmim_export import nvidia
-from simmim_export.conflicts import conflicts, installed
 from simmim_export.engines import ENGINES, get_engine
 from simmim_export.engines import torch as torch_engine
-from simmim_export.host import available_threads, cpu_features, cpu_model, has_integer_dot
+from simmim_export.system import nvidia
+from simmim_export.system.conflicts import conflicts, installed
+from simmim_export.system.host import available_threads, cpu_features, cpu_model, has_integer_dot
 from simmim_export.version import __version__
 
 PACKAGES = (

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from simmim_export.cache import kept
 from simmim_export.engines.base import (
     LATENCY,
     THROUGHPUT,
@@ -32,9 +31,10 @@ from simmim_export.engines.base import (
 )
 from simmim_export.engines.failures import running
 from simmim_export.errors import FewerThreads
-from simmim_export.files import digest
-from simmim_export.host import has_integer_dot
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.system.cache import kept
+from simmim_export.system.files import digest
+from simmim_export.system.host import has_integer_dot
 from simmim_export.system.telemetry import without_telemetry
 
 DEVICE = "CPU"

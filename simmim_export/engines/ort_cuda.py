@@ -20,8 +20,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from simmim_export import nvidia
-from simmim_export.conflicts import INSTALL_GPU, missing_libraries, ort_files
 from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
@@ -39,6 +37,8 @@ from simmim_export.engines.failures import running
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.system import nvidia
+from simmim_export.system.conflicts import INSTALL_GPU, missing_libraries, ort_files
 from simmim_export.system.telemetry import without_telemetry
 
 PROVIDER = "CUDAExecutionProvider"

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from simmim_export import nvidia
 from simmim_export.engines.base import (
     LATENCY,
     PrecisionProof,
@@ -29,6 +28,7 @@ from simmim_export.engines.base import (
 from simmim_export.engines.failures import running
 from simmim_export.errors import CheckpointError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.system import nvidia
 from simmim_export.system.libraries import require_no_libraries_here
 
 # What the models are made with.
@@ -122,8 +122,8 @@ class TorchCudaSession(TorchSession):
 
 @lru_cache(maxsize=2)
 def _graphs(path: Path, modified_ns: int, maps: bool, device: str, half: bool) -> Any:
-    from simmim_export.models.checkpoint import build, load
-    from simmim_export.models.graphs import graphs
+    from simmim_export.models.simmim.checkpoint import build, load
+    from simmim_export.models.simmim.graphs import graphs
 
     model = build(load(path), path).to(device)
     return graphs(model.half() if half else model, max_batch=1, maps=maps)

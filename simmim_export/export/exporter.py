@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, check_draft
+from simmim_export.console.metrics import control_accuracies
 from simmim_export.engines import get_engine, require_engine, versions
 from simmim_export.engines.base import Engine
 from simmim_export.errors import GateFailed, LeftOut, ShortcutLearned
@@ -26,20 +27,19 @@ from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import trace
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.variants import Choice, Variants
-from simmim_export.files import digest
-from simmim_export.metrics import control_accuracies
-from simmim_export.models.checkpoint import Checkpoint, build, load
-from simmim_export.models.graphs import Graph, graphs, pipelines
-from simmim_export.models.simmim import SimMIM
-from simmim_export.parity import Golden, ParityReport, compare
+from simmim_export.models.simmim.checkpoint import Checkpoint, build, load
+from simmim_export.models.simmim.graphs import Graph, graphs, pipelines
+from simmim_export.models.simmim.model import SimMIM
+from simmim_export.planning.judge import Judge
+from simmim_export.planning.planner import Planned, Planner
 from simmim_export.precision.calibration import Calibration, calibrate
-from simmim_export.precision.judge import Judge
 from simmim_export.precision.passes import VARIANTS, Passes, provable
-from simmim_export.precision.planner import Planned, Planner
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import FILE as EVIDENCE
+from simmim_export.proof.parity import Golden, ParityReport, compare
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import GraphSpec, Precision, Variant
+from simmim_export.system.files import digest
 from simmim_export.version import __version__
 
 # Engines that INT8 is planned for, where they are installed.

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from simmim_export.models.checkpoint import Checkpoint
-from simmim_export.models.graphs import Graph
-from simmim_export.parity import Golden
+from simmim_export.bundle.vocabulary import parse
+from simmim_export.models.simmim.checkpoint import Checkpoint
+from simmim_export.models.simmim.graphs import Graph
 from simmim_export.precision.calibration import Calibration
-from simmim_export.vocabulary import parse
+from simmim_export.proof.parity import Golden
 
 Feeds = dict[str, np.ndarray]
 # Texts to input_ids and attention_mask, int64 [n, s], all of one length.

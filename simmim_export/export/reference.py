@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from simmim_export.bundle import Manifest
 from simmim_export.engines.torch import TorchSession
-from simmim_export.models.checkpoint import Checkpoint
-from simmim_export.models.graphs import Graph
+from simmim_export.models.simmim.checkpoint import Checkpoint
+from simmim_export.models.simmim.graphs import Graph
 from simmim_export.precision.calibration import MOST, distinct_images, distinct_texts
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner

@@ -14,9 +14,9 @@ import onnx
 from simmim_export.engines.base import INTEGER_DOT, Engine, require_host
 from simmim_export.errors import EngineUnavailable
 from simmim_export.precision import int8
-from simmim_export.precision.groups import by_group
 from simmim_export.precision.passes import Options, Passes, nodes_of
 from simmim_export.spec import Precision
+from simmim_export.tensorrt_rules.groups import by_group
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Variants:
 
 
 class Choice:
-    """What a plan for ``engine`` may choose from; see :class:`simmim_export.precision.planner.Graphs`. ``refused`` says why an
+    """What a plan for ``engine`` may choose from; see :class:`simmim_export.planning.planner.Graphs`. ``refused`` says why an
     INT8 file is no choice on this processor, by graph."""
 
     def __init__(self, variants: Variants, engine: Engine, scratch: Path) -> None:

@@ -1,1 +1,1 @@
-"""PyTorch modules of a SimMIM model: encoders, fusion, interaction, heads, and the checkpoint they are kept in."""
+"""Model families: family.py says what a family provides, and each family has a module or package of its own."""

@@ -17,14 +17,14 @@ from simmim_export.bundle import Manifest
 from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
 from simmim_export.errors import SimmimError
-from simmim_export.files import digest
-from simmim_export.parity import Golden
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner
 from simmim_export.proof.fitting import require_fit
+from simmim_export.proof.parity import Golden
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision
 from simmim_export.system.children import spawn_worker
+from simmim_export.system.files import digest
 from simmim_export.system.libraries import guard_imports
 from simmim_export.system.printing import show_warnings_plainly
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simmim_export.errors import GateFailed
-from simmim_export.precision.judge import Candidate
+from simmim_export.planning.judge import Candidate
 from simmim_export.proof.budget import Budget, Line
 from simmim_export.spec import Precision, PrecisionPlan
 
@@ -27,7 +27,7 @@ Watch = Callable[[str, int, int], None]
 
 
 class Judges(Protocol):
-    """What the planner asks; :class:`simmim_export.precision.judge.Judge` in a process of its own."""
+    """What the planner asks; :class:`simmim_export.planning.judge.Judge` in a process of its own."""
 
     engine: str
 

@@ -28,8 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from simmim_export.errors import DataError, GateFailed
 from simmim_export.precision.islands import LARGEST, Feeds, Island, copy_of, find_islands, ranges
-from simmim_export.precision.lint_graph import ONNX_DOMAINS, Graph, attribute
 from simmim_export.system.telemetry import without_telemetry
+from simmim_export.tensorrt_rules.graph import ONNX_DOMAINS, Graph, attribute
 
 VARIANT = "fp16"
 PRODUCTS = ("MatMul", "Gemm", "Conv")

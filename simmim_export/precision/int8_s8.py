@@ -3,7 +3,7 @@
 Knows ONNX graphs and onnxruntime's quantiser. Must not know bundles, engines or what a feed means. requires: a graph of ours at
 FP32 and real feeds of it. ensures: the same inputs, outputs and opset; every pair S8 with zero point 0, at the inputs of
 convolutions and of products with constant weights, or on the shortcut into a residual Add; nothing in it that
-:mod:`simmim_export.precision.lint` would refuse and did not refuse before; or :class:`GateFailed`.
+:mod:`simmim_export.tensorrt_rules.lint` would refuse and did not refuse before; or :class:`GateFailed`.
 
 Measured on MiniLM (64 sentences to calibrate, 1,200 others to judge; mean cosine to FP32, nearest neighbours kept):
 naive ranges 0.984, 0.77; all products equalised 0.998, 0.93; all but the feed-forward's second 0.9994, 0.957. Those read what
@@ -25,7 +25,6 @@ import onnx
 from simmim_export.errors import DataError, GateFailed, UsageError
 from simmim_export.precision import int8
 from simmim_export.precision.int8 import Quantised
-from simmim_export.precision.lint import lint
 from simmim_export.precision.quantizer import quantize
 from simmim_export.precision.smooth import (
     Activation,
@@ -40,6 +39,7 @@ from simmim_export.precision.smooth import (
     run,
 )
 from simmim_export.system.telemetry import without_telemetry
+from simmim_export.tensorrt_rules.lint import lint
 
 VARIANT = "int8-s8"
 # Of 0.5 to 1.0: the best mean cosine of MiniLM; 0.7 and 0.9 lose little.

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from simmim_export.host import available_threads
-from simmim_export.precision.lint_graph import Graph, attribute
 from simmim_export.precision.quantizer import Feeds
+from simmim_export.system.host import available_threads
 from simmim_export.system.telemetry import without_telemetry
+from simmim_export.tensorrt_rules.graph import Graph, attribute
 
 LARGEST = float(np.finfo(np.float16).max)
 # Below this nothing is left of a number.

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import onnx
 
-from simmim_export.cache import kept
 from simmim_export.engines import versions
 from simmim_export.errors import UsageError
-from simmim_export.files import digest, replacing
 from simmim_export.precision import fp16, int8, int8_s8
 from simmim_export.precision.quantizer import Feeds
 from simmim_export.spec import Precision
+from simmim_export.system.cache import kept
+from simmim_export.system.files import digest, replacing
 
 # precision -> its variants: that of CPU engines first, which plans are made of.
 VARIANTS: Mapping[Precision, tuple[str, ...]] = {

@@ -18,9 +18,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from simmim_export.errors import GateFailed
-from simmim_export.host import available_threads
-from simmim_export.parity import difference
 from simmim_export.precision.quantizer import Feeds
+from simmim_export.proof.parity import difference
+from simmim_export.system.host import available_threads
 from simmim_export.system.telemetry import without_telemetry
 
 EQUAL = 1e-4

@@ -25,11 +25,11 @@ import msgspec
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine
 from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable, UsageError
-from simmim_export.files import locked, read_file, reading, replacing, require_replaceable
 from simmim_export.proof.budget import Budget, NotJudged, promised
 from simmim_export.proof.examine import REFERENCES
 from simmim_export.proof.records import Certificate, verdict
 from simmim_export.spec import PrecisionPlan
+from simmim_export.system.files import locked, read_file, reading, replacing, require_replaceable
 
 SCHEMA = 2
 FILE = "certificate.json"

@@ -14,10 +14,10 @@ import numpy as np
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.parity import difference, logits_error
 from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
 from simmim_export.proof.figures import agreement, choices, first_choices, gallery, paired_loss
 from simmim_export.proof.fitting import require_fit
+from simmim_export.proof.parity import difference, logits_error
 from simmim_export.spec import TOLERANCES, Precision
 
 Tensors = dict[str, np.ndarray]
@@ -142,7 +142,7 @@ class Examiner:
     def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """``embeddings``: of each, its agreement with the reference; ``tasks``: of each, the paired loss and ``top1``, the
         share of answers that are the reference's; ``references``: how far each output is from its reference, by
-        :func:`~simmim_export.parity.difference`, for logits by :func:`~simmim_export.parity.logits_error`.
+        :func:`~simmim_export.proof.parity.difference`, for logits by :func:`~simmim_export.proof.parity.logits_error`.
 
         ``not_finite`` in the rows counts outputs that are NaN or infinite. They count as wrong, and no budget is kept with any.
         Raise :class:`BundleError` for evidence without a reference, and :class:`GateFailed` for outputs of another shape.

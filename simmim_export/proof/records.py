@@ -50,7 +50,7 @@ class Unjudged(_Typed, frozen=True):
 
 
 class Parity(_Typed, frozen=True):
-    """:meth:`simmim_export.parity.ParityReport.summary`; what could not be measured is None."""
+    """:meth:`simmim_export.proof.parity.ParityReport.summary`; what could not be measured is None."""
 
     passed: bool
     checks: Count

@@ -16,13 +16,13 @@ from typing import Any
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines.base import Session, require_host
-from simmim_export.engines.trt import TrtEngine
-from simmim_export.engines.trt import plan as plans
-from simmim_export.engines.trt.request import Request
+from simmim_export.engines.tensorrt import TrtEngine
+from simmim_export.engines.tensorrt import plan as plans
+from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import UsageError
-from simmim_export.files import locked
-from simmim_export.parity import Golden, compare
+from simmim_export.proof.parity import Golden, compare
 from simmim_export.spec import GraphSpec, Precision, PrecisionPlan
+from simmim_export.system.files import locked
 
 LOCK = ".lock"
 

@@ -13,9 +13,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from simmim_export.errors import ImageError, InputError, TextError
-from simmim_export.files import reading
 from simmim_export.runtime.clips import SUFFIXES, natural
 from simmim_export.runtime.runtime import Runtime
+from simmim_export.system.files import reading
 
 Row = TypeVar("Row")
 Watch = Callable[[str, int, int], None]

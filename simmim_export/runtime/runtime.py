@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.onnx_file import read_graph
 from simmim_export.bundle.opened import MOST_BYTES
-from simmim_export.certificate import Certificate, choose, read
 from simmim_export.engines import get_engine, on_device, require_engine, versions
 from simmim_export.engines.base import (
     LATENCY,
@@ -30,15 +30,15 @@ from simmim_export.engines.base import (
     threads_for,
 )
 from simmim_export.errors import EXPORT_AGAIN, BundleError, CheckpointError, EngineUnavailable, UsageError
-from simmim_export.files import as_path, digest, read_file, reading
-from simmim_export.host import available_threads, fingerprint
-from simmim_export.onnx_file import read_graph
-from simmim_export.parity import Golden, ParityReport, compare
+from simmim_export.proof.certificate import Certificate, choose, read
+from simmim_export.proof.parity import Golden, ParityReport, compare
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
 from simmim_export.runtime.inputs import EncodedImage, Tensors, a_name, is_picture, is_text, listed
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision, PrecisionPlan
+from simmim_export.system.files import as_path, digest, read_file, reading
+from simmim_export.system.host import available_threads, fingerprint
 
 # The pipelines that have one for clips beside that for images.
 _OF_CLIPS = {"classify_image": "classify_video", "answer": "answer_video"}

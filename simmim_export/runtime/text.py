@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Encoding
 
+from simmim_export.bundle.vocabulary import MAX_TEXT, Vocabulary, read
 from simmim_export.errors import BundleError, TextError, TruncatedText
-from simmim_export.vocabulary import MAX_TEXT, Vocabulary, read
 
 
 class Tokenizer:
@@ -23,7 +23,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer_json: str, max_length: int) -> None:
         """Raise :class:`BundleError` if ``tokenizer_json`` is not a tokenizer, exceeds a limit of
-        :mod:`simmim_export.vocabulary`, or ``max_length`` leaves no room for a word.
+        :mod:`simmim_export.bundle.vocabulary`, or ``max_length`` leaves no room for a word.
 
         The file's own padding and truncation are ignored, except for the id that it pads with.
         """

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from simmim_export.errors import NoCache, UsageError
-from simmim_export.files import digest, locked, parse_json, read_file, replacing
-from simmim_export.host import cache_folder
+from simmim_export.system.files import digest, locked, parse_json, read_file, replacing
+from simmim_export.system.host import cache_folder
 
 DIGESTS, LOCK = "digests.json", "lock"
 # A line of digests.json takes some 120 bytes, and a cache holds a few files.

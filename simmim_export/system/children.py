@@ -19,6 +19,12 @@ from simmim_export.system.telemetry import set_quiet_variables
 
 # Python's own switch, from 3.11 on: leave the working directory (or a script's folder) off sys.path. Inherited by grandchildren.
 SAFE_PATH = "PYTHONSAFEPATH"
+# The module that each of our commands runs.
+PROGRAMS = {
+    "simmim-train": "simmim_export.training.cli",
+    "simmim-export": "simmim_export.cli",
+    "simmim-bench": "simmim_export.benchmarks.cli",
+}
 
 
 def python_command(module: str, *words: object, python: Path | None = None) -> list[str]:

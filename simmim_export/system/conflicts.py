@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from simmim_export import nvidia
+from simmim_export.system import nvidia
 
 ORT, ORT_GPU = "onnxruntime", "onnxruntime-gpu"
 INSTALL_GPU = "pip install 'onnxruntime-gpu[cuda,cudnn]'"

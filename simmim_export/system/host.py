@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from simmim_export import nvidia
 from simmim_export.errors import NoCache
+from simmim_export.system import nvidia
 
 # What decides which kernels an engine has: as Linux spells it, on x86 and on Arm.
 FEATURES = (

@@ -1,7 +1,8 @@
 """The NVIDIA driver and its GPUs, asked through the driver's own library.
 
-``make gpu-check`` runs this module before anything is installed (``python -m simmim_export.nvidia`` in a checkout, which is the
-one place where the code does come from the working directory), so it imports no package. It exits with 3 if there is no GPU.
+``make gpu-check`` runs this module in a checkout before anything is installed (``python -m simmim_export.system.nvidia``), so it
+imports only the standard library. It is the one place where code comes from the working directory. It exits with 3 if there is
+no GPU.
 """
 
 from __future__ import annotations

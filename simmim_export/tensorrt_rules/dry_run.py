@@ -14,12 +14,12 @@ from onnx.external_data_helper import uses_external_data
 from onnx.shape_inference import InferenceError
 
 from simmim_export.bundle import Bundle
-from simmim_export.engines.trt import TrtEngine
-from simmim_export.engines.trt.request import Profile, Request
+from simmim_export.engines.tensorrt import TrtEngine
+from simmim_export.engines.tensorrt.request import Profile, Request
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.precision.groups import module_of
-from simmim_export.precision.lint import SHOWN, Finding, lint
 from simmim_export.spec import GraphSpec, PrecisionPlan
+from simmim_export.tensorrt_rules.groups import module_of
+from simmim_export.tensorrt_rules.lint import SHOWN, Finding, lint
 
 EXPORT_AGAIN = "export the bundle again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from simmim_export.precision.groups import module_of
+from simmim_export.tensorrt_rules.groups import module_of
 
 ONNX_DOMAINS = ("", "ai.onnx")
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from simmim_export.precision.lint_graph import Graph, Problems, Rules, attribute, label
+from simmim_export.tensorrt_rules.graph import Graph, Problems, Rules, attribute, label
 
 INT8_RULES = Rules()
 

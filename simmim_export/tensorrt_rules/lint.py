@@ -15,8 +15,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from simmim_export.errors import GateFailed
-from simmim_export.precision.lint_graph import ONNX_DOMAINS, Graph, Problems, Rule, Rules, attribute, label
-from simmim_export.precision.lint_int8 import INT8_RULES, quantised_tensors
+from simmim_export.tensorrt_rules.graph import ONNX_DOMAINS, Graph, Problems, Rule, Rules, attribute, label
+from simmim_export.tensorrt_rules.int8 import INT8_RULES, quantised_tensors
 
 NEWEST_OPSET = 24
 SHOWN = 20

@@ -20,9 +20,9 @@ from simmim_export.benchmarks.driver import Contestant, Process, WorkerDied
 from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.benchmarks.reference import reference_folder
 from simmim_export.bundle import Bundle
-from simmim_export.certificate import write
 from simmim_export.engines import get_engine
 from simmim_export.errors import BundleError, EngineUnavailable, InputError
+from simmim_export.proof.certificate import write
 from simmim_export.spec import Pipeline, Precision
 
 RATIOS = ("--rounds", "6", "--iterations", "4", "--warmup", "1")

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from simmim_export import nvidia
 from simmim_export.benchmarks import gpu_check, report
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.benchmarks.gpu_check import EVENTS, WALL, Record, Step, certificate, figures, require_passed
 from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.errors import GateFailed
+from simmim_export.system import nvidia
 
 
-@pytest.mark.parametrize("module", ["simmim_export.nvidia", "simmim_export.benchmarks.gpu_check"])
+@pytest.mark.parametrize("module", ["simmim_export.system.nvidia", "simmim_export.benchmarks.gpu_check"])
 def test_without_a_gpu_it_ends_at_once(module: str, tmp_path: Path) -> None:
     if nvidia.driver() is not None:
         pytest.skip("there is a GPU here")
@@ -30,7 +30,11 @@ def test_the_first_check_needs_no_package() -> None:
     """It runs before anything is installed, so without site-packages."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "simmim_export.nvidia"], capture_output=True, text=True, cwd=root, timeout=20
+        [sys.executable, "-S", "-m", "simmim_export.system.nvidia"],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        timeout=20,
     )
     assert done.returncode == (3 if nvidia.driver() is None else 0), done.stderr
 

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from simmim_export import certificate
 from simmim_export.bundle import SCHEMA, Bundle, Staging, digest_of, parse_manifest
 from simmim_export.bundle.staging import _exchange, _replace_in_two_steps
 from simmim_export.errors import BundleError, BundleRestored, EngineUnavailable, UsageError
+from simmim_export.proof import certificate
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ def test_a_bundle_that_would_not_open_replaces_nothing(tiny_bundle: Path, tmp_pa
 def test_a_checkpoint_whose_bundle_would_not_open_is_refused_before_it_is_traced(
     run_cli, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from simmim_export.models.checkpoint import load, save
+    from simmim_export.models.simmim.checkpoint import load, save
 
     checkpoint = load(tiny_checkpoint)
     checkpoint.metrics = {"vqa": {"accuracy": "half"}}

@@ -23,11 +23,11 @@ from support import word_tokenizer
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.vocabulary import CANONICAL, COMPATIBLE, MAX_FILE, MAX_GROWN, MAX_TEXT, read
 from simmim_export.errors import BundleError, CheckpointError, TextError, TruncatedText
-from simmim_export.files import digest
-from simmim_export.models.checkpoint import check_tokenizer
+from simmim_export.models.simmim.checkpoint import check_tokenizer
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.vocabulary import CANONICAL, COMPATIBLE, MAX_FILE, MAX_GROWN, MAX_TEXT, read
+from simmim_export.system.files import digest
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

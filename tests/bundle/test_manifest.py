@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from simmim_export.bundle import Bundle, Manifest, check_draft, digest_of, parse_manifest
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH
+from simmim_export.console.metrics import print_metrics
 from simmim_export.errors import BundleError
-from simmim_export.metrics import print_metrics
 from simmim_export.runtime.images import ImagePreprocessing
 from simmim_export.runtime.runtime import plan_of
 from simmim_export.spec import Precision, Variant, as_json

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from support import change_graph
 
-from simmim_export import wire
-from simmim_export.bundle import Bundle, Staging
+from simmim_export.bundle import Bundle, Staging, wire
+from simmim_export.bundle.onnx_file import MAX_NODES, OPERATORS, GraphFile, check_graph_file, read_graph
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.onnx_file import MAX_NODES, OPERATORS, GraphFile, check_graph_file, read_graph
 from simmim_export.runtime import load
 from simmim_export.spec import Axis, GraphSpec, TensorSpec
 

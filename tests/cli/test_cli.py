@@ -151,7 +151,7 @@ def test_bad_input(run_cli, tiny_bundle, tiny_checkpoint, picture, tmp_path, arg
 
 
 def test_another_checkpoint_is_refused(run_cli, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from simmim_export.models import checkpoint
+    from simmim_export.models.simmim import checkpoint
 
     loaded = checkpoint.load(tiny_checkpoint)
     loaded.state["logit_scale"] += 1

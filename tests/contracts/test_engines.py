@@ -17,11 +17,11 @@ from onnx.reference import ReferenceEvaluator
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, require_engine
 from simmim_export.engines.base import INTEGER_DOT, Engine, Session, require_host
-from simmim_export.engines.trt import TrtEngine
-from simmim_export.engines.trt.plan import plan_path
-from simmim_export.engines.trt.request import Request
+from simmim_export.engines.tensorrt import TrtEngine
+from simmim_export.engines.tensorrt.plan import plan_path
+from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable, SimmimError, UsageError
-from simmim_export.parity import Golden, compare
+from simmim_export.proof.parity import Golden, compare
 from simmim_export.spec import TOLERANCES, Axis, GraphSpec, Precision, TensorSpec
 
 

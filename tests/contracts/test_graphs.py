@@ -10,22 +10,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from lint_presets import VARIANTS, pairs
 from support import LABELS, make_checkpoint
 
 from simmim_export.engines import get_engine
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.export.golden import make_golden
-from simmim_export.export.lint_presets import VARIANTS, pairs
 from simmim_export.export.onnx import trace
-from simmim_export.models.checkpoint import build, load
-from simmim_export.models.fusion import FUSIONS
-from simmim_export.models.graphs import graphs, pipelines
-from simmim_export.models.heads import HEADS
-from simmim_export.models.interaction import INTERACTIONS
-from simmim_export.parity import compare
-from simmim_export.precision.lint import lint
+from simmim_export.models.simmim.checkpoint import build, load
+from simmim_export.models.simmim.fusion import FUSIONS
+from simmim_export.models.simmim.graphs import graphs, pipelines
+from simmim_export.models.simmim.heads import HEADS
+from simmim_export.models.simmim.interaction import INTERACTIONS
 from simmim_export.precision.passes import Options, apply
+from simmim_export.proof.parity import compare
 from simmim_export.spec import Precision
+from simmim_export.tensorrt_rules.lint import lint
 
 MAX_BATCH = 6
 PAIRS = pairs()

@@ -127,7 +127,7 @@ def test_a_missing_file_is_shown_escaped(every_bundle: Path, tmp_path: Path) -> 
 
 
 def test_a_checkpoint_is_shown_escaped_or_refused(tmp_path: Path) -> None:
-    from simmim_export.models import checkpoint
+    from simmim_export.models.simmim import checkpoint
 
     path = make_checkpoint(tmp_path / "a.pt")
     loaded = checkpoint.load(path)

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from simmim_export import cache as store
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.engines.base import LATENCY, THROUGHPUT
 from simmim_export.errors import EngineUnavailable, NoCache, UsageError
-from simmim_export.parity import Golden, compare
+from simmim_export.proof.parity import Golden, compare
 from simmim_export.runtime import load
 from simmim_export.spec import Precision
+from simmim_export.system import cache as store
 from simmim_export.system.telemetry import without_telemetry
 
 pytest.importorskip("openvino")

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from simmim_export.bundle import Bundle
-from simmim_export.conflicts import ort_files
 from simmim_export.engines import get_engine, on_device, ort_cuda
 from simmim_export.engines.ort import PROVIDER, proof_of
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.parity import Golden, compare
+from simmim_export.proof.parity import Golden, compare
 from simmim_export.runtime import load
 from simmim_export.spec import Precision
+from simmim_export.system.conflicts import ort_files
 
 
 class OnCpu(ort_cuda.OrtCudaSession):

@@ -12,7 +12,7 @@ from simmim_export.engines import get_engine
 from simmim_export.engines.base import GpuTimed
 from simmim_export.engines.torch import TorchCudaEngine, TorchEngine
 from simmim_export.errors import EngineUnavailable
-from simmim_export.parity import Golden, compare
+from simmim_export.proof.parity import Golden, compare
 from simmim_export.spec import Precision
 
 
@@ -28,7 +28,7 @@ class CompiledOnCpu(TorchEngine):
 
 @pytest.fixture(scope="module")
 def every_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from simmim_export.models.heads import HEADS
+    from simmim_export.models.simmim.heads import HEADS
 
     return make_checkpoint(tmp_path_factory.mktemp("torch") / "every.pt", heads=tuple(HEADS), frames=8)
 

@@ -16,8 +16,8 @@ from simmim_export.engines import get_engine
 from simmim_export.errors import GateFailed, UsageError
 from simmim_export.export.golden import probes
 from simmim_export.export.onnx import FORBIDDEN, check, fold_batch_norms, trace
-from simmim_export.models.checkpoint import build, load
-from simmim_export.models.graphs import Graph, graphs, pipelines
+from simmim_export.models.simmim.checkpoint import build, load
+from simmim_export.models.simmim.graphs import Graph, graphs, pipelines
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
 
 SPEC = GraphSpec(

@@ -12,8 +12,8 @@ import torch
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError
 from simmim_export.export.reference import make_evidence
-from simmim_export.models.checkpoint import build, load
-from simmim_export.models.graphs import graphs
+from simmim_export.models.simmim.checkpoint import build, load
+from simmim_export.models.simmim.graphs import graphs
 from simmim_export.precision.calibration import MOST, calibrate
 from simmim_export.proof.evidence import Evidence, Task
 

@@ -139,9 +139,9 @@ class CertificateTarget(OfBundle):
 
     def run(self, folder: Path) -> None:
         from simmim_export import Bundle, load
-        from simmim_export.certificate import choose, read
         from simmim_export.engines import versions
-        from simmim_export.host import fingerprint
+        from simmim_export.proof.certificate import choose, read
+        from simmim_export.system.host import fingerprint
 
         certificates = read(Bundle.open(folder))
 

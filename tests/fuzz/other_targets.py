@@ -23,7 +23,7 @@ class CheckpointTarget(Target):
 
     def prepare(self) -> None:
         self.seeds = [self.sources.checkpoint.read_bytes()]
-        from simmim_export.models import checkpoint
+        from simmim_export.models.simmim import checkpoint
 
         folder = self.sources.scratch / "checkpoint"
         checkpoint.save(checkpoint.load(self.sources.checkpoint), folder)
@@ -40,7 +40,7 @@ class CheckpointTarget(Target):
         return self._folder | {name: mutate(rng, self._folder[name])}
 
     def run(self, folder: Path) -> None:
-        from simmim_export.models import checkpoint
+        from simmim_export.models.simmim import checkpoint
 
         path = folder / "ckpt.pt" if (folder / "ckpt.pt").exists() else folder / "folder"
         loaded = checkpoint.load(path)
@@ -212,7 +212,7 @@ class PlanTarget(Target):
     name = "plan"
 
     def prepare(self) -> None:
-        from simmim_export.engines.trt import plan
+        from simmim_export.engines.tensorrt import plan
 
         path = self.sources.scratch / "plans" / "engines" / "trt" / "head.vqa.fp16.plan"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ class PlanTarget(Target):
         return self.valid() | {self._path + self._name: mutate_json(rng, self.seeds[0])}
 
     def run(self, folder: Path) -> None:
-        from simmim_export.engines.trt import plan
+        from simmim_export.engines.tensorrt import plan
         from simmim_export.spec import Axis, GraphSpec, TensorSpec
 
         path = plan.plan_path(folder, "head.vqa", "fp16")
@@ -272,7 +272,7 @@ class TrafficTarget(Target):
         return {"input": data if rng.random() < 0.6 else damage(rng, data)}
 
     def run(self, folder: Path) -> None:
-        from simmim_export.engines.trt.request import Request, read_traffic
+        from simmim_export.engines.tensorrt.request import Request, read_traffic
         from simmim_export.spec import Axis, GraphSpec, TensorSpec
 
         axes = (Axis("batch", 1, 8), Axis("sequence", 3, 20))

@@ -8,7 +8,7 @@ import pytest
 
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.precision.judge import Judge
+from simmim_export.planning.judge import Judge
 from simmim_export.proof.evidence import FILE as EVIDENCE
 
 

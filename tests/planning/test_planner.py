@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from simmim_export.errors import GateFailed
 from simmim_export.export.exporter import spare
-from simmim_export.precision.judge import Candidate
-from simmim_export.precision.planner import WORTH, Planned, Planner
+from simmim_export.planning.judge import Candidate
+from simmim_export.planning.planner import WORTH, Planned, Planner
 from simmim_export.proof.budget import Budget
 from simmim_export.spec import Precision
 

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.errors import DataError, GateFailed
-from simmim_export.parity import Golden, ParityReport, compare
 from simmim_export.precision.fp16 import check, check_values, halve, require, rounded, to_fp16
 from simmim_export.precision.islands import LARGEST, Feeds, find_islands, ranges
+from simmim_export.proof.parity import Golden, ParityReport, compare
 from simmim_export.spec import GraphSpec, Precision, Tolerance
 
 TOLERANCE = Tolerance(scaled_error=0.03, cosine=0.9999)

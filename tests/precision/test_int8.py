@@ -15,10 +15,10 @@ from onnx.reference import ReferenceEvaluator
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.errors import DataError, GateFailed
-from simmim_export.parity import Golden
 from simmim_export.precision.int8 import check, saturates, to_int8, touched
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products
+from simmim_export.proof.parity import Golden
 from simmim_export.spec import GraphSpec, Precision, TensorSpec
 
 

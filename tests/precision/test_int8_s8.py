@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from simmim_export.errors import DataError, GateFailed, UsageError
-from simmim_export.parity import difference
 from simmim_export.precision import smooth
 from simmim_export.precision.int8_s8 import check, convolutions_of, products_of, residuals, to_int8_s8, worthwhile
-from simmim_export.precision.lint import lint
+from simmim_export.proof.parity import difference
+from simmim_export.tensorrt_rules.lint import lint
 
 Feeds = list[dict[str, np.ndarray]]
 

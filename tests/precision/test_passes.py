@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from simmim_export.bundle import Bundle
-from simmim_export.parity import Golden
 from simmim_export.precision import passes
 from simmim_export.precision.passes import Options, Passes
+from simmim_export.proof.parity import Golden
 
 
 def test_a_cache_that_is_full_costs_no_result(

@@ -23,16 +23,16 @@ from simmim_export.console import progress_bar, run_app, say
 from simmim_export.errors import FewSamples, GateFailed
 from simmim_export.export.golden import make_feeds
 from simmim_export.export.onnx import trace
-from simmim_export.models.fusion import FUSIONS
-from simmim_export.models.graphs import Graph, graphs
-from simmim_export.models.heads import HEADS
-from simmim_export.models.interaction import INTERACTIONS
-from simmim_export.models.presets import PRESETS, ModelConfig, preset
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.fusion import FUSIONS
+from simmim_export.models.simmim.graphs import Graph, graphs
+from simmim_export.models.simmim.heads import HEADS
+from simmim_export.models.simmim.interaction import INTERACTIONS
+from simmim_export.models.simmim.model import SimMIM
+from simmim_export.models.simmim.presets import PRESETS, ModelConfig, preset
 from simmim_export.precision import fp16, int8_s8
 from simmim_export.precision.calibration import LEAST, Calibration
-from simmim_export.precision.lint import Finding, lint
 from simmim_export.precision.passes import Feeds, Options, apply
+from simmim_export.tensorrt_rules.lint import Finding, lint
 
 FP32 = "fp32"
 VARIANTS = (FP32, fp16.VARIANT, int8_s8.VARIANT)

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
-from simmim_export.models.checkpoint import build
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.checkpoint import build
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.assemble import NewModel, new_checkpoint
 
 

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 from simmim_export.benchmarks.certify import lowered, unchanged
 from simmim_export.bundle import Bundle
-from simmim_export.certificate import FILE, MOST, SCHEMA, _digest_of, choose, read, require_room, write
 from simmim_export.engines import versions
 from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable, UsageError
-from simmim_export.host import fingerprint
+from simmim_export.proof.certificate import FILE, MOST, SCHEMA, _digest_of, choose, read, require_room, write
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.records import Certificate, CertifiedGraph, CertifiedLine, verdict
 from simmim_export.runtime import load
 from simmim_export.spec import Precision, PrecisionPlan
+from simmim_export.system.host import fingerprint
 
 Made = Callable[..., Certificate]
 HOST = {"system": "Linux", "machine": "x86_64", "cpu": "Some CPU", "features": ["avx2"], "threads": 4}

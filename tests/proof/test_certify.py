@@ -16,9 +16,9 @@ from test_fitting import LABELS, LOGITS, Arrays, forged, put, words
 from simmim_export.benchmarks.certify import choose_witness, judgeable
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.bundle import Bundle
-from simmim_export.certificate import read, write
 from simmim_export.errors import BundleError, UsageError
 from simmim_export.proof.budget import DEFAULT, Budget
+from simmim_export.proof.certificate import read, write
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence
 from simmim_export.runtime import load
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simmim_export.parity import difference
 from simmim_export.proof.figures import (
     FALSE_ALARMS,
     agreement,
@@ -16,6 +15,7 @@ from simmim_export.proof.figures import (
     gallery,
     paired_loss,
 )
+from simmim_export.proof.parity import difference
 
 
 def unit(count: int, seed: int = 0) -> np.ndarray:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError
-from simmim_export.files import digest, pack, unpack
-from simmim_export.parity import Golden
 from simmim_export.proof.evidence import FILE, Evidence, Task
 from simmim_export.proof.examine import Examiner, require_evidence
 from simmim_export.proof.fitting import require_fit
+from simmim_export.proof.parity import Golden
+from simmim_export.system.files import digest, pack, unpack
 
 Arrays = dict[str, np.ndarray]
 LOGITS, EMBED, LABELS = "reference/logits/vqa", "reference/text_embed", "labels/vqa"

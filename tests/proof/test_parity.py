@@ -15,9 +15,9 @@ from hypothesis.extra.numpy import arrays
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.files import digest, pack, unpack
-from simmim_export.parity import Golden, ParityReport, compare, difference, invariance, logits_error
+from simmim_export.proof.parity import Golden, ParityReport, compare, difference, invariance, logits_error
 from simmim_export.spec import TOLERANCES, Precision, Tolerance
+from simmim_export.system.files import digest, pack, unpack
 
 FP32 = TOLERANCES[Precision.FP32]
 

@@ -16,7 +16,7 @@ from support import change_graph
 import simmim_export
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError
-from simmim_export.files import digest
+from simmim_export.system.files import digest
 
 IMAGE = np.zeros((64, 64, 3), np.uint8)
 ENGINES = ["ort", "openvino"]

@@ -17,8 +17,8 @@ from PIL import Image
 import simmim_export
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, TextError, UsageError
-from simmim_export.files import digest
 from simmim_export.runtime.runtime import softmax
+from simmim_export.system.files import digest
 
 
 def photographs() -> list[Path]:
@@ -102,7 +102,7 @@ def test_torch_and_ort_agree_on_every_verb(tiny_bundle: Path, tiny_checkpoint: P
 
 def test_a_checkpoint_in_folder_form_is_the_bundles_own_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from simmim_export.export.exporter import export_bundle
-    from simmim_export.models.checkpoint import load, save
+    from simmim_export.models.simmim.checkpoint import load, save
 
     save(load(tiny_checkpoint), tmp_path / "folder")
     export_bundle(tmp_path / "folder", tmp_path / "bundle", max_batch=2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from simmim_export import nvidia
+from simmim_export.system import nvidia
 
 pytestmark = pytest.mark.skipif(nvidia.driver() is not None, reason="there is a GPU here, with libraries of its own")
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ class Environment:
         return json.loads(done.stdout)
 
     def conflicts(self) -> list[str]:
-        found = self.ask("from simmim_export.conflicts import conflicts; found = conflicts()")
+        found = self.ask("from simmim_export.system.conflicts import conflicts; found = conflicts()")
         assert isinstance(found, list)
         return found
 
@@ -157,7 +157,9 @@ def test_tensorrt_10_takes_either(environment: Environment) -> None:
 
 def test_a_driver_is_asked_for_its_gpus(environment: Environment) -> None:
     environment.driver(13010)
-    code = "from dataclasses import asdict; from simmim_export import nvidia; found = asdict(nvidia.require_gpu())"
+    code = (
+        "from dataclasses import asdict; from simmim_export.system import nvidia; found = asdict(nvidia.require_gpu())"
+    )
     found = environment.ask(code)
     assert isinstance(found, dict) and found["cuda"] == [13, 1]
     assert found["gpus"] == [{"name": "NVIDIA Test 1", "compute": "8.6", "memory": 8 << 30}]
@@ -166,11 +168,11 @@ def test_a_driver_is_asked_for_its_gpus(environment: Environment) -> None:
 @pytest.mark.parametrize(("status", "why"), [(100, "finds no GPU"), (34, "finds no GPU"), (999, "does not start")])
 def test_a_driver_without_a_gpu(environment: Environment, status: int, why: str) -> None:
     environment.driver(13000, status)
-    found = environment.ask("from simmim_export import nvidia; found = [nvidia.why_no_gpu(), nvidia.driver()]")
+    found = environment.ask("from simmim_export.system import nvidia; found = [nvidia.why_no_gpu(), nvidia.driver()]")
     assert isinstance(found, list) and why in found[0] and str(status) in found[0] and found[1] is None
 
 
 def test_a_library_that_is_no_driver(environment: Environment) -> None:
     (environment.libraries / "libcuda.so.1").write_text("not a library")
-    found = environment.ask("from simmim_export import nvidia; found = nvidia.why_no_gpu()")
+    found = environment.ask("from simmim_export.system import nvidia; found = nvidia.why_no_gpu()")
     assert found == "there is no NVIDIA driver: libcuda.so.1 cannot be loaded"

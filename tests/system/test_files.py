@@ -27,9 +27,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from simmim_export.bundle import Staging
 from simmim_export.console import check_output
 from simmim_export.errors import UsageError
-from simmim_export.files import DAMAGED, MAX_MEMBERS, SMALL, digest, pack, read_file, replacing, unpack
-from simmim_export.files import locked as held
 from simmim_export.runtime.vectors import save_vectors
+from simmim_export.system.files import DAMAGED, MAX_MEMBERS, SMALL, digest, pack, read_file, replacing, unpack
+from simmim_export.system.files import locked as held
 from simmim_export.training.output import check_output as check_checkpoint
 
 
@@ -46,7 +46,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "trainer [1]"
     code = (
-        "import os, pathlib, signal, sys; from simmim_export.files import replacing\n"
+        "import os, pathlib, signal, sys; from simmim_export.system.files import replacing\n"
         "with replacing(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     for target in (path, tmp_path / "other"):
@@ -335,8 +335,8 @@ def test_a_hostile_npz_costs_no_memory(tmp_path: Path, name: str) -> None:
     program = """
 import resource, sys
 from pathlib import Path
-from simmim_export.files import locked as held
-from simmim_export.files import DAMAGED, unpack
+from simmim_export.system.files import locked as held
+from simmim_export.system.files import DAMAGED, unpack
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
 try:

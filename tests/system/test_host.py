@@ -18,7 +18,8 @@ from simmim_export.bundle import Bundle
 from simmim_export.engines import base, get_engine
 from simmim_export.engines.base import INTEGER_DOT, require_host
 from simmim_export.errors import EngineUnavailable, NoCache, UnknownHost
-from simmim_export.host import (
+from simmim_export.runtime import load
+from simmim_export.system.host import (
     FEATURES,
     available_threads,
     cache_folder,
@@ -29,7 +30,6 @@ from simmim_export.host import (
     integer_dot,
     parse_cpuinfo,
 )
-from simmim_export.runtime import load
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2.6GHz\nflags\t\t: fpu sse2 avx2 avx512f avx512_vnni\n\n"
 OLD = "processor\t: 0\nmodel name\t: Old CPU\nflags\t\t: fpu sse2 avx2\n\n"
@@ -133,7 +133,7 @@ def test_a_user_without_a_home_has_no_cache() -> None:
     """As in a container that runs under a number: no HOME, and nothing about it in passwd."""
     code = """
 import os, pwd, warnings
-from simmim_export.host import cache_folder
+from simmim_export.system.host import cache_folder
 os.environ.pop("HOME")
 if os.getuid() == 0:
     os.setuid(54321)

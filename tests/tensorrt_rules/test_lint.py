@@ -9,12 +9,12 @@ import onnx
 import pytest
 from broken import BOOL, BREAKING, HALF, INT64, Net
 from broken_int8 import both_inputs, good, zero_point
+from lint_presets import VARIANTS, full, fusions, lint_graph, noise, pairs
 from onnx import TensorProto, helper
 
 from simmim_export.errors import GateFailed
-from simmim_export.export.lint_presets import VARIANTS, full, fusions, lint_graph, noise, pairs
-from simmim_export.models.presets import preset
-from simmim_export.precision.lint import RULES, UNSUPPORTED, UNSUPPORTED_FAMILIES, Finding, lint, require
+from simmim_export.models.simmim.presets import preset
+from simmim_export.tensorrt_rules.lint import RULES, UNSUPPORTED, UNSUPPORTED_FAMILIES, Finding, lint, require
 
 
 @pytest.mark.parametrize("name", BREAKING)

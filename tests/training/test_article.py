@@ -13,7 +13,7 @@ from torchvision.models import get_model
 from transformers import BertConfig, BertModel
 
 from simmim_export.errors import CheckpointError, UsageError
-from simmim_export.models.checkpoint import build, load, save
+from simmim_export.models.simmim.checkpoint import build, load, save
 from simmim_export.training.article import import_article
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
-from simmim_export.models.checkpoint import build
+from simmim_export.models.simmim.checkpoint import build
 from simmim_export.proof.wholeness import check
 from simmim_export.training.assemble import SAMPLES, NewModel, new_checkpoint, samples, with_head
 from simmim_export.training.data.base import EVERYTHING, ONCE, QUESTIONS, UNSEEN, Batch, Data, Stated, Want

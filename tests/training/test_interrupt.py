@@ -18,7 +18,7 @@ import pytest
 import torch
 from test_loop import Line
 
-from simmim_export.models.checkpoint import load
+from simmim_export.models.simmim.checkpoint import load
 from simmim_export.training import loop
 from simmim_export.training.interrupt import Stopped
 from simmim_export.training.loop import Recipe, train

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from simmim_export.errors import EngineUnavailable, GateFailed, UsageError
-from simmim_export.models.checkpoint import load
+from simmim_export.models.simmim.checkpoint import load
 from simmim_export.training.data.base import Want
 from simmim_export.training.loop import Progress, Recipe, load_state, make_optimizers, save_state, train, update
 
@@ -117,7 +117,7 @@ def test_fp16_without_a_gpu_is_no_fp32(tmp_path: Path) -> None:
 
 
 def test_every_parameter_has_one_optimizer_and_the_matrices_of_blocks_have_muon() -> None:
-    from simmim_export.models.checkpoint import build
+    from simmim_export.models.simmim.checkpoint import build
     from simmim_export.training.assemble import NewModel, new_checkpoint
 
     model = build(new_checkpoint(NewModel(), seed=0))
@@ -265,7 +265,7 @@ ARGUMENTS = (
 def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> None:
     from tokenizers import Tokenizer
 
-    from simmim_export.models.checkpoint import build
+    from simmim_export.models.simmim.checkpoint import build
     from simmim_export.training.assemble import NewModel, new_checkpoint
     from simmim_export.training.data.shapes import FAMILIES, Shapes
     from simmim_export.training.source import Source

@@ -110,7 +110,7 @@ def finetune(run_cli, task: str, data: str, root: Path, output: Path, *more: obj
 
 
 def test_training_on_few_examples_is_judged_by_all_classes(run_cli, tmp_path: Path) -> None:
-    from simmim_export.models.checkpoint import load
+    from simmim_export.models.simmim.checkpoint import load
     from simmim_export.proof.evidence import Evidence
 
     root = classes(classes(tmp_path / "data", "train"), "test")
@@ -130,7 +130,7 @@ def test_training_on_few_examples_is_judged_by_all_classes(run_cli, tmp_path: Pa
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_text_that_is_too_long_is_named_before_training(run_cli, tmp_path: Path, split: str) -> None:
-    from simmim_export.models.checkpoint import load
+    from simmim_export.models.simmim.checkpoint import load
 
     root = asked(asked(tmp_path / "data", "train", 4), "test", 4)
     said = {"caption": "long " * 40, "questions": [{"question": "how many ?", "answer": "0"}]}
@@ -163,7 +163,7 @@ def test_a_missing_test_split_is_said_before_training(run_cli, tmp_path: Path) -
 
 
 def test_a_val_split_stands_in_for_a_missing_test_and_says_so(run_cli, tmp_path: Path) -> None:
-    from simmim_export.models.checkpoint import load
+    from simmim_export.models.simmim.checkpoint import load
     from simmim_export.proof.evidence import Evidence
 
     root = classes(classes(tmp_path / "data", "train"), "val", each=20)
@@ -211,7 +211,7 @@ def test_a_split_without_what_a_figure_needs_is_not_measured(run_cli, tmp_path: 
 
 
 def test_a_model_outlives_a_failed_evaluation_and_is_not_trained_again(run_cli, tmp_path: Path) -> None:
-    from simmim_export.models.checkpoint import load
+    from simmim_export.models.simmim.checkpoint import load
 
     root, output = classes(classes(tmp_path / "data", "train"), "test"), tmp_path / "ckpt.pt"
     bad = root / "test/cow/0.png"

@@ -8,7 +8,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
-from simmim_export.models.checkpoint import build
+from simmim_export.models.simmim.checkpoint import build
 from simmim_export.training.assemble import NewModel, new_checkpoint
 from simmim_export.training.data.base import CAPTIONS
 from simmim_export.training.data.files import Files

@@ -11,7 +11,7 @@ import torch
 from torchvision.models import get_model
 
 from simmim_export.errors import CheckpointError, InputError, UsageError
-from simmim_export.models.checkpoint import build
+from simmim_export.models.simmim.checkpoint import build
 from simmim_export.training.assemble import NewModel, new_checkpoint
 from simmim_export.training.pretrained import pretrained_image, pretrained_text
 

@@ -70,7 +70,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_two_processes_train_on_twice_the_images_and_report_once(
     tmp_path: Path, launch: Launch, length: tuple[str, str]
 ) -> None:
-    from simmim_export.models.checkpoint import build, load
+    from simmim_export.models.simmim.checkpoint import build, load
 
     path = tmp_path / "ckpt.pt"
     words = ("pretrain", *length, "--batch-size", "4", "--eval-scenes", "0", "-o", path)
@@ -87,7 +87,7 @@ def test_two_processes_train_on_twice_the_images_and_report_once(
 def test_two_processes_that_are_killed_resume_to_the_same_weights(
     tmp_path: Path, run_cli: Launch, launch: Launch, kill_launched: Callable[[], None]
 ) -> None:
-    from simmim_export.models.checkpoint import load
+    from simmim_export.models.simmim.checkpoint import load
 
     common = ("finetune", "--steps", "8", "--batch-size", "4", "--save-every", "3", "--eval-scenes", "0", "-o")
     done = launch(2, CLI, *common, tmp_path / "whole.pt")

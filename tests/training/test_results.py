@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from simmim_export.benchmarks.results import Run, runs
-from simmim_export.benchmarks.results_page import interval, page, verdict
+from simmim_export.training.results import Run, runs
+from simmim_export.training.results_page import interval, page, verdict
 
 ALL = list(runs())
 STORED = Path(__file__).parents[2] / "docs/results.json"

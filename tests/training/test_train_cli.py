@@ -19,8 +19,8 @@ ONCE = ("--steps", "1", "--batch-size", "4", "--eval-scenes", "0")
 def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
     import torch
 
-    from simmim_export.files import digest
-    from simmim_export.models.checkpoint import build, load
+    from simmim_export.models.simmim.checkpoint import build, load
+    from simmim_export.system.files import digest
 
     first, second = tmp_path / "pre.pt", tmp_path / "ckpt.pt"
     aligned = tmp_path / "aligned.pt"
@@ -63,7 +63,7 @@ def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
 
 
 def test_init_with_another_trunk_and_a_folder(run_cli, tmp_path: Path) -> None:
-    from simmim_export.models.checkpoint import build, load
+    from simmim_export.models.simmim.checkpoint import build, load
 
     done = run_cli("train", "init", "--preset", "tiny", "--image-encoder", "resnet18", "-o", tmp_path / "folder")
     assert done.returncode == 0, done.stderr
@@ -76,7 +76,7 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
     from support import word_tokenizer
     from transformers import BertConfig, BertModel
 
-    from simmim_export.models.checkpoint import build, load
+    from simmim_export.models.simmim.checkpoint import build, load
 
     torch.manual_seed(0)
     config = BertConfig(
@@ -249,7 +249,7 @@ def test_the_kind_of_the_output_is_checked_first(tmp_path: Path) -> None:
 def test_a_head_of_matching_is_added_where_the_checkpoint_has_none(run_cli, tmp_path: Path) -> None:
     from support import make_checkpoint
 
-    from simmim_export.models.checkpoint import load
+    from simmim_export.models.simmim.checkpoint import load
 
     start = make_checkpoint(tmp_path / "start.pt", heads=("vqa",))
     done = run_cli("train", "pretrain", "--from", start, "--mlm", "0", *FAST, "-o", tmp_path / "pre.pt")
@@ -266,8 +266,8 @@ def test_a_frozen_encoder_keeps_its_statistics_and_what_follows_it_learns(encode
     import torch
     from torch import nn
 
-    from simmim_export.models.presets import preset
-    from simmim_export.models.simmim import SimMIM
+    from simmim_export.models.simmim.model import SimMIM
+    from simmim_export.models.simmim.presets import preset
     from simmim_export.training.assemble import freeze
     from simmim_export.training.loop import set_training
 
@@ -293,7 +293,7 @@ def test_a_frozen_encoder_keeps_its_statistics_and_what_follows_it_learns(encode
 def test_there_are_as_many_positions_as_tokens_at_any_size(trunk: str, sizes: Sequence[int]) -> None:
     import torch
 
-    from simmim_export.models.encoders import ImageEncoder
+    from simmim_export.models.simmim.encoders import ImageEncoder
 
     torch.manual_seed(0)
     for size in sizes:
@@ -307,7 +307,7 @@ def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) 
     from support import make_checkpoint
 
     from simmim_export.errors import UsageError
-    from simmim_export.models.checkpoint import build, load
+    from simmim_export.models.simmim.checkpoint import build, load
     from simmim_export.training.assemble import resized
 
     attention = load(make_checkpoint(tmp_path / "a.pt"))
@@ -325,7 +325,7 @@ def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) 
 
 
 def test_a_model_of_longer_texts_has_positions_for_them() -> None:
-    from simmim_export.models.checkpoint import build
+    from simmim_export.models.simmim.checkpoint import build
     from simmim_export.training.assemble import NewModel, new_checkpoint
     from simmim_export.training.tokenizer import encode, read_tokenizer
 
@@ -339,7 +339,7 @@ def test_clips_of_more_frames_than_the_checkpoint_takes(tmp_path: Path) -> None:
     from support import make_checkpoint
 
     from simmim_export.errors import UsageError
-    from simmim_export.models.checkpoint import load
+    from simmim_export.models.simmim.checkpoint import load
     from simmim_export.training.assemble import with_head
 
     known = load(make_checkpoint(tmp_path / "a.pt", frames=4, heads=("video_class",)))
@@ -354,8 +354,8 @@ def test_a_single_value_a_channel_is_refused_before_training() -> None:
     from dataclasses import replace
 
     from simmim_export.errors import UsageError
-    from simmim_export.models.presets import preset
-    from simmim_export.models.simmim import SimMIM
+    from simmim_export.models.simmim.model import SimMIM
+    from simmim_export.models.simmim.presets import preset
     from simmim_export.training.assemble import check_batch, freeze
 
     model = SimMIM(replace(preset("tiny"), image_trunk="resnet18", image_size=32))

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import ONCE, UNSEEN, Data
 from simmim_export.training.evaluation.controls import (
     WouldBeRight,

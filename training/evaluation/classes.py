@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import ONCE, UNSEEN, Data
 from simmim_export.training.evaluation.answers import Asked, seen, would_be_right
 from simmim_export.training.evaluation.statistics import BATCH, Hits, Watch, batches

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import QUESTIONS
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.scene import place

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import CAPTIONS, Batch, Data
 from simmim_export.training.evaluation.statistics import BATCH, Watch, accuracy, batches
 from simmim_export.training.tokenizer import encode

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import Data
 
 SCENES = 1024

@@ -12,6 +12,6 @@ proof        what a plan really computes in
 ============ ==============================================================================
 """
 
-from simmim_export.engines.trt.engine import TrtEngine
+from simmim_export.engines.tensorrt.engine import TrtEngine
 
 __all__ = ["TrtEngine"]

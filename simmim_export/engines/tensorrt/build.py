@@ -15,14 +15,14 @@ from pathlib import Path
 
 import tensorrt as trt
 
-from simmim_export.engines.trt.callbacks import Monitor, log
-from simmim_export.engines.trt.device import current, use
-from simmim_export.engines.trt.plan import Target
-from simmim_export.engines.trt.request import Profile, Request, format_size
+from simmim_export.engines.tensorrt.callbacks import Monitor, log
+from simmim_export.engines.tensorrt.device import current, use
+from simmim_export.engines.tensorrt.plan import Target
+from simmim_export.engines.tensorrt.request import Profile, Request, format_size
 from simmim_export.errors import BundleError, EngineUnavailable, NoCache, UsageError
-from simmim_export.files import replacing
-from simmim_export.host import cache_folder
 from simmim_export.spec import GraphSpec
+from simmim_export.system.files import replacing
+from simmim_export.system.host import cache_folder
 
 Watch = Callable[[str, int, int], None]
 # The PyTorch module of a node, by the node's name; "" where nobody knows.

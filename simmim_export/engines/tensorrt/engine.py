@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from simmim_export.engines.base import LATENCY, Session, no_such_precision, require_hint
 from simmim_export.engines.failures import running
-from simmim_export.engines.trt import plan as plans
-from simmim_export.engines.trt.proof import require_precision
-from simmim_export.engines.trt.request import Request
+from simmim_export.engines.tensorrt import plan as plans
+from simmim_export.engines.tensorrt.proof import require_precision
+from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import digest, replacing
 from simmim_export.spec import GraphSpec, Precision
+from simmim_export.system.files import digest, replacing
 
 if TYPE_CHECKING:
-    from simmim_export.engines.trt.session import TrtSession
+    from simmim_export.engines.tensorrt.session import TrtSession
 
 OLDEST = (10, 12)
 # Each of them brings the module tensorrt.
@@ -60,7 +60,7 @@ def target() -> plans.Target:
     try:
         import tensorrt
 
-        from simmim_export.engines.trt import device
+        from simmim_export.engines.tensorrt import device
     except ImportError as error:
         raise EngineUnavailable(f"TensorRT cannot be loaded: {error}", fix=TrtEngine.install) from error
     gpu, sm, driver = device.describe()
@@ -113,7 +113,7 @@ class TrtEngine:
         plans.require_graph(path, sidecar, spec.name, precision)
         plans.require_target(path, sidecar, target())
         plans.require_whole(path, sidecar)
-        from simmim_export.engines.trt.session import TrtSession
+        from simmim_export.engines.tensorrt.session import TrtSession
 
         profile = plans.require_profile(path, sidecar, spec)
         with running(self.name, spec, where=path, opens=True):
@@ -149,9 +149,9 @@ class TrtEngine:
         PyTorch module of a node; ``watch`` is told of progress.
         """
         here = target()
-        from simmim_export.engines.trt.build import build_plan
-        from simmim_export.engines.trt.device import free_memory
-        from simmim_export.engines.trt.session import TrtSession
+        from simmim_export.engines.tensorrt.build import build_plan
+        from simmim_export.engines.tensorrt.device import free_memory
+        from simmim_export.engines.tensorrt.session import TrtSession
 
         plan = build_plan(graph, spec, request, here, free_memory(), where, watch)
         session = TrtSession(plan, spec, request.profile(spec))

@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 
-from simmim_export.engines.trt.request import Profile
+from simmim_export.engines.tensorrt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.files import digest, parse_json, read_file, replacing
 from simmim_export.spec import GraphSpec, as_json
+from simmim_export.system.files import digest, parse_json, read_file, replacing
 
 SCHEMA = 1
 # A sidecar takes a few kilobytes.
@@ -47,7 +47,7 @@ class Target:
 @dataclass(frozen=True)
 class Sidecar:
     """Everything known of a plan. ``recipe`` as :meth:`Request.recipe` has it; ``executed`` counts layers by type, and
-    ``parity`` holds the figures of :meth:`~simmim_export.parity.ParityReport.summary`."""
+    ``parity`` holds the figures of :meth:`~simmim_export.proof.parity.ParityReport.summary`."""
 
     graph: str
     graph_sha256: str

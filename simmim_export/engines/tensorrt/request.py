@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.errors import DataError, UsageError
-from simmim_export.files import parse_json
 from simmim_export.spec import Axis, GraphSpec, TensorSpec
+from simmim_export.system.files import parse_json
 
 # TensorRT's own names, in lower case. A plan for "none" runs on the kind of GPU that it was built on.
 COMPATIBILITY = ("none", "same_compute_capability", "ampere_plus")

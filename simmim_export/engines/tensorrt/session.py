@@ -15,10 +15,10 @@ import tensorrt as trt
 
 from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds, closed
 from simmim_export.engines.failures import running
-from simmim_export.engines.trt.callbacks import log
-from simmim_export.engines.trt.device import DeviceTensor, Graph, Memory, Pinned, queue
-from simmim_export.engines.trt.proof import read_layers
-from simmim_export.engines.trt.request import Profile
+from simmim_export.engines.tensorrt.callbacks import log
+from simmim_export.engines.tensorrt.device import DeviceTensor, Graph, Memory, Pinned, queue
+from simmim_export.engines.tensorrt.proof import read_layers
+from simmim_export.engines.tensorrt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable, NotCaptured
 from simmim_export.spec import GraphSpec, TensorSpec
 

@@ -24,13 +24,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from simmim_export.bundle.vocabulary import parse, rows_needed
 from simmim_export.errors import CheckpointError
-from simmim_export.files import destination, parse_json, replacing
-from simmim_export.models.parts import require_checkpoint, require_weights
-from simmim_export.models.presets import ModelConfig
-from simmim_export.models.simmim import SimMIM
-from simmim_export.models.weights import misfit, plain_tensors, require_data, require_finite
-from simmim_export.vocabulary import parse, rows_needed
+from simmim_export.models.simmim.model import SimMIM
+from simmim_export.models.simmim.parts import require_checkpoint, require_weights
+from simmim_export.models.simmim.presets import ModelConfig
+from simmim_export.models.simmim.weights import misfit, plain_tensors, require_data, require_finite
+from simmim_export.system.files import destination, parse_json, replacing
 
 SCHEMA = 1
 KIND = "simmim-checkpoint"

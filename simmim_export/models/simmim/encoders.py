@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, conv1x1
 
-from simmim_export.models.attention import NAME as ATTENTION
-from simmim_export.models.attention import mask_bias
-from simmim_export.models.parts import require_text_family, require_trunk
+from simmim_export.models.simmim.attention import NAME as ATTENTION
+from simmim_export.models.simmim.attention import mask_bias
+from simmim_export.models.simmim.parts import require_text_family, require_trunk
 from simmim_export.system.telemetry import without_telemetry
 
 with without_telemetry("transformers"):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simmim_export.models.parts import require_fusion
+from simmim_export.models.simmim.parts import require_fusion
 
 
 class Layout(NamedTuple):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
-from simmim_export.models.heads import HEADS
-from simmim_export.models.simmim import SimMIM
+from simmim_export.models.simmim.heads import HEADS
+from simmim_export.models.simmim.model import SimMIM
 from simmim_export.spec import Axis, GraphSpec, Pipeline, TensorSpec
 
 

@@ -1,9 +1,9 @@
 """H = A(Z) Z + Z W2^T: cross-modal interaction over the fused token matrix.
 
-Every interaction is this one form with its own A (see :mod:`simmim_export.models.mixing`), followed by a residual and a
+Every interaction is this one form with its own A (see :mod:`simmim_export.models.simmim.mixing`), followed by a residual and a
 feed-forward network: ``linear`` with a constant A, ``attention`` with a softmax, ``graph`` with a softmax over neighbours.
 
-Knows a :class:`~simmim_export.models.fusion.Joint`. Must not know encoders or heads. Shapes: b batch, s rows, D width.
+Knows a :class:`~simmim_export.models.simmim.fusion.Joint`. Must not know encoders or heads. Shapes: b batch, s rows, D width.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
-from simmim_export.models.fusion import Fusion, Joint, Layout
-from simmim_export.models.mixing import ConstantMixing, GraphMixing, Mixing, SoftmaxMixing
-from simmim_export.models.parts import require_interaction
+from simmim_export.models.simmim.fusion import Fusion, Joint, Layout
+from simmim_export.models.simmim.mixing import ConstantMixing, GraphMixing, Mixing, SoftmaxMixing
+from simmim_export.models.simmim.parts import require_interaction
 
 INTERACTIONS: Mapping[str, type[Mixing]] = {
     "attention": SoftmaxMixing,

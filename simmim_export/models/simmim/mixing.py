@@ -1,6 +1,6 @@
 """A(Z) Z: three ways in which the rows of a token matrix reach each other.
 
-Knows a :class:`~simmim_export.models.fusion.Joint`. Must not know layers. Each is a module with the same two methods, so
+Knows a :class:`~simmim_export.models.simmim.fusion.Joint`. Must not know layers. Each is a module with the same two methods, so
 that a layer holds any of them: ``visible(joint)``, what the mask means to it, made once for all layers, and ``forward``.
 Shapes: b batch, s rows, n image tokens, k = s + n all rows of Z, q rows computed, D width, h heads.
 """
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
-from simmim_export.models.attention import MASKED, attention, mask_bias
-from simmim_export.models.fusion import Joint, Layout, repeat
+from simmim_export.models.simmim.attention import MASKED, attention, mask_bias
+from simmim_export.models.simmim.fusion import Joint, Layout, repeat
 
 
 def split(x: Tensor, heads: int) -> Tensor:

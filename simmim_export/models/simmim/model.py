@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
-from simmim_export.models.encoders import ImageEncoder, TextEncoder
-from simmim_export.models.fusion import fusion
-from simmim_export.models.heads import head
-from simmim_export.models.interaction import interaction
-from simmim_export.models.presets import ModelConfig
-from simmim_export.models.video import VideoEncoder
+from simmim_export.models.simmim.encoders import ImageEncoder, TextEncoder
+from simmim_export.models.simmim.fusion import fusion
+from simmim_export.models.simmim.heads import head
+from simmim_export.models.simmim.interaction import interaction
+from simmim_export.models.simmim.presets import ModelConfig
+from simmim_export.models.simmim.video import VideoEncoder
 
 # One layer lets frames compare; the shapes clips need no more.
 VIDEO_LAYERS = 1

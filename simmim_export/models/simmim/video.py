@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from simmim_export.models.attention import attention, mask_bias
-from simmim_export.models.encoders import positions_1d
-from simmim_export.models.mixing import check_heads, split
+from simmim_export.models.simmim.attention import attention, mask_bias
+from simmim_export.models.simmim.encoders import positions_1d
+from simmim_export.models.simmim.mixing import check_heads, split
 
 
 class TemporalLayer(nn.Module):

@@ -16,9 +16,9 @@ import pytest
 from fake_cuda import Gpu, fake_cuda
 from fake_tensorrt import World, fake_tensorrt
 
-import simmim_export.engines.trt as package
+import simmim_export.engines.tensorrt as package
 from simmim_export.bundle import Bundle
-from simmim_export.engines.trt.request import Request
+from simmim_export.engines.tensorrt.request import Request
 from simmim_export.runtime.build import Built, build
 from simmim_export.runtime.runtime import plan_of
 
@@ -50,8 +50,8 @@ class Rig:
 
     def build(self, precision: str = "fp32", request: Request | None = None, watch: Any = None) -> list[Built]:
         """Build the bundle as the command does."""
-        from simmim_export.engines.trt import TrtEngine
-        from simmim_export.precision.dry_run import modules
+        from simmim_export.engines.tensorrt import TrtEngine
+        from simmim_export.tensorrt_rules.dry_run import modules
 
         opened = Bundle.open(self.bundle)
         watch = watch or (lambda step, done, total: None)

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from simmim_export.bundle import Bundle
 from simmim_export.cli import app
-from simmim_export.engines.trt import plan as plans
-from simmim_export.engines.trt.request import Profile, Range, Request
+from simmim_export.engines.tensorrt import plan as plans
+from simmim_export.engines.tensorrt.request import Profile, Range, Request
 from simmim_export.errors import (
     BundleError,
     EngineUnavailable,

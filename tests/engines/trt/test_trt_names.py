@@ -11,8 +11,10 @@ import typed
 from conftest import PAIRS, surface
 from stub_library import write_library
 
-PACKAGE = Path(__file__).parents[2] / "simmim_export/engines/trt"
-SOURCES = {f"simmim_export.engines.trt.{path.stem}": path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+PACKAGE = Path(__file__).parents[2] / "simmim_export/engines/tensorrt"
+SOURCES = {
+    f"simmim_export.engines.tensorrt.{path.stem}": path for path in PACKAGE.glob("*.py") if path.stem != "__init__"
+}
 # What the recipe rests on. That each is used shows that the list of names is read from the source and is not empty.
 EXPECTED = {
     "tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED",

@@ -11,7 +11,7 @@ import pytest
 from conftest import Rig
 
 from simmim_export.bundle import Bundle
-from simmim_export.engines.trt import plan as plans
+from simmim_export.engines.tensorrt import plan as plans
 from simmim_export.errors import BundleError, EngineUnavailable, SimmimError
 from simmim_export.runtime import load
 

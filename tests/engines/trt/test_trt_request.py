@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simmim_export.bundle import Bundle
-from simmim_export.engines.trt.proof import read_layers, require_precision
-from simmim_export.engines.trt.request import (
+from simmim_export.engines.tensorrt.proof import read_layers, require_precision
+from simmim_export.engines.tensorrt.request import (
     Profile,
     Range,
     Request,
@@ -26,9 +26,9 @@ from simmim_export.engines.trt.request import (
     read_traffic,
 )
 from simmim_export.errors import BundleError, DataError, GateFailed, UsageError
-from simmim_export.files import digest
-from simmim_export.precision.dry_run import find_in
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
+from simmim_export.system.files import digest
+from simmim_export.tensorrt_rules.dry_run import find_in
 
 SPEC = GraphSpec(
     "text_encoder",

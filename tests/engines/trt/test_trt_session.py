@@ -10,9 +10,9 @@ import pytest
 from conftest import Rig
 
 from simmim_export.engines.base import KeepsOnDevice, Session
-from simmim_export.engines.trt.request import Request
+from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import EngineUnavailable, NotCaptured, UsageError
-from simmim_export.parity import Limited
+from simmim_export.proof.parity import Limited
 from simmim_export.runtime import Runtime, load
 
 
@@ -120,14 +120,14 @@ def test_memory_goes_back(rig: Rig, model: Runtime) -> None:
     gc.collect()
     model.close()
     gc.collect()
-    from simmim_export.engines.trt.device import queue
+    from simmim_export.engines.tensorrt.device import queue
 
     queue().trim()
     assert rig.gpu.free == free and not rig.gpu.live and not rig.gpu.graphs
 
 
 def test_idle_memory_of_other_shapes_is_used_before_there_is_none(rig: Rig, model: Runtime) -> None:
-    from simmim_export.engines.trt.device import Memory, queue
+    from simmim_export.engines.tensorrt.device import Memory, queue
 
     kept = Memory(1 << 20)
     del kept
@@ -139,7 +139,7 @@ def test_idle_memory_of_other_shapes_is_used_before_there_is_none(rig: Rig, mode
 
 
 def test_a_capture_that_is_broken_off_leaves_the_stream_as_it_was(rig: Rig, model: Runtime) -> None:
-    from simmim_export.engines.trt.device import queue
+    from simmim_export.engines.tensorrt.device import queue
 
     def interrupted() -> bool:
         raise KeyboardInterrupt
@@ -160,7 +160,7 @@ def test_a_gpu_without_memory(rig: Rig, model: Runtime) -> None:
 
 
 def test_the_reason_why_it_cannot_run_here(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simmim_export.engines.trt import TrtEngine, engine
+    from simmim_export.engines.tensorrt import TrtEngine, engine
 
     assert TrtEngine().why_unavailable() is None
     rig.gpu.count = 0

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models import checkpoint as ckpt
+from simmim_export.models.simmim import checkpoint as ckpt
 
 
 def edited(source: Path, target: Path, edit) -> Path:

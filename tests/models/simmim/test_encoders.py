@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from simmim_export.errors import UsageError
-from simmim_export.models import parts
-from simmim_export.models.encoders import TextEncoder
-from simmim_export.models.parts import TEXT_FAMILIES
+from simmim_export.models.simmim import parts
+from simmim_export.models.simmim.encoders import TextEncoder
+from simmim_export.models.simmim.parts import TEXT_FAMILIES
 
 SMALL = {"vocab_size": 40, "max_position_embeddings": 18}
 BERT = SMALL | {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -54,7 +54,7 @@ def test_every_accepted_family_computes_what_transformers_computes(family: str) 
     """On padded texts, and no token depends on padding."""
     from transformers import AutoConfig, AutoModel
 
-    from simmim_export.models.attention import mask_bias
+    from simmim_export.models.simmim.attention import mask_bias
 
     options = DISTIL | {"dropout": 0.0, "attention_dropout": 0.0} if family == "distilbert" else BERT | FAMILY[family]
     config = AutoConfig.for_model(family, **options)
@@ -84,8 +84,8 @@ def test_a_family_that_would_compute_something_else_is_an_error() -> None:
 def test_names_of_parts_are_those_that_there_are() -> None:
     from torchvision.models import list_models
 
-    from simmim_export.models.fusion import FUSIONS
-    from simmim_export.models.interaction import INTERACTIONS
+    from simmim_export.models.simmim.fusion import FUSIONS
+    from simmim_export.models.simmim.interaction import INTERACTIONS
 
     assert sorted(parts.RESNETS) == sorted(list_models(include=["resnet*", "wide_resnet*", "resnext*"]))
     assert {name: fusion.single for name, fusion in FUSIONS.items()} == parts.FUSIONS

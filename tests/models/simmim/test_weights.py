@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models import checkpoint as ckpt
-from simmim_export.models.weights import ConvertedWeights
+from simmim_export.models.simmim import checkpoint as ckpt
+from simmim_export.models.simmim.weights import ConvertedWeights
 
 KEY = "image_encoder.embed.weight"
 
