@@ -57,13 +57,13 @@ def export_bundle(
     overwrite: bool = False,
     opset: int = OPSET,
     max_batch: int = MAX_BATCH,
-    maps: bool = False,
+    attention: bool = False,
     lower: Lower = Lower(),
     progress: Progress = _quiet,
 ) -> Exported:
     """Export every graph of a checkpoint.
 
-    With ``maps``, graphs that can also give where each token looked. ``progress(step, done, total)`` is called before each step.
+    With ``attention``, also export where each token looked. ``progress(step, done, total)`` is called before each step.
     Raises :class:`CheckpointError` for the input, :class:`DataError` for the calibration samples, :class:`UsageError` for the
     output, the opset, the batch or a budget that cannot be measured, :class:`GateFailed` if a graph is not clean, differs from
     PyTorch, or no plan keeps the budget. In every case nothing has been written at ``output``.
@@ -74,10 +74,10 @@ def export_bundle(
     with Staging(output, overwrite) as staging:
         progress("load the checkpoint", 0, 1)
         family = family_of(checkpoint)
-        model = family.load(checkpoint, max_batch=max_batch, attention=maps)
+        model = family.load(checkpoint, max_batch=max_batch, attention=attention)
         warn_of_shortcuts(model.metrics)
-        origin = provenance(checkpoint, model, opset)
-        draft = describe(model, family.name, origin)
+        origin = provenance(checkpoint, model, opset=opset)
+        draft = describe(model, family.name, provenance=origin)
         check_draft(draft, checkpoint)
         calibration = _calibration(model, lower)
         export = _Export(model, draft, staging, lower, progress)
@@ -134,7 +134,7 @@ class _Export:
     def trace(self, opset: int) -> None:
         for name, graph in self._model.graphs.items():
             self._step(name)
-            trace(graph, self._path(name, Variant.FP32), opset)
+            trace(graph, self._path(name, Variant.FP32), opset=opset)
 
     def write_evidence(self, checkpoint: Path) -> None:
         self._step("what PyTorch answers to the evidence")
@@ -203,12 +203,12 @@ class _Export:
 def _calibration(model: SourceModel, lower: Lower) -> Calibration | None:
     if not lower.precisions:
         return None
-    return calibrate(model.images, model.texts, lower.calibration, model.preprocessing["image"])
+    return calibrate(model.images, model.texts, folder=lower.calibration, preprocessing=model.preprocessing["image"])
 
 
 def _describe(samples: Calibration) -> dict[str, object]:
     return {
-        "images": len(samples.pixels),
+        "images": len(samples.images),
         "texts": len(samples.texts),
         "sha256": samples.digest,
         "source": samples.source,

@@ -108,8 +108,8 @@ def sample_texts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and mask, int64 [count, length] each, of ``texts``, cut or padded.
 
-    Even rows are filled to the last position with further texts, so that every position is probed. Odd rows keep their padding, so
-    that the mask is probed.
+    Even rows are filled to the last position with further texts, so that every position is probed. Odd rows keep their
+    padding, so that the mask is probed.
     """
     vocabulary = read(tokenizer_json)
     tokenizer = vocabulary.tokenizer
@@ -154,7 +154,7 @@ def make_feeds(model: SourceModel, calibration: Calibration) -> dict[str, list[F
     words = dict.fromkeys(text.split()[0] for text in calibration.texts if text.split())
     ids, mask = tokenizer.encode([*calibration.texts, *list(words)[:FIRST_WORDS]])
     stacked = model.preprocessing.get("clip", {}).get("stacked")
-    return feeds_of(Inputs(model.graphs, stacked=stacked), images=calibration.pixels, ids=ids, mask=mask)
+    return feeds_of(Inputs(model.graphs, stacked=stacked), images=calibration.images, ids=ids, mask=mask)
 
 
 def feeds_of(inputs: Inputs, *, images: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> dict[str, list[Feeds]]:

@@ -53,8 +53,8 @@ def require_weights(path: Path) -> None:
 def read_tensors(path: Path) -> Any:
     """The content of a ``.safetensors`` file, or of any file that ``torch.save`` wrote.
 
-    It consists of tensors and primitives in dicts and lists; floats come as float32. Raise :class:`CheckpointError` for a file that
-    is missing, damaged or holds code, and for odd tensors (:func:`simmim_export.models.weights.plain_tensors`).
+    It consists of tensors and primitives in dicts and lists; floats come as float32. Raise :class:`CheckpointError` for a
+    file that is missing, damaged or holds code, and for odd tensors (:func:`simmim_export.models.weights.plain_tensors`).
     """
     from simmim_export.models.weights import plain_tensors
 

@@ -43,7 +43,7 @@ RELU = [helper.make_node("Relu", ["x"], ["y"], "relu")]
 
 
 def test_a_good_graph_passes() -> None:
-    check(model(RELU), SPEC, 20)
+    check(model(RELU), SPEC, opset=20)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_a_good_graph_passes() -> None:
 )
 def test_a_bad_graph_is_refused(bad: onnx.ModelProto, expected: str) -> None:
     with pytest.raises((GateFailed, onnx.checker.ValidationError)) as caught:
-        check(bad, SPEC, 20)
+        check(bad, SPEC, opset=20)
     assert expected in str(caught.value)
 
 
 def test_wrong_names_are_refused() -> None:
     renamed = GraphSpec("g", SPEC.inputs, (TensorSpec("other", "float32", ("batch", 3)),), SPEC.axes)
     with pytest.raises(GateFailed, match=r"outputs are \['y'\], not \['other'\]"):
-        check(model(RELU), renamed, 20)
+        check(model(RELU), renamed, opset=20)
 
 
 def test_an_axis_that_tracing_fixed_is_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_every_graph_of_the_bundle_is_clean(tiny_bundle: Path) -> None:
         # Weights in blocks need opset 21, where there are any.
         opset = next(opset.version for opset in found.opset_import if opset.domain == "")
         assert opset == 20 or (opset == 21 and artifact.precision == "int8")
-        check(found, manifest.graph(artifact.graph), opset)
+        check(found, manifest.graph(artifact.graph), opset=opset)
         operators = {node.op_type for node in found.graph.node}
         assert not operators & set(FORBIDDEN)
         assert not operators & {"BatchNormalization", "Where", "And", "GatherElements"}
@@ -130,7 +130,7 @@ def test_every_opset_we_offer_exports_the_text_encoder(tiny_checkpoint: Path, tm
     expected = graph.module(torch.from_numpy(ids), torch.from_numpy(ids))[1].detach().numpy()
     for opset in (18, 21):
         path = tmp_path / f"{opset}.onnx"
-        trace(graph, path, opset)
+        trace(graph, path, opset=opset)
         found = get_engine("ort").open(path, graph.spec, Precision.FP32).run({"input_ids": ids, "attention_mask": ids})
         np.testing.assert_allclose(found["text_embed"], expected, atol=1e-5)
 

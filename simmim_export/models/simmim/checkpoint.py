@@ -40,9 +40,9 @@ class Checkpoint:
     """A model and what belongs to it.
 
     ``tokenizer`` is the text of a tokenizer.json; ``labels`` names each head's classes in order; ``samples`` holds ``pixels``
-    uint8 [n, H, W, 3] and n ``texts``, for calibration and golden tensors; ``metrics`` holds each figure beside its blind controls;
-    ``provenance`` holds versions, seed and the digests of data and parent; ``evidence`` uint8 [bytes] holds labeled examples
-    that were kept out of training (:mod:`simmim_export.proof.evidence`), or nothing.
+    uint8 [n, H, W, 3] and n ``texts``, for calibration and golden tensors; ``metrics`` holds each figure beside its blind
+    controls; ``provenance`` holds versions, seed and the digests of data and parent; ``evidence`` uint8 [bytes] holds labeled
+    examples that were kept out of training (:mod:`simmim_export.proof.evidence`), or nothing.
     """
 
     config: ModelConfig
