@@ -88,6 +88,10 @@ class PrecisionPlan:
         return ",".join(f"{graph}={precision}" for graph, precision in [*rest, *self.graphs])
 
 
+# The first axis of every tensor: so many images, texts or clips at once.
+BATCH = "batch"
+
+
 @dataclass(frozen=True)
 class Axis:
     """A dynamic axis and the sizes it may take, both ends included."""
