@@ -102,7 +102,7 @@ GRAPHS: list[tuple[str, Edit]] = [
     ("$.graphs[4].outputs[1]", give(4, name="more", **LOGITS)),
     ("$.graphs[0].axes[0]", put("graphs", 0, "axes", 0, "minimum", value=9)),
     ("$.graphs[0].axes[0]", put("graphs", 0, "axes", 0, "minimum", value=2)),
-    ("$.graphs[1].axes[1]", put("graphs", 1, "axes", 1, "minimum", value=13)),
+    ("$.graphs[2].axes[1]", put("graphs", 2, "axes", 1, "minimum", value=5)),
     ("$.graphs[0].axes[0].maximum", put("graphs", 0, "axes", 0, "maximum", value=10**9)),
     ("$.graphs[0].axes[1]", lambda c: c["graphs"][0]["axes"].append({"name": "more", "minimum": 1, "maximum": 2})),
     ("$.graphs[1].axes[2]", again("graphs", 1, "axes")),

@@ -5,10 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,34 +14,14 @@ import pytest
 from edits import Content, Edit, again, drop, dumped, put, refused_places
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_manifest import small_manifest
 
-from simmim_export.bundle import Bundle, Manifest, check_draft, digest_of, parse_manifest
-from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH
+from simmim_export.bundle import Bundle, Manifest, check_draft, parse_manifest
 from simmim_export.console.metrics import print_metrics
 from simmim_export.errors import BundleError
 from simmim_export.runtime.images import ImagePreprocessing
 from simmim_export.runtime.runtime import plan_of
-from simmim_export.spec import Kind, Pipeline, Precision, Variant, as_json
-
-FIGURE = {"accuracy": 0.5, "n": 4, "interval": [0.1, 0.9]}
-WAY = {"embeddings": {"recall_at_1": FIGURE}, "reranked": {"recall_at_1": FIGURE}, "chance": 0.1}
-# One row of each form that training writes.
-METRICS = {
-    "vqa": FIGURE | {"controls": {"blind": {"accuracy": 0.5}}, "by_family": {"count": FIGURE}, "data": {"name": "x"}},
-    "match": FIGURE | {"text_to_image_recall_at_1": FIGURE | {"among": 4, "chance": 0.25}},
-    "pointing": FIGURE | {"any_thing": 0.4, "chance": 0.1},
-    "retrieval": {"captions": 4, "images": 2, "text_to_image": WAY | {"oracle": 0.9}, "image_to_text": WAY},
-    "text_class": {"untrained": True},
-    "image_class": {"not_measured": "the data set has none"},
-}
-
-
-@pytest.fixture(scope="module")
-def content(every_bundle: Path) -> Content:
-    """A real manifest with every verb, clips and attention, and with metrics of every kind and a plan."""
-    read = json.loads((every_bundle / "manifest.json").read_text())
-    read |= {"metrics": METRICS, "plans": {"ort": "image_encoder=int8,text_encoder=bf16", "ort@cuda": "fp32"}}
-    return read
+from simmim_export.spec import Kind, Pipeline, Precision, Variant, Verb, as_json
 
 
 def use(manifest: Manifest) -> None:
@@ -210,22 +186,22 @@ def test_another_schema_is_refused(content: Content, schema: int, command: str) 
     assert caught.value.where == "here" and command in str(caught.value.fix)
 
 
-def test_a_control_that_is_not_measurable_is_kept(tiny_bundle: Path) -> None:
-    content = json.loads((tiny_bundle / "manifest.json").read_text(encoding="utf-8"))
-    figure = {"accuracy": 0.5, "n": 4, "interval": [0.1, 0.9]}
-    for control, accepted in (
+@pytest.mark.parametrize(
+    ("control", "accepted"),
+    [
         ({"accuracy": 0.5}, True),
         ({"not_measurable": "4 of 4: their batch asks nothing else", "is": "the image with another question"}, True),
         ({}, False),
         ({"accuracy": 0.5, "not_measurable": "why"}, False),
-    ):
-        content["metrics"] = {"vqa": figure | {"controls": {"image_only": control}}}
-        text = json.dumps(content | {"digest": digest_of(content)})
-        if accepted:
-            assert parse_manifest(text, "here").metrics["vqa"]["controls"]["image_only"] == control
-        else:
-            with pytest.raises(BundleError, match=r"metrics\.vqa\.controls"):
-                parse_manifest(text, "here")
+    ],
+)
+def test_a_control_has_either_an_accuracy_or_a_reason(content: Content, control: Content, accepted: bool) -> None:
+    changed = copy.deepcopy(content)
+    changed["metrics"]["vqa"]["controls"] = {"image_only": control}
+    if accepted:
+        assert parse_manifest(dumped(changed), "here").metrics["vqa"]["controls"]["image_only"] == control
+    else:
+        assert "$.metrics.vqa.controls[...]" in refused_places(changed)
 
 
 def test_everything_wrong_is_said_at_once(content: Content) -> None:
@@ -247,6 +223,7 @@ def test_everything_wrong_is_said_at_once(content: Content) -> None:
         ('"accuracy": 0.5', '"accuracy": 1e999'),
         ('"accuracy": 0.5', '"accuracy": ' + "9" * 5000),
         ('"red"', '"\\ud800"'),
+        ('"digest": "', '"digest": "\\ud800'),
     ],
     ids=lambda pair: pair[1][:40],
 )
@@ -255,24 +232,6 @@ def test_json_that_readers_understand_differently_is_refused(content: Content, r
     assert replaced[0] in text
     with pytest.raises(BundleError):
         parse_manifest(text.replace(*replaced, 1), "here")
-
-
-@pytest.mark.parametrize("levels", [MAX_DEPTH, 500, 990, 5000])
-@pytest.mark.parametrize("key", ["model", "provenance", "metrics"])
-def test_deep_nesting_is_refused(content: Content, key: str, levels: int) -> None:
-    text = dumped(content).replace(
-        f'"{key}": {{', f'"{key}": {{"deep": ' + '{"a": [' * levels + "]}" * levels + ", ", 1
-    )
-    with pytest.raises(BundleError):
-        parse_manifest(text, "here")
-
-
-def test_a_long_history_is_not_too_deep(content: Content) -> None:
-    changed, history = copy.deepcopy(content), {"seed": 0}
-    for _ in range(40):
-        history = {"parent": {"provenance": history}}
-    changed["provenance"]["training"] = history
-    use(parse_manifest(dumped(changed), "here"))
 
 
 def test_two_classes_may_have_one_label(content: Content) -> None:
@@ -316,10 +275,9 @@ SCALARS = st.one_of(
     st.sampled_from([2**31, 2**53, 2**64, HUGE, -1, 0, 1, 2, 3, 4, 8, 16, 64]),
     st.floats(allow_nan=True, allow_infinity=True),
     st.text(max_size=20),
-    st.sampled_from(
-        ["", "batch", "sequence", "fp32", "int8", "logits", "head.vqa", "fused", "pixels", "x" * 5000, "\ud800"]
-    ),
-    st.sampled_from(["*=int8", "image_encoder", "graphs/fusion.fp32.onnx", "../x", "\0", "\x1b[31m", "0" * 64]),
+    st.sampled_from(["", "batch", "length", "fp32", "int8", "*=int8", "../x", "\0", "\x1b[31m", "0" * 64, "\ud800"]),
+    st.sampled_from(["x" * 5000, "eye", "look", "patches", "says", "fusion", "image_tokens", "head.vqa", "pixels"]),
+    st.sampled_from([*Kind, *Verb]),
 )
 VALUES = st.one_of(
     SCALARS,
@@ -335,7 +293,8 @@ VALUES = st.one_of(
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_change_is_refused_or_harmless(content: Content, data: st.DataObject) -> None:
-    changed = copy.deepcopy(content)
+    small = json.loads(small_manifest().dumps())
+    changed = copy.deepcopy(data.draw(st.sampled_from([content, small])))
     for _ in range(data.draw(st.integers(1, 3))):
         there = data.draw(st.sampled_from(list(places(changed))))
         held: Any = changed
@@ -359,63 +318,6 @@ def test_any_change_is_refused_or_harmless(content: Content, data: st.DataObject
     try:
         manifest = parse_manifest(text, "here")
     except BundleError as error:
-        assert str(error).isascii() or str(error)
+        assert error.where == "here" and error.fix
         return
     use(manifest)
-
-
-# -- size --------------------------------------------------------------------------------------------------------------
-
-# Opens a bundle in a process that may take 400 MB more than it starts with, and 10 seconds of a processor.
-LIMITED = """
-import resource, sys
-from simmim_export.bundle import Bundle
-from simmim_export.errors import BundleError
-start = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (start + 400 * 2**20,) * 2)
-resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
-try:
-    Bundle.open(sys.argv[1])
-except BundleError as error:
-    sys.exit(error.exit_code)
-"""
-
-
-def _names(content: Content) -> str:
-    content["pipelines"][3]["graphs"] = ["image_encoder"] * 100_000
-    return dumped(content)
-
-
-def _graphs(content: Content) -> str:
-    content["graphs"] = [{}] * 10**6
-    return dumped(content)
-
-
-def _empty_objects(content: Content) -> str:
-    return "[" + "{}," * ((MAX_BYTES - 10) // 3) + "{}]"
-
-
-def _labels(content: Content) -> str:
-    content["labels"]["vqa"] = ["x"] * 500_000
-    return dumped(content)
-
-
-def _keys(content: Content) -> str:
-    content["files"] = {str(n): "0" for n in range(300_000)}
-    return dumped(content)
-
-
-@pytest.mark.parametrize("make", [_names, _graphs, _empty_objects, _labels, _keys])
-def test_too_many_of_anything_are_refused_in_little_memory(content: Content, tmp_path: Path, make) -> None:
-    (tmp_path / "manifest.json").write_text(make(copy.deepcopy(content)))
-    done = subprocess.run([sys.executable, "-P", "-c", LIMITED, tmp_path], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 5, done.stderr
-
-
-def test_a_manifest_of_500_mb_is_refused_in_little_memory(tmp_path: Path) -> None:
-    with (tmp_path / "manifest.json").open("wb") as stream:
-        stream.truncate(500 * 10**6)
-    started = time.process_time()
-    done = subprocess.run([sys.executable, "-P", "-c", LIMITED, tmp_path], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 5, done.stderr
-    assert time.process_time() - started < 5 and resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
