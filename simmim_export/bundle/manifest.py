@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from simmim_export.bundle.checks import problems
+from simmim_export.bundle.checks.files import REQUIRED_FILES
 from simmim_export.bundle.checks.problem import Problem, refusal
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
@@ -169,7 +170,7 @@ def check_draft(draft: Manifest, where: object) -> None:
         )
         for graph in draft.graphs
     )
-    whole = replace(draft, artifacts=artifacts, files={"tokenizer.json": placeholder, "golden.npz": placeholder})
+    whole = replace(draft, artifacts=artifacts, files=dict.fromkeys(REQUIRED_FILES, placeholder))
     try:
         parse_manifest(whole.dumps(), where)
     except BundleError as error:

@@ -185,7 +185,7 @@ class Reader:
             self._gathers.append((self._wire.text(*inputs[0]), self._wire.text(*inputs[1])))
 
     def _read_attribute(self, start: int, end: int, node: str) -> tuple[int, list[int]]:
-        """The attribute's one number (0 without one) and its list of numbers, for example axes, types or the sizes of a kernel."""
+        """The attribute's one number (0 without one) and its list of numbers, for example axes or the sizes of a kernel."""
         one, several = 0, list[int]()
         for number, at, to in self._wire.fields(start, end, _ATTRIBUTE):
             if number == 3:  # i

@@ -21,7 +21,7 @@ from simmim_export.console.metrics import print_metrics
 from simmim_export.errors import BundleError
 from simmim_export.runtime.images import ImagePreprocessing
 from simmim_export.runtime.runtime import plan_of
-from simmim_export.spec import Kind, Pipeline, Precision, Variant, Verb, as_json
+from simmim_export.spec import Kind, Pipeline, Precision, Verb, as_json
 
 
 def use(manifest: Manifest) -> None:
@@ -85,15 +85,6 @@ def test_every_bundle_parses_and_comes_back_as_it_was(content: Content, tiny_bun
 def test_a_manifest_from_before_there_were_plans_opens(content: Content) -> None:
     old = {key: value for key, value in content.items() if key not in ("plans", "digest")}
     assert parse_manifest(dumped(old), "here").plans == {}
-
-
-def test_every_variant_has_its_precision() -> None:
-    assert {v: v.precision for v in Variant} == {
-        Variant.FP32: Precision.FP32,
-        Variant.FP16: Precision.FP16,
-        Variant.INT8_U8: Precision.INT8,
-        Variant.INT8_S8: Precision.INT8,
-    }
 
 
 HUGE, BIG, SIDE = 10**400, 10**9, 4097

@@ -75,8 +75,7 @@ def _feeds(manifest: Manifest, place: str, pipeline: Pipeline) -> Iterator[Probl
 
 
 def _graphs(manifest: Manifest, place: str, pipeline: Pipeline) -> Iterator[Problem]:
-    """Graphs that are listed twice, run too early, give what is there already, or give logits at the wrong place."""
-    yield from repeated(f"{place}.graphs", pipeline.graphs)
+    """Graphs that run too early, give a tensor that is there already (as a repeated graph does), or give logits too early."""
     given: dict[str, Kind] = {}
     for j, name in enumerate(pipeline.graphs):
         graph, there = manifest.graph(name), f"{place}.graphs[{j}]"
