@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import second_family
+from support import Once
 
 from simmim_export.proof.evidence import Evidence, Task
 
@@ -62,6 +63,9 @@ def trained(steps: int = 120, batch: int = 32) -> Any:
     from torch.nn.functional import cross_entropy
 
     torch.manual_seed(0)
+    # The tensors are so small that a second thread would only wait.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     parts = second_family.modules(len(WORDS)).train()
     optimizer = torch.optim.Adam(parts.parameters(), lr=5e-3)
     names = list(COLORS)
@@ -81,6 +85,7 @@ def trained(steps: int = 120, batch: int = 32) -> Any:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    torch.set_num_threads(threads)
     return parts.eval()
 
 
@@ -101,10 +106,9 @@ def make_checkpoint(path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    images, colors = photos(48, seed=2)
-    texts = [
-        f"{'a ' * (index % 4)}{color} square" if index % 2 else f"is it {color} ?" for index, color in enumerate(colors)
-    ]
+    images, _ = photos(48, seed=2)
+    patterns = ("is it {} ?", "a {} square", "it is {}", "is a square {} ?", "it is a {} square", "{}")
+    texts = [pattern.format(color) for pattern in patterns for color in COLORS]
     image = {"height": SIDE, "width": SIDE, "resize": "squash", "interpolation": "bilinear"}
     about = {
         "config": {"preset": "second", "vocabulary": len(WORDS)},
@@ -142,19 +146,19 @@ def run_in(folder: Path, path: Path | None) -> Run:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+def checkpoint(once: Once) -> Path:
     """A trained checkpoint of the second family."""
     return once("second.safetensors", make_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def run(once: Callable[[str, Callable[[Path], object]], Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Commands on a machine where the package of the second family is installed."""
     return run_in(tmp_path_factory.mktemp("elsewhere"), once("site", install))
 
 
 @pytest.fixture(scope="session")
-def bundle(once: Callable[[str, Callable[[Path], object]], Path], run: Run, checkpoint: Path) -> Path:
+def bundle(once: Once, run: Run, checkpoint: Path) -> Path:
     """The bundle of ``checkpoint`` in every precision, INT8 within a budget."""
 
     def export(path: Path) -> None:
