@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import pytest
 import second_family
 from support import Once
 
+from simmim_export.bundle import Bundle
 from simmim_export.proof.evidence import Evidence, Task
+from simmim_export.spec import PrecisionPlan
 
 COLORS = {
     "red": (220, 30, 30),
@@ -32,6 +34,7 @@ COLORS = {
 }
 WORDS = ("[PAD]", "[UNK]", "[END]", "is", "it", "?", "a", "square", *COLORS)
 SIDE = second_family.SIDE
+BUDGET = "answers=5pt,cosine=0.98"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -162,11 +165,24 @@ def bundle(once: Once, run: Run, checkpoint: Path) -> Path:
     """The bundle of ``checkpoint`` in every precision, INT8 within a budget."""
 
     def export(path: Path) -> None:
-        words = ("--precision", "fp16", "--precision", "int8", "--budget", "answers=5pt,cosine=0.98")
+        words = ("--precision", "fp16", "--precision", "int8", "--budget", BUDGET)
         done = run("cli", "onnx", checkpoint, "-o", path, *words)
         assert done.returncode == 0, done.stderr
 
     return once("second-bundle", export)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A picture file of a square of each color."""
+    from PIL import Image
+
+    folder, paths = tmp_path_factory.mktemp("pictures"), {}
+    for image, color in zip(*photos(60, seed=3), strict=True):
+        if color not in paths:
+            paths[color] = folder / f"{color}.png"
+            Image.fromarray(image).save(paths[color])
+    return paths
 
 
 def test_the_family_is_small() -> None:
@@ -174,55 +190,81 @@ def test_the_family_is_small() -> None:
 
 
 def test_the_bundle_has_the_familys_own_names(bundle: Path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    assert manifest["family"] == "second"
-    assert [graph["name"] for graph in manifest["graphs"]] == ["eye", "ear", "judge"]
-    variants = {(row["graph"], row["variant"]) for row in manifest["artifacts"]}
-    assert {(graph, form) for graph in ("eye", "ear", "judge") for form in ("fp32", "fp16", "int8-u8")} <= variants
-    assert manifest["plans"]["ort"]
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.family == "second"
+    assert [graph.name for graph in manifest.graphs] == ["eye", "ear", "judge"]
+    assert [pipeline.name for pipeline in manifest.pipelines] == ["see", "hear", "decide"]
+    files = {(artifact.graph, artifact.variant) for artifact in manifest.artifacts}
+    assert {(graph.name, variant) for graph in manifest.graphs for variant in ("fp32", "fp16")} <= files
 
 
-def test_the_bundle_verifies_in_every_precision(run: Run, bundle: Path) -> None:
-    for precision in ("fp32", "int8"):
-        done = run("cli", "verify", bundle, "--precision", precision, "--json")
-        assert done.returncode == 0, done.stderr
+def test_quantization_makes_files_smaller_and_a_plan_chooses_among_them(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    sizes = {(artifact.graph, artifact.variant): artifact.bytes for artifact in manifest.artifacts}
+    quantized = [graph for graph, variant in sizes if variant == "int8-u8"]
+    assert quantized and all(sizes[graph, "int8-u8"] < sizes[graph, "fp32"] for graph in quantized)
+    PrecisionPlan.parse(manifest.plans["ort"]).check(graph.name for graph in manifest.graphs)
 
 
-def test_the_bundle_embeds_and_answers(run: Run, bundle: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    images, colors = photos(3, seed=3)
-    paths = [tmp_path / f"{color}-{index}.png" for index, color in enumerate(colors)]
-    for path, image in zip(paths, images, strict=True):
-        Image.fromarray(image).save(path)
-    done = run("cli", "embed", bundle, *paths, "--text", "a red square", "-o", tmp_path / "vectors.npz")
+@pytest.mark.parametrize("precision", ["fp32", "planned"])
+def test_the_bundle_verifies_with_its_evidence(run: Run, bundle: Path, precision: str) -> None:
+    budget = () if precision == "fp32" else ("--budget", BUDGET)
+    done = run("cli", "verify", bundle, "--precision", precision, "--evidence", *budget)
     assert done.returncode == 0, done.stderr
-    for path, color in zip(paths, colors, strict=True):
-        done = run("cli", "ask", bundle, path, f"is it {color} ?", "--json")
+
+
+def test_the_torch_engine_finds_the_family_as_well(run: Run, bundle: Path, checkpoint: Path) -> None:
+    done = run("cli", "verify", bundle, "--engine", "torch", "--checkpoint", checkpoint)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_bundle_embeds_images_and_texts(
+    run: Run, bundle: Path, pictures: Mapping[str, Path], tmp_path: Path
+) -> None:
+    captions = [f"a {color} square" for color in pictures]
+    vectors = []
+    for name, words in (("images", pictures.values()), ("texts", [w for c in captions for w in ("--text", c)])):
+        done = run("cli", "embed", bundle, *words, "-o", tmp_path / f"{name}.npz")
         assert done.returncode == 0, done.stderr
-        assert "yes" in done.stdout
+        vectors.append(np.load(tmp_path / f"{name}.npz")["vectors"])
+    assert vectors[0].shape == (len(pictures), second_family.WIDTH)
+    # Each picture is closest to the caption with its own color.
+    assert (vectors[0] @ vectors[1].T).argmax(axis=1).tolist() == list(range(len(pictures)))
 
 
-def test_a_verb_that_the_family_lacks_is_an_error(run: Run, bundle: Path, picture: Path) -> None:
-    done = run("cli", "match", bundle, picture, "a red square")
-    assert done.returncode == 2 and "match" in done.stderr, done.stderr
+def test_the_bundle_answers_questions(run: Run, bundle: Path, pictures: Mapping[str, Path]) -> None:
+    for color in ("red", "blue"):
+        done = run("cli", "ask", bundle, pictures["red"], f"is it {color} ?", "--top-k", 1, "--json")
+        assert done.returncode == 0, done.stderr
+        assert f'"{"yes" if color == "red" else "no"}"' in done.stdout
+
+
+def test_a_verb_that_the_family_lacks_is_an_error(run: Run, bundle: Path, pictures: Mapping[str, Path]) -> None:
+    done = run("cli", "match", bundle, pictures["red"], "a red square")
+    assert done.returncode == 2 and done.stderr.startswith("error:"), done.stderr
+
+
+def test_attention_that_the_family_lacks_is_an_error(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    done = run("cli", "onnx", checkpoint, "-o", tmp_path / "bundle", "--attention")
+    assert done.returncode == 2 and "--attention" in done.stderr, done.stderr
 
 
 def test_the_bundle_is_certified(run: Run, bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    done = run("cli", "certify", copy)
+    done = run("cli", "certify", copy, "--engine", "ort", "--engine", "ort:int8", "--budget", BUDGET, "--rounds", 2)
     assert done.returncode == 0, done.stderr
     assert (copy / "certificate.json").is_file()
+    done = run("cli", "verify", copy, "--engine", "auto")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_bundle_is_benchmarked(run: Run, bundle: Path, checkpoint: Path) -> None:
-    done = run("benchmarks.cli", "latency", bundle, "--checkpoint", checkpoint, "--engine", "torch", "--engine", "ort")
+    engines = ("--engine", "torch", "--engine", "ort", "--engine", "ort:int8")
+    done = run(
+        "benchmarks.cli", "--bundle", bundle, "--checkpoint", checkpoint, *engines, "--rounds", 1, "--iterations", 2
+    )
     assert done.returncode == 0, done.stderr
-
-
-def test_a_checkpoint_of_simmim_is_still_simmims(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    code = f"from simmim_export.models.family import family_of; print(family_of({str(tiny_checkpoint)!r}).name)"
-    assert code
+    assert all(name in done.stdout for name in ("see", "hear", "decide")), done.stdout
 
 
 def test_a_package_in_the_working_directory_adds_no_family(checkpoint: Path, tmp_path: Path) -> None:
