@@ -187,8 +187,8 @@ class GraphSpec:
 class Pipeline:
     """Graphs to run in order over one dict of named tensors, and the outputs that they promise.
 
-    It serves ``verb``, which reads ``outputs[0]``: an embedding or logits. ``labels`` is the key of the labels for the
-    logits, and the name of their task in the evidence; it is empty for an embedding.
+    It serves ``verb``, which reads ``outputs[0]``: an embedding or logits. ``labels`` is the key of the labels of the logits and
+    the name of their task in the evidence. It is empty for an embedding.
     """
 
     name: str

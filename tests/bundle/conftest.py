@@ -1,8 +1,9 @@
-"""A real manifest that tests of the bundle edit."""
+"""A real bundle and a real manifest that tests may change."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,9 @@ def content(every_bundle: Path) -> Content:
     read = json.loads((every_bundle / "manifest.json").read_text())
     read |= {"metrics": METRICS, "plans": {"ort": "image_encoder=int8,text_encoder=bf16", "ort@cuda": "fp32"}}
     return read
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))

@@ -186,7 +186,10 @@ VERBS: list[tuple[str, Edit]] = [
     ("$.pipelines[2].graphs", put("pipelines", 2, "graphs", value=["eye"] * 100_000)),
     ("$.pipelines[2].graphs[1]", put("pipelines", 2, "graphs", 1, value="other")),
     ("$.pipelines[2].graphs[0]", lambda c: c["pipelines"][2]["graphs"].reverse()),
+    ("$.pipelines[2].graphs[0]", put("pipelines", 2, "graphs", value=["mix", "eye", "ear", "pair"])),
     ("$.pipelines[2].graphs[4]", again("pipelines", 2, "graphs")),
+    ("$.pipelines[0].graphs[1]", again("pipelines", 0, "graphs")),
+    ("$.pipelines[5].graphs[1]", lambda c: c["pipelines"][5]["graphs"].insert(0, "eye")),
     ("$.pipelines[2].outputs[1]", again("pipelines", 2, "outputs")),
     ("$.pipelines[2].outputs[1]", put("pipelines", 2, "outputs", value=["says", "verdict"])),
     # What a verb feeds.
