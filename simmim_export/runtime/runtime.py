@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.golden import Golden
 from simmim_export.bundle.onnx_file import read_graph
 from simmim_export.bundle.opened import MOST_BYTES
 from simmim_export.engines import get_engine, on_device, require_engine, versions
@@ -31,7 +32,7 @@ from simmim_export.engines.base import (
 )
 from simmim_export.errors import EXPORT_AGAIN, BundleError, CheckpointError, EngineUnavailable, UsageError
 from simmim_export.proof.certificate import Certificate, choose, read
-from simmim_export.proof.parity import Golden, ParityReport, compare
+from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
 from simmim_export.runtime.inputs import EncodedImage, Tensors, a_name, is_picture, is_text, listed
@@ -103,7 +104,11 @@ def load(
         if hint != LATENCY:
             raise UsageError(f"engine auto goes by latency, not by {hint}", fix="drop the hint, or name an engine")
         chosen, why = choose(
-            read(opened), fingerprint(), versions, where=opened.root, stands=lambda found: _stands(opened, found)
+            read(opened),
+            fingerprint(),
+            versions=versions,
+            where=opened.root,
+            stands=lambda found: _stands(opened, found),
         )
         engine, precision = chosen.engine, chosen.precision
     engine = on_device(engine, device)
@@ -469,7 +474,10 @@ class Runtime:
     def verify(self) -> list[ParityReport]:
         """Compare every graph, on this device, with PyTorch's outputs stored in the bundle."""
         golden = Golden.load(self.bundle.file("golden.npz"), graphs=self.bundle.manifest.graphs)
-        return [compare(self.session(g.name), g, golden, self.plan.of(g.name)) for g in self.bundle.manifest.graphs]
+        return [
+            compare(self.session(g.name), g, golden=golden, precision=self.plan.of(g.name))
+            for g in self.bundle.manifest.graphs
+        ]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
