@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from simmim_export.bundle.golden import Golden
 from simmim_export.bundle.vocabulary import read
 from simmim_export.engines.pipeline import run_graphs
 from simmim_export.engines.torch import TorchSession
 from simmim_export.models.family import Graph, SourceModel
 from simmim_export.precision.calibration import Calibration
-from simmim_export.proof.parity import Golden
 from simmim_export.runtime.inputs import fed_tensors, second_axis
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import GraphSpec, Kind
@@ -69,7 +69,7 @@ class Inputs:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Tensors:
         """The outputs of every graph as ``GRAPH:TENSOR``. If several graphs give one tensor, later graphs take the first graph's,
-        as :meth:`simmim_export.proof.parity.Golden.feeds` does."""
+        as :meth:`simmim_export.bundle.golden.Golden.feeds` does."""
         flowing, outputs = dict(feeds), Tensors()
         for name, session in self._sessions.items():
             for tensor, array in session.run(flowing).items():

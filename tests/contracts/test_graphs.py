@@ -13,6 +13,7 @@ import torch
 from lint_presets import VARIANTS, pairs
 from support import LABELS, make_checkpoint
 
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines import get_engine
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.export.golden import make_golden
@@ -23,7 +24,7 @@ from simmim_export.models.simmim.fusion import FUSIONS
 from simmim_export.models.simmim.heads import HEADS
 from simmim_export.models.simmim.interaction import INTERACTIONS
 from simmim_export.precision.passes import Options, apply
-from simmim_export.proof.parity import Golden, compare
+from simmim_export.proof.parity import compare
 from simmim_export.spec import Precision
 from simmim_export.tensorrt_rules.lint import lint
 
@@ -45,7 +46,8 @@ def prove(path: Path, folder: Path, *, names: set[str], attention: bool = False)
     for name in names:
         graph, source = model.graphs[name], folder / f"{name}.onnx"
         trace(graph, source)
-        report = compare(get_engine("ort").open(source, graph.spec, Precision.FP32), graph.spec, golden, Precision.FP32)
+        session = get_engine("ort").open(source, graph.spec, Precision.FP32)
+        report = compare(session, graph.spec, golden=golden, precision=Precision.FP32)
         report.require(name, "")
         assert {row.shape[0] for row in report.rows} == {1, 2, 5, 6}
         singles = [golden.feeds(case, graph.spec) for case in golden.cases if case.startswith("batch 1,")]

@@ -98,10 +98,10 @@ def evidence() -> Evidence:
     names = list(COLORS)
     others = [names[(names.index(color) + 1 + index % 5) % 6] for index, color in enumerate(colors)]
     texts = tuple((f"is it {own} ?", f"is it {other} ?") for own, other in zip(colors, others, strict=True))
-    task = Task("squares", texts, np.tile(np.array([1, 0], np.int64), (len(colors), 1)))
-    return Evidence(
-        {"squares": images}, {"decision": task}, {"name": "squares"}, tuple(f"a {color} square" for color in names)
-    )
+    labels = np.tile(np.array([1, 0], np.int64), (len(colors), 1))
+    task = Task(images="squares", texts=texts, labels=labels)
+    captions = tuple(f"a {color} square" for color in names)
+    return Evidence(images={"squares": images}, tasks={"decision": task}, source={"name": "squares"}, plain=captions)
 
 
 def make_checkpoint(path: Path) -> None:

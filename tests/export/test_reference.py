@@ -36,8 +36,8 @@ def evidence_of(model: SourceModel, manifest: Manifest) -> Evidence:
 def test_evidence_about_another_model_is_an_error(
     model: SourceModel, manifest: Manifest, head: str, size: int, label: int
 ) -> None:
-    task = Task("s", (("a",), ("b",)), np.full((2, 1), label, np.int64))
-    other = Evidence({"s": np.zeros((2, size, size, 3), np.uint8)}, {head: task}, {}).save()
+    task = Task(images="s", texts=(("a",), ("b",)), labels=np.full((2, 1), label, np.int64))
+    other = Evidence(images={"s": np.zeros((2, size, size, 3), np.uint8)}, tasks={head: task}, source={}).save()
     with pytest.raises(BundleError) as caught:
         evidence_of(replace(model, evidence=other), manifest)
     assert caught.value.exit_code == 5 and caught.value.where == "here"
@@ -48,7 +48,7 @@ def test_outputs_that_are_not_finite_are_an_error(model: SourceModel, manifest: 
         next(model.graphs["text_encoder"].module.parameters()).fill_(float("inf"))
     with pytest.raises(BundleError) as caught:
         evidence_of(model, manifest)
-    assert "text_embed" in caught.value.what
+    assert "texts" in caught.value.what
 
 
 def test_samples_that_calibrate_are_not_evidence(model: SourceModel, manifest: Manifest) -> None:
@@ -63,4 +63,4 @@ def test_samples_that_calibrate_are_not_evidence(model: SourceModel, manifest: M
     assert len(evidence.plain) == len(evidence.images["samples"]) == 140 - MOST
     assert not set(evidence.plain) & set(own.texts)
     assert not {image.tobytes() for image in evidence.images["samples"]} & {image.tobytes() for image in own.images}
-    assert evidence.reference["text_embed"].shape == (140 - MOST, manifest.embedding["dim"])
+    assert evidence.reference["texts"].shape == (140 - MOST, manifest.embedding["dim"])
