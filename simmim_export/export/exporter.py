@@ -18,12 +18,12 @@ from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import trace
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.shortcuts import warn_of_shortcuts
-from simmim_export.export.variants import Choice, Variants
+from simmim_export.export.variants import EngineChoices, VariantFiles
 from simmim_export.models.family import SourceModel, family_of
 from simmim_export.planning.judge import Judge
-from simmim_export.planning.planner import Planned, Planner
+from simmim_export.planning.planner import Planner, SearchResult
 from simmim_export.precision.calibration import Calibration, calibrate
-from simmim_export.precision.passes import VARIANTS, Passes, provable
+from simmim_export.precision.passes import VARIANTS, CachedPasses, provable
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.parity import Golden, ParityReport, compare
@@ -47,7 +47,7 @@ class Exported:
 
     bundle: Bundle
     reports: list[ParityReport]
-    planned: list[Planned]
+    planned: list[SearchResult]
 
 
 def export_bundle(
@@ -88,7 +88,7 @@ def export_bundle(
         export.plan()
         artifacts = export.prove()
         progress("write the bundle", export.total - 1, export.total)
-        plans = {plan.engine: str(plan.chosen.plan) for plan in export.planned}
+        plans = {result.engine: str(result.plan) for result in export.planned}
         lowered = export.provenance(calibration)
         manifest = replace(draft, artifacts=tuple(artifacts), provenance=origin | lowered, plans=plans)
         bundle = staging.publish(manifest, (TOKENIZER, GOLDEN, EVIDENCE))
@@ -101,17 +101,17 @@ class _Export:
     def __init__(self, model: SourceModel, draft: Manifest, staging: Staging, lower: Lower, progress: Progress) -> None:
         self._model, self._draft, self._staging, self._lower = model, draft, staging, lower
         self._wanted = [
-            (name, precision, Variant(variant))
+            (name, precision, variant)
             for name in model.graphs
             for precision in (Precision.FP32, *lower.precisions)
-            for variant in VARIANTS.get(precision, (str(precision),))
+            for variant in VARIANTS[precision]
         ]
         self._progress, self._done = progress, 0
         self.total = len(self._wanted) + 3
         self._folder = staging.add("graphs/x").parent
         self._golden: Golden
-        self._variants: Variants | None = None
-        self.planned: list[Planned] = []
+        self._variants: VariantFiles | None = None
+        self.planned: list[SearchResult] = []
         self.reports: list[ParityReport] = []
 
     def _step(self, what: str) -> None:
@@ -145,12 +145,16 @@ class _Export:
         if calibration is None:
             return
         self._step("real inputs of every graph")
-        passes = Passes(make_feeds(self._model, calibration))
-        self._variants = Variants(self._folder, list(self._model.graphs), passes, bool(self._lower.full_range))
+        self._variants = VariantFiles(
+            root=self._folder,
+            graphs=list(self._model.graphs),
+            passes=CachedPasses(make_feeds(self._model, calibration)),
+            full_range=bool(self._lower.full_range),
+        )
         for name, precision, variant in self._wanted:
             if precision is not Precision.FP32:
                 self._step(f"{name}.{variant}")
-                self._variants.make(name, variant)
+                self._variants.write(name, variant)
 
     def plan(self) -> None:
         if self._lower.budget is not None and self._variants is not None:
@@ -182,7 +186,7 @@ class _Export:
                     bytes=path.stat().st_size,
                     engine=None,
                     precision=precision,
-                    built_for={} if self._variants is None else self._variants.needs(name, variant),
+                    built_for={} if self._variants is None else self._variants.host_needs(name, variant),
                     parity=report.summary() | {"engine": "ort"},
                 )
             )
@@ -194,9 +198,9 @@ class _Export:
         if calibration is not None:
             rows = {"calibration": _describe(calibration), "full_range": bool(self._lower.full_range)}
         if self.planned and self._variants is not None:
-            rows |= {"planning": [_as_table(plan) for plan in self.planned], "budget": str(self._lower.budget)}
+            rows |= {"planning": [_as_table(result) for result in self.planned], "budget": str(self._lower.budget)}
             # One file serves every engine, so this is what any of their plans keeps.
-            rows |= {"kept_float": {graph: sorted(groups) for graph, groups in self._variants.kept.items()}}
+            rows |= {"kept_float": {graph: sorted(groups) for graph, groups in self._variants.float_groups.items()}}
         return rows
 
 
@@ -215,57 +219,58 @@ def _describe(samples: Calibration) -> dict[str, object]:
     }
 
 
-def _plan(staging: Staging, manifest: Manifest, made: Variants, budget: Budget, watch: Progress) -> list[Planned]:
+def _plan(
+    staging: Staging, manifest: Manifest, files: VariantFiles, budget: Budget, watch: Progress
+) -> list[SearchResult]:
     """A plan for every engine that runs INT8 here; what one of them needs float is float for all, in one file."""
-    found: dict[str, Planned] = {}
+    results: dict[str, SearchResult] = {}
     root = staging.root
     waiting = [name for name in PLANNED_ENGINES if get_engine(name).why_unavailable() is None]
     while waiting:
         name = waiting.pop(0)
         with tempfile.TemporaryDirectory() as scratch:
-            files = (root / EVIDENCE, root / GOLDEN)
             tokenizer = (root / TOKENIZER).read_text(encoding="utf-8")
-            with Judge(name, manifest, tokenizer, *files) as judge:
-                choice = Choice(made, get_engine(name), Path(scratch))
-                found[name] = Planner(judge, choice, budget, watch).run()
-                found[name].notes.extend(choice.refused.values())
-        for graph, groups in found[name].chosen.kept.items():
-            if made.keep(graph, groups):
-                # What was measured of this graph at INT8 for another engine was another file.
-                again = [e for e, plan in found.items() if e != name and plan.chosen.plan.of(graph) is Precision.INT8]
-                waiting += [engine for engine in again if engine not in waiting]
-    return list(found.values())
+            with Judge(name, manifest, tokenizer, root / EVIDENCE, root / GOLDEN) as judge:
+                choices = EngineChoices(files, get_engine(name), scratch=Path(scratch))
+                result = Planner(judge=judge, choices=choices, budget=budget, watch=watch).run()
+                results[name] = replace(result, notes=(*result.notes, *choices.refused.values()))
+        for graph, groups in result.chosen.float_groups.items():
+            if files.leave_float(graph, groups):
+                # Another engine whose plan has this graph at INT8 was measured on the file from before.
+                others = [e for e, other in results.items() if e != name and other.plan.of(graph) is Precision.INT8]
+                waiting += [engine for engine in others if engine not in waiting]
+    return list(results.values())
 
 
-def _as_table(plan: Planned) -> dict[str, object]:
-    best = plan.pareto()
+def _as_table(result: SearchResult) -> dict[str, object]:
+    best = result.pareto()
     rows = [
         {
-            "plan": str(tried.plan),
-            "float": {graph: list(groups) for graph, groups in tried.kept.items()},
-            "why": tried.why,
-            "share_of_fp32": round(tried.share, 4),
-            "costs": [str(line) for line in tried.lines],
-            "fits": tried.fits,
-            "pareto": tried in best,
+            "plan": str(trial.plan),
+            "float": {graph: list(groups) for graph, groups in trial.float_groups.items()},
+            "why": trial.reason,
+            "share_of_fp32": round(trial.share, 4),
+            "costs": [str(line) for line in trial.lines],
+            "fits": trial.fits,
+            "pareto": trial in best,
         }
-        for tried in plan.tried
+        for trial in result.trials
     ]
-    return {"engine": plan.engine, "chosen": str(plan.chosen.plan), "notes": plan.notes, "tried": rows}
+    return {"engine": result.engine, "chosen": str(result.plan), "notes": list(result.notes), "tried": rows}
 
 
-def spare(planned: Sequence[Planned], graph: str, variant: str) -> bool:
-    """Whether a bundle that was planned can do without ``variant`` of ``graph``: an INT8 file that no plan chose. What TensorRT
-    would run is in no plan."""
+def spare(planned: Sequence[SearchResult], graph: str, variant: Variant) -> bool:
+    """Whether a bundle that was planned can do without ``variant`` of ``graph``: an INT8 file that no plan chose. No plan covers
+    TensorRT, so its file can be spared as well."""
     if not planned or variant not in VARIANTS[Precision.INT8]:
         return False
-    chosen = any(plan.chosen.plan.of(graph) is Precision.INT8 for plan in planned)
-    return variant != VARIANTS[Precision.INT8][0] or not chosen
+    chosen = any(result.plan.of(graph) is Precision.INT8 for result in planned)
+    return variant is not Variant.INT8_U8 or not chosen
 
 
 def _prove(
     path: Path,
-    variant: str,
+    variant: Variant,
     spec: GraphSpec,
     precision: Precision,
     golden: Golden,

@@ -22,7 +22,7 @@ from simmim_export.models.simmim.fusion import FUSIONS
 from simmim_export.models.simmim.graphs import graphs, pipelines
 from simmim_export.models.simmim.heads import HEADS
 from simmim_export.models.simmim.interaction import INTERACTIONS
-from simmim_export.precision.passes import Options, apply
+from simmim_export.precision.passes import write_variant
 from simmim_export.proof.parity import compare
 from simmim_export.spec import Precision
 from simmim_export.tensorrt_rules.lint import lint
@@ -53,7 +53,7 @@ def proven(path: Path, tmp_path: Path, names: set[str], maps: bool = False) -> N
         for variant in VARIANTS:
             target = tmp_path / f"{name}.{variant}.onnx"
             if variant != "fp32":
-                apply(variant, tmp_path / f"{name}.onnx", target, singles, Options())
+                write_variant(tmp_path / f"{name}.onnx", target, variant=variant, feeds=singles)
             assert lint(onnx.load(target if variant != "fp32" else tmp_path / f"{name}.onnx")) == [], (name, variant)
     for pipeline in pipelines(model):
         assert set(pipeline.graphs) <= set(found)
