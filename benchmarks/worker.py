@@ -25,10 +25,11 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 from simmim_export import errors  # noqa: E402
+from simmim_export.bundle.golden import Golden  # noqa: E402
 from simmim_export.engines.base import GpuTimed  # noqa: E402
 from simmim_export.errors import SimmimError  # noqa: E402
 from simmim_export.proof.examine import Examiner, require_evidence  # noqa: E402
-from simmim_export.proof.parity import Golden, compare, invariance  # noqa: E402
+from simmim_export.proof.parity import compare, invariance  # noqa: E402
 from simmim_export.runtime import Model, load  # noqa: E402
 from simmim_export.system.host import available_threads  # noqa: E402
 from simmim_export.system.libraries import guard_imports  # noqa: E402
@@ -105,8 +106,8 @@ class Worker:
         parity, proof, stable = {}, {}, {}
         for name in graphs:
             session, spec = self.model.session(name), self.model.bundle.manifest.graph(name)
-            parity[name] = compare(session, spec, self.golden, self.model.plan.of(name)).summary()
-            stable[name] = invariance(session, spec, self.golden)
+            parity[name] = compare(session, spec, golden=self.golden, precision=self.model.plan.of(name)).summary()
+            stable[name] = invariance(session, spec, golden=self.golden)
             found = session.precision_proof()
             proof[name] = {"executed": dict(found.executed), "source": found.source}
         return {"peak_memory": memory, "parity": parity, "invariance": stable, "proof": proof}
@@ -114,7 +115,7 @@ class Worker:
     def examine(self) -> Any:
         """What the evidence of the bundle says of this engine."""
         evidence = require_evidence(self.model.bundle)
-        examiner = Examiner(self.model.bundle.manifest, evidence, self.model.tokens)
+        examiner = Examiner(self.model.bundle.manifest, evidence, tokens=self.model.tokens)
         return examiner.figures(examiner.outputs(self.model.session))
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
+    from simmim_export.bundle.golden import Golden
+
 _TEXT = "a is the there what colour shape size red green blue circle square triangle left right of many how"
 WORDS = (*_TEXT.split(), "?", ",", ".")
 
@@ -64,6 +66,14 @@ def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path
     )
     save(checkpoint, path)
     return path
+
+
+def golden_of(bundle: Path) -> Golden:
+    """The golden tensors of a bundle."""
+    from simmim_export.bundle import Bundle
+    from simmim_export.bundle.golden import Golden
+
+    return Golden.load(bundle / "golden.npz", Bundle.open(bundle).manifest.graphs)
 
 
 def spoil(bundle: Path, copy: Path, factor: float) -> Path:

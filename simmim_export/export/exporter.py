@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, check_draft
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines import get_engine, require_engine
 from simmim_export.errors import GateFailed, LeftOut
 from simmim_export.export.description import describe, provenance
@@ -26,7 +27,7 @@ from simmim_export.precision.calibration import Calibration, calibrate
 from simmim_export.precision.passes import VARIANTS, Passes, provable
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import FILE as EVIDENCE
-from simmim_export.proof.parity import Golden, ParityReport, compare
+from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system.files import digest
 
@@ -273,7 +274,7 @@ def _prove(
 ) -> ParityReport:
     with tempfile.TemporaryDirectory() as scratch:
         session = require_engine("ort").open(provable(variant, path, Path(scratch)), spec, Precision.FP32)
-        report = replace(compare(session, spec, golden, precision), variant=variant)
+        report = replace(compare(session, spec, golden=golden, precision=precision), variant=variant)
         session.close()
     fix = "report this with the versions that simmim-export doctor prints"
     if precision is Precision.INT8:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from simmim_export.bundle.golden import Golden
 from simmim_export.bundle.vocabulary import read
 from simmim_export.engines.pipeline import run_graphs
 from simmim_export.engines.torch import TorchSession
 from simmim_export.models.family import Graph, SourceModel
 from simmim_export.precision.calibration import Calibration
-from simmim_export.proof.parity import Golden
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Axis, GraphSpec, Kind, TensorSpec
 

@@ -32,10 +32,11 @@ def make_evidence(
         # In the order in which calibration takes them.
         images, texts = distinct_images(model.images), distinct_texts(model.texts)
         held_out = images[MOST:] if len(images) > MOST else images
-        evidence = Evidence({"samples": held_out}, {}, {"name": "samples"}, texts[MOST:] or texts)
+        plain = tuple(texts[MOST:] or texts)
+        evidence = Evidence(images={"samples": held_out}, tasks={}, source={"name": "samples"}, plain=plain)
     tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"], graphs=manifest.graphs)
     require_fit(evidence, manifest, where, referenced=False)
-    examiner = Examiner(manifest, evidence, tokenizer.feeds, watch, BATCH)
+    examiner = Examiner(manifest, evidence, tokens=tokenizer.feeds, watch=watch, batch=BATCH)
     answers = examiner.outputs(lambda name: TorchSession(model.graphs[name].module, model.graphs[name].spec))
     # PyTorch's answers may not be finite either: a model that overflows proves nothing.
     return require_fit(evidence.with_reference(answers), manifest, where)

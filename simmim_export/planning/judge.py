@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.bundle import Manifest
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
 from simmim_export.errors import SimmimError
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner
 from simmim_export.proof.fitting import require_fit
-from simmim_export.proof.parity import Golden
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision
 from simmim_export.system.children import spawn_worker
@@ -47,7 +47,7 @@ class _Bench:
         self.engine, self.manifest = require_engine(engine), manifest
         read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"], graphs=manifest.graphs)
         held_out = require_fit(Evidence.load(evidence), manifest, evidence)
-        self.examiner = Examiner(manifest, held_out, read.feeds)
+        self.examiner = Examiner(manifest, held_out, tokens=read.feeds)
         self.golden = Golden.load(golden, graphs=manifest.graphs)
 
     def open(self, candidate: Candidate) -> Session:

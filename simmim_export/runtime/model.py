@@ -9,7 +9,7 @@ import numpy as np
 
 from simmim_export.engines.base import Session, require_count
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
-from simmim_export.proof.parity import Golden, ParityReport, compare
+from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.runtime.images import ImageSource
 from simmim_export.runtime.inputs import EncodedImage, Tensors, picture_list, require_name, text_list
 from simmim_export.runtime.preprocessor import Preprocessor

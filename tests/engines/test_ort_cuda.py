@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine, on_device, ort_cuda
 from simmim_export.engines.ort import PROVIDER, proof_of
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.proof.parity import Golden, compare
+from simmim_export.proof.parity import compare
 from simmim_export.runtime import load
 from simmim_export.spec import Precision
 from simmim_export.system.conflicts import ort_files
@@ -39,7 +40,7 @@ def opened(bundle: Path, name: str, graphs: bool = False) -> OnCpu:
 @pytest.mark.parametrize("name", ["image_encoder", "text_encoder", "fusion", "head.vqa", "video_encoder"])
 def test_bound_tensors_give_what_the_engine_gives(every_bundle: Path, name: str, graphs: bool) -> None:
     session = opened(every_bundle, name, graphs)
-    report = compare(session, session._spec, Golden.load(every_bundle / "golden.npz"), Precision.FP32)
+    report = compare(session, session._spec, golden=golden_of(every_bundle), precision=Precision.FP32)
     assert report.passed and len(report.rows) > 4
     proof = session.precision_proof()
     assert proof.executed["float"] > 0 and not any(" on " in kind for kind in proof.executed)
@@ -201,13 +202,13 @@ def test_every_graph_on_the_gpu_and_none_of_its_products_on_the_cpu(
 ) -> None:
     # Not an argument: it takes a training, which a test that is skipped should not wait for.
     asked_bundle: Path = request.getfixturevalue("asked_bundle")
-    asked, golden = Precision(precision), Golden.load(asked_bundle / "golden.npz")
+    asked, golden = Precision(precision), golden_of(asked_bundle)
     bundle = Bundle.open(asked_bundle)
     for spec in bundle.manifest.graphs:
         session = on_gpu.open(bundle.file(bundle.artifact(spec.name, precision).path), spec, asked)
         # Twice: the second time every shape is replayed.
         for _ in range(2):
-            assert compare(session, spec, golden, asked).passed
+            assert compare(session, spec, golden=golden, precision=asked).passed
         executed = session.precision_proof().executed
         assert executed["float16" if precision == "fp16" else "float"] > 0
         # Sizes of symbolic axes are computed on the CPU, and nothing else.

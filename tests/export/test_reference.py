@@ -23,8 +23,8 @@ def test_evidence_for_another_model_is_not_exported(
     tiny_checkpoint: Path, tiny_bundle: Path, head: str, size: int, label: int
 ) -> None:
     checkpoint = load(tiny_checkpoint)
-    task = Task("s", (("a",), ("b",)), np.full((2, 1), label, np.int64))
-    evidence = Evidence({"s": np.zeros((2, size, size, 3), np.uint8)}, {head: task}, {}).save()
+    task = Task(images="s", texts=(("a",), ("b",)), labels=np.full((2, 1), label, np.int64))
+    evidence = Evidence(images={"s": np.zeros((2, size, size, 3), np.uint8)}, tasks={head: task}, source={}).save()
     asked = replace(checkpoint, evidence=torch.from_numpy(np.frombuffer(evidence, np.uint8).copy()))
     made = graphs(build(checkpoint, tiny_checkpoint), 4)
     with pytest.raises(BundleError) as caught:
@@ -39,7 +39,7 @@ def test_answers_that_are_not_finite_are_no_references(tiny_checkpoint: Path, ti
         next(made["text_encoder"].module.parameters()).fill_(float("inf"))
     with pytest.raises(BundleError) as caught:
         make_evidence(checkpoint, Bundle.open(tiny_bundle).manifest, made, "here", lambda *_: None)
-    assert "text_embed" in caught.value.what
+    assert "texts" in caught.value.what
 
 
 def test_samples_that_calibrate_do_not_judge(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
@@ -56,4 +56,4 @@ def test_samples_that_calibrate_do_not_judge(tiny_checkpoint: Path, tiny_bundle:
     assert len(own.texts) == len(own.pixels) == MOST and len(found.plain) == len(found.images["samples"]) == 140 - MOST
     assert not set(found.plain) & set(own.texts)
     assert not {image.tobytes() for image in found.images["samples"]} & {image.tobytes() for image in own.pixels}
-    assert found.reference["text_embed"].shape == (140 - MOST, checkpoint.config.embed_dim)
+    assert found.reference["texts"].shape == (140 - MOST, checkpoint.config.embed_dim)
