@@ -96,8 +96,8 @@ class Manifest:
         }
 
     def image_graphs(self, *, clip: bool = False) -> tuple[str, ...]:
-        """The graphs that read an image alone, or with ``clip`` a clip, and are not heads, in order: an image goes through
-        them once for all questions."""
+        """The graphs that read an image alone, or with ``clip`` a clip, and do not give logits, in order: they run once per
+        image, for all questions."""
         kinds = {Kind.FRAMES, Kind.FRAME_MASK} if clip else {Kind.IMAGE}
         known = {tensor.name for graph in self.graphs for tensor in graph.inputs if tensor.kind in kinds}
         names = []
