@@ -84,10 +84,21 @@ def certify(
     witness = choose_witness(bundle, contestants)
     targets = [f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines]
     graphs = [graph.name for graph in bundle.manifest.graphs]
-    plan = driver.Plan(path, None, contestants, targets, graphs, 1, rounds, iterations=20, warmup=3, evidence=True)
+    plan = driver.Plan(
+        bundle=path,
+        checkpoint=None,
+        engines=contestants,
+        targets=targets,
+        graphs=graphs,
+        batch=1,
+        rounds=rounds,
+        iterations=20,
+        warmup=3,
+        evidence=True,
+    )
     run = datetime.now(UTC).isoformat(timespec="seconds")
     measured = driver.measure(plan, watch)
-    witnessed = references(bundle, contestants, measured, witness, watch)
+    witnessed = references(bundle, contestants, measured, witness, plan, watch)
     certificates = []
     for contestant in contestants:
         info = measured.engines[str(contestant)]
@@ -194,6 +205,7 @@ def references(
     contestants: Sequence[driver.Contestant],
     measured: driver.Measured,
     witness: driver.Contestant,
+    plan: driver.Plan,
     watch: Watch,
 ) -> dict[driver.Contestant, dict[str, Any]]:
     """For each contestant the line that says whether the graphs at FP32 give the evidence's references.
@@ -206,11 +218,7 @@ def references(
     figures = {c: measured.engines[str(c)]["figures"] for c in contestants if c.precision == driver.FP32}
     if witness not in figures:
         watch(f"what {witness} at FP32 gives for the references", 0, 1)
-        target = f"pipeline:{bundle.manifest.pipelines[0].name}"
-        words = {"bundle": str(bundle.root), "engine": witness.engine, "precision": witness.precision}
-        with driver.Process(witness) as process:
-            process.ask("open", **words, checkpoint=None, batch=1, first=target)
-            figures[witness] = process.ask("examine")
+        figures[witness] = driver.examine(witness, plan=plan)
     lines = {contestant: _required(bundle, found, exact) for contestant, found in figures.items()}
     by_engine = {contestant.engine: line for contestant, line in lines.items()}
     return {c: lines.get(c) or by_engine.get(c.engine) or lines[witness] for c in contestants}
