@@ -14,7 +14,8 @@ import msgspec
 from simmim_export.benchmarks import driver
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, versions
-from simmim_export.engines.base import Engine, require_host
+from simmim_export.engines.base import Engine
+from simmim_export.engines.checks import require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
@@ -60,7 +61,7 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
 def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
     for graph in bundle.manifest.graphs:
         artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
-        require_host(engine, artifact.built_for, artifact.path)
+        require_host(engine, artifact.built_for, where=artifact.path)
         # What is compiled ahead of time and is not yet is no candidate.
         compiled(bundle, engine, graph.name, plan)
 

@@ -14,8 +14,8 @@ import simmim_export
 from simmim_export.bundle import Bundle
 from simmim_export.console import say
 from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.system.cache import cache_folder
 from simmim_export.system.children import our_command, run
-from simmim_export.system.host import cache_folder
 from simmim_export.version import __version__
 
 PRESET = "base"

@@ -20,7 +20,7 @@ from typing import Any
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.errors import GateFailed
 from simmim_export.system.children import child_environment, python_command
-from simmim_export.system.files import replacing
+from simmim_export.system.outputs import replacing
 from simmim_export.training.results_page import REVISION, page, plot
 
 SEEDS = (0, 1, 2)

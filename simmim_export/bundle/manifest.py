@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
-from math import isfinite
 from typing import Any, NoReturn
 
 import msgspec
@@ -21,6 +20,7 @@ from simmim_export.bundle.checks import Problem, problems
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
 from simmim_export.spec import GraphSpec, Pipeline, Precision, Variant, as_json
+from simmim_export.system.files import parse_json
 
 SCHEMA = 1
 # How many problems one message lists, and how long each may be: a manifest from a stranger could fill the terminal.
@@ -149,9 +149,7 @@ def _content(text: str, where: object) -> Any:
         what = f"the manifest is longer than {MAX_BYTES / 2**20:.0f} MiB"
         raise BundleError(what, where=where, fix=EXPORT_AGAIN)
     try:
-        content = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
-    except RecursionError as error:
-        raise BundleError("the manifest is nested too deeply", where=where, fix=EXPORT_AGAIN) from error
+        content = parse_json(text, finite=True)
     except ValueError as error:
         what = f"the manifest is not JSON: {str(error)[:LONGEST]}"
         raise BundleError(what, where=where, fix=EXPORT_AGAIN) from error
@@ -168,25 +166,6 @@ def _depth(value: Any) -> int:
         level = list(chain.from_iterable(held.values() if isinstance(held, dict) else held for held in level))
         depth += 1
     return depth
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: of two equal ones, readers disagree about which counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"an object has the key {twice!r} twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if isfinite(value) else _constant(text)
-
-
-def _constant(text: str) -> NoReturn:
-    raise ValueError(f"{text[:20]} is not a finite number")
 
 
 def at(error: msgspec.ValidationError) -> Problem:

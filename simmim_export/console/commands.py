@@ -150,7 +150,7 @@ def _exit_code(app: Callable[..., object]) -> int:
 
 def check_output(path: Path, overwrite: bool, option: str) -> None:
     """Raise :class:`UsageError`, before anything is computed, for an output file that is there already, or cannot be."""
-    from simmim_export.system.files import destination, require_new, require_writable
+    from simmim_export.system.outputs import destination, require_new, require_writable
 
     require_writable(destination(path))
     if path.is_dir():

@@ -249,7 +249,7 @@ def _prove(
     planned: bool,
 ) -> ParityReport:
     with tempfile.TemporaryDirectory() as scratch:
-        session = engine.open(provable(variant, path, Path(scratch)), spec, Precision.FP32)
+        session = engine.open(provable(variant, path, Path(scratch)), spec, precision=Precision.FP32)
         report = replace(compare(session, spec, golden, precision), variant=variant)
         session.close()
     fix = "report this with the versions that simmim-export doctor prints"

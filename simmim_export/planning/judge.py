@@ -49,7 +49,7 @@ class Bench:
         self.golden = Golden.load(golden, graphs=manifest.graphs)
 
     def _session(self, candidate: Candidate) -> Session:
-        return self.engine.open(candidate.path, self.manifest.graph(candidate.graph), candidate.precision)
+        return self.engine.open(candidate.path, self.manifest.graph(candidate.graph), precision=candidate.precision)
 
     def examine(self, candidates: list[Candidate]) -> dict[str, Any]:
         """See :meth:`Judge.examine`."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from simmim_export.errors import BundleError, GateFailed, UsageError
 from simmim_export.spec import TOLERANCES, GraphSpec, Precision, TensorSpec
-from simmim_export.system.files import DAMAGED, pack, unpack
+from simmim_export.system.npz import DAMAGED, pack, unpack
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -19,16 +19,9 @@ from simmim_export.bundle import Bundle
 from simmim_export.bundle.onnx_file import read_graph
 from simmim_export.bundle.opened import MOST_BYTES
 from simmim_export.engines import get_engine, on_device, require_engine, versions
-from simmim_export.engines.base import (
-    LATENCY,
-    Engine,
-    KeepsOnDevice,
-    Session,
-    require_count,
-    require_hint,
-    require_host,
-    threads_for,
-)
+from simmim_export.engines.base import CompilingEngine, Engine, KeepsOnDevice, Session
+from simmim_export.engines.checks import require_host
+from simmim_export.engines.options import LATENCY, require_count, require_hint, threads_for
 from simmim_export.errors import EXPORT_AGAIN, BundleError, CheckpointError, EngineUnavailable, UsageError
 from simmim_export.proof.certificate import Certificate, choose, read
 from simmim_export.proof.parity import Golden, ParityReport, compare
@@ -112,10 +105,13 @@ def load(
 
 
 def compiled(bundle: Bundle, engine: Engine, graph: str, plan: PrecisionPlan) -> Path | None:
-    """As :meth:`Engine.compiled`, of ``graph`` at the precision that ``plan`` has for it."""
+    """What ``engine`` opens in place of ``graph`` at the precision that ``plan`` has for it, as
+    :meth:`CompilingEngine.compiled` says; None for an engine that opens graphs themselves."""
+    if not isinstance(engine, CompilingEngine):
+        return None
     precision = plan.of(graph)
     artifact = bundle.artifact(graph, engine.variant(precision))
-    return engine.compiled(bundle.root, bundle.manifest.graph(graph), precision, artifact.sha256)
+    return engine.compiled(bundle.root, bundle.manifest.graph(graph), precision=precision, sha256=artifact.sha256)
 
 
 def _stands(bundle: Bundle, certificate: Certificate) -> bool:
@@ -166,7 +162,7 @@ class Runtime:
         self.engine = require_engine(engine)
         # Asked for now and not when a graph is first needed, so that a precision which is not to be had is an error here.
         self._variants = {g.name: self.engine.variant(plan.of(g.name)) for g in bundle.manifest.graphs}
-        require_hint(engine, hint, self.engine.hints)
+        require_hint(engine, hint, has=self.engine.hints)
         threads_for(threads)
         self._threads, self._hint = threads, hint
         # Held while a graph or the tokenizer is opened: threads that need it wait, and none opens a second.
@@ -217,11 +213,10 @@ class Runtime:
         spec, path = self.bundle.manifest.graph(graph), self._checkpoint
         if path is None:
             artifact = self.bundle.artifact(graph, self._variants[graph])
-            require_host(self.engine, artifact.built_for, self.bundle.root / artifact.path)
-            own = self.engine.compiled(self.bundle.root, spec, self.plan.of(graph), artifact.sha256)
-            path = self.bundle.file(artifact.path) if own is None else own
+            require_host(self.engine, artifact.built_for, where=self.bundle.root / artifact.path)
+            path = compiled(self.bundle, self.engine, graph, self.plan) or self.bundle.file(artifact.path)
             self._tables[graph] = read_graph(self.bundle.root / artifact.path).tables
-        return self.engine.open(path, spec, self.plan.of(graph), self._threads, self._hint)
+        return self.engine.open(path, spec, precision=self.plan.of(graph), threads=self._threads, hint=self._hint)
 
     def run(self, pipeline: str, feeds: Mapping[str, np.ndarray]) -> Tensors:
         """Run the graphs of ``pipeline`` in order over one dict of tensors, and return that dict.

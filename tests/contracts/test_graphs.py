@@ -44,7 +44,7 @@ def proven(path: Path, tmp_path: Path, names: set[str], maps: bool = False) -> N
     assert names <= set(found)
     for name in names:
         trace(found[name], tmp_path / f"{name}.onnx")
-        session = get_engine("ort").open(tmp_path / f"{name}.onnx", found[name].spec, Precision.FP32)
+        session = get_engine("ort").open(tmp_path / f"{name}.onnx", found[name].spec, precision=Precision.FP32)
         report = compare(session, found[name].spec, golden, Precision.FP32)
         report.require(name, "")
         assert {row.shape[0] for row in report.rows} == {1, 2, 5, 6}

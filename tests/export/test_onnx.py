@@ -131,7 +131,11 @@ def test_every_opset_we_offer_exports_the_text_encoder(tiny_checkpoint: Path, tm
     for opset in (18, 21):
         path = tmp_path / f"{opset}.onnx"
         trace(graph, path, opset)
-        found = get_engine("ort").open(path, graph.spec, Precision.FP32).run({"input_ids": ids, "attention_mask": ids})
+        found = (
+            get_engine("ort")
+            .open(path, graph.spec, precision=Precision.FP32)
+            .run({"input_ids": ids, "attention_mask": ids})
+        )
         np.testing.assert_allclose(found["text_embed"], expected, atol=1e-5)
 
 
@@ -139,7 +143,7 @@ def test_an_all_ones_example_mask_does_not_remove_padding(tiny_bundle: Path) -> 
     """The tracer sees only ones; the graph must still read the mask."""
     manifest = Bundle.open(tiny_bundle).manifest
     spec = manifest.graph("text_encoder")
-    session = get_engine("ort").open(tiny_bundle / "graphs/text_encoder.fp32.onnx", spec, Precision.FP32)
+    session = get_engine("ort").open(tiny_bundle / "graphs/text_encoder.fp32.onnx", spec, precision=Precision.FP32)
     ids = np.arange(4, 12, dtype=np.int64)[None]
     mask = np.ones_like(ids)
     mask[:, 5:] = 0

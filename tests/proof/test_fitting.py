@@ -22,7 +22,8 @@ from simmim_export.proof.evidence import FILE, Evidence, Task
 from simmim_export.proof.examine import Examiner, require_evidence
 from simmim_export.proof.fitting import require_fit
 from simmim_export.proof.parity import Golden
-from simmim_export.system.files import digest, pack, unpack
+from simmim_export.system.files import digest
+from simmim_export.system.npz import pack, unpack
 
 Arrays = dict[str, np.ndarray]
 LOGITS, EMBED, LABELS = "reference/logits/vqa", "reference/text_embed", "labels/vqa"

@@ -30,7 +30,8 @@ from simmim_export.models.simmim.model import SimMIM
 from simmim_export.models.simmim.parts import require_checkpoint, require_weights
 from simmim_export.models.simmim.presets import ModelConfig
 from simmim_export.models.simmim.weights import misfit, plain_tensors, require_data, require_finite
-from simmim_export.system.files import destination, parse_json, replacing
+from simmim_export.system.files import parse_json
+from simmim_export.system.outputs import destination, replacing
 
 SCHEMA = 1
 KIND = "simmim-checkpoint"
