@@ -97,6 +97,42 @@ class Axis:
     maximum: int
 
 
+class Kind(StrEnum):
+    """What a tensor holds. The host feeds and reads tensors by their kind, so it never needs to know a family's names."""
+
+    # Only graphs read it.
+    HIDDEN = "hidden"
+    # Pictures as the host prepared them: uint8 [batch, height, width, 3].
+    IMAGE = "image"
+    # int64 [batch, sequence] each; in the mask 1 is a token and 0 is padding.
+    TOKEN_IDS = "token_ids"
+    TEXT_MASK = "text_mask"
+    # A tensor of every frame of a clip, stacked by the host: [batch, frames, ...]. In the mask, int64, 1 is a frame.
+    FRAMES = "frames"
+    FRAME_MASK = "frame_mask"
+    # float32 [batch, channels], each row of unit length.
+    EMBEDDING = "embedding"
+    # float32 [batch, classes].
+    LOGITS = "logits"
+    # Where each token looked: float32 [batch, sequence, rows x columns of the image].
+    ATTENTION = "attention"
+
+
+# The kinds that the host makes; a graph gives every other one.
+FED = frozenset({Kind.IMAGE, Kind.TOKEN_IDS, Kind.TEXT_MASK, Kind.FRAMES, Kind.FRAME_MASK})
+
+
+class Verb(StrEnum):
+    """What a user calls on a model. A pipeline serves one verb, for images or, if it takes frames, for clips."""
+
+    EMBED_IMAGE = "embed_image"
+    EMBED_TEXT = "embed_text"
+    MATCH = "match"
+    ANSWER = "answer"
+    CLASSIFY = "classify"
+    CLASSIFY_TEXT = "classify_text"
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A named tensor. ``dtype`` is a NumPy name; in ``shape`` a ``str`` is a dynamic axis, an ``int`` is fixed."""
@@ -104,6 +140,7 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    kind: Kind = Kind.HIDDEN
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape for the given axis sizes. KeyError if one is missing."""
@@ -127,6 +164,11 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     axes: tuple[Axis, ...]
 
+    @property
+    def is_head(self) -> bool:
+        """Whether it gives logits."""
+        return any(tensor.kind is Kind.LOGITS for tensor in self.outputs)
+
     def axis(self, name: str) -> Axis:
         """The dynamic axis called ``name``. KeyError if the graph has none."""
         for axis in self.axes:
@@ -137,11 +179,17 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Graphs to run in order over one dict of named tensors, and the outputs they promise."""
+    """Graphs to run in order over one dict of named tensors, and the outputs they promise.
+
+    ``verb`` is what it serves, and ``outputs[0]`` is what the verb reads: an embedding or logits. ``labels`` names the entry of
+    the manifest's labels that the logits are for, and the task of the evidence; it is empty for an embedding.
+    """
 
     name: str
     graphs: tuple[str, ...]
     outputs: tuple[str, ...]
+    verb: Verb
+    labels: str = ""
 
 
 @dataclass(frozen=True)

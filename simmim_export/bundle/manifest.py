@@ -19,10 +19,10 @@ import msgspec
 from simmim_export.bundle.checks import Problem, problems
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
-from simmim_export.spec import GraphSpec, Pipeline, Precision, Variant, as_json
+from simmim_export.spec import FED, GraphSpec, Kind, Pipeline, Precision, TensorSpec, Variant, Verb, as_json
 from simmim_export.system.files import parse_json
 
-SCHEMA = 1
+SCHEMA = 2
 # How many problems one message lists, and how long each may be: a manifest from a stranger could fill the terminal.
 SHOWN, LONGEST = 20, 400
 
@@ -46,6 +46,7 @@ class Artifact:
 class Manifest:
     """The content of manifest.json. ``labels`` names the classes of each head; ``metrics`` is the checkpoint's own."""
 
+    family: str
     model: Mapping[str, Any]
     graphs: tuple[GraphSpec, ...]
     pipelines: tuple[Pipeline, ...]
@@ -75,6 +76,29 @@ class Manifest:
             raise UsageError(f"this bundle has no pipeline {name!r}", fix=f"choose one of {', '.join(pipelines)}")
         return pipelines[name]
 
+    def pipeline_for(self, verb: Verb, *, clip: bool = False) -> Pipeline | None:
+        """The pipeline that serves ``verb`` for images or texts, or with ``clip`` for clips; None if this bundle has none."""
+        for pipeline in self.pipelines:
+            if pipeline.verb is verb and (Kind.FRAMES in self.takes(pipeline)) == clip:
+                return pipeline
+        return None
+
+    def takes(self, pipeline: Pipeline) -> Mapping[Kind, TensorSpec]:
+        """What the host feeds to ``pipeline``, by kind: the inputs of its graphs that no graph gives."""
+        return {
+            tensor.kind: tensor for name in pipeline.graphs for tensor in self.graph(name).inputs if tensor.kind in FED
+        }
+
+    def image_graphs(self) -> tuple[str, ...]:
+        """The graphs that read an image alone and are not heads, in order: an image goes through them once for all questions."""
+        known = {tensor.name for graph in self.graphs for tensor in graph.inputs if tensor.kind is Kind.IMAGE}
+        names = []
+        for graph in self.graphs:
+            if {tensor.name for tensor in graph.inputs} <= known and not graph.is_head:
+                known |= {tensor.name for tensor in graph.outputs}
+                names.append(graph.name)
+        return tuple(names)
+
     def dumps(self) -> str:
         """The manifest as JSON text, its own digest included."""
         content = as_json(self)
@@ -103,6 +127,9 @@ def parse_manifest(text: str, where: object) -> Manifest:
     """
     content = _content(text, where)
     schema = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(schema, int) and schema < SCHEMA:
+        what = f"the bundle has schema {str(schema)[:20]}; this version reads schema {SCHEMA}"
+        raise BundleError(what, where=where, fix=EXPORT_AGAIN)
     if isinstance(schema, int) and schema > SCHEMA:
         what = f"the bundle has schema {str(schema)[:20]}; this version reads up to {SCHEMA}"
         raise BundleError(what, where=where, fix="pip install -U simmim-export")

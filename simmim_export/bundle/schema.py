@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from simmim_export.spec import Precision, Variant
+from simmim_export.spec import Kind, Precision, Variant, Verb
 
 # The manifest of a planned model with 23 answers takes 22 kB; 100,000 labels take 2 MB.
 MAX_BYTES = 4 * 2**20
@@ -50,6 +50,7 @@ class TensorRow(Row, frozen=True, forbid_unknown_fields=True):
     name: Name
     dtype: Literal["uint8", "int64", "float32"]
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=2**31 - 1)] | Name, ...], Meta(min_length=1, max_length=8)]
+    kind: Kind
 
 
 class GraphRow(Row, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +68,8 @@ class PipelineRow(Row, frozen=True, forbid_unknown_fields=True):
     name: Name
     graphs: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=64)]
     outputs: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=32)]
+    verb: Verb
+    labels: Annotated[str, Meta(pattern=r"\A([A-Za-z0-9][A-Za-z0-9_.-]*)?\Z", max_length=128)]
 
 
 class ImageRow(Row, frozen=True, forbid_unknown_fields=True):
@@ -84,17 +87,24 @@ class TextRow(Row, frozen=True, forbid_unknown_fields=True):
     max_length: Annotated[int, Meta(ge=3, le=MAX_TOKENS)]
 
 
+class ClipRow(Row, frozen=True, forbid_unknown_fields=True):
+    """The tensor that the image's graphs give for each frame, and that the host stacks over the frames of a clip."""
+
+    stacked: Name
+
+
 class PreprocessingRow(Row, frozen=True, forbid_unknown_fields=True):
-    """What the host does to an image and to a text."""
+    """What the host does to an image, to a text and to a clip."""
 
     image: ImageRow
     text: TextRow
+    clip: ClipRow | None = None
 
 
 class EmbeddingRow(Row, frozen=True, forbid_unknown_fields=True):
     """The channels of both embeddings, and the digest of the space they live in."""
 
-    dim: Annotated[int, Meta(ge=1, le=2**16)]
+    dim: Annotated[int, Meta(ge=0, le=2**16)]
     digest: Sha256
 
 
@@ -138,8 +148,9 @@ class Provenance(Struct, frozen=True):
 class ManifestRow(Row, frozen=True, forbid_unknown_fields=True):
     """:class:`simmim_export.bundle.manifest.Manifest`, with its own digest."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     digest: Sha256
+    family: Name
     model: Model
     graphs: Annotated[tuple[GraphRow, ...], Meta(min_length=1, max_length=256)]
     pipelines: Annotated[tuple[PipelineRow, ...], Meta(min_length=1, max_length=256)]

@@ -64,7 +64,7 @@ def onnx(
     # Before the imports: a wrong path or number should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
     from simmim_export.errors import EngineUnavailable, UsageError
-    from simmim_export.export.limits import require_batch, require_checkpoint, require_opset
+    from simmim_export.export.limits import family_of, require_batch, require_opset
     from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget
     from simmim_export.spec import Precision
@@ -79,7 +79,7 @@ def onnx(
     lower = Lower(lowered, calibration, full_range, limits)
     require_opset(opset)
     require_batch(max_batch)
-    require_checkpoint(checkpoint)
+    family_of(checkpoint)
     with no_empty_folders(output), Staging(output, overwrite):
         pass
     try:

@@ -20,7 +20,7 @@ from simmim_export.engines.failures import cannot_run, closed, no_such_precision
 from simmim_export.engines.options import LATENCY, require_hint, threads_for
 from simmim_export.engines.packages import broken_package, missing_package
 from simmim_export.errors import CheckpointError, EngineUnavailable
-from simmim_export.spec import GraphSpec, Precision, Variant
+from simmim_export.spec import GraphSpec, Kind, Precision, Variant
 from simmim_export.system import nvidia
 from simmim_export.system.libraries import require_no_libraries_here
 
@@ -115,12 +115,15 @@ class TorchCudaSession(TorchSession):
 
 
 @lru_cache(maxsize=2)
-def _graphs(path: Path, modified_ns: int, maps: bool, device: str, half: bool) -> Any:
-    from simmim_export.models.simmim.checkpoint import build, load
-    from simmim_export.models.simmim.graphs import graphs
+def _graphs(path: Path, modified_ns: int, attention: bool, device: str, half: bool) -> Any:
+    from simmim_export.models.family import family_of
 
-    model = build(load(path), path).to(device)
-    return graphs(model.half() if half else model, max_batch=1, maps=maps)
+    graphs = family_of(path).load(path, max_batch=1, attention=attention).graphs
+    for graph in graphs.values():
+        graph.module.to(device)
+        if half:
+            graph.module.half()
+    return graphs
 
 
 class TorchEngine:
@@ -165,12 +168,11 @@ class TorchEngine:
         torch.set_num_threads(threads_for(threads))
         if not path.exists():
             raise CheckpointError("no such checkpoint", where=path, fix="give --checkpoint ckpt.pt")
-        # Only a fusion that was exported with attention maps has that output.
-        maps = any(tensor.name == "attention" for tensor in spec.outputs)
+        attention = any(tensor.kind is Kind.ATTENTION for tensor in spec.outputs)
         half = precision is Precision.FP16
         session = TorchSession if self.device == "cpu" else TorchCudaSession
         with running(self.name, spec, where=path, opens=True, error=CheckpointError):
-            graphs = _graphs(path.resolve(), path.stat().st_mtime_ns, maps, self.device, half)
+            graphs = _graphs(path.resolve(), path.stat().st_mtime_ns, attention, self.device, half)
             if spec.name not in graphs:
                 what = f"the checkpoint has no graph {spec.name!r}"
                 raise CheckpointError(what, where=path, fix="give the bundle's own")

@@ -1,35 +1,25 @@
-"""A checkpoint to a bundle: trace every graph, prove it in ONNX Runtime against PyTorch, publish.
-
-Knows the order of the steps. Must not know how any of them is done.
-"""
+"""A checkpoint to a bundle: trace every graph, prove it in ONNX Runtime against PyTorch, publish."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import platform
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, check_draft
-from simmim_export.console.metrics import control_accuracies
-from simmim_export.engines import get_engine, require_engine, versions
-from simmim_export.engines.base import Engine
-from simmim_export.errors import GateFailed, LeftOut, ShortcutLearned
+from simmim_export.engines import get_engine, require_engine
+from simmim_export.errors import GateFailed, LeftOut
+from simmim_export.export.description import describe, provenance
 from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
 from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import trace
 from simmim_export.export.reference import make_evidence
+from simmim_export.export.shortcuts import warn_of_shortcuts
 from simmim_export.export.variants import Choice, Variants
-from simmim_export.models.simmim.checkpoint import Checkpoint, build, load
-from simmim_export.models.simmim.graphs import Graph, graphs, pipelines
-from simmim_export.models.simmim.model import SimMIM
+from simmim_export.models.family import SourceModel, family_of
 from simmim_export.planning.judge import Judge
 from simmim_export.planning.planner import Planned, Planner
 from simmim_export.precision.calibration import Calibration, calibrate
@@ -37,13 +27,12 @@ from simmim_export.precision.passes import VARIANTS, Passes, provable
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.parity import Golden, ParityReport, compare
-from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system.files import digest
-from simmim_export.version import __version__
 
 # Engines that INT8 is planned for, where they are installed.
 PLANNED_ENGINES = ("ort", "openvino")
+GOLDEN, TOKENIZER = "golden.npz", "tokenizer.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,7 +51,7 @@ class Exported:
 
 
 def export_bundle(
-    checkpoint_path: Path,
+    checkpoint: Path,
     output: Path,
     *,
     overwrite: bool = False,
@@ -74,106 +63,147 @@ def export_bundle(
 ) -> Exported:
     """Export every graph of a checkpoint.
 
-    With ``maps`` the fusion also gives where each word looked. ``progress(step, done, total)`` is called before each step.
+    With ``maps``, graphs that can also give where each token looked. ``progress(step, done, total)`` is called before each step.
     Raises :class:`CheckpointError` for the input, :class:`DataError` for the calibration samples, :class:`UsageError` for the
     output, the opset, the batch or a budget that cannot be measured, :class:`GateFailed` if a graph is not clean, differs from
-    PyTorch, or no plan keeps the budget; in every case nothing has been written at ``output``.
+    PyTorch, or no plan keeps the budget. In every case nothing has been written at ``output``.
     """
     require_opset(opset)
     require_batch(max_batch)
-    engine = require_engine("ort")
+    require_engine("ort")
     with Staging(output, overwrite) as staging:
         progress("load the checkpoint", 0, 1)
-        checkpoint = load(checkpoint_path)
-        warn_of_shortcuts(checkpoint.metrics)
-        model = build(checkpoint, checkpoint_path)
-        found = graphs(model, max_batch, maps)
-        source = provenance(checkpoint_path, checkpoint, opset)
-        manifest = _manifest(checkpoint, model, found, source)
-        check_draft(manifest, checkpoint_path)
-        samples, full_range = _samples(checkpoint, lower), bool(lower.full_range)
-        wanted = [Precision.FP32, *lower.precisions]
-        variants = {precision: VARIANTS.get(precision, (str(precision),)) for precision in wanted}
-        total = len(found) * sum(map(len, variants.values())) + 3
-        progress("golden tensors", 0, total)
-        golden = make_golden(checkpoint, found, max_batch)
-        staging.add("golden.npz", golden.save())
-        staging.add("tokenizer.json", checkpoint.tokenizer)
-        folder = staging.add("graphs/x").parent
-        steps = itertools.count(1)
-        for name, graph in found.items():
-            progress(name, next(steps), total)
-            trace(graph, folder / f"{name}.fp32.onnx", opset)
-        progress("what PyTorch answers to the evidence", next(steps), total)
-        watch = _within(progress, total)
-        staging.add(EVIDENCE, make_evidence(checkpoint, manifest, found, checkpoint_path, watch).save())
-        made = None
-        if samples is not None:
-            progress("real inputs of every graph", next(steps), total)
-            tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.config.max_length)
-            feeds = make_feeds(found, samples, tokenizer.encode)
-            made = Variants(folder, list(found), Passes(feeds), full_range)
-            for name, variant in ((n, v) for n in found for p in lower.precisions for v in variants[p]):
-                progress(f"{name}.{variant}", next(steps), total)
-                made.make(name, variant)
-            source |= {"calibration": _describe(samples), "full_range": full_range}
-        planned: list[Planned] = []
-        if lower.budget is not None and made is not None:
-            planned = _plan(staging, manifest, checkpoint, made, lower.budget, watch)
-            source |= {"planning": [_as_table(plan) for plan in planned], "budget": str(lower.budget)}
-            # One file serves every engine, so this is what any of their plans keeps.
-            source |= {"kept_float": {graph: sorted(groups) for graph, groups in made.kept.items()}}
-        reports, artifacts = [], []
-        for name, precision, variant in ((n, p, v) for n in found for p in wanted for v in variants[p]):
-            progress(f"prove {name}.{variant}", total - 1, total)
-            path = folder / f"{name}.{variant}.onnx"
+        family = family_of(checkpoint)
+        model = family.load(checkpoint, max_batch=max_batch, attention=maps)
+        warn_of_shortcuts(model.metrics)
+        origin = provenance(checkpoint, model, opset)
+        draft = describe(model, family.name, origin)
+        check_draft(draft, checkpoint)
+        calibration = _calibration(model, lower)
+        export = _Export(model, draft, staging, lower, progress)
+        export.write_golden(max_batch)
+        export.trace(opset)
+        export.write_evidence(checkpoint)
+        export.write_variants(calibration)
+        export.plan()
+        artifacts = export.prove()
+        progress("write the bundle", export.total - 1, export.total)
+        plans = {plan.engine: str(plan.chosen.plan) for plan in export.planned}
+        lowered = export.provenance(calibration)
+        manifest = replace(draft, artifacts=tuple(artifacts), provenance=origin | lowered, plans=plans)
+        bundle = staging.publish(manifest, (TOKENIZER, GOLDEN, EVIDENCE))
+    return Exported(bundle, export.reports, export.planned)
+
+
+class _Export:
+    """The steps of an export, and what each leaves for the next."""
+
+    def __init__(self, model: SourceModel, draft: Manifest, staging: Staging, lower: Lower, progress: Progress) -> None:
+        self._model, self._draft, self._staging, self._lower = model, draft, staging, lower
+        self._wanted = [
+            (name, precision, Variant(variant))
+            for name in model.graphs
+            for precision in (Precision.FP32, *lower.precisions)
+            for variant in VARIANTS.get(precision, (str(precision),))
+        ]
+        self._progress, self._done = progress, 0
+        self.total = len(self._wanted) + 3
+        self._folder = staging.add("graphs/x").parent
+        self._golden: Golden
+        self._variants: Variants | None = None
+        self.planned: list[Planned] = []
+        self.reports: list[ParityReport] = []
+
+    def _step(self, what: str) -> None:
+        self._progress(what, self._done, self.total)
+        self._done += 1
+
+    def _within(self, what: str, done: int, of: int) -> None:
+        """The progress inside of a step: its words alone."""
+        self._progress(f"{what} {done}/{of}", self.total - 2, self.total)
+
+    def _path(self, graph: str, variant: Variant) -> Path:
+        return self._folder / f"{graph}.{variant}.onnx"
+
+    def write_golden(self, max_batch: int) -> None:
+        self._step("golden tensors")
+        self._golden = make_golden(self._model, max_batch)
+        self._staging.add(GOLDEN, self._golden.save())
+        self._staging.add(TOKENIZER, self._model.tokenizer)
+
+    def trace(self, opset: int) -> None:
+        for name, graph in self._model.graphs.items():
+            self._step(name)
+            trace(graph, self._path(name, Variant.FP32), opset)
+
+    def write_evidence(self, checkpoint: Path) -> None:
+        self._step("what PyTorch answers to the evidence")
+        evidence = make_evidence(self._model, self._draft, where=checkpoint, watch=self._within)
+        self._staging.add(EVIDENCE, evidence.save())
+
+    def write_variants(self, calibration: Calibration | None) -> None:
+        if calibration is None:
+            return
+        self._step("real inputs of every graph")
+        passes = Passes(make_feeds(self._model, calibration))
+        self._variants = Variants(self._folder, list(self._model.graphs), passes, bool(self._lower.full_range))
+        for name, precision, variant in self._wanted:
+            if precision is not Precision.FP32:
+                self._step(f"{name}.{variant}")
+                self._variants.make(name, variant)
+
+    def plan(self) -> None:
+        if self._lower.budget is not None and self._variants is not None:
+            self.planned = _plan(self._staging, self._draft, self._variants, self._lower.budget, self._within)
+
+    def prove(self) -> list[Artifact]:
+        """Compare every file with PyTorch, and describe those that stay in the bundle."""
+        artifacts = []
+        for name, precision, variant in self._wanted:
+            self._progress(f"prove {name}.{variant}", self.total - 1, self.total)
+            path, spec = self._path(name, variant), self._model.graphs[name].spec
             try:
-                report = _prove(engine, path, variant, found[name].spec, precision, golden, bool(planned))
+                report = _prove(path, variant, spec, precision, self._golden, bool(self.planned))
             except GateFailed as error:
-                if not spare(planned, name, variant):
+                if not spare(self.planned, name, variant):
                     raise
                 reason = error.what.splitlines()[0].rstrip(":")
-                warnings.warn(
-                    f"{reason}: no plan needs it, and the bundle has no {variant} of it", LeftOut, stacklevel=2
-                )
+                what = f"{reason}: no plan needs it, and the bundle has no {variant} of it"
+                warnings.warn(what, LeftOut, stacklevel=3)
                 path.unlink()
                 continue
-            reports.append(report)
-            needs = {} if made is None else made.needs(name, variant)
-            parity = report.summary() | {"engine": engine.name}
-            where = (str(path.relative_to(staging.root)), digest(path), path.stat().st_size)
-            artifacts.append(Artifact(name, Variant(variant), *where, None, precision, needs, parity))
-        progress("write the bundle", total - 1, total)
-        plans = {plan.engine: str(plan.chosen.plan) for plan in planned}
-        manifest = replace(manifest, artifacts=tuple(artifacts), provenance=source, plans=plans)
-        bundle = staging.publish(manifest, ("tokenizer.json", "golden.npz", EVIDENCE))
-    return Exported(bundle, reports, planned)
+            self.reports.append(report)
+            artifacts.append(
+                Artifact(
+                    graph=name,
+                    variant=variant,
+                    path=str(path.relative_to(self._staging.root)),
+                    sha256=digest(path),
+                    bytes=path.stat().st_size,
+                    engine=None,
+                    precision=precision,
+                    built_for={} if self._variants is None else self._variants.needs(name, variant),
+                    parity=report.summary() | {"engine": "ort"},
+                )
+            )
+        return artifacts
+
+    def provenance(self, calibration: Calibration | None) -> dict[str, object]:
+        """How the lower precisions were made."""
+        rows: dict[str, object] = {}
+        if calibration is not None:
+            rows = {"calibration": _describe(calibration), "full_range": bool(self._lower.full_range)}
+        if self.planned and self._variants is not None:
+            rows |= {"planning": [_as_table(plan) for plan in self.planned], "budget": str(self._lower.budget)}
+            # One file serves every engine, so this is what any of their plans keeps.
+            rows |= {"kept_float": {graph: sorted(groups) for graph, groups in self._variants.kept.items()}}
+        return rows
 
 
-def _manifest(
-    checkpoint: Checkpoint, model: SimMIM, found: Mapping[str, Graph], source: Mapping[str, object]
-) -> Manifest:
-    """All of it but what the files will be."""
-    labels = {name: tuple(classes) for name, classes in checkpoint.labels.items() if name in checkpoint.config.heads}
-    return Manifest(
-        model=asdict(checkpoint.config),
-        graphs=tuple(graph.spec for graph in found.values()),
-        pipelines=pipelines(model),
-        preprocessing=checkpoint.preprocessing,
-        labels=labels,
-        embedding={"dim": checkpoint.config.embed_dim, "digest": embedding_digest(checkpoint)},
-        files={},
-        artifacts=(),
-        metrics=checkpoint.metrics,
-        provenance=source,
-    )
-
-
-def _samples(checkpoint: Checkpoint, lower: Lower) -> Calibration | None:
+def _calibration(model: SourceModel, lower: Lower) -> Calibration | None:
     if not lower.precisions:
         return None
-    own = checkpoint.samples["pixels"].numpy(), checkpoint.samples["texts"]
-    return calibrate(*own, lower.calibration, checkpoint.preprocessing["image"])
+    return calibrate(model.images, model.texts, lower.calibration, model.preprocessing["image"])
 
 
 def _describe(samples: Calibration) -> dict[str, object]:
@@ -185,14 +215,7 @@ def _describe(samples: Calibration) -> dict[str, object]:
     }
 
 
-def _within(progress: Progress, total: int) -> Progress:
-    """Progress inside of a step: its words alone."""
-    return lambda step, done, of: progress(f"{step} {done}/{of}", total - 2, total)
-
-
-def _plan(
-    staging: Staging, manifest: Manifest, checkpoint: Checkpoint, made: Variants, budget: Budget, watch: Progress
-) -> list[Planned]:
+def _plan(staging: Staging, manifest: Manifest, made: Variants, budget: Budget, watch: Progress) -> list[Planned]:
     """A plan for every engine that runs INT8 here; what one of them needs float is float for all, in one file."""
     found: dict[str, Planned] = {}
     root = staging.root
@@ -200,8 +223,9 @@ def _plan(
     while waiting:
         name = waiting.pop(0)
         with tempfile.TemporaryDirectory() as scratch:
-            files = (root / EVIDENCE, root / "golden.npz")
-            with Judge(name, manifest, checkpoint.tokenizer, *files) as judge:
+            files = (root / EVIDENCE, root / GOLDEN)
+            tokenizer = (root / TOKENIZER).read_text(encoding="utf-8")
+            with Judge(name, manifest, tokenizer, *files) as judge:
                 choice = Choice(made, get_engine(name), Path(scratch))
                 found[name] = Planner(judge, choice, budget, watch).run()
                 found[name].notes.extend(choice.refused.values())
@@ -240,7 +264,6 @@ def spare(planned: Sequence[Planned], graph: str, variant: str) -> bool:
 
 
 def _prove(
-    engine: Engine,
     path: Path,
     variant: str,
     spec: GraphSpec,
@@ -249,7 +272,7 @@ def _prove(
     planned: bool,
 ) -> ParityReport:
     with tempfile.TemporaryDirectory() as scratch:
-        session = engine.open(provable(variant, path, Path(scratch)), spec, precision=Precision.FP32)
+        session = require_engine("ort").open(provable(variant, path, Path(scratch)), spec, precision=Precision.FP32)
         report = replace(compare(session, spec, golden, precision), variant=variant)
         session.close()
     fix = "report this with the versions that simmim-export doctor prints"
@@ -261,62 +284,3 @@ def _prove(
         fix = f"leave out --precision {precision}"
     report.require(spec.name, fix)
     return report
-
-
-# A head that is hardly better than it would be blind has learned the questions and not the images.
-LEAST_GAP = 0.05
-# What a head may not use that is hardly better than a control; of any other control, its input.
-_UNUSED = {
-    "question_only": "its image",
-    "shuffled_image": "its image",
-    "image_only": "its text",
-    "shuffled_frames": "the order of the frames",
-    "single_frame": "more than one frame",
-}
-
-
-def warn_of_shortcuts(metrics: Mapping[str, Any]) -> None:
-    """Warn :class:`ShortcutLearned` of every head that is less than LEAST_GAP (of 1) above its best blind control.
-
-    A control that could not be measured on the data says nothing; one that was measured on some questions alone is compared
-    with the model's accuracy on the same ones.
-    """
-    for name, figure in metrics.items():
-        if "accuracy" not in figure:
-            continue
-        blind = control_accuracies(figure)
-        gaps = {key: figure["controls"][key].get("model", figure["accuracy"]) - value for key, value in blind.items()}
-        closest = min(gaps, key=lambda key: gaps[key], default=None)
-        if closest is not None and gaps[closest] < LEAST_GAP:
-            model, unused = blind[closest] + gaps[closest], _UNUSED.get(closest, "its input")
-            what = f"{model:.1%} correct, and {blind[closest]:.1%} by {closest.replace('_', ' ')}"
-            warnings.warn(f"{name}: {what}: it may not look at {unused}", ShortcutLearned, stacklevel=3)
-
-
-def embedding_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 of all that decides an embedding: the towers' weights, the tokenizer, the preprocessing.
-
-    Vectors of different digests live in different spaces and must not be compared.
-    """
-    found = hashlib.sha256()
-    for key in sorted(checkpoint.state):
-        if key.startswith(("image_encoder.", "text_encoder.")):
-            found.update(key.encode() + checkpoint.state[key].contiguous().numpy().tobytes())
-    found.update(checkpoint.tokenizer.encode() + repr(sorted(checkpoint.preprocessing.items())).encode())
-    return found.hexdigest()
-
-
-def provenance(path: Path, checkpoint: Checkpoint, opset: int) -> dict[str, object]:
-    """Where a bundle comes from: the checkpoint's digest and history, and the versions that exported it."""
-    return {
-        "checkpoint_sha256": digest(path),
-        "training": checkpoint.provenance,
-        "opset": opset,
-        "simmim_export": __version__,
-        "python": platform.python_version(),
-        "packages": {"onnx": version("onnx"), **_versions("torch"), **_versions("ort")},
-    }
-
-
-def _versions(engine: str) -> dict[str, str]:
-    return {name: found for name, found in versions(engine).items() if name != "simmim-export"}

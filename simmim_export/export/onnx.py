@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from simmim_export.bundle.onnx_file import OPERATORS
 from simmim_export.errors import GateFailed
 from simmim_export.export.limits import OPSET, require_opset
-from simmim_export.models.simmim.graphs import Graph
+from simmim_export.models.family import Graph
 from simmim_export.spec import GraphSpec, TensorSpec
 
 # Operators that no graph of ours may hold, and why. Range is fine outside an encoder (it builds positions from a shape).

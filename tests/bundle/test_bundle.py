@@ -326,7 +326,7 @@ test_bundle.staged(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
 
 
 def killed_between(target: Path, copy: Path, renames: int) -> None:
-    command = [sys.executable, "-P", "-c", IN_TWO_STEPS, target, copy, str(renames), Path(__file__).parent]
+    command = [sys.executable, "-P", "-c", IN_TWO_STEPS, target, copy, str(renames), Path(__file__).parents[1]]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
 

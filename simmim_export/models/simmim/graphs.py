@@ -1,19 +1,20 @@
 """The model as graphs: one small wrapper module and one GraphSpec for each.
 
-Both the exporter and the PyTorch reference engine run exactly these wrappers, so they can only agree or disagree about
-arithmetic. Knows names, tensors and axes. Must not know ONNX or files.
+The exporter and the PyTorch engine run exactly these wrappers, so they can differ only in arithmetic.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
+from simmim_export.models.family import Graph
 from simmim_export.models.simmim.heads import HEADS
 from simmim_export.models.simmim.model import SimMIM
-from simmim_export.spec import Axis, GraphSpec, Pipeline, TensorSpec
+from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, TensorSpec, Verb
+
+# What the host stacks over the frames of a clip.
+STACKED = "image_tokens"
 
 
 class ImageEncoderGraph(nn.Module):
@@ -47,8 +48,8 @@ class VideoEncoderGraph(nn.Module):
 
     def forward(self, frame_tokens: Tensor, frame_mask: Tensor) -> Tensor:
         assert self.encoder is not None
-        found: Tensor = self.encoder(frame_tokens, frame_mask)
-        return found
+        image_tokens: Tensor = self.encoder(frame_tokens, frame_mask)
+        return image_tokens
 
 
 class FusionGraph(nn.Module):
@@ -66,15 +67,7 @@ class FusionGraph(nn.Module):
         return (fused, self.interaction.attend(joint)) if self.maps else fused
 
 
-@dataclass(frozen=True)
-class Graph:
-    """A module ready to be run or traced (in eval mode), and what it takes and gives."""
-
-    module: nn.Module
-    spec: GraphSpec
-
-
-def graphs(model: SimMIM, max_batch: int, maps: bool = False) -> dict[str, Graph]:
+def graphs(model: SimMIM, max_batch: int, *, maps: bool = False) -> dict[str, Graph]:
     """Every graph of ``model`` by name, in the order in which a pipeline would run them. Puts the model in eval mode.
 
     With ``maps`` the fusion also tells where each word looked; :class:`UsageError` for an interaction without attention.
@@ -86,21 +79,22 @@ def graphs(model: SimMIM, max_batch: int, maps: bool = False) -> dict[str, Graph
     batch = Axis("batch", 1, max_batch)
     # [CLS], at least one word, [SEP].
     sequence = Axis("sequence", 3, config.max_length)
-    image_tokens = TensorSpec("image_tokens", "float32", ("batch", model.image_encoder.tokens, config.width))
+    image_tokens = TensorSpec(STACKED, "float32", ("batch", model.image_encoder.tokens, config.width))
     text_tokens = TensorSpec("text_tokens", "float32", ("batch", "sequence", config.width))
-    mask = TensorSpec("attention_mask", "int64", ("batch", "sequence"))
-    ids = TensorSpec("input_ids", "int64", ("batch", "sequence"))
-    pixels = TensorSpec("pixels", "uint8", ("batch", config.image_size, config.image_size, 3))
+    mask = TensorSpec("attention_mask", "int64", ("batch", "sequence"), Kind.TEXT_MASK)
+    ids = TensorSpec("input_ids", "int64", ("batch", "sequence"), Kind.TOKEN_IDS)
+    pixels = TensorSpec("pixels", "uint8", ("batch", config.image_size, config.image_size, 3), Kind.IMAGE)
     fused = TensorSpec("fused", "float32", ("batch", config.width))
 
     def embed(name: str) -> TensorSpec:
-        return TensorSpec(name, "float32", ("batch", config.embed_dim))
+        return TensorSpec(name, "float32", ("batch", config.embed_dim), Kind.EMBEDDING)
 
     both = (batch, sequence)
     fusion_outputs: tuple[TensorSpec, ...] = (fused,)
     if maps:
-        fusion_outputs += (TensorSpec("attention", "float32", ("batch", "sequence", model.image_encoder.tokens)),)
-    found = [
+        shape = ("batch", "sequence", model.image_encoder.tokens)
+        fusion_outputs += (TensorSpec("attention", "float32", shape, Kind.ATTENTION),)
+    rows = [
         Graph(
             ImageEncoderGraph(model),
             GraphSpec("image_encoder", (pixels,), (image_tokens, embed("image_embed")), (batch,)),
@@ -112,27 +106,26 @@ def graphs(model: SimMIM, max_batch: int, maps: bool = False) -> dict[str, Graph
     ]
     if config.frames:
         frames = Axis("frames", 2, config.frames)
-        frame_tokens = TensorSpec(
-            "frame_tokens", "float32", ("batch", "frames", model.image_encoder.tokens, config.width)
-        )
-        frame_mask = TensorSpec("frame_mask", "int64", ("batch", "frames"))
+        of_frames = ("batch", "frames", model.image_encoder.tokens, config.width)
+        frame_tokens = TensorSpec("frame_tokens", "float32", of_frames, Kind.FRAMES)
+        frame_mask = TensorSpec("frame_mask", "int64", ("batch", "frames"), Kind.FRAME_MASK)
         spec = GraphSpec("video_encoder", (frame_tokens, frame_mask), (image_tokens,), (batch, frames))
-        found.append(Graph(VideoEncoderGraph(model), spec))
+        rows.append(Graph(VideoEncoderGraph(model), spec))
     spec = GraphSpec("fusion", (image_tokens, text_tokens, mask), fusion_outputs, both)
-    found.append(Graph(FusionGraph(model, maps), spec))
-    readable = {"fused": fused, "image_tokens": image_tokens}
+    rows.append(Graph(FusionGraph(model, maps), spec))
+    readable = {"fused": fused, STACKED: image_tokens}
     for name, classes in config.heads.items():
-        logits = TensorSpec("logits", "float32", ("batch", classes))
+        logits = TensorSpec("logits", "float32", ("batch", classes), Kind.LOGITS)
         spec = GraphSpec(f"head.{name}", (readable[HEADS[name].reads],), (logits,), (batch,))
-        found.append(Graph(model.heads[name], spec))
-    return {graph.spec.name: graph for graph in found}
+        rows.append(Graph(model.heads[name], spec))
+    return {graph.spec.name: graph for graph in rows}
 
 
 def pipelines(model: SimMIM) -> tuple[Pipeline, ...]:
     """What can be asked of ``model``: embed_image, embed_text, and one pipeline for each head."""
-    found = [
-        Pipeline("embed_image", ("image_encoder",), ("image_embed",)),
-        Pipeline("embed_text", ("text_encoder",), ("text_embed",)),
+    rows = [
+        Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
+        Pipeline("embed_text", ("text_encoder",), ("text_embed",), Verb.EMBED_TEXT),
     ]
     for name in model.config.heads:
         row = HEADS[name]
@@ -140,5 +133,5 @@ def pipelines(model: SimMIM) -> tuple[Pipeline, ...]:
         before: tuple[str, ...] = ("video_encoder",) if row.video else ("image_encoder",)
         if row.reads == "fused":
             before += ("text_encoder", "fusion")
-        found.append(Pipeline(row.pipeline, (*before, f"head.{name}"), ("logits",)))
-    return tuple(found)
+        rows.append(Pipeline(row.pipeline, (*before, f"head.{name}"), ("logits",), row.verb, name))
+    return tuple(rows)
