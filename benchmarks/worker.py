@@ -17,7 +17,7 @@ import numpy as np
 from simmim_export.engines.base import GpuTimed
 from simmim_export.proof.examine import Examiner, require_evidence
 from simmim_export.proof.parity import Golden, compare, invariance
-from simmim_export.runtime import Runtime, load
+from simmim_export.runtime import Model, load
 from simmim_export.system.host import available_threads
 
 
@@ -58,7 +58,7 @@ class EngineWorker:
 
     def __init__(self) -> None:
         self.imported = time.monotonic()
-        self.model: Runtime
+        self.model: Model
         self.golden: Golden
         self.batch = 1
 
@@ -66,7 +66,7 @@ class EngineWorker:
         self, bundle: Path, *, engine: str, precision: str | None, checkpoint: Path | None, batch: int, first: str
     ) -> Opened:
         """Open the bundle and compute the target ``first`` once. Raises what :func:`simmim_export.load` raises."""
-        self.model = load(bundle, engine, precision, checkpoint=checkpoint)
+        self.model = load(bundle, engine, precision=precision, checkpoint=checkpoint)
         self.golden = Golden.load(self.model.bundle.file("golden.npz"), graphs=self.model.bundle.manifest.graphs)
         self.batch = batch
         opened = time.monotonic()

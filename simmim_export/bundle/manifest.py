@@ -89,9 +89,11 @@ class Manifest:
             tensor.kind: tensor for name in pipeline.graphs for tensor in self.graph(name).inputs if tensor.kind in FED
         }
 
-    def image_graphs(self) -> tuple[str, ...]:
-        """The graphs that read an image alone and are not heads, in order: an image goes through them once for all questions."""
-        known = {tensor.name for graph in self.graphs for tensor in graph.inputs if tensor.kind is Kind.IMAGE}
+    def image_graphs(self, *, clip: bool = False) -> tuple[str, ...]:
+        """The graphs that read an image alone, or with ``clip`` a clip, and are not heads, in order: an image goes through
+        them once for all questions."""
+        kinds = {Kind.FRAMES, Kind.FRAME_MASK} if clip else {Kind.IMAGE}
+        known = {tensor.name for graph in self.graphs for tensor in graph.inputs if tensor.kind in kinds}
         names = []
         for graph in self.graphs:
             if {tensor.name for tensor in graph.inputs} <= known and not graph.is_head:

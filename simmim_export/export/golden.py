@@ -150,7 +150,8 @@ def make_feeds(model: SourceModel, calibration: Calibration) -> dict[str, list[F
     One length, because quantizers stack the values of all samples. Some texts are also given by their first word: users search by
     single words, and on a text encoder with real weights the ranges of captions alone cut those off (cosine 0.973).
     """
-    tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"])
+    graphs = [graph.spec for graph in model.graphs.values()]
+    tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"], graphs=graphs)
     words = dict.fromkeys(text.split()[0] for text in calibration.texts if text.split())
     ids, mask = tokenizer.encode([*calibration.texts, *list(words)[:FIRST_WORDS]])
     stacked = model.preprocessing.get("clip", {}).get("stacked")

@@ -33,7 +33,7 @@ def make_evidence(
         images, texts = distinct_images(model.images), distinct_texts(model.texts)
         held_out = images[MOST:] if len(images) > MOST else images
         evidence = Evidence({"samples": held_out}, {}, {"name": "samples"}, texts[MOST:] or texts)
-    tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"])
+    tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"], graphs=manifest.graphs)
     require_fit(evidence, manifest, where, referenced=False)
     examiner = Examiner(manifest, evidence, tokenizer.feeds, watch, BATCH)
     answers = examiner.outputs(lambda name: TorchSession(model.graphs[name].module, model.graphs[name].spec))

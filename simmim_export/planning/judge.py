@@ -43,7 +43,7 @@ class Bench:
     def open(self, engine: str, manifest: Manifest, *, tokenizer: str, evidence: Path, golden: Path) -> None:
         """Read all of it. Raise :class:`EngineUnavailable` or :class:`BundleError` for what cannot be used."""
         self.engine, self.manifest = require_engine(engine), manifest
-        read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"])
+        read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"], graphs=manifest.graphs)
         held_out = require_fit(Evidence.load(evidence), manifest, evidence)
         self.examiner = Examiner(manifest, held_out, read.feeds)
         self.golden = Golden.load(golden, graphs=manifest.graphs)

@@ -21,7 +21,7 @@ from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH
 from simmim_export.console.metrics import print_metrics
 from simmim_export.errors import BundleError
 from simmim_export.runtime.images import ImagePreprocessing
-from simmim_export.runtime.runtime import plan_of
+from simmim_export.runtime.loading import plan_of
 from simmim_export.spec import Precision, Variant, as_json
 
 FIGURE = {"accuracy": 0.5, "n": 4, "interval": [0.1, 0.9]}
@@ -77,7 +77,7 @@ def use(manifest: Manifest) -> None:
     for graph in manifest.graphs:
         assert bundle.artifact(graph.name, "fp32").precision is Precision.FP32
     for engine in manifest.plans:
-        plan_of(bundle, engine, "planned")
+        plan_of(bundle, engine, precision="planned")
     if manifest.metrics:
         print_metrics(manifest.metrics)
 

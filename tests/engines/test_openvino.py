@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("hint", [LATENCY, THROUGHPUT])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_many_threads_get_what_one_gets(tiny_bundle: Path, hint: str, precision: str) -> None:
-    with load(tiny_bundle, "openvino", precision, hint=hint) as model:
+    with load(tiny_bundle, "openvino", precision=precision, hint=hint) as model:
         session = model.session("image_encoder")
         pixels = np.random.default_rng(0).integers(0, 256, (24, 1, 64, 64, 3), dtype=np.uint8)
         alone = [session.run({"pixels": image})["image_embed"] for image in pixels]
@@ -57,7 +57,7 @@ def test_unknown_and_missing_hints_are_errors(tiny_bundle: Path) -> None:
 
 def embed(bundle: Path, precision: str = "fp32") -> np.ndarray:
     """An embedding from a model that was just opened and agrees with PyTorch."""
-    with load(bundle, "openvino", precision) as model:
+    with load(bundle, "openvino", precision=precision) as model:
         vectors: np.ndarray = model.embed_text(["a red circle"])
         report = compare(
             model.session("text_encoder"),
@@ -146,7 +146,7 @@ def test_the_cache_is_limited_in_size(
 @pytest.mark.parametrize("graph", ["image_encoder", "text_encoder", "fusion"])
 def test_int8_is_deterministic(tiny_bundle: Path, graph: str) -> None:
     """On AVX2 without VNNI, convolutions on two threads did not for batches of 2 and more."""
-    with load(tiny_bundle, "openvino", "int8", threads=2) as model:
+    with load(tiny_bundle, "openvino", precision="int8", threads=2) as model:
         golden, session = Golden.load(tiny_bundle / "golden.npz"), model.session(graph)
         case = max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size)
         feeds = golden.feeds(case, model.bundle.manifest.graph(graph))

@@ -130,7 +130,7 @@ def test_int8_of_full_range_is_refused_by_a_saturating_engine_without_vnni(
         assert str(caught.value.where).endswith("image_encoder.int8-u8.onnx") and caught.value.fix
         model.session("head.match")
     for engine, precision in (("openvino", "image_encoder=fp32"), ("ort", "int8")):
-        with load(bundle, engine, precision) as model:
+        with load(bundle, engine, precision=precision) as model:
             model.session("image_encoder")
 
 

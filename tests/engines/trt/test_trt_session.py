@@ -13,11 +13,11 @@ from simmim_export.engines.base import KeepsOnDevice, Session
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import EngineUnavailable, NotCaptured, UsageError
 from simmim_export.proof.parity import Limited
-from simmim_export.runtime import Runtime, load
+from simmim_export.runtime import Model, load
 
 
 @pytest.fixture
-def model(rig: Rig) -> Runtime:
+def model(rig: Rig) -> Model:
     rig.build("fp32", Request(largest={"sequence": 20}))
     rig.gpu.calls.clear()
     return load(rig.bundle, "trt")
@@ -28,12 +28,12 @@ def text(batch: int, length: int) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": np.ones((batch, length), np.int64)}
 
 
-def test_a_session_can_keep_tensors_on_the_device(model: Runtime) -> None:
+def test_a_session_can_keep_tensors_on_the_device(model: Model) -> None:
     session = model.session("text_encoder")
     assert isinstance(session, Session) and isinstance(session, KeepsOnDevice) and isinstance(session, Limited)
 
 
-def test_the_second_run_captures_a_cuda_graph(rig: Rig, model: Runtime) -> None:
+def test_the_second_run_captures_a_cuda_graph(rig: Rig, model: Model) -> None:
     session = model.session("text_encoder")
     vectors = [session.run(text(1, 5))["text_embed"] for _ in range(4)]
     # Run, captured, and launched from then on; nothing is executed twice.
@@ -43,7 +43,7 @@ def test_the_second_run_captures_a_cuda_graph(rig: Rig, model: Runtime) -> None:
     assert rig.gpu.calls[5:] == ["execute"]
 
 
-def test_a_graph_that_cannot_be_captured_runs_with_a_warning(rig: Rig, model: Runtime) -> None:
+def test_a_graph_that_cannot_be_captured_runs_with_a_warning(rig: Rig, model: Model) -> None:
     rig.gpu.captures = False
     session = model.session("text_encoder")
     first = session.run(text(1, 5))["text_embed"]
@@ -55,7 +55,7 @@ def test_a_graph_that_cannot_be_captured_runs_with_a_warning(rig: Rig, model: Ru
     assert np.array_equal(first, second) and np.array_equal(first, third) and "graph" not in rig.gpu.calls
 
 
-def test_the_least_recently_used_shape_is_dropped(rig: Rig, model: Runtime) -> None:
+def test_the_least_recently_used_shape_is_dropped(rig: Rig, model: Model) -> None:
     session = model.session("text_encoder")
     for length in (*range(3, 11), 3, 11):
         session.run(text(1, length))
@@ -67,7 +67,7 @@ def test_the_least_recently_used_shape_is_dropped(rig: Rig, model: Runtime) -> N
     assert rig.gpu.calls == ["graph", "execute"]
 
 
-def test_shapes_outside_the_profile_are_refused(model: Runtime) -> None:
+def test_shapes_outside_the_profile_are_refused(model: Model) -> None:
     session = model.session("text_encoder")
     with pytest.raises(UsageError, match=r"batch 1, sequence 25.*batch 1 to 8, best at 1") as caught:
         session.run(text(1, 25))
@@ -76,7 +76,7 @@ def test_shapes_outside_the_profile_are_refused(model: Runtime) -> None:
         session.run(text(9, 5))
 
 
-def test_tensors_stay_on_the_gpu_between_graphs(rig: Rig, model: Runtime) -> None:
+def test_tensors_stay_on_the_gpu_between_graphs(rig: Rig, model: Model) -> None:
     image = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     feeds = {"pixels": image} | text(2, 6)
     tensors = model.run("answer", feeds)
@@ -96,7 +96,7 @@ def test_tensors_stay_on_the_gpu_between_graphs(rig: Rig, model: Runtime) -> Non
         np.asarray(tensors["fused"], copy=False)
 
 
-def test_a_tensor_on_the_gpu_must_fit_too(model: Runtime) -> None:
+def test_a_tensor_on_the_gpu_must_fit_too(model: Model) -> None:
     tensors = model.session("text_encoder").run_on_device(text(1, 5))  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="'image_tokens'"):
         model.session("fusion").run(tensors)
@@ -106,11 +106,11 @@ def test_a_tensor_on_the_gpu_must_fit_too(model: Runtime) -> None:
         )
 
 
-def test_events_measure_the_time(model: Runtime) -> None:
+def test_events_measure_the_time(model: Model) -> None:
     assert model.session("text_encoder").gpu_seconds(text(1, 5)) == 0.0015  # type: ignore[attr-defined]
 
 
-def test_memory_is_given_back(rig: Rig, model: Runtime) -> None:
+def test_memory_is_given_back(rig: Rig, model: Model) -> None:
     free = rig.gpu.free
     for length in (5, 6, 7):
         model.run("answer", {"pixels": np.zeros((1, 64, 64, 3), np.uint8)} | text(1, length))
@@ -124,7 +124,7 @@ def test_memory_is_given_back(rig: Rig, model: Runtime) -> None:
     assert rig.gpu.free == free and not rig.gpu.live and not rig.gpu.graphs
 
 
-def test_idle_memory_is_freed_before_memory_runs_out(rig: Rig, model: Runtime) -> None:
+def test_idle_memory_is_freed_before_memory_runs_out(rig: Rig, model: Model) -> None:
     from simmim_export.engines.tensorrt.device import Memory, queue
 
     kept = Memory(1 << 20)
@@ -136,7 +136,7 @@ def test_idle_memory_is_freed_before_memory_runs_out(rig: Rig, model: Runtime) -
     del wanted
 
 
-def test_an_interrupted_capture_leaves_the_stream_usable(rig: Rig, model: Runtime) -> None:
+def test_an_interrupted_capture_leaves_the_stream_usable(rig: Rig, model: Model) -> None:
     from simmim_export.engines.tensorrt.device import queue
 
     def interrupted() -> bool:
@@ -150,7 +150,7 @@ def test_an_interrupted_capture_leaves_the_stream_usable(rig: Rig, model: Runtim
     assert np.array_equal(first, second)
 
 
-def test_a_full_gpu_is_an_unavailable_engine(rig: Rig, model: Runtime) -> None:
+def test_a_full_gpu_is_an_unavailable_engine(rig: Rig, model: Model) -> None:
     rig.gpu.free = 100
     with pytest.raises(EngineUnavailable) as caught:
         model.session("text_encoder").run(text(1, 5))
