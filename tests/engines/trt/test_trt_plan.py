@@ -29,7 +29,7 @@ from simmim_export.runtime import load
     ],
 )  # fmt: skip
 def test_json_that_is_not_a_sidecar_is_an_error(rig: Rig, change: dict[str, Any]) -> None:
-    rig.build()
+    rig.start_built()
     sidecar = plan_files.sidecar_path(rig.plan())
     content = json.loads(sidecar.read_text())
     merged = {key: content[key] | change[key] for key in ("target", "recipe") if change.get(key)}
@@ -43,7 +43,7 @@ def test_json_that_is_not_a_sidecar_is_an_error(rig: Rig, change: dict[str, Any]
 @pytest.mark.parametrize("rig", ["11"], indirect=True)
 @pytest.mark.parametrize("profile", [{}, {"batch": [1, 1, 8], "frames": [1, 1, 8]}, {"sequence": [1, 1, 8]}])
 def test_a_profile_of_other_axes_is_an_error(rig: Rig, profile: dict[str, Any]) -> None:
-    rig.build()
+    rig.start_built()
     sidecar = plan_files.sidecar_path(rig.plan())
     content = json.loads(sidecar.read_text())
     content["recipe"]["profile"] = profile
@@ -108,9 +108,9 @@ def changed(rig: Rig, how: str) -> None:
     ],
 )
 def test_an_unsuitable_plan_file_is_refused_before_tensorrt_reads_it(rig: Rig, how: str, code: int, what: str) -> None:
-    rig.build()
+    rig.start_built()
     if how == "another precision":
-        rig.build("fp16")
+        rig.start_built("fp16")
     changed(rig, how)
     with load(rig.bundle, "trt") as model, pytest.raises(SimmimError, match=what) as caught:
         model.session("image_encoder")
@@ -154,7 +154,7 @@ def test_hardware_compatibility(tmp_path: Path, compatibility: str, sm: tuple[in
 
 
 def test_a_plan_file_that_tensorrt_cannot_open_is_an_error(rig: Rig) -> None:
-    rig.build()
+    rig.start_built()
     rig.world.refuse_open = True
     with (
         load(rig.bundle, "trt") as model,

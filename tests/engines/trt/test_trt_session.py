@@ -18,7 +18,7 @@ from simmim_export.runtime import Model, load
 
 @pytest.fixture
 def model(rig: Rig) -> Model:
-    rig.build("fp32", Request(largest={"sequence": 20}))
+    rig.start_built("fp32", Request(largest={"sequence": 20}))
     rig.gpu.calls.clear()
     return load(rig.bundle, "trt")
 
