@@ -287,7 +287,7 @@ def _check_drawing(path: Path, overwrite: bool) -> None:
 def _draw(path: Path, image: ImageSource, maps: list[np.ndarray], lines: list[str]) -> None:
     from simmim_export.runtime.explain import sheet
     from simmim_export.runtime.images import decode
-    from simmim_export.system.files import destination, replacing
+    from simmim_export.system.outputs import destination, replacing
 
     drawn = sheet(decode(image), maps, lines)
     with replacing(destination(path)) as temporary:
@@ -313,13 +313,20 @@ def match(
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("match", items) as watch:
         _require(model, Verb.MATCH)
         seen = model.encode_image(image)
-        options = {"strict": _stops(strict, items, as_json), "watch": watch, "failed": _report}
 
-        def score(texts: list[str]) -> list[float]:
-            probabilities: list[float] = model.match(seen, texts).tolist()
-            return probabilities
+        def rate(rated: list[str]) -> list[float]:
+            scores: list[float] = model.match(seen, rated).tolist()
+            return scores
 
-        outcome = bulk.run_texts(model, items, compute=score, verb=Verb.MATCH, **options)
+        outcome = bulk.run_texts(
+            model,
+            items,
+            compute=rate,
+            verb=Verb.MATCH,
+            strict=_stops(strict, items, as_json),
+            watch=watch,
+            failed=_report,
+        )
     if as_json:
         print_json(outcome.as_json(lambda text, score: {"text": text, "score": score}))
     else:

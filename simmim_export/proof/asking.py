@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from simmim_export.bundle import Manifest
-from simmim_export.engines.base import BATCH, Session
+from simmim_export.engines.base import Session
+from simmim_export.engines.checks import BATCH
 from simmim_export.engines.pipeline import run_graphs
 from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, graphs_behind, stacked
 from simmim_export.proof.evidence import Evidence
@@ -141,7 +142,7 @@ class Asker:
 
 
 def _rows(array: np.ndarray, *, each: str, origin: tuple[str, ...]) -> Rows:
-    return Rows(each=each, origin=origin, read=lambda: array)
+    return Rows.of(array, each=each, origin=origin)
 
 
 def _named(takes: Mapping[Kind, TensorSpec], tensors: Mapping[Kind, Rows]) -> dict[str, Rows]:

@@ -33,6 +33,11 @@ class Rows:
     origin: tuple[str, ...]
     read: Callable[[], np.ndarray]
 
+    @classmethod
+    def of(cls, array: np.ndarray, *, each: str, origin: tuple[str, ...]) -> Rows:
+        """Rows of an array that was computed already."""
+        return cls(each=each, origin=origin, read=lambda: array)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowSession:
@@ -63,7 +68,7 @@ class RowSession:
 
         key = (self.spec.name, *origin)
         outputs = compute() if each == QUESTIONS else self.keep(key, compute)
-        return {name: Rows(each=each, origin=origin, read=lambda array=array: array) for name, array in outputs.items()}
+        return {name: Rows.of(array, each=each, origin=origin) for name, array in outputs.items()}
 
     def _compute(self, inputs: Mapping[str, Rows], each: str) -> dict[str, np.ndarray]:
         """All rows, in batches. Texts of like length go together, without the padding that none of them needs, as a caller would
@@ -100,5 +105,6 @@ class RowSession:
                     shape = [full.get(str(axis), size) for axis, size in sizes]
                     outputs[tensor.name] = np.zeros((count, *shape), values.dtype)
                 # What was cut off stays zero.
-                outputs[tensor.name][(rows, *map(slice, values.shape[1:]))] = values
+                place: tuple[Any, ...] = (rows, *map(slice, values.shape[1:]))
+                outputs[tensor.name][place] = values
         return outputs

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine, on_device, require_engine, versions
-from simmim_export.engines.base import LATENCY, Engine, threads_for
+from simmim_export.engines.base import CompilingEngine, Engine
+from simmim_export.engines.options import LATENCY, threads_for
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.certificate import Certificate, choose, read
 from simmim_export.runtime.inputs import require_name
@@ -36,8 +37,8 @@ def load(
     ``engine`` is ``ort``, ``openvino``, ``trt`` or ``torch``. ``engine="auto"`` takes the fastest engine and precision that
     ``simmim-export certify`` passed on this kind of machine; :attr:`Model.why` says why they were chosen.
 
-    ``precision`` is one for all graphs (``int8``; the default is FP32), one for each graph
-    (``image_encoder=int8,text_encoder=bf16``; graphs that are not named run at FP32), or ``planned``, which is what the
+    ``precision`` is one for all graphs (``int8``; the default is FP32), one for each graph (for example
+    ``image_encoder=int8,text_encoder=bf16``; graphs that are not named run at FP32), or ``planned``, which is what the
     exporter's planner chose for this engine.
 
     ``device="cuda"`` runs the engine on an NVIDIA GPU; it is short for an engine name such as ``ort@cuda``.
@@ -96,8 +97,10 @@ def plan_of(bundle: Bundle, engine: str, *, precision: str) -> PrecisionPlan:
 def compiled(bundle: Bundle, engine: Engine, *, graph: str, plan: PrecisionPlan) -> Path | None:
     """What ``engine`` compiled from ``graph`` for its precision in ``plan``; None for an engine that opens graphs directly.
 
-    Raise as :meth:`Engine.compiled` does.
+    Raise as :meth:`CompilingEngine.compiled` does.
     """
+    if not isinstance(engine, CompilingEngine):
+        return None
     precision = plan.of(graph)
     artifact = bundle.artifact(graph, engine.variant(precision))
     return engine.compiled(bundle.root, bundle.manifest.graph(graph), precision=precision, sha256=artifact.sha256)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from simmim_export.errors import UsageError
-from simmim_export.system.files import destination, replacing
+from simmim_export.system.outputs import destination, replacing
 
 # NumPy stores every text at the width of the longest, so a single long text among many would take all memory.
 MOST_BYTES = 2**30
@@ -30,6 +30,6 @@ def save_vectors(
     ``space`` is the bundle's embedding digest: vectors of two spaces must not be compared. ``failed`` names the sources that
     have no row. Raise :class:`UsageError` if ``path`` cannot be written.
     """
-    texts = {"sources": np.array(sources, dtype=str), "failed": np.array(failed, dtype=str), "space": np.array(space)}
+    names, lost = np.array(sources, dtype=str), np.array(failed, dtype=str)
     with replacing(destination(path)) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, embeddings=embeddings, **texts)
+        np.savez(stream, embeddings=embeddings, sources=names, space=np.array(space), failed=lost)

@@ -46,7 +46,7 @@ def prove(path: Path, folder: Path, *, names: set[str], attention: bool = False)
     for name in names:
         graph, source = model.graphs[name], folder / f"{name}.onnx"
         trace(graph, source)
-        session = get_engine("ort").open(source, graph.spec, Precision.FP32)
+        session = get_engine("ort").open(source, graph.spec, precision=Precision.FP32)
         report = compare(session, graph.spec, golden=golden, precision=Precision.FP32)
         report.require(name, "")
         assert {row.shape[0] for row in report.rows} == {1, 2, 5, 6}

@@ -41,7 +41,7 @@ def report_of(model: onnx.ModelProto, bundle: Path, name: str, path: Path) -> Pa
     """``model``, a form of the graph ``name``, against PyTorch's outputs; ``path`` is for its file."""
     onnx.save(model, path)
     spec, golden = Bundle.open(bundle).manifest.graph(name), golden_of(bundle)
-    session = get_engine("ort").open(path, spec, Precision.FP32)
+    session = get_engine("ort").open(path, spec, precision=Precision.FP32)
     return compare(session, spec, golden=golden, precision=Precision.FP32)
 
 
