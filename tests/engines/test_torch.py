@@ -34,7 +34,10 @@ def every_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fp16_agrees_on_every_graph(every_bundle: Path, every_checkpoint: Path) -> None:
-    golden = Golden.load(every_bundle / "golden.npz")
+    cases = Golden.load(every_bundle / "golden.npz").cases
+    # The first and the last case: FP16 is slow on a CPU.
+    first, *_, last = cases
+    golden = Golden({first: cases[first], last: cases[last]})
     for spec in Bundle.open(every_bundle).manifest.graphs:
         session = HalfOnCpu().open(every_checkpoint, spec, precision=Precision.FP16)
         report = compare(session, spec, golden, Precision.FP16)
