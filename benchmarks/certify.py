@@ -169,7 +169,7 @@ def judgeable(bundle: Bundle, budget: Budget, strict: bool) -> tuple[Promised, l
     is missing, does not fit, or is not enough for any limit of a budget.
     """
     evidence, of = require_evidence(bundle), promised(bundle.manifest)
-    known = Examiner(bundle.manifest, evidence, lambda texts: {}).figures(evidence.reference)
+    known = Examiner(bundle.manifest, evidence, tokens=lambda texts: {}).figures(evidence.reference)
     if strict:
         budget.require_measurable(known, of=of)
     left_out = budget.not_judged(known, of=of)
@@ -253,7 +253,7 @@ def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] 
     return tuple(
         {
             "name": f"graphs in {precision}",
-            "found": sum(ran),
+            "measured": sum(ran),
             "allowed": f"all {len(ran)}",
             "kept": all(ran),
             "reason": "",

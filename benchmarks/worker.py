@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import GpuTimed
 from simmim_export.proof.examine import Examiner, require_evidence
-from simmim_export.proof.parity import Golden, compare, invariance
+from simmim_export.proof.parity import compare, invariance
 from simmim_export.runtime import Model, load
 from simmim_export.system.host import available_threads
 
@@ -120,15 +121,15 @@ class EngineWorker:
         parity, invariances, proofs = {}, {}, {}
         for name in graphs:
             session, spec = self.model.session(name), self.model.bundle.manifest.graph(name)
-            parity[name] = compare(session, spec, self.golden, self.model.plan.of(name)).summary()
-            invariances[name] = invariance(session, spec, self.golden)
+            parity[name] = compare(session, spec, golden=self.golden, precision=self.model.plan.of(name)).summary()
+            invariances[name] = invariance(session, spec, golden=self.golden)
             proofs[name] = asdict(session.precision_proof())
         return Proofs(peak_memory=memory, parity=parity, invariance=invariances, proof=proofs)
 
     def examine(self) -> dict[str, Any]:
         """The figures that the evidence of the bundle gives for this engine; see :meth:`Examiner.figures`."""
         evidence = require_evidence(self.model.bundle)
-        examiner = Examiner(self.model.bundle.manifest, evidence, self.model.tokens)
+        examiner = Examiner(self.model.bundle.manifest, evidence, tokens=self.model.tokens)
         return dict(examiner.figures(examiner.outputs(self.model.session)))
 
 

@@ -313,13 +313,20 @@ def match(
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("match", items) as watch:
         _require(model, Verb.MATCH)
         seen = model.encode_image(image)
-        options = {"strict": _stops(strict, items, as_json), "watch": watch, "failed": _report}
 
-        def score(texts: list[str]) -> list[float]:
-            probabilities: list[float] = model.match(seen, texts).tolist()
-            return probabilities
+        def rate(rated: list[str]) -> list[float]:
+            scores: list[float] = model.match(seen, rated).tolist()
+            return scores
 
-        outcome = bulk.run_texts(model, items, compute=score, verb=Verb.MATCH, **options)
+        outcome = bulk.run_texts(
+            model,
+            items,
+            compute=rate,
+            verb=Verb.MATCH,
+            strict=_stops(strict, items, as_json),
+            watch=watch,
+            failed=_report,
+        )
     if as_json:
         print_json(outcome.as_json(lambda text, score: {"text": text, "score": score}))
     else:

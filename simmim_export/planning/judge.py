@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.bundle import Manifest
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner
 from simmim_export.proof.fitting import require_fit
-from simmim_export.proof.parity import Golden
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision
 from simmim_export.system.files import digest
@@ -45,7 +45,7 @@ class Bench:
         self.engine, self.manifest = require_engine(engine), manifest
         read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"], graphs=manifest.graphs)
         held_out = require_fit(Evidence.load(evidence), manifest, evidence)
-        self.examiner = Examiner(manifest, held_out, read.feeds)
+        self.examiner = Examiner(manifest, held_out, tokens=read.feeds)
         self.golden = Golden.load(golden, graphs=manifest.graphs)
 
     def _session(self, candidate: Candidate) -> Session:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import Session
 from simmim_export.engines.checks import require_host
 from simmim_export.engines.tensorrt import TrtEngine
 from simmim_export.engines.tensorrt import plan_file as plan_files
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import UsageError
-from simmim_export.proof.parity import Golden, compare
+from simmim_export.proof.parity import compare
 from simmim_export.spec import GraphSpec, Precision, PrecisionPlan
 from simmim_export.system.files import locked
 
@@ -96,7 +97,7 @@ class _Prover:
     graph: Path
 
     def __call__(self, session: Session) -> dict[str, Any]:
-        report = compare(session, self.spec, self.golden, self.precision)
+        report = compare(session, self.spec, golden=self.golden, precision=self.precision)
         report.require(
             self.graph, "another --precision, or report this with the versions that simmim-export doctor prints"
         )

@@ -273,8 +273,8 @@ def _to_rgb(image: Image.Image, where: object, *, target: tuple[int, int] | None
     # The second picture of an MPO is a thumbnail or the other eye, not a later moment.
     if frames > 1 and image.format != "MPO":
         used = "the first" if image.tell() == 0 else f"frame {image.tell() + 1}"
-        message = f"{where}: only {used} of {frames} frames is used, {frames - 1} ignored"
-        warnings.warn(message, AnimatedImage, stacklevel=4)
+        # In quotes: whoever counts repeated warnings takes messages that differ only in quotations and numbers as equal.
+        warnings.warn(f"only {used} of {frames} frames is used: {str(where)!r}", AnimatedImage, stacklevel=4)
     return rgb
 
 

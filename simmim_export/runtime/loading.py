@@ -37,8 +37,8 @@ def load(
     ``engine`` is ``ort``, ``openvino``, ``trt`` or ``torch``. ``engine="auto"`` takes the fastest engine and precision that
     ``simmim-export certify`` passed on this kind of machine; :attr:`Model.why` says why they were chosen.
 
-    ``precision`` is one for all graphs (``int8``; the default is FP32), one for each graph
-    (``image_encoder=int8,text_encoder=bf16``; graphs that are not named run at FP32), or ``planned``, which is what the
+    ``precision`` is one for all graphs (``int8``; the default is FP32), one for each graph (for example
+    ``image_encoder=int8,text_encoder=bf16``; graphs that are not named run at FP32), or ``planned``, which is what the
     exporter's planner chose for this engine.
 
     ``device="cuda"`` runs the engine on an NVIDIA GPU; it is short for an engine name such as ``ort@cuda``.

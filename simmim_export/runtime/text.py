@@ -123,7 +123,7 @@ class Tokenizer:
                 known += 1
         if not unknown:
             return
-        # One quotation of all of them: whoever counts repeated warnings takes messages that differ only in quotations as equal.
+        # All in one pair of quotes: whoever counts repeated warnings takes messages that differ only in quotations as equal.
         more = ["..."] if len(unknown) > NAMED else []
         names = repr(", ".join([*(_cut(word) for word in list(unknown)[:NAMED]), *more]))
         alone = "" if known else "; it has no other words, so what the model says about it means nothing"

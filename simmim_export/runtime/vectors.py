@@ -30,6 +30,6 @@ def save_vectors(
     ``space`` is the bundle's embedding digest: vectors of two spaces must not be compared. ``failed`` names the sources that
     have no row. Raise :class:`UsageError` if ``path`` cannot be written.
     """
-    texts = {"sources": np.array(sources, dtype=str), "failed": np.array(failed, dtype=str), "space": np.array(space)}
+    names, lost = np.array(sources, dtype=str), np.array(failed, dtype=str)
     with replacing(destination(path)) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, embeddings=embeddings, **texts)
+        np.savez(stream, embeddings=embeddings, sources=names, space=np.array(space), failed=lost)

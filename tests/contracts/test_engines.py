@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, require_engine
@@ -22,7 +23,7 @@ from simmim_export.engines.tensorrt import TrtEngine
 from simmim_export.engines.tensorrt.plan_file import plan_file_path
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable, SimmimError, UsageError
-from simmim_export.proof.parity import Golden, compare
+from simmim_export.proof.parity import compare
 from simmim_export.spec import TOLERANCES, Axis, GraphSpec, Precision, TensorSpec, Variant
 
 
@@ -94,10 +95,10 @@ def test_an_unavailable_engine_says_what_to_install(engine: Engine) -> None:
 
 
 def test_parity_of_every_graph(sessions: dict[str, Session], tiny_bundle: Path) -> None:
-    golden = Golden.load(tiny_bundle / "golden.npz")
+    golden = golden_of(tiny_bundle)
     for spec in Bundle.open(tiny_bundle).manifest.graphs:
         assert isinstance(sessions[spec.name], Session)
-        assert compare(sessions[spec.name], spec, golden, Precision.FP32).passed
+        assert compare(sessions[spec.name], spec, golden=golden, precision=Precision.FP32).passed
 
 
 @pytest.mark.parametrize(("precision", "kinds"), [("bf16", {"bfloat16"}), ("int8", {"int8", "uint8"})])
@@ -111,10 +112,10 @@ def test_a_lower_precision_agrees_and_really_runs(
         pytest.skip(str(error).splitlines()[0])
     if engine.why_unavailable() is not None:
         pytest.skip(f"engine {engine.name} cannot run here")
-    golden = Golden.load(tiny_bundle / "golden.npz")
+    golden = golden_of(tiny_bundle)
     for spec in bundle.manifest.graphs:
         session = opened(engine, bundle, spec.name, asked, tmp_path)
-        report = compare(session, spec, golden, asked)
+        report = compare(session, spec, golden=golden, precision=asked)
         assert report.passed, report
         # A head is small, so INT8 leaves it in FP32.
         if not spec.name.startswith("head."):
@@ -176,7 +177,7 @@ def test_products_of_full_range_are_exact_or_refused(engine: Engine, kind: str, 
 
 def test_outputs_belong_to_the_caller(sessions: dict[str, Session], tiny_bundle: Path) -> None:
     """A second run must not change what the first returned."""
-    golden = Golden.load(tiny_bundle / "golden.npz")
+    golden = golden_of(tiny_bundle)
     session = sessions["image_encoder"]
     first = session.run({"pixels": golden.cases["batch 1, sequence 3"]["pixels"]})
     kept = {name: value.copy() for name, value in first.items()}
@@ -190,7 +191,7 @@ def test_nothing_runs_between_two_calls(engine: Engine, sessions: dict[str, Sess
         pytest.skip("PyTorch is the reference, and is not deployed")
     if (os.cpu_count() or 1) < 2:
         pytest.skip("with one processor no second thread spins")
-    golden, spec = Golden.load(tiny_bundle / "golden.npz"), Bundle.open(tiny_bundle).manifest.graph("fusion")
+    golden, spec = golden_of(tiny_bundle), Bundle.open(tiny_bundle).manifest.graph("fusion")
     feeds = golden.feeds(max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size), spec)
     used = []
     for _ in range(3):
@@ -240,7 +241,7 @@ def test_precision_proof_is_read_from_the_engine(sessions: dict[str, Session]) -
 
 
 def test_a_closed_session_is_an_error(sessions: dict[str, Session], tiny_bundle: Path) -> None:
-    golden, bundle = Golden.load(tiny_bundle / "golden.npz"), Bundle.open(tiny_bundle)
+    golden, bundle = golden_of(tiny_bundle), Bundle.open(tiny_bundle)
     for name, session in sessions.items():
         session.close()
         session.close()

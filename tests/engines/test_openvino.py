@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.engines.options import LATENCY, THROUGHPUT
 from simmim_export.errors import EngineUnavailable, NoCache, UsageError
-from simmim_export.proof.parity import Golden, compare
+from simmim_export.proof.parity import compare
 from simmim_export.runtime import load
 from simmim_export.spec import Precision
 from simmim_export.system import cache as store
@@ -62,8 +63,8 @@ def embed(bundle: Path, precision: str = "fp32") -> np.ndarray:
         report = compare(
             model.session("text_encoder"),
             model.bundle.manifest.graph("text_encoder"),
-            Golden.load(bundle / "golden.npz"),
-            Precision(precision),
+            golden=golden_of(bundle),
+            precision=Precision(precision),
         )
     assert report.passed
     return vectors
@@ -147,7 +148,7 @@ def test_the_cache_is_limited_in_size(
 def test_int8_is_deterministic(tiny_bundle: Path, graph: str) -> None:
     """On AVX2 without VNNI, convolutions on two threads did not for batches of 2 and more."""
     with load(tiny_bundle, "openvino", precision="int8", threads=2) as model:
-        golden, session = Golden.load(tiny_bundle / "golden.npz"), model.session(graph)
+        golden, session = golden_of(tiny_bundle), model.session(graph)
         case = max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size)
         feeds = golden.feeds(case, model.bundle.manifest.graph(graph))
         first = session.run(feeds)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine, on_device, ort_cuda
 from simmim_export.engines.ort import PROVIDER, proof_of
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.proof.parity import Golden, compare
+from simmim_export.proof.parity import compare
 from simmim_export.runtime import load
 from simmim_export.spec import Precision
 from simmim_export.system.conflicts import ort_files
@@ -41,7 +42,7 @@ def opened(bundle: Path, name: str, graphs: bool = False) -> OnCpu:
 @pytest.mark.parametrize("name", ["image_encoder", "text_encoder", "fusion", "head.vqa", "video_encoder"])
 def test_bound_tensors_agree_with_pytorch(every_bundle: Path, name: str, graphs: bool) -> None:
     session = opened(every_bundle, name, graphs)
-    report = compare(session, session._spec, Golden.load(every_bundle / "golden.npz"), Precision.FP32)
+    report = compare(session, session._spec, golden=golden_of(every_bundle), precision=Precision.FP32)
     assert report.passed and len(report.rows) > 4
     proof = session.precision_proof()
     assert proof.executed["float"] > 0 and not any(" on " in kind for kind in proof.executed)
@@ -199,13 +200,13 @@ def on_gpu(request: pytest.FixtureRequest):
 def test_every_graph_runs_on_the_gpu(on_gpu, request: pytest.FixtureRequest, precision: str) -> None:
     # Not a parameter, because it takes a training, and a skipped test should not wait for that.
     asked_bundle: Path = request.getfixturevalue("asked_bundle")
-    asked, golden = Precision(precision), Golden.load(asked_bundle / "golden.npz")
+    asked, golden = Precision(precision), golden_of(asked_bundle)
     bundle = Bundle.open(asked_bundle)
     for spec in bundle.manifest.graphs:
         session = on_gpu.open(bundle.file(bundle.artifact(spec.name, precision).path), spec, precision=asked)
         # Twice, because the second time every shape is replayed.
         for _ in range(2):
-            assert compare(session, spec, golden, asked).passed
+            assert compare(session, spec, golden=golden, precision=asked).passed
         executed = session.precision_proof().executed
         assert executed["float16" if precision == "fp16" else "float"] > 0
         # Only the sizes of dynamic axes are computed on the CPU.

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import make_checkpoint
+from support import golden_of, make_checkpoint
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines import get_engine
 from simmim_export.engines.base import GpuTimed
 from simmim_export.engines.torch import TorchCudaEngine, TorchEngine
 from simmim_export.errors import EngineUnavailable
-from simmim_export.proof.parity import Golden, compare
+from simmim_export.proof.parity import compare
 from simmim_export.spec import Precision
 
 
@@ -34,13 +35,13 @@ def every_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fp16_agrees_on_every_graph(every_bundle: Path, every_checkpoint: Path) -> None:
-    cases = Golden.load(every_bundle / "golden.npz").cases
+    cases = golden_of(every_bundle).cases
     # The first and the last case: FP16 is slow on a CPU.
     first, *_, last = cases
     golden = Golden({first: cases[first], last: cases[last]})
     for spec in Bundle.open(every_bundle).manifest.graphs:
         session = HalfOnCpu().open(every_checkpoint, spec, precision=Precision.FP16)
-        report = compare(session, spec, golden, Precision.FP16)
+        report = compare(session, spec, golden=golden, precision=Precision.FP16)
         assert report.passed and report.scaled_error > 0, report
         assert set(session.precision_proof().executed) == {"float16"}
 
@@ -48,7 +49,7 @@ def test_fp16_agrees_on_every_graph(every_bundle: Path, every_checkpoint: Path) 
 def test_a_compiled_module_agrees(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     spec = Bundle.open(tiny_bundle).manifest.graph("head.match")
     session = CompiledOnCpu().open(tiny_checkpoint, spec, precision=Precision.FP32)
-    assert compare(session, spec, Golden.load(tiny_bundle / "golden.npz"), Precision.FP32).passed
+    assert compare(session, spec, golden=golden_of(tiny_bundle), precision=Precision.FP32).passed
     assert not isinstance(session, GpuTimed)
     session.close()
     assert not session.precision_proof().executed
@@ -74,6 +75,6 @@ def test_parity_and_clock_on_the_gpu(name: str, precision: str, tiny_bundle: Pat
     if reason is not None:
         pytest.skip(f"engine {name} cannot run here: {reason}")
     for spec in Bundle.open(tiny_bundle).manifest.graphs:
-        session, golden = engine.open(tiny_checkpoint, spec, precision=asked), Golden.load(tiny_bundle / "golden.npz")
-        assert compare(session, spec, golden, asked).passed
+        session, golden = engine.open(tiny_checkpoint, spec, precision=asked), golden_of(tiny_bundle)
+        assert compare(session, spec, golden=golden, precision=asked).passed
         assert isinstance(session, GpuTimed) and session.gpu_seconds(golden.feeds(next(iter(golden.cases)), spec)) > 0

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
@@ -18,7 +19,6 @@ from simmim_export.errors import DataError, GateFailed
 from simmim_export.precision.int8 import check, saturates, to_int8, touched
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products
-from simmim_export.proof.parity import Golden
 from simmim_export.spec import GraphSpec, Precision, TensorSpec
 
 
@@ -32,7 +32,7 @@ def feeds(pixels: np.ndarray) -> list[dict[str, np.ndarray]]:
 
 def tokens(bundle: Path) -> list[dict[str, np.ndarray]]:
     """Real texts, one a feed."""
-    golden, spec = Golden.load(bundle / "golden.npz"), Bundle.open(bundle).manifest.graph("text_encoder")
+    golden, spec = golden_of(bundle), Bundle.open(bundle).manifest.graph("text_encoder")
     found = golden.feeds(max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size), spec)
     return [{name: rows[[index]] for name, rows in found.items()} for index in range(len(found["input_ids"]))]
 
