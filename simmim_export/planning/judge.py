@@ -1,7 +1,6 @@
 """Candidates for a deployment, judged in a process of their own: what they still answer, and how long they take.
 
-Knows one engine, the evidence and files. Must not know plans, or how a file was made. A process of its own, because PyTorch's
-threads would distort every latency (up to twice, measured).
+The process is separate because PyTorch's threads would distort every latency, by up to a factor of two (measured).
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from simmim_export.system.files import digest
 from simmim_export.system.libraries import guard_imports
 from simmim_export.system.printing import show_warnings_plainly
 
+# Each candidate runs for so many seconds in each of so many rounds.
 ROUNDS, SECONDS = 5, 0.12
 
 
@@ -41,33 +41,33 @@ class Candidate:
 
 
 class _Bench:
-    """What the process holds. ``files`` maps evidence and golden tensors to their paths."""
+    """What the process holds: the engine, the evidence and the golden tensors."""
 
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine, self.manifest = require_engine(engine), manifest
-        read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"])
+        texts = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"])
         held_out = require_fit(Evidence.load(evidence), manifest, evidence)
-        self.examiner = Examiner(manifest, held_out, read.feeds)
+        self.examiner = Examiner(manifest, held_out, texts.feeds)
         self.golden = Golden.load(golden, graphs=manifest.graphs)
 
     def open(self, candidate: Candidate) -> Session:
         return self.engine.open(candidate.path, self.manifest.graph(candidate.graph), candidate.precision)
 
     def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-        mine = {candidate.graph: candidate for candidate in candidates}
-        names = {graph: f"{digest(c.path)} {c.precision}" for graph, c in mine.items()}
-        opened: dict[str, Session] = {}
+        by_graph = {candidate.graph: candidate for candidate in candidates}
+        names = {graph: f"{digest(c.path)} {c.precision}" for graph, c in by_graph.items()}
+        sessions: dict[str, Session] = {}
 
         def session(graph: str) -> Session:
-            if graph not in opened:
-                opened[graph] = self.open(mine[graph])
-            return opened[graph]
+            if graph not in sessions:
+                sessions[graph] = self.open(by_graph[graph])
+            return sessions[graph]
 
         try:
             return self.examiner.figures(self.examiner.outputs(session, names.__getitem__))
         finally:
-            for one in opened.values():
-                one.close()
+            for opened in sessions.values():
+                opened.close()
 
     def clock(self, candidates: Sequence[Candidate]) -> list[float]:
         case = self.golden.largest()
@@ -80,12 +80,12 @@ class _Bench:
                 feeds = {name: array[:1] for name, array in feeds.items()}
                 for _ in range(3):
                     session.run(feeds)
-                until, found = time.perf_counter() + SECONDS, list[float]()
-                while time.perf_counter() < until or len(found) < 5:
+                until, seconds = time.perf_counter() + SECONDS, list[float]()
+                while time.perf_counter() < until or len(seconds) < 5:
                     before = time.perf_counter()
                     session.run(feeds)
-                    found.append(time.perf_counter() - before)
-                samples[place].append(statistics.median(found))
+                    seconds.append(time.perf_counter() - before)
+                samples[place].append(statistics.median(seconds))
                 session.close()
         return [statistics.median(rounds) for rounds in samples]
 
@@ -119,18 +119,18 @@ def _clock(candidates: Sequence[Candidate]) -> list[float]:
 
 
 class Judge:
-    """A process with one ``engine``. Use it in a ``with`` block; errors of the engine are raised here as they are."""
+    """A process with one ``engine``, for use in a ``with`` block. Errors of the engine are raised here with their own type."""
 
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine = engine
         self._pool = spawn_worker(_start, engine, manifest, tokenizer, evidence, golden)
 
     def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-        """What the evidence says of one candidate for every graph: :meth:`Examiner.figures`."""
+        """The figures of one candidate for every graph on the evidence: :meth:`Examiner.figures`."""
         return self._pool.submit(_examine, list(candidates)).result()
 
     def clock(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Median seconds of each at batch 1 and the longest probed text: medians of 5 alternated rounds."""
+        """The seconds that each takes at batch 1 with the longest probed text: the median of 5 alternated rounds."""
         return self._pool.submit(_clock, list(candidates)).result()
 
     def __enter__(self) -> Judge:

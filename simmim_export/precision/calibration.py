@@ -1,6 +1,6 @@
-"""Real images and texts to measure ranges on. Knows samples and digests; must not know graphs or quantisers.
+"""Real images and texts to measure ranges on.
 
-Never random and never one sample repeated: ranges of noise or of one picture fit nothing else.
+They are never random and never one sample repeated: ranges of noise or of one picture fit nothing else.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from simmim_export.runtime.images import ImagePreprocessing, load_pixels
 from simmim_export.runtime.text import check_text
 
 LEAST, ENOUGH = 8, 32
-# So many of each are used: more moved no range on real weights, and every graph runs all of them.
+# At most this many of each are used. More did not change a range on real weights, and every graph runs all of them.
 MOST = 128
 TEXTS = "texts.txt"
-_FIX = f"give a folder of {ENOUGH} or more pictures ({', '.join(SUFFIXES)}) and {TEXTS}, a text a line"
+_FIX = f"give a folder of {ENOUGH} or more pictures ({', '.join(SUFFIXES)}) and a {TEXTS} with one text per line"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """``pixels`` uint8 [n, height, width, 3] and m ``texts``, n and m >= 8, each all distinct; ``source`` says where they
-    are from.
+    """``pixels`` uint8 [n, height, width, 3] and m ``texts``, with n and m >= 8; ``source`` says where they come from.
 
-    Raise :class:`DataError` for fewer, for another type or rank, or for two that are the same; warn
-    :class:`FewSamples` for fewer than 32.
+    Raise :class:`DataError` for fewer, for another type or rank, and for equal samples. Warn :class:`FewSamples` below 32.
     """
 
     pixels: np.ndarray
@@ -66,33 +64,32 @@ class Calibration:
     @property
     def digest(self) -> str:
         """SHA-256 over shape, pixels and texts."""
-        found = hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes())
-        found.update("\n".join(self.texts).encode())
-        return found.hexdigest()
+        hashed = hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes())
+        hashed.update("\n".join(self.texts).encode())
+        return hashed.hexdigest()
 
 
 def calibrate(
     pixels: np.ndarray, texts: Sequence[str], folder: Path | None, preprocessing: Mapping[str, Any]
 ) -> Calibration:
-    """The samples of ``folder``, prepared as the manifest's ``preprocessing`` says, or else the checkpoint's own ``pixels``
-    and ``texts``, distinct ones, at most 128 of each.
+    """The samples in ``folder``, prepared as the manifest's ``preprocessing`` says; without a folder, the checkpoint's own
+    ``pixels`` and ``texts``. Each sample is taken once, and at most 128 of each kind.
 
-    A folder without texts.txt takes the checkpoint's texts, one without pictures the checkpoint's pictures, with a
-    :class:`FewSamples` warning.
+    If the folder has no texts.txt or no pictures, the checkpoint's are used instead, with a :class:`FewSamples` warning.
     """
     pixels, own = distinct_images(pixels)[:MOST], distinct_texts(texts)[:MOST]
     if folder is None:
         return Calibration(pixels, own, "the checkpoint's samples")
-    return from_folder(folder, ImagePreprocessing.from_json(preprocessing), pixels, own)
+    return from_folder(folder, ImagePreprocessing.from_json(preprocessing), pixels=pixels, texts=own)
 
 
 def distinct_texts(texts: Sequence[str]) -> tuple[str, ...]:
-    """Each of ``texts`` once: a data set of few texts repeats them beside its images."""
+    """Each of ``texts`` once: a data set with few texts repeats them for its images."""
     return tuple(dict.fromkeys(texts))
 
 
 def distinct_images(pixels: np.ndarray) -> np.ndarray:
-    """Each image of ``pixels`` [n, H, W, 3] once: the frames of a clip in which nothing moves are one picture."""
+    """Each image of ``pixels`` [n, H, W, 3] once: if nothing moves in a clip, all its frames are the same."""
     first: dict[bytes, int] = {}
     for index, image in enumerate(pixels):
         first.setdefault(hashlib.sha256(image.tobytes()).digest(), index)
@@ -100,35 +97,39 @@ def distinct_images(pixels: np.ndarray) -> np.ndarray:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise :class:`DataError` if there is no such folder."""
+    """Raise :class:`DataError` if ``folder`` is not a directory."""
     if not folder.is_dir():
-        raise DataError("no such folder of calibration samples", where=folder, fix=_FIX)
+        raise DataError("the calibration folder does not exist", where=folder, fix=_FIX)
 
 
 def from_folder(
-    folder: Path, preprocessing: ImagePreprocessing, pixels: np.ndarray, texts: Sequence[str]
+    folder: Path, preprocessing: ImagePreprocessing, *, pixels: np.ndarray, texts: Sequence[str]
 ) -> Calibration:
-    """Every picture directly in ``folder``, prepared as the runtime prepares it, and the lines of its texts.txt; ``pixels`` or
-    ``texts`` in place of what it lacks.
+    """Every picture directly in ``folder``, prepared as the runtime prepares it, and the lines of its texts.txt. ``pixels`` and
+    ``texts`` replace what it lacks.
 
-    Raise :class:`DataError` for a folder that is missing or has too few, :class:`ImageError` for a damaged picture,
+    Raise :class:`DataError` for a folder that is missing or has too few samples, :class:`ImageError` for a damaged picture, and
     :class:`TextError` for a line that is not UTF-8.
     """
     require_folder(folder)
-    found = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
-    if not found and not (folder / TEXTS).is_file():
-        raise DataError("no calibration images, and no texts", where=folder, fix=_FIX)
+    pictures = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
+    if not pictures and not (folder / TEXTS).is_file():
+        raise DataError("the calibration folder has neither pictures nor texts", where=folder, fix=_FIX)
     if (folder / TEXTS).is_file():
         lines = (folder / TEXTS).read_bytes().splitlines()
         named = ((f"{folder / TEXTS}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
         texts = [check_text(line, where) for where, line in named]
     else:
-        warnings.warn(f"{folder} has no {TEXTS}: the checkpoint's own texts are used", FewSamples, stacklevel=3)
-    for kind, count in (("images", len(found)), ("texts", len(texts))):
+        _warn(f"{folder} has no {TEXTS}: the checkpoint's own texts are used")
+    for kind, count in (("images", len(pictures)), ("texts", len(texts))):
         if count > MOST:
-            warnings.warn(f"{folder} has {count} {kind}: the first {MOST} are used", FewSamples, stacklevel=3)
-    if found:
-        pixels = load_pixels(found[:MOST], preprocessing)
+            _warn(f"{folder} has {count} {kind}: the first {MOST} are used")
+    if pictures:
+        pixels = load_pixels(pictures[:MOST], preprocessing)
     else:
-        warnings.warn(f"{folder} has no pictures: the checkpoint's own are used", FewSamples, stacklevel=3)
+        _warn(f"{folder} has no pictures: the checkpoint's own are used")
     return Calibration(pixels, tuple(texts[:MOST]), str(folder))
+
+
+def _warn(what: str) -> None:
+    warnings.warn(what, FewSamples, stacklevel=4)
