@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from simmim_export.engines.base import INTEGER_DOT, Engine, require_host
+from simmim_export.engines.base import Engine
+from simmim_export.engines.checks import INTEGER_DOT, require_host
 from simmim_export.errors import EngineUnavailable
 from simmim_export.precision.base import Options
 from simmim_export.precision.int8_u8 import saturates, touched
@@ -102,7 +103,7 @@ class EngineChoices:
         if Precision.INT8 not in files:
             return files
         try:
-            require_host(self._engine, self._files.host_needs(graph, self._variants[Precision.INT8]), graph)
+            require_host(self._engine, self._files.host_needs(graph, self._variants[Precision.INT8]), where=graph)
         except EngineUnavailable as error:
             self.refused[graph] = f"{graph}: {error.what}"
         if graph in self.refused or not self._files.groups_of(graph):

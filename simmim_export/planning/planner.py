@@ -125,8 +125,8 @@ def _excess(line: Line) -> float:
         return float("inf")
     if line.key in ("cosine", "agreement"):
         top = 1.0 if line.key == "cosine" else 100.0
-        return max((line.limit - line.found) / max(top - line.limit, 1e-6), 0.0)
-    return max((line.found - line.limit) / max(line.limit, 1e-6), 0.0)
+        return max((line.limit - line.measured) / max(top - line.limit, 1e-6), 0.0)
+    return max((line.measured - line.limit) / max(line.limit, 1e-6), 0.0)
 
 
 @dataclass(kw_only=True)

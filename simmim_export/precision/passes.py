@@ -20,7 +20,8 @@ from simmim_export.precision.int8_s8 import Int8ForTensorRT
 from simmim_export.precision.int8_u8 import Int8ForCpu
 from simmim_export.spec import Precision, Variant
 from simmim_export.system.cache import kept
-from simmim_export.system.files import digest, replacing
+from simmim_export.system.files import digest
+from simmim_export.system.outputs import replacing
 
 PASSES: Mapping[Variant, type[Pass]] = {each.variant: each for each in (Fp16, Int8ForCpu, Int8ForTensorRT)}
 # The variants that are written for a precision. The first one is for CPU engines, and precision plans use it.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from simmim_export.export import exporter
+from simmim_export.export import plans
 from simmim_export.export.variants import VariantFiles
 from simmim_export.planning.planner import SearchResult, Trial
 from simmim_export.proof.budget import Budget
@@ -46,12 +46,12 @@ def test_an_engine_is_planned_again_if_another_changes_its_file(
             return SearchResult(engine=self.engine, budget=budget, chosen=trial, trials=(trial,))
 
     budget = Budget.parse("cosine=0.9")
-    monkeypatch.setattr(exporter, "Judge", lambda name, *_: contextlib.nullcontext(name))
-    monkeypatch.setattr(exporter, "EngineChoices", lambda *_, **__: SimpleNamespace(refused={}))
-    monkeypatch.setattr(exporter, "Planner", Planner)
-    staging: Any = SimpleNamespace(root=tmp_path)
-    (tmp_path / exporter.TOKENIZER).write_text("")
-    results = exporter._plan(staging, None, files, budget, lambda *_: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(plans, "Judge", lambda name, *_: contextlib.nullcontext(name))
+    monkeypatch.setattr(plans, "EngineChoices", lambda *_, **__: SimpleNamespace(refused={}))
+    monkeypatch.setattr(plans, "Planner", Planner)
+    (tmp_path / plans.TOKENIZER).write_text("")
+    manifest: Any = None
+    results = plans.search_plans(tmp_path, manifest, files=files, budget=budget, watch=lambda *_: None)
     in_float = frozenset({"layer.0"})
     assert searches == [("ort", frozenset()), ("openvino", frozenset()), ("ort", in_float)]
     assert written == [("text_encoder", in_float)]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simmim_export.errors import GateFailed
-from simmim_export.export.exporter import spare
+from simmim_export.export.plans import can_spare
 from simmim_export.planning.judge import Candidate
 from simmim_export.planning.planner import WORTH, Planner, SearchResult
 from simmim_export.proof.budget import Budget
@@ -135,9 +135,9 @@ def test_a_bundle_can_spare_the_int8_that_no_plan_chose() -> None:
     world = World({"image": {"a": 0.0}, "text": {"b": 0.0}}, {g: {FP32: 3, INT8: t} for g, t in FAST.items()})
     results = [world.search()]
     assert str(results[0].plan) == "image=int8"
-    spared = {(graph, variant) for graph in FAST for variant in Variant if spare(results, graph, variant)}
+    spared = {(graph, variant) for graph in FAST for variant in Variant if can_spare(results, graph, variant)}
     assert spared == {("text", Variant.INT8_U8), ("text", Variant.INT8_S8), ("image", Variant.INT8_S8)}
-    assert not any(spare([], graph, variant) for graph in FAST for variant in Variant)
+    assert not any(can_spare([], graph, variant) for graph in FAST for variant in Variant)
 
 
 def test_int8_with_most_groups_float_does_not_beat_a_faster_bf16() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
@@ -18,7 +19,7 @@ from simmim_export.precision.fp16 import Fp16
 from simmim_export.precision.halve import halve
 from simmim_export.precision.islands import LARGEST, find_islands, ranges
 from simmim_export.precision.passes import write_variant
-from simmim_export.proof.parity import Golden, ParityReport, compare
+from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.spec import Precision, Tolerance, Variant
 from simmim_export.tensorrt_rules.groups import module_of
 
@@ -28,7 +29,7 @@ GRAPHS = ["image_encoder", "text_encoder", "fusion", "head.match", "head.vqa"]
 
 def real(bundle: Path, name: str) -> tuple[onnx.ModelProto, Feeds]:
     """The FP32 graph ``name`` of a bundle, and single samples of its golden tensors."""
-    spec, golden = Bundle.open(bundle).manifest.graph(name), Golden.load(bundle / "golden.npz")
+    spec, golden = Bundle.open(bundle).manifest.graph(name), golden_of(bundle)
     case = max(golden.cases, key=lambda case: len(golden.cases[case]["pixels"]))
     batch = golden.feeds(case, spec)
     count = len(next(iter(batch.values())))
@@ -39,9 +40,9 @@ def real(bundle: Path, name: str) -> tuple[onnx.ModelProto, Feeds]:
 def report_of(model: onnx.ModelProto, bundle: Path, name: str, path: Path) -> ParityReport:
     """``model``, a form of the graph ``name``, against PyTorch's outputs; ``path`` is for its file."""
     onnx.save(model, path)
-    spec, golden = Bundle.open(bundle).manifest.graph(name), Golden.load(bundle / "golden.npz")
-    session = get_engine("ort").open(path, spec, Precision.FP32)
-    return compare(session, spec, golden, Precision.FP32)
+    spec, golden = Bundle.open(bundle).manifest.graph(name), golden_of(bundle)
+    session = get_engine("ort").open(path, spec, precision=Precision.FP32)
+    return compare(session, spec, golden=golden, precision=Precision.FP32)
 
 
 def graph(nodes: list[onnx.NodeProto], size: int = 4, **constants: float | np.ndarray) -> onnx.ModelProto:

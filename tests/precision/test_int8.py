@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
@@ -18,7 +19,6 @@ from simmim_export.errors import DataError, GateFailed, UsageError
 from simmim_export.precision.base import Feeds, Options
 from simmim_export.precision.int8_u8 import Int8ForCpu, saturates, touched
 from simmim_export.precision.tokens import quantize_products
-from simmim_export.proof.parity import Golden
 from simmim_export.spec import GraphSpec, Precision, TensorSpec, Variant
 
 
@@ -32,7 +32,7 @@ def pictures(pixels: np.ndarray) -> Feeds:
 
 def tokens(bundle: Path) -> Feeds:
     """Real texts, one in each feed."""
-    golden, spec = Golden.load(bundle / "golden.npz"), Bundle.open(bundle).manifest.graph("text_encoder")
+    golden, spec = golden_of(bundle), Bundle.open(bundle).manifest.graph("text_encoder")
     batch = golden.feeds(max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size), spec)
     return [{name: rows[[index]] for name, rows in batch.items()} for index in range(len(batch["input_ids"]))]
 
@@ -164,7 +164,9 @@ def test_convolutions_that_share_weights_are_quantized_and_run(tmp_path: Path) -
     assert touched(model) == ["of x", "of a"]
     onnx.save(Int8ForCpu(feeds)(model), target)
     spec = GraphSpec("g", (TensorSpec("x", "float32", tuple(shape)),), (TensorSpec("y", "float32", tuple(shape)),), ())
-    exact, lowered = (get_engine("ort").open(p, spec, Precision.INT8).run(feeds[0])["y"] for p in (source, target))
+    exact, lowered = (
+        get_engine("ort").open(p, spec, precision=Precision.INT8).run(feeds[0])["y"] for p in (source, target)
+    )
     assert np.linalg.norm(lowered - exact) < 0.1 * np.linalg.norm(exact)
 
 
@@ -254,7 +256,7 @@ def test_real_weights_keep_their_neighbours(minilm_bundle: Path, engine: str) ->
 
     assert Bundle.open(minilm_bundle).artifact("text_encoder", Variant.INT8_U8).built_for == {}
     texts = sentences()[:200]
-    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, "int8") as model:
+    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, precision="int8") as model:
         kept = agreement(exact.embed_text(texts), model.embed_text(texts))
     assert kept["cosine_mean"] >= 0.998 and kept["cosine_min"] >= 0.99 and kept["top1"] >= 0.9
 
@@ -263,5 +265,5 @@ def test_a_session_does_not_edit_the_file(tiny_bundle: Path, tmp_path: Path) -> 
     path = shutil.copy(tiny_bundle / "graphs/text_encoder.int8-u8.onnx", tmp_path / "x.onnx")
     before = Path(path).read_bytes()
     spec = Bundle.open(tiny_bundle).manifest.graph("text_encoder")
-    get_engine("ort").open(Path(path), spec, Precision.INT8).close()
+    get_engine("ort").open(Path(path), spec, precision=Precision.INT8).close()
     assert Path(path).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
