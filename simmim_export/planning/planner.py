@@ -94,7 +94,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What the search found for one engine: the ``chosen`` trial, all ``trials`` in order, and ``notes`` for the user."""
+    """The result of a search for one engine: the ``chosen`` trial, all ``trials`` in order, and ``notes`` for the user."""
 
     engine: str
     budget: Budget

@@ -44,9 +44,7 @@ class Fp16(Pass):
             raise DataError("no samples to measure the ranges of FP16 on", fix="give at least one")
         names = [node.name for node in model.graph.node]
         if "" in names or len(set(names)) < len(names):
-            raise GateFailed(
-                "the graph has nodes without a unique name, and islands are found by name", fix="report this"
-            )
+            raise GateFailed("the graph has nodes without a unique name, which islands need", fix="report this")
         graph = Graph(model)
         if len(graph.nodes) > len(names) or any(node.op_type == "Constant" for node in graph.nodes):
             raise GateFailed("the graph has subgraphs or Constant nodes", fix="report this")

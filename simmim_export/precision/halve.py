@@ -35,7 +35,7 @@ def halve(model: onnx.ModelProto, islands: Collection[str] = ()) -> onnx.ModelPr
     work = with_types(model)
     graph, opset = work.graph, work.opset_imports[""]
     wide = [node for node in graph if node.name in islands]
-    floats = [value for value in graph.initializers.values() if value.const_value.dtype == _FLOAT]  # type: ignore[union-attr]
+    floats = [value for value in graph.initializers.values() if value.const_value.dtype == _FLOAT]
     for value in floats:
         _halve_constant(graph, value, _wide_readers(value, wide, opset))
     floats = [value for value in graph.inputs if value.dtype == _FLOAT]

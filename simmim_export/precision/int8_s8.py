@@ -94,7 +94,7 @@ def convolutions_of(graph: ir.Graph) -> list[ir.Node]:
             after.update(node.outputs)
         if node.op_type != "Conv" or not is_float_constant(node.inputs[1]):
             continue
-        outputs, inputs = node.inputs[1].const_value.shape.numpy()[:2]  # type: ignore[union-attr]
+        outputs, inputs = node.inputs[1].const_value.shape.numpy()[:2]
         if first or min(outputs, inputs * node.attributes.get_int("group", 1)) >= LEAST_SIZE:
             convolutions.append(node)
     return convolutions

@@ -41,7 +41,7 @@ def unshare(model: onnx.ModelProto) -> onnx.ModelProto:
     edited = ir.from_proto(model)
     graph, count = edited.graph, 0
     for dequantize in list(graph):
-        if dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0].const_value is None:  # type: ignore[union-attr]
+        if dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0].const_value is None:
             continue
         for usage in list(dequantize.outputs[0].uses())[1:]:
             suffix, count = f".{count}", count + 1

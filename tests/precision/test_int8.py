@@ -256,7 +256,7 @@ def test_real_weights_keep_their_neighbours(minilm_bundle: Path, engine: str) ->
 
     assert Bundle.open(minilm_bundle).artifact("text_encoder", Variant.INT8_U8).built_for == {}
     texts = sentences()[:200]
-    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, "int8") as model:
+    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, precision="int8") as model:
         kept = agreement(exact.embed_text(texts), model.embed_text(texts))
     assert kept["cosine_mean"] >= 0.998 and kept["cosine_min"] >= 0.99 and kept["top1"] >= 0.9
 

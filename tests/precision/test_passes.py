@@ -11,6 +11,7 @@ from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.errors import UsageError
+from simmim_export.export.lower import Lower
 from simmim_export.precision import passes
 from simmim_export.precision.passes import PASSES, VARIANTS, CachedPasses, Options, write_variant
 from simmim_export.spec import Precision, Variant
@@ -29,6 +30,13 @@ def test_every_variant_belongs_to_its_precision_and_has_a_pass() -> None:
         assert all(variant.precision is precision for variant in variants)
     assert {variant for variants in VARIANTS.values() for variant in variants} == set(Variant)
     assert set(PASSES) == set(Variant) - set(VARIANTS[Precision.FP32])
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP32])
+def test_asking_for_a_precision_without_files_is_an_error(precision: Precision) -> None:
+    with pytest.raises(UsageError, match=str(precision)) as caught:
+        Lower((precision,))
+    assert caught.value.exit_code == 2 and caught.value.fix
 
 
 def test_a_full_cache_does_not_cost_the_result(

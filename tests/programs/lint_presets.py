@@ -35,7 +35,7 @@ from simmim_export.tensorrt_rules.lint import Finding, lint
 
 # What TensorRT is given.
 VARIANTS = (Variant.FP32, Variant.FP16, Variant.INT8_S8)
-MAX_BATCH, FRAMES, CLASSES, SAMPLES = 8, 8, 32, 8
+MAX_BATCH, FRAMES, CLASSES, SAMPLES = 8, 8, 32, 4
 
 
 @dataclass(frozen=True, kw_only=True)
