@@ -73,7 +73,7 @@ def verify(
         if evidence:
             # What cannot be measured, or read, shows in PyTorch's own figures: before the engine is asked for minutes.
             held_out = require_evidence(model.bundle)
-            examiner = Examiner(manifest, held_out, model.tokens, watch)
+            examiner = Examiner(manifest, held_out, tokens=model.tokens, watch=watch)
             before = [c for c in read(model.bundle) if (c.engine, c.plan) == (name, plan)]
             known = examiner.figures(held_out.reference)
             mine = [c for c in before if c.host == fingerprint()]

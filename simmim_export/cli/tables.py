@@ -84,7 +84,7 @@ def _limits(table: Table, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[l
     limits = {line["name"]: line["allowed"] for row in rows for line in row}
     for name, allowed in limits.items():
         table.add_column(stacked(f"{name} {allowed}".split(" ")), justify="right")
-    cells = [{line["name"]: cell(line["found"]) + ("" if line["kept"] else " !") for line in row} for row in rows]
+    cells = [{line["name"]: cell(line["measured"]) + ("" if line["kept"] else " !") for line in row} for row in rows]
     return [[row.get(name, "") for name in limits] for row in cells]
 
 

@@ -20,7 +20,7 @@ from simmim_export.bundle import Bundle, Manifest, check_draft, parse_manifest
 from simmim_export.console.metrics import print_metrics
 from simmim_export.errors import BundleError
 from simmim_export.runtime.images import ImagePreprocessing
-from simmim_export.runtime.runtime import plan_of
+from simmim_export.runtime.loading import plan_of
 from simmim_export.spec import Kind, Pipeline, Precision, Verb, as_json
 
 
@@ -40,7 +40,7 @@ def use(manifest: Manifest) -> None:
     for graph in manifest.graphs:
         assert bundle.artifact(graph.name, "fp32").precision is Precision.FP32
     for engine in manifest.plans:
-        plan_of(bundle, engine, "planned")
+        plan_of(bundle, engine, precision="planned")
     if manifest.metrics:
         print_metrics(manifest.metrics)
 

@@ -113,7 +113,7 @@ class EvidenceTarget(OfBundle):
             assert array.dtype == np.float32, f"a reference that is not float32 was accepted: {name}, {array.dtype}"
             assert np.isfinite(array).all(), f"a reference that is not finite was accepted: {name}"
         with load(folder) as model:
-            examiner = Examiner(model.bundle.manifest, evidence, model.tokens)
+            examiner = Examiner(model.bundle.manifest, evidence, tokens=model.tokens)
             figures = examiner.figures(examiner.outputs(model.session))
         # How far FP32 is from a reference without any spread is infinite, which fails its line; all else is finite.
         text = json.dumps({part: figures[part] for part in ("tasks", "embeddings")})
@@ -154,7 +154,7 @@ class CertificateTarget(OfBundle):
 
         attempt(
             show,
-            lambda: choose(certificates, fingerprint(), versions, where=folder),
+            lambda: choose(certificates, fingerprint(), versions=versions, where=folder),
             lambda: load(folder, engine="auto").close(),
         )
 
