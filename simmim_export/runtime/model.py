@@ -9,6 +9,7 @@ import numpy as np
 
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import Session
+from simmim_export.engines.checks import check_feeds
 from simmim_export.engines.options import require_count
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
 from simmim_export.proof.parity import ParityReport, compare
@@ -69,6 +70,9 @@ class Model:
         if not isinstance(feeds, Mapping):
             names = ", ".join(tensor.name for tensor in manifest.takes(chosen).values())
             raise UsageError(f"feeds is {type(feeds).__name__}, not a dict of arrays", fix=f"give arrays for {names}")
+        # A session checks its inputs; nothing else would check an output that stands in for a graph which is skipped.
+        outputs = (tensor for graph in chosen.graphs for tensor in manifest.graph(graph).outputs)
+        check_feeds(feeds, tuple(tensor for tensor in outputs if tensor.name in feeds))
         return self._run(chosen, feeds)
 
     def _run(self, pipeline: Pipeline, feeds: Mapping[str, Any]) -> Tensors:
