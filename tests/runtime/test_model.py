@@ -182,7 +182,12 @@ def test_an_empty_text_is_named_before_anything_runs(tiny_bundle: Path) -> None:
 
 def test_unknown_words_are_answered_with_a_warning_that_names_them(model) -> None:
     image = photographs()[0]
-    for call in (model.embed_text, lambda texts: model.match(image, texts), lambda texts: model.answers(image, texts)):
+    for call in (
+        model.embed_text,
+        lambda texts: model.match(image, texts),
+        lambda texts: model.answers(image, texts),
+        lambda texts: model.tokens(texts, warn=True)["input_ids"],
+    ):
         with pytest.warns(UnknownWords) as caught:
             assert len(call(["red circle", "zebra", "red zebra"])) == 3
         assert [str(warning.message)[:8] for warning in caught] == ["texts[1]", "texts[2]"]
