@@ -49,7 +49,8 @@ def init(
     text_encoder: Annotated[
         str | None,
         typer.Option(
-            "--text-encoder", help="Folder of a Hugging Face text encoder, or its name on the hub; its weights are used."
+            "--text-encoder",
+            help="Folder of a Hugging Face text encoder, or its name on the hub; its weights are used.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -73,7 +74,9 @@ def init(
     image_weights: Annotated[
         str | None,
         typer.Option(
-            "--image-weights", help="File with a ResNet's state dict, or torchvision's name for one.", rich_help_panel=MODEL
+            "--image-weights",
+            help="File with a ResNet's state dict, or torchvision's name for one.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     image_size: ImageSize = None,
@@ -168,7 +171,10 @@ def finetune(
     questions: Annotated[
         int | None,
         typer.Option(
-            "--questions", min=1, help="Questions per image in a batch. Default: 8 for shapes, else 4.", rich_help_panel=DATA
+            "--questions",
+            min=1,
+            help="Questions per image in a batch. Default: 8 for shapes, else 4.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     rehearse: Annotated[

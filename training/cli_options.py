@@ -24,7 +24,9 @@ Output = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Split = Annotated[str, typer.Option("--split", help="CoGenT split of shapes: iid, A or B.", rich_help_panel=DATA)]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data and sampling.", rich_help_panel=EXPERTS)]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, help="Seed of weights, data and sampling.", rich_help_panel=EXPERTS)
+]
 ImageSize = Annotated[
     int | None,
     typer.Option(
@@ -51,9 +53,7 @@ Scenes = Annotated[
         help="Number of held-out images to measure on.",
     ),
 ]
-Task = Annotated[
-    str, typer.Option("--task", help="vqa, retrieval, text_class, image_class, video_class or video_qa.")
-]
+Task = Annotated[str, typer.Option("--task", help="vqa, retrieval, text_class, image_class, video_class or video_qa.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,9 @@ class Training:
 
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="Size of a new model: tiny, small, base or large. Default: that of --from, or tiny."),
+        typer.Option(
+            "--preset", help="Size of a new model: tiny, small, base or large. Default: that of --from, or tiny."
+        ),
     ] = None
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Train for so many minutes. Give this or --steps.")
@@ -122,9 +124,7 @@ class Training:
     ] = "muon"
     lr: Annotated[
         float,
-        typer.Option(
-            "--lr", help="Peak learning rate of AdamW; Muon's is 5 times as high.", rich_help_panel=EXPERTS
-        ),
+        typer.Option("--lr", help="Peak learning rate of AdamW; Muon's is 5 times as high.", rich_help_panel=EXPERTS),
     ] = 1e-3
     accumulate: Annotated[
         int, typer.Option("--accumulate", min=1, help="Batches to add up for one step.", rich_help_panel=EXPERTS)

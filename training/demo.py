@@ -64,13 +64,13 @@ def main() -> None:
         say("the right answers: " + ", ".join(row["answer"] for row in record["questions"]))
     captions = json.loads((images / "records.json").read_text(encoding="utf-8"))
     run("simmim-export", "match", bundle, images / "0000.png", captions[0]["captions"][0], captions[1]["captions"][0])
-    summary = summarise(checkpoint, bundle, FOLDER / "bench.json")
+    summary = summarize(checkpoint, bundle, FOLDER / "bench.json")
     (FOLDER / "summary.md").write_text(summary, encoding="utf-8")
     say(f"\n{summary}", lines=True)
     say(f"{time.monotonic() - started:.0f} s in all; left {checkpoint}, {bundle}, {images}, {FOLDER / 'summary.md'}")
 
 
-def summarise(checkpoint: Path, bundle: Path, bench: Path) -> str:
+def summarize(checkpoint: Path, bundle: Path, bench: Path) -> str:
     """The demo's figures as a Markdown table, each beside its control."""
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     found = json.loads(bench.read_text(encoding="utf-8"))

@@ -47,9 +47,7 @@ def evaluate(
             what = f"the data set {data.name} has other classes for {head} than the checkpoint"
             raise CheckpointError(what, where=path, fix="evaluate it on the data that it was trained for")
         else:
-            metrics[name] = measure(
-                name, model, tokenizer=tokenizer, held_out=held_out, scenes=scenes, watch=watch
-            )
+            metrics[name] = measure(name, model, tokenizer=tokenizer, held_out=held_out, scenes=scenes, watch=watch)
     if pointing:
         if not isinstance(held_out, Shapes):
             what = f"the pointing game needs to know where things are, and {data.name} does not say"

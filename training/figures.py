@@ -106,8 +106,6 @@ def all_metrics(
         job.watch(step + where, done, total)
 
     return others | {
-        task: measure(
-            task, model, tokenizer=tokenizer, held_out=held_out, scenes=job.eval_scenes, watch=watch
-        )
+        task: measure(task, model, tokenizer=tokenizer, held_out=held_out, scenes=job.eval_scenes, watch=watch)
         for task in tasks
     }

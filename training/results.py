@@ -26,7 +26,7 @@ from simmim_export.training.results_page import REVISION, page, plot
 SEEDS = (0, 1, 2)
 SHARES = (1, 5, 10, 100)
 # 100 % of the labels.
-LABELLED = {"shapes": 16384, "digits": 1438}
+LABELED = {"shapes": 16384, "digits": 1438}
 PAIRS = (
     ("concat_sequence", "attention"),
     ("concat_feature", "linear"),
@@ -120,7 +120,7 @@ def _pair(fusion: str, interaction: str, seed: int) -> Run:
 
 
 def _labels(data: str, steps: str, seed: int, share: int) -> Iterator[Run]:
-    examples = str(max(1, LABELLED[data] * share // 100))
+    examples = str(max(1, LABELED[data] * share // 100))
     task = ("--task", "image_class" if data == "digits" else "vqa", "--data", data, "--rehearse", "0")
     common = (TRAIN, "finetune", *task, "--examples", examples, "--steps", steps, "--seed", str(seed))
     to = ("-o", "{out}", "--json", *EVALUATE)

@@ -13,7 +13,7 @@ from simmim_export.console.metrics import control_accuracies
 # Two-sided 95 % of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776)
 _SEEDS, _SHARES = range(3), (1, 5, 10, 100)
-_LABELLED = (("shapes", "vqa"), ("digits", "image_class"))
+_LABELED = (("shapes", "vqa"), ("digits", "image_class"))
 Found = Mapping[str, Any]
 
 # Of what the commands do: raise it when training, data or figures change so that a run would come out otherwise.
@@ -133,10 +133,10 @@ def _expectation(reached: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def _labels(found: Found) -> list[str]:
     rows, said = [], []
-    for data, task in _LABELLED:
+    for data, task in _LABELED:
         verdicts = {}
         for share in _SHARES:
-            starts = {start: _labelled(found, data, start, share, task) for start in ("pretrained", "scratch")}
+            starts = {start: _labeled(found, data, start, share, task) for start in ("pretrained", "scratch")}
             gains = [
                 value - starts["scratch"][seed]
                 for seed, value in starts["pretrained"].items()
@@ -161,7 +161,7 @@ def _saving(found: Found, data: str, task: str) -> str:
     means: dict[str, dict[int, float]] = {"pretrained": {}, "scratch": {}}
     for start, row in means.items():
         for share in _SHARES:
-            if values := _labelled(found, data, start, share, task):
+            if values := _labeled(found, data, start, share, task):
                 row[share] = statistics.mean(values.values())
     whole = means["scratch"].get(100)
     enough = [share for share, mean in means["pretrained"].items() if whole is not None and mean >= whole]
@@ -179,7 +179,7 @@ def verdict(gains: Sequence[float]) -> str:
     return "undecided"
 
 
-def _labelled(found: Found, data: str, start: str, share: int, task: str) -> dict[int, float]:
+def _labeled(found: Found, data: str, start: str, share: int, task: str) -> dict[int, float]:
     """Seed to accuracy."""
     keys = {seed: f"labels/{data}/{start}/{share}/{seed}" for seed in _SEEDS}
     return {seed: metric["accuracy"] for seed, key in keys.items() if (metric := _metric(found, key, task))}
@@ -249,7 +249,7 @@ def _mim(found: Found) -> list[str]:
     for name, title in (("base", "off"), ("base-mim", "on")):
         rows.append([title, _mean(_values(found, [f"mim/{name}/{seed}" for seed in _SEEDS], "vqa"))])
     header = ["mim in pretraining", "VQA after 250 steps of questions"]
-    return ["## Masked image modelling, on and off", "", *_table(header, rows)]
+    return ["## Masked image modeling, on and off", "", *_table(header, rows)]
 
 
 def _exports(found: Found, keys: Sequence[str]) -> list[str]:
@@ -290,9 +290,9 @@ def plot(found: Found, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for axis, (data, task) in zip(axes, _LABELLED, strict=True):
+    for axis, (data, task) in zip(axes, _LABELED, strict=True):
         for start, colour in (("pretrained", "tab:blue"), ("scratch", "tab:orange")):
-            measured = {share: list(_labelled(found, data, start, share, task).values()) for share in _SHARES}
+            measured = {share: list(_labeled(found, data, start, share, task).values()) for share in _SHARES}
             points = [(share, statistics.mean(v), interval(v)) for share, v in measured.items() if len(v) > 1]
             if points:
                 shares, means, halves = zip(*points, strict=True)

@@ -197,9 +197,7 @@ def _train(job: Job, model: SimMIM, *, stage: nn.Module, batches: Mapping[str, A
             job.watch(f"{now}, {speed}", round(min(progress.seconds, 60 * minutes)), max(1, round(60 * minutes)))
 
     try:
-        progress = train(
-            stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch, batches=batches
-        )
+        progress = train(stage, job.recipe, state_path=job.state_path, resume=job.resume, watch=watch, batches=batches)
     except Stopped:
         leave()
         raise

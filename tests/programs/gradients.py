@@ -1,7 +1,7 @@
 """`gradients TARGET`, by one process or two: the loss and the gradients of a batch by objective, saved to TARGET.
 
 Each of two processes takes its part of batch 0 and leaves the averaged gradients, as DistributedDataParallel makes them; one
-takes the parts of both as one batch. Batch norm uses its running statistics here: in training every process normalises by
+takes the parts of both as one batch. Batch norm uses its running statistics here: in training every process normalizes by
 its own images, as DDP does.
 """
 

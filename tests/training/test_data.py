@@ -21,7 +21,7 @@ from simmim_export.training.data.files import Files
 from simmim_export.training.data.records import Question, Record, Statement
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.clips import ANSWERS, DIRECTIONS, FRAMES, Clips, sample_clip
-from simmim_export.training.data.shapes.scene import COLOURS, SHAPES, place
+from simmim_export.training.data.shapes.scene import COLORS, SHAPES, place
 from simmim_export.training.data.shapes.truth import foil, parse
 
 
@@ -70,7 +70,7 @@ def test_statements_are_half_true_and_the_text_says_nothing() -> None:
     for part in found:
         for row, classes in zip(part.texts, part.labels, strict=True):
             for text, label in zip(row, classes, strict=True):
-                words[int(label)].update(w for w in text.split() if w in (*COLOURS, *SHAPES))
+                words[int(label)].update(w for w in text.split() if w in (*COLORS, *SHAPES))
     for word in words[1]:
         assert 0.6 < words[0][word] / words[1][word] < 1.6, word
 
@@ -118,7 +118,7 @@ def test_clip_questions() -> None:
     assert [list(dict.fromkeys(row)) for row in found.questions] == once.questions != found.questions
     for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
         for text, answer, kind in zip(texts, answers, kinds, strict=True):
-            allowed = (DIRECTIONS, (*COLOURS, *SHAPES), ("yes", "no"))[kind]
+            allowed = (DIRECTIONS, (*COLORS, *SHAPES), ("yes", "no"))[kind]
             assert ANSWERS[answer] in allowed, text
 
 
@@ -126,10 +126,10 @@ def test_digits_are_real_and_split() -> None:
     train, test = Digits(0), Digits(0, "test")
     assert train.limit("classes") == 1438 and test.limit("classes") == 177
     few = Digits(0, examples=20)
-    assert Counter(few.labelled(0, 20).labels.tolist()) == dict.fromkeys(range(10), 2)
-    assert {p.tobytes() for p in few.labelled(1, 20).pixels} == {p.tobytes() for p in few.labelled(0, 20).pixels}
-    seen = {p.tobytes() for i in range(3) for p in train.labelled(i, 479).pixels}
-    assert not seen & {p.tobytes() for p in test.labelled(0, 177).pixels}
+    assert Counter(few.labeled(0, 20).labels.tolist()) == dict.fromkeys(range(10), 2)
+    assert {p.tobytes() for p in few.labeled(1, 20).pixels} == {p.tobytes() for p in few.labeled(0, 20).pixels}
+    seen = {p.tobytes() for i in range(3) for p in train.labeled(i, 479).pixels}
+    assert not seen & {p.tobytes() for p in test.labeled(0, 177).pixels}
     with pytest.raises(UsageError, match="has no captions"):
         train.batch(0, 2)
 
@@ -186,16 +186,16 @@ def test_statements_classes_and_clips_of_records(tmp_path: Path) -> None:
     found = opened({"train": stated}).stated(0, 3)
     assert all(sorted(row) in ([0, 0, 1], [0, 1, 1]) for row in found.labels.tolist())
     classed = [Record(r.key, r.images, label="ab"[i % 2]) for i, r in enumerate(records(tmp_path, 4))]
-    assert sorted(opened({"train": classed}).labelled(0, 4).labels.tolist()) == [0, 0, 1, 1]
+    assert sorted(opened({"train": classed}).labeled(0, 4).labels.tolist()) == [0, 0, 1, 1]
     clips = [Record(r.key, r.images * 3, label="up") for r in records(tmp_path, 2)]
     data = opened({"train": clips})
-    assert data.labelled(0, 2).pixels.shape == (2, 8, 16, 16, 3) and set(data.labels) == {"video_class"}
+    assert data.labeled(0, 2).pixels.shape == (2, 8, 16, 16, 3) and set(data.labels) == {"video_class"}
     short = opened({"train": clips, "val": [Record("short", clips[0].images[:1], label="up"), clips[0]]}, stream="test")
     with pytest.raises(DataError, match="fewer than 2 frames"):
-        short.labelled(0, 2)
+        short.labeled(0, 2)
     other = opened({"train": classed, "val": [Record("odd", classed[0].images, label="z")]}, stream="test")
     with pytest.raises(DataError, match="'z' does not occur in training"):
-        other.labelled(0, 1)
+        other.labeled(0, 1)
     with pytest.raises(DataError, match="no record has captions"):
         opened({"train": classed}).batch(0, 2, CAPTIONS)
 
@@ -250,7 +250,7 @@ def test_digits_are_whole_at_every_size(size: int) -> None:
     from simmim_export.training.data.digits import _digits, _parts
 
     grey = np.sort([digit.tobytes() for digit in _digits()[0][_parts()["test"]]])
-    found = Digits(0, "test", size).labelled(0, 177).pixels
+    found = Digits(0, "test", size).labeled(0, 177).pixels
     assert found.shape == (177, size, size, 3)
     middles = ((np.arange(8) + 0.5) * size / 8).astype(int)
     small = np.ascontiguousarray(found[:, middles[:, None], middles, 0])

@@ -79,7 +79,7 @@ def test_digits_judge_a_precision_by_others_than_it_is_calibrated_on() -> None:
     data = Digits(0)
     streams = {stream: data.on(stream) for stream in ("train", "val", "test")}
     parts = {
-        stream: {p.tobytes() for p in found.labelled(0, found.limit("classes")).pixels}
+        stream: {p.tobytes() for p in found.labeled(0, found.limit("classes")).pixels}
         for stream, found in streams.items()
     }
     assert {stream: len(part) for stream, part in parts.items()} == {"train": 1438, "val": 182, "test": 177}
@@ -89,7 +89,7 @@ def test_digits_judge_a_precision_by_others_than_it_is_calibrated_on() -> None:
     evidence = gather_evidence(data, ("image_class",))
     assert evidence is not None and {p.tobytes() for p in evidence.images["classed"]} == parts["val"]
     with pytest.raises(UsageError, match="no stream 'later'"):
-        data.on("later").labelled(0, 1)
+        data.on("later").labeled(0, 1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def test_questions_without_an_answer_are_no_votes_for_the_first_class() -> None:
 
 def test_a_clip_is_also_seen_in_another_order_and_frozen() -> None:
     model, _ = made("video_class", DIRECTIONS)
-    pixels = torch.from_numpy(Clips(0).labelled(0, 4).pixels)
+    pixels = torch.from_numpy(Clips(0).labeled(0, 4).pixels)
     views, moving = seen(model, pixels)
     assert moving.all() and set(views) == {"model", "shuffled_frames", "single_frame"}
     with torch.inference_mode():
@@ -211,8 +211,8 @@ def test_controls_that_see_no_image_decode_none() -> None:
     broken = [Record("a", (b"no picture",), questions=(asked,), statements=said, label="x")]
     data = Files("made", Path("root"), lambda *_: broken, {"train": "train", "test": "test"})
     assert question_only(data)("how many?", "all") == 0
-    assert data.labelled(0, 2, UNSEEN).labels.shape == (2,) and data.stated(0, 2, UNSEEN).labels.shape == (2, 3)
-    for found in (Shapes(0).batch(0, 4, UNSEEN), Clips(0).labelled(0, 2, UNSEEN), Digits(0).labelled(0, 4, UNSEEN)):
+    assert data.labeled(0, 2, UNSEEN).labels.shape == (2,) and data.stated(0, 2, UNSEEN).labels.shape == (2, 3)
+    for found in (Shapes(0).batch(0, 4, UNSEEN), Clips(0).labeled(0, 2, UNSEEN), Digits(0).labeled(0, 4, UNSEEN)):
         assert not found.pixels.size
 
 

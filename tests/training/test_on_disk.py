@@ -174,7 +174,7 @@ def test_a_val_split_stands_in_for_a_missing_test_and_says_so(run_cli, tmp_path:
     assert checkpoint.metrics["image_class"]["n"] == 40 and checkpoint.metrics["image_class"]["data"]["split"] == "val"
     # Figures and evidence share the split, and no picture.
     measured = DataChoice("image_folder", root).open(0, "test", 64)
-    figures = {p.tobytes() for p in measured.labelled(0, 40).pixels}
+    figures = {p.tobytes() for p in measured.labeled(0, 40).pixels}
     evidence = Evidence.load(checkpoint.evidence.numpy().tobytes()).images["classed"]
     assert len(evidence) == len(figures) == 40 and not figures & {p.tobytes() for p in evidence}
     classes(root, "test")

@@ -14,7 +14,7 @@ from simmim_export.training.data.base import CAPTIONS
 from simmim_export.training.data.files import Files
 from simmim_export.training.data.records import Record
 from simmim_export.training.data.shapes import Shapes
-from simmim_export.training.data.shapes.scene import COLOURS
+from simmim_export.training.data.shapes.scene import COLORS
 from simmim_export.training.data.shapes.words import NUMBERS
 from simmim_export.training.pretrain import OBJECTIVES, Pretrain, alike
 from simmim_export.training.source import Source
@@ -120,7 +120,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Files:
     made = []
     for row, count in enumerate(COUNTS):
         Image.new("RGB", (64, 64), (80 * row, 0, 0)).save(folder / f"{row}.png")
-        words = tuple(f"A {NUMBERS[row]} {COLOURS[place]} circle" for place in range(count))
+        words = tuple(f"A {NUMBERS[row]} {COLORS[place]} circle" for place in range(count))
         made.append(Record(f"{row}", (folder / f"{row}.png",), captions=words))
     return Files("told", folder, lambda name, root, split: made, {"train": "train"})
 

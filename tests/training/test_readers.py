@@ -18,7 +18,7 @@ from PIL import Image
 
 from simmim_export.errors import DataError, UsageError
 from simmim_export.training.data.readers import READERS, read
-from simmim_export.training.data.readers.vqav2 import normalise_answer, soft_scores
+from simmim_export.training.data.readers.vqav2 import normalize_answer, soft_scores
 from simmim_export.training.data.records import Question, Statement
 
 
@@ -467,9 +467,9 @@ couldnt've=couldn't've; somebody'd=somebodyd; black-white - x=blackwhite x; 1,00
 
 
 @pytest.mark.parametrize("pair", ANSWERS.replace("\n", "; ").split("; "))
-def test_answers_are_normalised(pair: str) -> None:
+def test_answers_are_normalized(pair: str) -> None:
     text, expected = pair.split("=")
-    assert normalise_answer(text) == expected
+    assert normalize_answer(text) == expected
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,12 +14,12 @@ from simmim_export.errors import UsageError
 from simmim_export.training.data.base import CAPTIONS, QUESTIONS, Want
 from simmim_export.training.data.shapes import ANSWERS, FAMILIES, Scene, Shapes, contact_sheet, draw_scene, vocabulary
 from simmim_export.training.data.shapes.draw import RGB
-from simmim_export.training.data.shapes.scene import COLOURS, SHAPES, SIZES, TEXTURES
+from simmim_export.training.data.shapes.scene import COLORS, SHAPES, SIZES, TEXTURES
 
 WORDS = {word: ("size", i) for i, word in enumerate(SIZES)} | {word: ("texture", i) for i, word in enumerate(TEXTURES)}
-WORDS |= {word: ("colour", i) for i, word in enumerate(COLOURS)} | {word: ("shape", i) for i, word in enumerate(SHAPES)}
+WORDS |= {word: ("colour", i) for i, word in enumerate(COLORS)} | {word: ("shape", i) for i, word in enumerate(SHAPES)}
 WORDS |= {word + "s": ("shape", i) for i, word in enumerate(SHAPES)} | {"crosses": ("shape", 3)}
-NAMES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
+NAMES = {"size": SIZES, "texture": TEXTURES, "colour": COLORS, "shape": SHAPES}
 ROWS = {"top": 0, "upper": 1, "lower": 2, "bottom": 3}
 COLUMNS = {"far left": 0, "left": 1, "right": 2, "far right": 3}
 
@@ -180,7 +180,7 @@ def test_the_text_alone_gives_little_away() -> None:
 
 @pytest.mark.parametrize("split", ["A", "B"])
 def test_cogent(split: str) -> None:
-    warm = {COLOURS.index(name) for name in ("grey", "blue", "orange", "yellow")}
+    warm = {COLORS.index(name) for name in ("grey", "blue", "orange", "yellow")}
     for scene in Shapes(0, split=split).batch(0, 300, CAPTIONS).scenes:
         for thing in scene.things:
             if SHAPES[thing.shape] in ("square", "triangle"):

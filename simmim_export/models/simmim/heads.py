@@ -1,7 +1,6 @@
-"""Task heads: what is read off the fused vector, or off image tokens.
+"""Task heads: they read the fused vector, or the image tokens.
 
-Knows one tensor a sample. Must not know where it came from. A head is a row of ``HEADS``; its classes come from the
-configuration.
+A head is a row of ``HEADS``; its number of classes comes from the configuration.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class HiddenHead(nn.Module):
 class PooledHead(nn.Module):
     """image_tokens [b, n, D] to logits [b, classes]: a hidden layer at every token, then their mean.
 
-    The layer comes before the mean, so that a token can say what its content and its place mean together.
+    The layer comes before the mean, so that a token can combine its content with its place.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -56,7 +55,7 @@ class PooledHead(nn.Module):
 
 @dataclass(frozen=True)
 class HeadRow:
-    """A head: its module, the tensor it reads, the pipeline that runs it (the verb a user calls), image or clip."""
+    """A head: its module, the tensor it reads, the pipeline (the verb that a user calls), and whether it takes clips."""
 
     module: type[nn.Module]
     reads: str
@@ -75,7 +74,7 @@ HEADS: Mapping[str, HeadRow] = {
 
 
 def head(name: str, width: int, classes: int) -> nn.Module:
-    """The head called ``name``; raise :class:`UsageError` naming the choices."""
+    """The head called ``name``. Raise :class:`UsageError`, naming the choices, for another name."""
     if name not in HEADS:
         raise UsageError(f"unknown head {name!r}", fix=f"choose one of {', '.join(HEADS)}")
     return HEADS[name].module(width, classes)

@@ -1,4 +1,4 @@
-"""Turns what a weights file holds into plain float32 or integer tensors, or refuses it by name."""
+"""Turns what a weights file holds into plain float32 or integer tensors, or refuses it and names the reason."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _RESAVE = (
 
 
 class ConvertedWeights(UserWarning):
-    """Weights were stored in another floating-point format and were converted to float32; the message counts them."""
+    """Weights were stored in another floating-point format and converted to float32. The message counts them."""
 
 
 def _oddity(value: Tensor) -> str | None:
-    """What is wrong with ``value`` as a weight; None if nothing. No property is read that an odd tensor does not have."""
+    """What makes ``value`` unusable as a weight; None if nothing. Reads no property that an odd tensor lacks."""
     if type(value) not in (Tensor, nn.Parameter, nn.Buffer):
         return f"a tensor of the class {type(value).__name__}"
     kinds = {"nested": value.is_nested, "quantized": value.is_quantized}
@@ -47,32 +47,32 @@ def _oddity(value: Tensor) -> str | None:
         return f"a tensor of {value.dtype}"
     needed, stored = value.numel() * value.element_size(), value.untyped_storage().nbytes()
     if needed > stored:
-        return f"expanded: its {list(value.shape)} elements take {needed:,} bytes, and {stored:,} are stored"
+        return f"expanded: its {list(value.shape)} elements take {needed:,} bytes, but {stored:,} are stored"
     return None
 
 
 def plain_tensors(content: Any, where: Path) -> Any:
-    """``content`` of the file or folder ``where`` with every tensor in its dicts, lists and tuples dense, on the CPU, contiguous,
-    without gradient, and floats as float32. Parameters become tensors.
+    """``content`` of the file or folder ``where``, with every tensor in its dicts, lists and tuples made plain: dense,
+    on the CPU, contiguous, without gradient, and floats as float32. Parameters become tensors.
 
-    Warn once with :class:`ConvertedWeights` if any was stored in another format. Raise :class:`CheckpointError`, naming the
-    place, for an odd tensor: a subclass, a sparse, quantized, nested or meta tensor, one of another device, elements that are
-    neither real floats of 16 bits or more nor integers, and an expanded one, whose elements take more memory than its storage.
-    Raise it also for tensors that together take more than ``MOST_SHARED`` times what is stored, for storages larger than the
-    file, and for more than ``MOST_VALUES`` values or ``DEEPEST`` levels.
+    Warn once with :class:`ConvertedWeights` if any tensor was stored in another format. Raise :class:`CheckpointError`,
+    naming the place, for an odd tensor: a subclass; a sparse, quantized, nested or meta tensor; one on another device;
+    one whose elements are neither real floats of 16 bits or more nor integers; or an expanded one, whose elements take
+    more memory than its storage. Also raise it if all tensors together take more than ``MOST_SHARED`` times what is
+    stored, if storages are larger than the file, and for more than ``MOST_VALUES`` values or ``DEEPEST`` levels.
     """
     tensors = {name: value for name, value in _walk(content, where) if isinstance(value, Tensor)}
-    # Everything is checked before anything is copied: copies take memory.
+    # Check everything before copying anything, because copies take memory.
     for name, value in tensors.items():
         if (odd := _oddity(value)) is not None:
             raise CheckpointError(f"{name} is {odd}", where=where, fix=_RESAVE)
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
     needed, stored = sum(value.numel() * value.element_size() for value in tensors.values()), sum(storages.values())
     if where.is_file() and stored > where.stat().st_size:
-        what = f"the tensors have {stored:,} bytes, and the file {where.stat().st_size:,}"
+        what = f"the tensors have {stored:,} bytes, but the file has {where.stat().st_size:,}"
         raise CheckpointError(what, where=where, fix="copy it again, whole")
     if needed > MOST_SHARED * stored:
-        what = f"the tensors take {needed:,} bytes, and {stored:,} are stored: they share their memory"
+        what = f"the tensors take {needed:,} bytes, but only {stored:,} are stored: they share their memory"
         raise CheckpointError(what, where=where, fix=_RESAVE)
     formats = [value.dtype for value in tensors.values() if value.is_floating_point() and value.dtype != torch.float32]
     if formats:
@@ -83,7 +83,8 @@ def plain_tensors(content: Any, where: Path) -> Any:
 
 
 def require_data(content: Any, where: object) -> None:
-    """Raise :class:`CheckpointError` unless ``content`` is what JSON can hold: dicts by name, lists, texts, numbers, None."""
+    """Raise :class:`CheckpointError` unless JSON can hold ``content``: dicts with text keys, lists, texts, numbers,
+    None."""
     for name, value in _walk(content, where):
         odd = f"is {type(value).__name__}"
         good = value is None or isinstance(value, str | int | float | list | tuple | dict)
@@ -99,7 +100,7 @@ def require_data(content: Any, where: object) -> None:
 
 
 def _walk(content: Any, where: object) -> list[tuple[str, Any]]:
-    """Every value in ``content`` with its place in dots, containers included."""
+    """Every value in ``content``, containers included, with its place as a dotted name."""
     values: list[tuple[str, Any]] = []
     waiting: list[tuple[str, Any, int]] = [("", content, 0)]
     while waiting:
@@ -145,7 +146,7 @@ def _kind(value: Tensor) -> str:
 
 
 def require_finite(state: Mapping[str, Tensor], where: object, fix: str) -> None:
-    """Raise :class:`CheckpointError` naming the first tensor of ``state`` with NaN or infinite values."""
+    """Raise :class:`CheckpointError`, naming the first tensor of ``state`` with NaN or infinite values."""
     for key, value in state.items():
         if value.is_floating_point() and not math.isfinite(float(value.sum())):
             bad = int((~torch.isfinite(value)).sum())
