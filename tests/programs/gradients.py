@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.source import Source
-from simmim_export.training.tasks import Answers, Plan
+from simmim_export.training.tasks import Answers, FinetuneSettings
 
 OBJECTIVES = ("itc", "mlm", "tags", "vqa")
 Batch = dict[str, torch.Tensor]
@@ -27,7 +27,7 @@ def joined(stage: Answers | Pretrain) -> Batch:
     """The parts of two processes as one batch of one process."""
     parts: list[Batch] = []
     for process in range(2):
-        stage.source = Source(stage.source.data, 4, process, 2)
+        stage.source = Source(stage.source.data, 4, process=process, processes=2)
         parts.append(stage.batch(0, 0.5))
     longest: dict[str, int] = {}
     for part in parts:
@@ -46,14 +46,14 @@ def main(target: str) -> None:
     rank, world, model, tokenizer = join()
     found = {}
     for what in OBJECTIVES:
-        source = Source(Shapes(0), 4, rank, world)
+        source = Source(Shapes(0), 4, process=rank, processes=world)
         torch.manual_seed(0)
         model.zero_grad()
         stage: Answers | Pretrain
         if what == "vqa":
-            stage = Answers("vqa", model, tokenizer, source, Plan(rehearse=0, curriculum=False))
+            stage = Answers("vqa", model, tokenizer=tokenizer, source=source, settings=FinetuneSettings(rehearse=0, curriculum=False))
         else:
-            stage = Pretrain(model, tokenizer, source, {what: 1.0})
+            stage = Pretrain(model, tokenizer, source=source, weights={what: 1.0})
         stage.eval()
         batch = stage.batch(0, 0.5) if world == 2 else joined(stage)
         wrapped = DistributedDataParallel(stage, find_unused_parameters=True)

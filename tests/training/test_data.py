@@ -28,7 +28,7 @@ from simmim_export.training.data.shapes.truth import foil, parse
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6))
 def test_captions_are_true_of_their_scene_and_foils_are_false(seed: int) -> None:
-    found, random = Shapes(seed).batch(0, 6, CAPTIONS), Random(seed)
+    found, random = Shapes(seed).batch(0, 6, want=CAPTIONS), Random(seed)
     for scene, captions in zip(found.scenes, found.captions, strict=True):
         for caption in captions:
             assert parse(caption)(scene), caption
@@ -41,7 +41,7 @@ def test_truth_is_judged_apart_from_the_captions() -> None:
     """By the checker of test_shapes, which shares no code with it: places and relations over many scenes."""
     from test_shapes import COLUMNS, ROWS, fitting, holds
 
-    found = Shapes(5).batch(0, 64, CAPTIONS)
+    found = Shapes(5).batch(0, 64, want=CAPTIONS)
     table = Shapes(5).truth(found)
     assert table.shape == (320, 64)
     for number, captions in enumerate(found.captions):
@@ -114,7 +114,7 @@ def test_clip_questions() -> None:
     again = Clips(0).batch(3, 64)
     assert np.array_equal(found.pixels, again.pixels) and found.questions == again.questions
     assert not np.array_equal(Clips(0, "test").batch(3, 64).pixels, found.pixels)
-    once = Clips(0).batch(3, 64, ONCE)
+    once = Clips(0).batch(3, 64, want=ONCE)
     assert [list(dict.fromkeys(row)) for row in found.questions] == once.questions != found.questions
     for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
         for text, answer, kind in zip(texts, answers, kinds, strict=True):
@@ -145,7 +145,7 @@ def records(folder: Path, count: int, **more: object) -> list[Record]:
 
 def opened(found: dict[str, list[Record]], **more: object) -> Files:
     read = lambda name, root, split: found[split]  # noqa: E731
-    return Files("made", Path("root"), read, {"train": "train", "test": "val"}, size=16, **more)  # type: ignore[arg-type]
+    return Files("made", Path("root"), read=read, splits={"train": "train", "test": "val"}, size=16, **more)  # type: ignore[arg-type]
 
 
 def test_records_become_batches_and_each_comes_once_before_any_comes_again(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_records_become_batches_and_each_comes_once_before_any_comes_again(tmp_p
     found = [data.batch(index, 2) for index in range(5)]
     values = [int(pixels[0, 0, 0]) for part in found for pixels in part.pixels]
     assert sorted(values[:5]) == sorted(values[5:]) == [0, 20, 40, 60, 80]
-    captions = data.batch(0, 2, CAPTIONS)
+    captions = data.batch(0, 2, want=CAPTIONS)
     assert captions.captions == [["a red picture"]] * 2 and captions.answers.shape == (2, 0)
-    asked = data.batch(0, 2, QUESTIONS)
+    asked = data.batch(0, 2, want=QUESTIONS)
     assert asked.scores is not None and asked.scores.shape == (2, 4, 2)
     assert (asked.scores.sum(axis=2) == 1).all() and {t for row in asked.questions for t in row} == {
         "what colour?",
@@ -177,7 +177,7 @@ def test_answers_that_training_has_not_are_counted_aloud(tmp_path: Path) -> None
     new = Question("what colour?", {"mauve": 1.0})
     val = [Record("new", train[0].images, questions=(new,)), train[1]]
     with pytest.warns(UnknownAnswers, match="1 of the 2 questions of val have no answer among the 1 classes"):
-        found = opened({"train": train, "val": val}, stream="test").batch(0, 2, QUESTIONS)
+        found = opened({"train": train, "val": val}, stream="test").batch(0, 2, want=QUESTIONS)
     assert found.scores is not None and sorted(found.scores.sum(axis=(1, 2)).tolist()) == [0, 4]
 
 
@@ -197,7 +197,7 @@ def test_statements_classes_and_clips_of_records(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'z' does not occur in training"):
         other.labeled(0, 1)
     with pytest.raises(DataError, match="no record has captions"):
-        opened({"train": classed}).batch(0, 2, CAPTIONS)
+        opened({"train": classed}).batch(0, 2, want=CAPTIONS)
 
 
 def test_every_statement_is_trained_on_and_each_is_judged_once(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_every_statement_is_trained_on_and_each_is_judged_once(tmp_path: Path) -
     data = opened({"train": stated})
     trained = {text for index in range(40) for row in data.stated(index, 3).texts for text in row}
     assert trained == {statement.text for row in said for statement in row}
-    once = data.stated(0, 3, ONCE)
+    once = data.stated(0, 3, want=ONCE)
     assert sorted(text for row in once.texts for text in row) == sorted(trained)
     for texts, labels in zip(once.texts, once.labels, strict=True):
         assert [int(text[-1]) % 2 for text in texts] == labels[: len(texts)].tolist() and len(labels) == 7
@@ -225,17 +225,17 @@ def test_every_question_is_judged_once_and_in_its_own_family(tmp_path: Path) -> 
         Record("c", three.images, questions=asking(10, "b")),
     ]
     data = opened({"train": train, "val": val}, stream="test")
-    found = data.batch(0, 2, ONCE)
+    found = data.batch(0, 2, want=ONCE)
     assert found.scores is not None and found.scores.shape == (2, 10, 3) and found.pixels.shape[0] == 2
     asked = [text for row in found.questions for text in row]
     assert sorted(asked) == sorted(q.text for record in val for q in record.questions)
     for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
         for text, answer, kind in zip(texts, answers, kinds, strict=False):
             assert data.families[kind] == text[0] and answer == int(text[2]) % 3
-    nothing = data.batch(0, 2, UNSEEN)
+    nothing = data.batch(0, 2, want=UNSEEN)
     assert nothing.questions == found.questions and not nothing.pixels.size
     # In training as many as ever, some twice.
-    assert data.batch(0, 2, QUESTIONS).answers.shape == (2, 4)
+    assert data.batch(0, 2, want=QUESTIONS).answers.shape == (2, 4)
 
 
 def test_there_are_no_more_samples_than_pictures(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_digits_are_whole_at_every_size(size: int) -> None:
     from simmim_export.training.data.digits import _digits, _parts
 
     grey = np.sort([digit.tobytes() for digit in _digits()[0][_parts()["test"]]])
-    found = Digits(0, "test", size).labeled(0, 177).pixels
+    found = Digits(0, "test", size=size).labeled(0, 177).pixels
     assert found.shape == (177, size, size, 3)
     middles = ((np.arange(8) + 0.5) * size / 8).astype(int)
     small = np.ascontiguousarray(found[:, middles[:, None], middles, 0])
@@ -264,7 +264,7 @@ def test_splits_are_read_once_and_shared_by_the_streams(tmp_path: Path) -> None:
         read.append(split)
         return made
 
-    data = Files("made", Path("root"), reader, {"train": "train", "test": "val"}, size=16)
+    data = Files("made", Path("root"), read=reader, splits={"train": "train", "test": "val"}, size=16)
     data.open()
     for stream in ("test", "train", "samples"):
         data.on(stream).open()

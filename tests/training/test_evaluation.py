@@ -60,18 +60,18 @@ def test_an_interval_holds_its_figure(n: int, data: st.DataObject) -> None:
 
 
 def test_batches_end_with_the_data() -> None:
-    assert list(batches(130, None, "x", lambda *_: None)) == [(0, 64), (1, 64), (2, 2)]
-    assert list(batches(130, 70, "x", lambda *_: None)) == [(0, 64), (1, 6)]
+    assert list(batches(130, None, what="x", watch=lambda *_: None)) == [(0, 64), (1, 64), (2, 2)]
+    assert list(batches(130, 70, what="x", watch=lambda *_: None)) == [(0, 64), (1, 6)]
 
 
 def made(head: str, labels) -> tuple:
-    started = with_head(new_checkpoint(NewModel(), seed=0), head, labels, 8, seed=0)
+    started = with_head(new_checkpoint(NewModel(), seed=0), head, labels=labels, frames=8, seed=0)
     return build(started), Tokenizer.from_str(started.tokenizer)
 
 
 def test_a_held_out_set_is_counted_once() -> None:
     model, tokenizer = made("image_class", Digits().labels["image_class"])
-    figures = evaluate_classes("image_class", model, tokenizer, Digits(0, "test"), 5000, lambda *_: None)
+    figures = evaluate_classes("image_class", model, tokenizer=tokenizer, data=Digits(0, "test"), scenes=5000, watch=lambda *_: None)
     assert figures["n"] == 177 and figures["controls"]["majority"]["accuracy"] == pytest.approx(0.1, abs=0.06)
 
 
@@ -104,7 +104,7 @@ class Scored(Data):
         scores = np.zeros((images, 2, 3), np.float32)
         scores[0, 0, 1] = 0.3
         texts, empty = [["easy", "odd"]] * images, np.zeros((images, 2), np.int64)
-        return Batch(np.zeros((images, 8, 8, 3), np.uint8), [], texts, scores.argmax(axis=2), empty, scores)
+        return Batch(pixels=np.zeros((images, 8, 8, 3), np.uint8), captions=[], questions=texts, answers=scores.argmax(axis=2), families=empty, scores=scores)
 
 
 def test_questions_without_an_answer_are_no_votes_for_the_first_class() -> None:
@@ -127,7 +127,7 @@ def test_a_clip_is_also_seen_in_another_order_and_frozen() -> None:
 
 def test_an_untrained_model_is_no_better_than_its_controls() -> None:
     model, tokenizer = made("video_qa", ANSWERS)
-    figures = evaluate_answers("video_qa", model, tokenizer, Clips(0, "test"), 64, lambda *_: None)
+    figures = evaluate_answers("video_qa", model, tokenizer=tokenizer, data=Clips(0, "test"), scenes=64, watch=lambda *_: None)
     assert set(figures["controls"]) == {
         "shuffled_frames", "single_frame", "shuffled_image", "image_only", "question_only",
     }  # fmt: skip
@@ -140,7 +140,7 @@ def test_an_untrained_model_is_no_better_than_its_controls() -> None:
 )
 def test_chance_is_that_of_the_galleries_there_were(scenes: int, galleries: list[int], chance: float) -> None:
     model, tokenizer = made("match", ["no", "yes"])
-    figures = evaluate_match("match", model, tokenizer, Shapes(0, "test"), scenes, lambda *_: None)
+    figures = evaluate_match("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=lambda *_: None)
     found = figures["text_to_image_recall_at_1"]
     assert found["galleries"] == galleries and found["among"] == galleries[0]
     assert found["n"] == sum(galleries) and figures["n"] == 2 * sum(galleries)
@@ -155,11 +155,11 @@ class Uneven(Shapes):
         return 64
 
     def batch(self, index: int, images: int, want: Want = EVERYTHING) -> ShapesBatch:
-        found = super().batch(index, images, want)
+        found = super().batch(index, images, want=want)
         return replace(found, questions=[row[: 1 + place % 5] for place, row in enumerate(found.questions)])
 
     def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
-        found = super().stated(index, images, want)
+        found = super().stated(index, images, want=want)
         return found._replace(texts=[row[: 1 + place % 3] for place, row in enumerate(found.texts)])
 
 
@@ -167,8 +167,8 @@ class Uneven(Shapes):
 def test_rows_of_any_length_are_asked_as_they_are() -> None:
     """The answers are those of the same questions asked one by one, and a control asks about another image."""
     model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
-    figures = evaluate_answers("vqa", model, tokenizer, Uneven(0, "test"), 12, quiet)
-    found = Uneven(0, "test").batch(0, 64, ONCE).first(12)
+    figures = evaluate_answers("vqa", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet)
+    found = Uneven(0, "test").batch(0, 64, want=ONCE).first(12)
     lengths = [len(row) for row in found.questions]
     assert figures["n"] == sum(lengths) == 33 == figures["controls"]["image_only"]["n"]
     hits, others, swapped = [], [], []
@@ -181,7 +181,7 @@ def test_rows_of_any_length_are_asked_as_they_are() -> None:
                 (swapped, row, before[column % len(before)]),
             ):
                 images = model.see(torch.from_numpy(found.pixels[image][None]))
-                tokens = encode(tokenizer, [text], model.config.max_length)
+                tokens = encode(tokenizer, [text], max_length=model.config.max_length)
                 words, _ = model.encode_text(**tokens)
                 fused = model.fuse(images, words, tokens["attention_mask"])
                 right.append(int(model.classify("vqa", fused).argmax()) == answer)
@@ -189,11 +189,11 @@ def test_rows_of_any_length_are_asked_as_they_are() -> None:
     assert figures["controls"]["shuffled_image"]["accuracy"] == pytest.approx(np.mean(others))
     assert figures["controls"]["image_only"]["accuracy"] == pytest.approx(np.mean(swapped))
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    assert evaluate_statements("text_class", model, tokenizer, Uneven(0, "test"), 12, quiet)["n"] == 4 * (1 + 2 + 3)
+    assert evaluate_statements("text_class", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet)["n"] == 4 * (1 + 2 + 3)
 
 
 def test_evidence_asks_the_most_that_it_can_and_nothing_twice() -> None:
-    found = gather_evidence(Uneven(0), ("vqa", "text_class"), 60)
+    found = gather_evidence(Uneven(0), ("vqa", "text_class"), count=60)
     assert found is not None
     # 60, 48, 36, 24 and 12 images have 1 to 5 questions or more: 3 of 36 are the most, 2 of 40 the most statements.
     assert found.tasks["vqa"].labels.shape == (36, 3) and found.tasks["text_class"].labels.shape == (40, 2)
@@ -209,24 +209,24 @@ def test_controls_that_see_no_image_decode_none() -> None:
     said = (Statement("it is so", "entailment"), Statement("it is not", "neutral"), Statement("it may be", "neutral"))
     asked = Question("how many?", {"2": 1.0})
     broken = [Record("a", (b"no picture",), questions=(asked,), statements=said, label="x")]
-    data = Files("made", Path("root"), lambda *_: broken, {"train": "train", "test": "test"})
+    data = Files("made", Path("root"), read=lambda *_: broken, splits={"train": "train", "test": "test"})
     assert question_only(data)("how many?", "all") == 0
-    assert data.labeled(0, 2, UNSEEN).labels.shape == (2,) and data.stated(0, 2, UNSEEN).labels.shape == (2, 3)
-    for found in (Shapes(0).batch(0, 4, UNSEEN), Clips(0).labeled(0, 2, UNSEEN), Digits(0).labeled(0, 4, UNSEEN)):
+    assert data.labeled(0, 2, want=UNSEEN).labels.shape == (2,) and data.stated(0, 2, want=UNSEEN).labels.shape == (2, 3)
+    for found in (Shapes(0).batch(0, 4, want=UNSEEN), Clips(0).labeled(0, 2, want=UNSEEN), Digits(0).labeled(0, 4, want=UNSEEN)):
         assert not found.pixels.size
 
 
 def test_the_pointing_game_is_played_on_so_many_scenes() -> None:
     model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
-    found = Shapes(0, "test").batch(0, 64, QUESTIONS)
+    found = Shapes(0, "test").batch(0, 64, want=QUESTIONS)
     counts = [sum(thing is not None for thing in row) for row in found.about]
     for scenes in (1, 5):
-        assert pointing_game(model, tokenizer, Shapes(0, "test"), scenes, quiet)["n"] == sum(counts[:scenes])
+        assert pointing_game(model, tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)["n"] == sum(counts[:scenes])
 
 
 def test_one_image_is_not_retrieved() -> None:
     model, tokenizer = made("match", ["no", "yes"])
-    alone = evaluate_retrieval("match", model, tokenizer, Shapes(0, "test"), 1, quiet)
+    alone = evaluate_retrieval("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
     assert alone == {"not_measured": "retrieval needs two scenes or more"}
 
 
@@ -236,11 +236,11 @@ def quiet(*_: object) -> None:
 
 def test_an_image_alone_is_no_other_image() -> None:
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    alone = evaluate_match("match", model, tokenizer, Shapes(0, "test"), 1, quiet)
+    alone = evaluate_match("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
     assert "two scenes" in alone["not_measured"] and "accuracy" not in alone
     for scenes, shuffled in ((1, None), (65, 64)):
-        answers = evaluate_answers("vqa", model, tokenizer, Shapes(0, "test"), scenes, quiet)
-        stated = evaluate_statements("text_class", model, tokenizer, Shapes(0, "test"), scenes, quiet)
+        answers = evaluate_answers("vqa", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)
+        stated = evaluate_statements("text_class", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)
         assert answers["n"] == 8 * scenes and stated["n"] == 4 * scenes
         counted = [row["controls"]["shuffled_image"] for row in (answers, stated)]
         wanted = [None] * 2 if shuffled is None else [8 * shuffled, 4 * shuffled]
@@ -254,13 +254,13 @@ class Skewed(Shapes):
     """Every statement of training is true, of any other stream false."""
 
     def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
-        found = super().stated(index, images, want)
+        found = super().stated(index, images, want=want)
         return found._replace(labels=np.full_like(found.labels, int(self.stream == "train")))
 
 
 def test_the_majority_is_that_of_training() -> None:
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    figures = evaluate_statements("text_class", model, tokenizer, Skewed(0, "test"), 8, lambda *_: None)
+    figures = evaluate_statements("text_class", model, tokenizer=tokenizer, data=Skewed(0, "test"), scenes=8, watch=lambda *_: None)
     assert figures["controls"]["majority"]["accuracy"] == 0.0 and figures["n"] == 32
 
 
@@ -285,16 +285,16 @@ def templated(
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (200 * row, number, 0)).save(buffer, "PNG")
         records.append(Record(str(number), (buffer.getvalue(),), captions=("a thing",), questions=asked))
-    return Files("made", Path("root"), lambda *_: records, {"train": "train", "test": "test"}, stream="test")
+    return Files("made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test")
 
 
 def taught(data: Files, steps: int = 40) -> tuple:
     """A real tiny model that has learned to answer ``data``."""
     from simmim_export.training.source import Source
-    from simmim_export.training.tasks import Answers, Plan
+    from simmim_export.training.tasks import Answers, FinetuneSettings
 
     model, tokenizer = made("vqa", data.labels["vqa"])
-    stage = Answers("vqa", model, tokenizer, Source(data.on("train"), 8), Plan(rehearse=0, curriculum=False)).train()
+    stage = Answers("vqa", model, tokenizer=tokenizer, source=Source(data.on("train"), 8), settings=FinetuneSettings(rehearse=0, curriculum=False)).train()
     optimizer = torch.optim.AdamW(stage.parameters(), lr=2e-3)
     for step in range(steps):
         optimizer.zero_grad()
@@ -373,7 +373,7 @@ def test_another_image_is_not_known_to_have_the_same_answer(rows: list[tuple[int
     image = np.array([names.index(image) for image, _, _ in rows])
     text, answers = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
     chosen, possible = other_image(
-        text, image, answers, np.ones(len(rows), bool), lambda t, guess: answers[t, None] == guess
+        text, image, answers=answers, known=np.ones(len(rows), bool), would_be_right=lambda t, guess: answers[t, None] == guess
     )
     for k in range(len(rows)):
         before = [(image[k] - step) % len(names) for step in range(1, len(names))]
@@ -395,8 +395,8 @@ def test_clips_that_stand_still_have_no_other_order() -> None:
 def test_captions_that_all_images_share_are_not_matched() -> None:
     data = templated(8)
     model, tokenizer = made("match", ["no", "yes"])
-    assert "each of 8" in evaluate_match("match", model, tokenizer, data, 8, quiet)["not_measured"]
-    found = evaluate_retrieval("match", model, tokenizer, data, 8, quiet)["text_to_image"]
+    assert "each of 8" in evaluate_match("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["not_measured"]
+    found = evaluate_retrieval("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["text_to_image"]
     assert found["oracle"] == pytest.approx(1 / 8) == found["chance"]
 
 
@@ -405,7 +405,7 @@ def test_a_statement_is_made_about_an_image_of_which_another_thing_holds() -> No
     for number, record in enumerate(templated(8).read("made", Path(), "train")):
         said = (Statement("it is so", "entailment" if number % 4 else "contradiction"),)
         records.append(replace(record, statements=said))
-    data = Files("made", Path("root"), lambda *_: records, {"train": "train", "test": "test"}, stream="test")
+    data = Files("made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test")
     figures = evaluate_statements("text_class", *made("text_class", data.labels["text_class"]), data, 8, quiet)
     # Two of eight are false; every true one is paired with one of them, so a model that says the same of all is as right.
     assert figures["controls"]["shuffled_image"]["n"] == 8
@@ -414,8 +414,8 @@ def test_a_statement_is_made_about_an_image_of_which_another_thing_holds() -> No
 def test_evidence_pairs_an_image_with_a_caption_that_is_not_its_own() -> None:
     records = templated(6).read("made", Path(), "train")
     records = [replace(record, captions=(f"thing {number // 3}",)) for number, record in enumerate(records)]
-    data = Files("made", Path("root"), lambda *_: records, {"train": "train", "val": "val", "test": "test"})
-    found = gather_evidence(data, ("match",), 6)
+    data = Files("made", Path("root"), read=lambda *_: records, splits={"train": "train", "val": "val", "test": "test"})
+    found = gather_evidence(data, ("match",), count=6)
     assert found is not None and all(own != other for own, other in found.tasks["match"].texts)
-    found = gather_evidence(templated(6), ("match",), 6)
+    found = gather_evidence(templated(6), ("match",), count=6)
     assert found is not None and set(found.tasks) == {"retrieval"}

@@ -67,7 +67,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
 
         class Large(Line):
             def batch(self, index: int, done: float, parts: int = 4 // accumulate):
-                return {"x": torch.cat([Line.batch(self, index * parts + i, done)["x"] for i in range(parts)])}
+                return {"x": torch.cat([Line.batch(self, index * parts + i, want=done)["x"] for i in range(parts)])}
 
         torch.manual_seed(0)
         line = Large()
@@ -148,16 +148,16 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     recipe = Recipe(steps=10)
     optimizers = make_optimizers(line, recipe)
     with pytest.raises(UsageError, match="no trainer state"):
-        load_state(path, line, optimizers, recipe)
-    save_state(path, line, optimizers, recipe, Progress(step=3))
-    assert load_state(path, line, optimizers, recipe).step == 3
+        load_state(path, line, optimizers=optimizers, recipe=recipe)
+    save_state(path, line, optimizers=optimizers, recipe=recipe, progress=Progress(step=3))
+    assert load_state(path, line, optimizers=optimizers, recipe=recipe).step == 3
     with pytest.raises(UsageError, match="another recipe: steps was 10, is 11"):
-        load_state(path, line, optimizers, Recipe(steps=11))
+        load_state(path, line, optimizers=optimizers, recipe=Recipe(steps=11))
     with pytest.raises(UsageError, match="another model"):
-        load_state(path, nn.Linear(5, 5), optimizers, recipe)
+        load_state(path, nn.Linear(5, 5), optimizers=optimizers, recipe=recipe)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(Exception, match="damaged") as caught:
-        load_state(path, line, optimizers, recipe)
+        load_state(path, line, optimizers=optimizers, recipe=recipe)
     assert caught.value.exit_code == 5
 
 
@@ -165,13 +165,13 @@ def test_a_state_of_other_batches_is_refused(tmp_path: Path) -> None:
     path, line, recipe = tmp_path / "s", Line(), Recipe(steps=10)
     optimizers = make_optimizers(line, recipe)
     own = {"batch_size": 4, "split": "iid", "objectives": {"itc": 1.0}, "parent": None}
-    save_state(path, line, optimizers, recipe, Progress(step=3), own)
-    assert load_state(path, line, optimizers, recipe, dict(own)).step == 3
+    save_state(path, line, optimizers=optimizers, recipe=recipe, progress=Progress(step=3), batches=own)
+    assert load_state(path, line, optimizers=optimizers, recipe=recipe, batches=dict(own)).step == 3
     other = own | {"batch_size": 8, "parent": "ab12"}
     with pytest.raises(UsageError, match="batch_size was 4, is 8; parent was None, is ab12"):
-        load_state(path, line, optimizers, recipe, other)
+        load_state(path, line, optimizers=optimizers, recipe=recipe, batches=other)
     with pytest.raises(UsageError, match="split was iid, is None"):
-        load_state(path, line, optimizers, recipe)
+        load_state(path, line, optimizers=optimizers, recipe=recipe)
 
 
 class Block(nn.Module):
@@ -193,7 +193,7 @@ def stepped(scaler: torch.amp.GradScaler | None, spoil: str = "", value: float =
         (loss if scaler is None else scaler.scale(loss)).backward()
         if spoil and step:
             dict(block.named_parameters())[spoil].grad[0] = value
-        update(block, optimizers, 0.5, scaler)
+        update(block, optimizers, clip=0.5, scaler=scaler)
         assert all(parameter.grad is None for parameter in block.parameters())
         if not step:
             first = {name: p.detach().clone() for name, p in block.named_parameters()}
@@ -220,9 +220,9 @@ def test_an_overflow_anywhere_skips_the_step_of_all_and_lowers_the_scale(spoil: 
 def test_the_scale_of_fp16_losses_is_saved_with_the_state(tmp_path: Path) -> None:
     path, line, recipe = tmp_path / "s", Line(), Recipe(steps=10)
     optimizers = make_optimizers(line, recipe)
-    save_state(path, line, optimizers, recipe, Progress(), scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
+    save_state(path, line, optimizers=optimizers, recipe=recipe, progress=Progress(), scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
     other = torch.amp.GradScaler("cpu")
-    load_state(path, line, optimizers, recipe, scaler=other)
+    load_state(path, line, optimizers=optimizers, recipe=recipe, scaler=other)
     assert other.get_scale() == 64
 
 
@@ -230,9 +230,9 @@ def test_the_scale_of_fp16_losses_is_saved_with_the_state(tmp_path: Path) -> Non
 def test_the_random_numbers_of_a_gpu_are_saved_with_the_state(tmp_path: Path) -> None:
     path, line, recipe = tmp_path / "s", Line(), Recipe(steps=10)
     optimizers = make_optimizers(line, recipe)
-    save_state(path, line, optimizers, recipe, Progress())
+    save_state(path, line, optimizers=optimizers, recipe=recipe, progress=Progress())
     drawn = torch.rand(4, device="cuda")
-    load_state(path, line, optimizers, recipe)
+    load_state(path, line, optimizers=optimizers, recipe=recipe)
     assert torch.equal(torch.rand(4, device="cuda"), drawn)
 
 
@@ -269,12 +269,12 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
     from simmim_export.training.assemble import NewModel, new_checkpoint
     from simmim_export.training.data.shapes import FAMILIES, Shapes
     from simmim_export.training.source import Source
-    from simmim_export.training.tasks import CURRICULUM, Answers, Plan
+    from simmim_export.training.tasks import CURRICULUM, Answers, FinetuneSettings
 
     started = new_checkpoint(NewModel(), seed=0)
     parts = (build(started), Tokenizer.from_str(started.tokenizer), Source(Shapes(0), 2))
-    stage = Answers("vqa", *parts, Plan(rehearse=2)).train()
-    asked = Shapes(0).batch(1, 2, Want(captions=False, families=CURRICULUM[0][2]))
+    stage = Answers("vqa", *parts, FinetuneSettings(rehearse=2)).train()
+    asked = Shapes(0).batch(1, 2, want=Want(captions=False, families=CURRICULUM[0][2]))
     assert {FAMILIES[family] for family in asked.families.ravel()} <= set(CURRICULUM[0][2]) < set(FAMILIES)
     assert torch.equal(stage.batch(1, 0.0)["answers"], torch.from_numpy(asked.answers).flatten())
     right, answers = torch.eye(4), torch.arange(4)
@@ -284,7 +284,7 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
         stage._advance(right, answers)
     assert int(stage.level) == len(CURRICULUM) == int(stage.state_dict()["level"])
     assert "rehearsal" in stage.batch(1, 1.0) and "answers" in stage.batch(2, 1.0)
-    late = Answers("vqa", *parts, Plan(rehearse=0)).train()
+    late = Answers("vqa", *parts, FinetuneSettings(rehearse=0)).train()
     late.batch(0, CURRICULUM[0][1])
     assert int(late.level) == 1
 

@@ -14,7 +14,7 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 @pytest.mark.parametrize("shape", [(24, 96), (96, 24), (48, 48)])
 def test_singular_values_become_about_one(shape: tuple[int, int]) -> None:
-    found = orthogonalize(torch.randn(3, *shape, generator=torch.manual_seed(0)), COEFFICIENTS, 5, 1e-7)
+    found = orthogonalize(torch.randn(3, *shape, generator=torch.manual_seed(0)), COEFFICIENTS, steps=5, eps=1e-7)
     values = torch.linalg.svdvals(found)
     assert found.shape == (3, *shape) and values.min() > 0.3 and values.max() < 1.3
 

@@ -121,7 +121,7 @@ def test_hidden_words_are_maskable_and_nothing_else_changes(seed: int, rate: flo
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 10, (texts, length), generator=random)
     maskable = torch.arange(10) >= 5
-    hidden_ids, hidden = mask_words(ids, maskable, rate, 4, random)
+    hidden_ids, hidden = mask_words(ids, maskable, rate=rate, mask_id=4, generator=random)
     assert not (hidden & ~maskable[ids]).any()
     assert (hidden_ids[hidden] == 4).all() and torch.equal(hidden_ids[~hidden], ids[~hidden])
     assert torch.equal(hidden.any(dim=1), maskable[ids].any(dim=1))
@@ -131,5 +131,5 @@ def test_hidden_words_are_maskable_and_nothing_else_changes(seed: int, rate: flo
 
 def test_words_are_hidden_at_the_rate() -> None:
     ids = torch.full((400, 50), 7)
-    _, hidden = mask_words(ids, torch.arange(10) >= 5, 0.3, 4, torch.Generator().manual_seed(0))
+    _, hidden = mask_words(ids, torch.arange(10) >= 5, rate=0.3, mask_id=4, generator=torch.Generator().manual_seed(0))
     assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.01)

@@ -58,33 +58,33 @@ def asked(root: Path, split: str, count: int, questions: bool = True) -> Path:
 
 
 def test_few_examples_have_the_classes_of_all(tmp_path: Path) -> None:
-    few = DataChoice("image_folder", classes(tmp_path / "c", "train"), examples=3).open(0, "train", 64)
+    few = DataChoice("image_folder", root=classes(tmp_path / "c", "train"), examples=3).open(0, "train", size=64)
     assert few.limit("classes") == 3 and few.labels == {"image_class": CLASSES}
-    choice = DataChoice("webdataset", asked(asked(tmp_path / "w", "train", 12), "test", 12), examples=2)
-    train, test = (choice.open(0, stream, 64) for stream in ("train", "test"))
+    choice = DataChoice("webdataset", root=asked(asked(tmp_path / "w", "train", 12), "test", 12), examples=2)
+    train, test = (choice.open(0, stream, size=64) for stream in ("train", "test"))
     assert train.limit("questions") == 2 and test.limit("questions") == 12
     assert train.labels == test.labels == train.on("test").labels and len(train.labels["vqa"]) == 12
-    found = train.batch(0, 2, QUESTIONS)
+    found = train.batch(0, 2, want=QUESTIONS)
     assert found.scores is not None and found.scores.shape == (2, 4, 12)
 
 
 def test_rehearsal_is_on_the_same_few_examples(tmp_path: Path) -> None:
-    train = DataChoice("webdataset", asked(tmp_path, "train", 12), examples=3).open(0, "train", 64)
+    train = DataChoice("webdataset", root=asked(tmp_path, "train", 12), examples=3).open(0, "train", size=64)
     again = train.on("train-rehearsal")
     assert again.limit("captions") == 3 and train.on("samples").limit("captions") == 12
-    own = {caption for row in train.batch(0, 3, CAPTIONS).captions for caption in row}
-    assert {caption for index in range(4) for row in again.batch(index, 3, CAPTIONS).captions for caption in row} == own
+    own = {caption for row in train.batch(0, 3, want=CAPTIONS).captions for caption in row}
+    assert {caption for index in range(4) for row in again.batch(index, 3, want=CAPTIONS).captions for caption in row} == own
 
 
 def test_rehearsal_on_shapes_is_on_the_same_few_scenes() -> None:
     train = Shapes(0, examples=8)
     again = train.on("train-rehearsal")
-    scenes = [{scene for i in range(4) for scene in data.batch(i, 4, CAPTIONS).scenes} for data in (train, again)]
+    scenes = [{scene for i in range(4) for scene in data.batch(i, 4, want=CAPTIONS).scenes} for data in (train, again)]
     assert scenes[0] == scenes[1] and len(scenes[0]) == 8
     assert train.on("test").examples is None
     # Without a limit rehearsal has scenes of its own.
-    other = Shapes(0).on("train-rehearsal").batch(0, 4, CAPTIONS)
-    assert not np.array_equal(other.pixels, Shapes(0).batch(0, 4, CAPTIONS).pixels)
+    other = Shapes(0).on("train-rehearsal").batch(0, 4, want=CAPTIONS)
+    assert not np.array_equal(other.pixels, Shapes(0).batch(0, 4, want=CAPTIONS).pixels)
 
 
 def test_classes_that_change_while_a_model_trains_are_refused(tmp_path: Path) -> None:
@@ -92,15 +92,15 @@ def test_classes_that_change_while_a_model_trains_are_refused(tmp_path: Path) ->
 
     def opened(stream: str) -> Data:
         """As a command of its own finds it."""
-        return DataChoice("image_folder", tmp_path).open(0, stream, 64)
+        return DataChoice("image_folder", root=tmp_path).open(0, stream, size=64)
 
     trained = opened("train").labels["image_class"]
-    check_classes(opened("test"), "image_class", trained)
+    check_classes(opened("test"), "image_class", trained=trained)
     classes(tmp_path, "train", ("gnu",))
     with pytest.raises(DataError, match="other classes for image_class than training: gnu"):
-        check_classes(opened("test"), "image_class", trained)
+        check_classes(opened("test"), "image_class", trained=trained)
     with pytest.raises(DataError, match="in another order"):
-        check_classes(opened("test"), "image_class", ("gnu", *CLASSES))
+        check_classes(opened("test"), "image_class", trained=("gnu", *CLASSES))
 
 
 def finetune(run_cli, task: str, data: str, root: Path, output: Path, *more: object):
@@ -173,7 +173,7 @@ def test_a_val_split_stands_in_for_a_missing_test_and_says_so(run_cli, tmp_path:
     checkpoint = load(tmp_path / "x.pt")
     assert checkpoint.metrics["image_class"]["n"] == 40 and checkpoint.metrics["image_class"]["data"]["split"] == "val"
     # Figures and evidence share the split, and no picture.
-    measured = DataChoice("image_folder", root).open(0, "test", 64)
+    measured = DataChoice("image_folder", root=root).open(0, "test", size=64)
     figures = {p.tobytes() for p in measured.labeled(0, 40).pixels}
     evidence = Evidence.load(checkpoint.evidence.numpy().tobytes()).images["classed"]
     assert len(evidence) == len(figures) == 40 and not figures & {p.tobytes() for p in evidence}

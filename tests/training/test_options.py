@@ -113,7 +113,7 @@ def test_data_on_disk_are_read_once(tmp_path: Path) -> None:
     from test_readers import said
 
     said(tmp_path, "image,caption\na.png,x\nb.png,y\n")
-    choice = options.DataChoice("table", tmp_path)
-    choice.open(0, "train", 64).open()
+    choice = options.DataChoice("table", root=tmp_path)
+    choice.open(0, "train", size=64).open()
     (tmp_path / "train.csv").unlink()
-    assert choice.open(0, "train", 32).limit("captions") == 2
+    assert choice.open(0, "train", size=32).limit("captions") == 2

@@ -59,8 +59,8 @@ def test_a_tokenizer_without_mask_is_refused_for_mlm_alone(parts) -> None:
 
     plain = Tokenizer.from_str(word_tokenizer())
     with pytest.raises(UsageError, match=r"no \[MASK\]"):
-        Pretrain(parts[0], plain, Source(Shapes(0), 2), {"mlm": 1.0})
-    Pretrain(parts[0], plain, Source(Shapes(0), 2), {"itc": 1.0})
+        Pretrain(parts[0], plain, source=Source(Shapes(0), 2), weights={"mlm": 1.0})
+    Pretrain(parts[0], plain, source=Source(Shapes(0), 2), weights={"itc": 1.0})
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -122,7 +122,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Files:
         Image.new("RGB", (64, 64), (80 * row, 0, 0)).save(folder / f"{row}.png")
         words = tuple(f"A {NUMBERS[row]} {COLORS[place]} circle" for place in range(count))
         made.append(Record(f"{row}", (folder / f"{row}.png",), captions=words))
-    return Files("told", folder, lambda name, root, split: made, {"train": "train"})
+    return Files("told", folder, read=lambda name, root, split: made, splits={"train": "train"})
 
 
 def test_hidden_words_are_those_of_captions_of_their_own_image(parts, told: Files) -> None:
@@ -162,7 +162,7 @@ def test_tags_are_read_as_the_phrases_are_written(parts, told: Files) -> None:
 
 def test_tags_are_the_words_and_pairs_that_the_captions_hold(parts) -> None:
     pretrain = stage(parts, tags=1.0)
-    batch, found = pretrain.batch(2, 0.0), Shapes(0).batch(2, 6, CAPTIONS)
+    batch, found = pretrain.batch(2, 0.0), Shapes(0).batch(2, 6, want=CAPTIONS)
     names = Shapes(0).phrases()
     for row, texts in enumerate(found.captions):
         padded = [f" {text.replace(',', ' ,')} " for text in texts]
@@ -170,7 +170,7 @@ def test_tags_are_the_words_and_pairs_that_the_captions_hold(parts) -> None:
 
 
 def test_every_process_sees_its_own_part_of_a_batch(parts) -> None:
-    numbers = [Source(Shapes(0), 2, process, 3).number(index) for index in range(2) for process in range(3)]
+    numbers = [Source(Shapes(0), 2, process=process, processes=3).number(index) for index in range(2) for process in range(3)]
     assert numbers == list(range(6))
 
 

@@ -33,7 +33,7 @@ def test_real_bert_weights_give_the_originals_tokens(tmp_path: Path) -> None:
     # MiniLM's own file pads every text to 128 tokens, and cuts there.
     tokenizer = read_tokenizer(checkpoint.tokenizer)
     texts = ["a dog runs over the grass", "the cat sleeps", "quarterly results were better than feared"]
-    tokens = encode(tokenizer, texts, 32)
+    tokens = encode(tokenizer, texts, max_length=32)
     with torch.inference_mode():
         found = model.encode_text(**tokens)[0]
         wanted = original(**tokens).last_hidden_state * tokens["attention_mask"][:, :, None]

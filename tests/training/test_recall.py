@@ -38,13 +38,13 @@ HERE = Path("ckpt.pt")
 def test_what_is_recorded_of_one_data_set_is_not_used_for_another(tmp_path: Path) -> None:
     choice, seed = DataRequest().resolve(SHAPES, HERE)
     assert (choice.name, choice.split, choice.root, seed) == ("shapes", "A", None, 5)
-    choice, seed = DataRequest("clips", seed=0).resolve(SHAPES, HERE)
+    choice, seed = DataRequest(name="clips", seed=0).resolve(SHAPES, HERE)
     assert (choice.name, choice.split, seed) == ("clips", "iid", 0)
     assert DataRequest(split="B").resolve(SHAPES, HERE)[0].split == "B"
     coco = {"data": {"name": "coco", "root": str(tmp_path), "split": "train2014"}}
     choice, seed = DataRequest().resolve(coco, HERE)
     assert (choice.name, choice.root, choice.split, seed) == ("coco", tmp_path, "iid", 0)
-    assert DataRequest("shapes").resolve(coco, HERE)[0].root is None
+    assert DataRequest(name="shapes").resolve(coco, HERE)[0].root is None
 
 
 def test_a_checkpoint_that_was_never_trained_is_evaluated_on_shapes() -> None:

@@ -86,7 +86,7 @@ def test_every_answer_is_true(seed: int, index: int, split: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_every_caption_is_true(seed: int) -> None:
-    found = Shapes(seed).batch(0, 6, CAPTIONS)
+    found = Shapes(seed).batch(0, 6, want=CAPTIONS)
     numbers = ["zero", "one", "two", "three", "four", "five", "six"]
     for scene, captions in zip(found.scenes, found.captions, strict=True):
         assert len(captions) == 5
@@ -117,7 +117,7 @@ def test_the_same_number_is_the_same_batch_and_streams_share_nothing() -> None:
     seen = set()
     for stream in ("train", "val", "test", "samples", "demo"):
         for index in range(20):
-            scenes = set(Shapes(1, stream).batch(index, 32, CAPTIONS).scenes)
+            scenes = set(Shapes(1, stream).batch(index, 32, want=CAPTIONS).scenes)
             assert not scenes & seen
             seen |= scenes
 
@@ -130,7 +130,7 @@ def test_few_examples_are_so_many_and_all_of_what_is_said_of_them_is_learned(exa
     shown: dict[str, set[str]] = defaultdict(set)
     scenes, asked = {}, set()
     for index in range(-(-40 * examples // images)):
-        found = data.batch(index, images, CAPTIONS)
+        found = data.batch(index, images, want=CAPTIONS)
         for row, (key, scene, captions) in enumerate(zip(found.keys, found.scenes, found.captions, strict=True)):
             assert scenes.setdefault(key, scene) == scene
             shown[key].add(captions[(index + row) % 5])  # as pretraining takes them
@@ -138,7 +138,7 @@ def test_few_examples_are_so_many_and_all_of_what_is_said_of_them_is_learned(exa
                 asked.add(key)
     assert len(set(scenes.values())) == len(scenes) == len(asked) == examples
     assert {len(captions) for captions in shown.values()} == {5}
-    first, again = data.batch(0, 64, QUESTIONS), data.batch(1, 64, QUESTIONS)
+    first, again = data.batch(0, 64, want=QUESTIONS), data.batch(1, 64, want=QUESTIONS)
     said = [dict(zip(found.keys, found.questions, strict=True)) for found in (first, again)]
     assert all(said[0][key] == said[1][key] for key in said[0].keys() & said[1].keys())
     stated = [data.stated(index, examples) for index in range(2)]
@@ -148,13 +148,13 @@ def test_few_examples_are_so_many_and_all_of_what_is_said_of_them_is_learned(exa
 def test_when_all_has_been_asked_it_is_asked_again() -> None:
     """Of three things there are at most 24 questions about places."""
     want = Want(captions=False, families=("spatial",))
-    found = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want)
+    found = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want=want)
     assert found.answers.shape == (16, 60)
     for scene, texts, answers in zip(found.scenes, found.questions, found.answers, strict=True):
         counts = Counter(texts)
         assert max(counts.values()) - min(counts.values()) <= 1
         assert all(solve(scene, text) == ANSWERS[answer] for text, answer in zip(texts, answers, strict=True))
-    once = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want._replace(every=True))
+    once = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want=want._replace(every=True))
     assert [list(dict.fromkeys(row)) for row in found.questions] == once.questions
 
 
@@ -165,7 +165,7 @@ def test_the_text_alone_gives_little_away() -> None:
     predict = question_only(Shapes(3), scenes=4096)
     hits, families = defaultdict(list), Counter()
     for index in range(32):
-        found = Shapes(3, "test").batch(index, 64, QUESTIONS)
+        found = Shapes(3, "test").batch(index, 64, want=QUESTIONS)
         for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
             for text, answer, kind in zip(texts, answers, kinds, strict=True):
                 hits[FAMILIES[kind]].append(predict(text, FAMILIES[kind]) == answer)
@@ -181,7 +181,7 @@ def test_the_text_alone_gives_little_away() -> None:
 @pytest.mark.parametrize("split", ["A", "B"])
 def test_cogent(split: str) -> None:
     warm = {COLORS.index(name) for name in ("grey", "blue", "orange", "yellow")}
-    for scene in Shapes(0, split=split).batch(0, 300, CAPTIONS).scenes:
+    for scene in Shapes(0, split=split).batch(0, 300, want=CAPTIONS).scenes:
         for thing in scene.things:
             if SHAPES[thing.shape] in ("square", "triangle"):
                 assert (thing.colour in warm) == ((SHAPES[thing.shape] == "square") == (split == "A"))
@@ -200,14 +200,14 @@ def test_words_and_lengths(seed: int) -> None:
     tokenizer = word_tokenizer(vocabulary())
     found = Shapes(seed).batch(0, 8)
     texts = [text for rows in (found.captions, found.questions) for row in rows for text in row]
-    tokens = encode(tokenizer, texts, 20)
+    tokens = encode(tokenizer, texts, max_length=20)
     assert tokens["input_ids"].shape[1] <= 20
     assert not (tokens["input_ids"] == tokenizer.token_to_id("[UNK]")).any()
 
 
 @pytest.mark.parametrize("size", [16, 64, 100, 224, 500])
 def test_a_scene_looks_the_same_at_every_size(size: int) -> None:
-    scene = Shapes(0).batch(0, 1, CAPTIONS).scenes[0]
+    scene = Shapes(0).batch(0, 1, want=CAPTIONS).scenes[0]
     image = draw_scene(scene, size)
     assert image.shape == (size, size, 3) and image.dtype == np.uint8
     for thing, (left, top, right, bottom) in zip(scene.things, scene.boxes(size), strict=True):

@@ -297,7 +297,7 @@ def test_there_are_as_many_positions_as_tokens_at_any_size(trunk: str, sizes: Se
 
     torch.manual_seed(0)
     for size in sizes:
-        encoder = ImageEncoder(trunk, size, 32, 16).eval()
+        encoder = ImageEncoder(trunk, size, width=32, embed_dim=16).eval()
         with torch.no_grad():
             tokens, _ = encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
         assert tokens.shape == (1, encoder.tokens, 32)
@@ -311,10 +311,10 @@ def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) 
     from simmim_export.training.assemble import resized
 
     attention = load(make_checkpoint(tmp_path / "a.pt"))
-    assert build(resized(attention, 96)).image_encoder.tokens == 36
+    assert build(resized(attention, image_size=96)).image_encoder.tokens == 36
     linear = load(make_checkpoint(tmp_path / "b.pt", interaction="linear"))
     with pytest.raises(UsageError, match="belong to images of 64 pixels"):
-        resized(linear, 96)
+        resized(linear, image_size=96)
     longer = resized(attention, max_length=64)
     assert build(longer) and (longer.config.max_length, longer.config.image_size) == (64, 64)
     with pytest.raises(UsageError, match="64 positions, too few for texts of 65 tokens") as caught:
@@ -331,7 +331,7 @@ def test_a_model_of_longer_texts_has_positions_for_them() -> None:
 
     made = new_checkpoint(NewModel("tiny", max_length=100), seed=0)
     assert made.config.max_length == made.preprocessing["text"]["max_length"] == 100
-    tokens = encode(read_tokenizer(made.tokenizer), ["red " * 98], made.config.max_length)
+    tokens = encode(read_tokenizer(made.tokenizer), ["red " * 98], max_length=made.config.max_length)
     assert build(made).encode_text(**tokens)[0].shape == (1, 100, 96)
 
 
@@ -343,10 +343,10 @@ def test_clips_of_more_frames_than_the_checkpoint_takes(tmp_path: Path) -> None:
     from simmim_export.training.assemble import with_head
 
     known = load(make_checkpoint(tmp_path / "a.pt", frames=4, heads=("video_class",)))
-    assert with_head(known, "video_class", known.labels["video_class"], 4, 0) is known
+    assert with_head(known, "video_class", labels=known.labels["video_class"], frames=4, seed=0) is known
     for labels in (known.labels["video_class"], ["up", "down", "left"]):
         with pytest.raises(UsageError, match="up to 4 frames, the data have clips of 8") as caught:
-            with_head(known, "video_class", labels, 8, 0)
+            with_head(known, "video_class", labels=labels, frames=8, seed=0)
         assert "init --frames 8" in str(caught.value.fix)
 
 

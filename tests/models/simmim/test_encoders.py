@@ -28,7 +28,7 @@ DISTIL = SMALL | {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "dro
 )
 def test_no_dropout_and_as_many_tokens_as_positions(family: str, config: dict, positions: int) -> None:
     torch.manual_seed(0)
-    encoder = TextEncoder({"model_type": family, **config}, 16, 8).train()
+    encoder = TextEncoder({"model_type": family, **config}, width=16, embed_dim=8).train()
     assert encoder.positions == positions
     ids = torch.full((2, positions), 7)
     first, second = (encoder(ids, torch.ones_like(ids))[0] for _ in range(2))
@@ -59,7 +59,7 @@ def test_every_accepted_family_computes_what_transformers_computes(family: str) 
     options = DISTIL | {"dropout": 0.0, "attention_dropout": 0.0} if family == "distilbert" else BERT | FAMILY[family]
     config = AutoConfig.for_model(family, **options)
     torch.manual_seed(0)
-    encoder = TextEncoder({"model_type": family, **options}, 16, 8).eval()
+    encoder = TextEncoder({"model_type": family, **options}, width=16, embed_dim=8).eval()
     original = AutoModel.from_config(config).eval()
     weights = encoder.encoder.state_dict()
     unused = original.load_state_dict(weights, strict=False)
@@ -78,7 +78,7 @@ def test_every_accepted_family_computes_what_transformers_computes(family: str) 
 
 def test_a_family_that_would_compute_something_else_is_an_error() -> None:
     with pytest.raises(UsageError):
-        TextEncoder({"model_type": "deberta-v2", **BERT}, 16, 8)
+        TextEncoder({"model_type": "deberta-v2", **BERT}, width=16, embed_dim=8)
 
 
 def test_names_of_parts_are_those_that_there_are() -> None:
