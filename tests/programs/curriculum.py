@@ -12,14 +12,21 @@ import torch
 from programs.ranks import join, leave
 
 from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.recipe import FinetuneSettings
 from simmim_export.training.source import Source
-from simmim_export.training.tasks import CURRICULUM, Answers, FinetuneSettings
+from simmim_export.training.tasks import CURRICULUM, Answers
 
 
 def main(folder: Path) -> None:
     """See the module."""
     rank, world, model, tokenizer = join()
-    stage = Answers("vqa", model, tokenizer=tokenizer, source=Source(Shapes(0), 4, process=rank, processes=world), settings=FinetuneSettings(rehearse=2)).train()
+    stage = Answers(
+        "vqa",
+        model,
+        tokenizer=tokenizer,
+        source=Source(Shapes(0), 4, process=rank, processes=world),
+        settings=FinetuneSettings(rehearse=2),
+    ).train()
     last = model.heads["vqa"].classify[-1]
     with torch.no_grad():  # it answers class 0, whatever it is asked
         last.weight.zero_()

@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.pretrain import Pretrain
+from simmim_export.training.recipe import FinetuneSettings
 from simmim_export.training.source import Source
-from simmim_export.training.tasks import Answers, FinetuneSettings
+from simmim_export.training.tasks import Answers
 
 OBJECTIVES = ("itc", "mlm", "tags", "vqa")
 Batch = dict[str, torch.Tensor]
@@ -51,7 +52,13 @@ def main(target: str) -> None:
         model.zero_grad()
         stage: Answers | Pretrain
         if what == "vqa":
-            stage = Answers("vqa", model, tokenizer=tokenizer, source=source, settings=FinetuneSettings(rehearse=0, curriculum=False))
+            stage = Answers(
+                "vqa",
+                model,
+                tokenizer=tokenizer,
+                source=source,
+                settings=FinetuneSettings(rehearse=0, curriculum=False),
+            )
         else:
             stage = Pretrain(model, tokenizer, source=source, weights={what: 1.0})
         stage.eval()

@@ -95,19 +95,21 @@ def test_safetensors(tmp_path: Path, tokenizer: Path, article: Article) -> None:
 
 def test_what_no_state_dict_holds_is_asked_for(tmp_path: Path, tokenizer: Path, article: Article) -> None:
     torch.save(article.state_dict(), tmp_path / "state.pt")
-    with pytest.raises(UsageError, match="how many attention heads") as caught:
+    with pytest.raises(UsageError) as caught:
         taken(tmp_path / "state.pt", tokenizer, None)
     assert caught.value.fix == "give --text-heads 1"
-    with pytest.raises(UsageError, match="5 attention heads do not divide"):
+    with pytest.raises(UsageError, match="5 attention heads"):
         taken(tmp_path / "state.pt", tokenizer, 5)
-    with pytest.raises(UsageError, match="holds no tokenizer"):
+    with pytest.raises(UsageError) as caught:
         taken(tmp_path / "state.pt", None)
+    assert "--tokenizer" in str(caught.value.fix)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"not a tokenizer\.json"):
+    with pytest.raises(CheckpointError) as caught:
         taken(tmp_path / "state.pt", tmp_path / "tokenizer.json")
+    assert caught.value.where == str(tmp_path / "tokenizer.json")
     options = {"tokenizer": tokenizer, "text_heads": 4, "image_size": 64}
     assert import_article(tmp_path / "state.pt", max_length=24, **options)[0].config.max_length == 24
-    with pytest.raises(UsageError, match="24 positions, too few for texts of 1000 tokens"):
+    with pytest.raises(UsageError, match=r"24 .* 1000"):
         import_article(tmp_path / "state.pt", max_length=1000, **options)
 
 
@@ -153,7 +155,7 @@ def test_no_key_is_ever_lost_in_silence(tmp_path: Path, tokenizer: Path, article
 
 def test_code_is_never_executed(tmp_path: Path, tokenizer: Path) -> None:
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match="never executed"):
+    with pytest.raises(CheckpointError):
         taken(tmp_path / "state.pt", tokenizer)
 
 

@@ -33,7 +33,7 @@ from simmim_export.training.evaluation.classes import evaluate_classes, evaluate
 from simmim_export.training.evaluation.controls import different_text, other_image, other_order
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.evaluation.retrieval import evaluate_match, evaluate_retrieval, recall
-from simmim_export.training.evaluation.statistics import accuracy, batches, wilson
+from simmim_export.training.evaluation.statistics import Evaluator, accuracy, batches, wilson
 from simmim_export.training.evidence import gather_evidence
 from simmim_export.training.tokenizer import encode
 
@@ -64,6 +64,11 @@ def test_batches_end_with_the_data() -> None:
     assert list(batches(130, 70, what="x", watch=lambda *_: None)) == [(0, 64), (1, 6)]
 
 
+def measured(evaluate: Evaluator, head: str, parts: tuple, *, data: Data, scenes: int) -> dict:
+    """What ``evaluate`` reports for the model and the tokenizer in ``parts``."""
+    return evaluate(head, parts[0], tokenizer=parts[1], data=data, scenes=scenes, watch=quiet)
+
+
 def made(head: str, labels) -> tuple:
     started = with_head(new_checkpoint(NewModel(), seed=0), head, labels=labels, frames=8, seed=0)
     return build(started), Tokenizer.from_str(started.tokenizer)
@@ -71,7 +76,9 @@ def made(head: str, labels) -> tuple:
 
 def test_a_held_out_set_is_counted_once() -> None:
     model, tokenizer = made("image_class", Digits().labels["image_class"])
-    figures = evaluate_classes("image_class", model, tokenizer=tokenizer, data=Digits(0, "test"), scenes=5000, watch=lambda *_: None)
+    figures = evaluate_classes(
+        "image_class", model, tokenizer=tokenizer, data=Digits(0, "test"), scenes=5000, watch=lambda *_: None
+    )
     assert figures["n"] == 177 and figures["controls"]["majority"]["accuracy"] == pytest.approx(0.1, abs=0.06)
 
 
@@ -88,7 +95,7 @@ def test_digits_judge_a_precision_by_others_than_it_is_calibrated_on() -> None:
     assert calibration <= parts["train"] and len(calibration) == SAMPLES
     evidence = gather_evidence(data, ("image_class",))
     assert evidence is not None and {p.tobytes() for p in evidence.images["classed"]} == parts["val"]
-    with pytest.raises(UsageError, match="no stream 'later'"):
+    with pytest.raises(UsageError, match="later"):
         data.on("later").labeled(0, 1)
 
 
@@ -100,11 +107,18 @@ class Scored(Data):
     stream = "train"
     families = ("all",)
 
-    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
+    def batch(self, index: int, images: int, *, want: Want = EVERYTHING) -> Batch:
         scores = np.zeros((images, 2, 3), np.float32)
         scores[0, 0, 1] = 0.3
         texts, empty = [["easy", "odd"]] * images, np.zeros((images, 2), np.int64)
-        return Batch(pixels=np.zeros((images, 8, 8, 3), np.uint8), captions=[], questions=texts, answers=scores.argmax(axis=2), families=empty, scores=scores)
+        return Batch(
+            pixels=np.zeros((images, 8, 8, 3), np.uint8),
+            captions=[],
+            questions=texts,
+            answers=scores.argmax(axis=2),
+            families=empty,
+            scores=scores,
+        )
 
 
 def test_questions_without_an_answer_are_no_votes_for_the_first_class() -> None:
@@ -127,7 +141,9 @@ def test_a_clip_is_also_seen_in_another_order_and_frozen() -> None:
 
 def test_an_untrained_model_is_no_better_than_its_controls() -> None:
     model, tokenizer = made("video_qa", ANSWERS)
-    figures = evaluate_answers("video_qa", model, tokenizer=tokenizer, data=Clips(0, "test"), scenes=64, watch=lambda *_: None)
+    figures = evaluate_answers(
+        "video_qa", model, tokenizer=tokenizer, data=Clips(0, "test"), scenes=64, watch=lambda *_: None
+    )
     assert set(figures["controls"]) == {
         "shuffled_frames", "single_frame", "shuffled_image", "image_only", "question_only",
     }  # fmt: skip
@@ -140,7 +156,9 @@ def test_an_untrained_model_is_no_better_than_its_controls() -> None:
 )
 def test_chance_is_that_of_the_galleries_there_were(scenes: int, galleries: list[int], chance: float) -> None:
     model, tokenizer = made("match", ["no", "yes"])
-    figures = evaluate_match("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=lambda *_: None)
+    figures = evaluate_match(
+        "match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=lambda *_: None
+    )
     found = figures["text_to_image_recall_at_1"]
     assert found["galleries"] == galleries and found["among"] == galleries[0]
     assert found["n"] == sum(galleries) and figures["n"] == 2 * sum(galleries)
@@ -154,11 +172,11 @@ class Uneven(Shapes):
     def limit(self, kind: str) -> int:
         return 64
 
-    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> ShapesBatch:
+    def batch(self, index: int, images: int, *, want: Want = EVERYTHING) -> ShapesBatch:
         found = super().batch(index, images, want=want)
         return replace(found, questions=[row[: 1 + place % 5] for place, row in enumerate(found.questions)])
 
-    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
+    def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
         found = super().stated(index, images, want=want)
         return found._replace(texts=[row[: 1 + place % 3] for place, row in enumerate(found.texts)])
 
@@ -189,7 +207,9 @@ def test_rows_of_any_length_are_asked_as_they_are() -> None:
     assert figures["controls"]["shuffled_image"]["accuracy"] == pytest.approx(np.mean(others))
     assert figures["controls"]["image_only"]["accuracy"] == pytest.approx(np.mean(swapped))
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    assert evaluate_statements("text_class", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet)["n"] == 4 * (1 + 2 + 3)
+    assert evaluate_statements(
+        "text_class", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet
+    )["n"] == 4 * (1 + 2 + 3)
 
 
 def test_evidence_asks_the_most_that_it_can_and_nothing_twice() -> None:
@@ -211,8 +231,15 @@ def test_controls_that_see_no_image_decode_none() -> None:
     broken = [Record("a", (b"no picture",), questions=(asked,), statements=said, label="x")]
     data = Files("made", Path("root"), read=lambda *_: broken, splits={"train": "train", "test": "test"})
     assert question_only(data)("how many?", "all") == 0
-    assert data.labeled(0, 2, want=UNSEEN).labels.shape == (2,) and data.stated(0, 2, want=UNSEEN).labels.shape == (2, 3)
-    for found in (Shapes(0).batch(0, 4, want=UNSEEN), Clips(0).labeled(0, 2, want=UNSEEN), Digits(0).labeled(0, 4, want=UNSEEN)):
+    assert data.labeled(0, 2, want=UNSEEN).labels.shape == (2,) and data.stated(0, 2, want=UNSEEN).labels.shape == (
+        2,
+        3,
+    )
+    for found in (
+        Shapes(0).batch(0, 4, want=UNSEEN),
+        Clips(0).labeled(0, 2, want=UNSEEN),
+        Digits(0).labeled(0, 4, want=UNSEEN),
+    ):
         assert not found.pixels.size
 
 
@@ -221,13 +248,15 @@ def test_the_pointing_game_is_played_on_so_many_scenes() -> None:
     found = Shapes(0, "test").batch(0, 64, want=QUESTIONS)
     counts = [sum(thing is not None for thing in row) for row in found.about]
     for scenes in (1, 5):
-        assert pointing_game(model, tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)["n"] == sum(counts[:scenes])
+        assert pointing_game(model, tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)["n"] == sum(
+            counts[:scenes]
+        )
 
 
 def test_one_image_is_not_retrieved() -> None:
     model, tokenizer = made("match", ["no", "yes"])
     alone = evaluate_retrieval("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
-    assert alone == {"not_measured": "retrieval needs two scenes or more"}
+    assert list(alone) == ["not_measured"]
 
 
 def quiet(*_: object) -> None:
@@ -237,10 +266,14 @@ def quiet(*_: object) -> None:
 def test_an_image_alone_is_no_other_image() -> None:
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
     alone = evaluate_match("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
-    assert "two scenes" in alone["not_measured"] and "accuracy" not in alone
+    assert list(alone) == ["not_measured"]
     for scenes, shuffled in ((1, None), (65, 64)):
-        answers = evaluate_answers("vqa", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)
-        stated = evaluate_statements("text_class", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)
+        answers = evaluate_answers(
+            "vqa", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet
+        )
+        stated = evaluate_statements(
+            "text_class", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet
+        )
         assert answers["n"] == 8 * scenes and stated["n"] == 4 * scenes
         counted = [row["controls"]["shuffled_image"] for row in (answers, stated)]
         wanted = [None] * 2 if shuffled is None else [8 * shuffled, 4 * shuffled]
@@ -253,14 +286,16 @@ def test_an_image_alone_is_no_other_image() -> None:
 class Skewed(Shapes):
     """Every statement of training is true, of any other stream false."""
 
-    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
+    def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
         found = super().stated(index, images, want=want)
         return found._replace(labels=np.full_like(found.labels, int(self.stream == "train")))
 
 
 def test_the_majority_is_that_of_training() -> None:
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    figures = evaluate_statements("text_class", model, tokenizer=tokenizer, data=Skewed(0, "test"), scenes=8, watch=lambda *_: None)
+    figures = evaluate_statements(
+        "text_class", model, tokenizer=tokenizer, data=Skewed(0, "test"), scenes=8, watch=lambda *_: None
+    )
     assert figures["controls"]["majority"]["accuracy"] == 0.0 and figures["n"] == 32
 
 
@@ -285,16 +320,25 @@ def templated(
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (200 * row, number, 0)).save(buffer, "PNG")
         records.append(Record(str(number), (buffer.getvalue(),), captions=("a thing",), questions=asked))
-    return Files("made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test")
+    return Files(
+        "made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test"
+    )
 
 
 def taught(data: Files, steps: int = 40) -> tuple:
     """A real tiny model that has learned to answer ``data``."""
+    from simmim_export.training.recipe import FinetuneSettings
     from simmim_export.training.source import Source
-    from simmim_export.training.tasks import Answers, FinetuneSettings
+    from simmim_export.training.tasks import Answers
 
     model, tokenizer = made("vqa", data.labels["vqa"])
-    stage = Answers("vqa", model, tokenizer=tokenizer, source=Source(data.on("train"), 8), settings=FinetuneSettings(rehearse=0, curriculum=False)).train()
+    stage = Answers(
+        "vqa",
+        model,
+        tokenizer=tokenizer,
+        source=Source(data.on("train"), 8),
+        settings=FinetuneSettings(rehearse=0, curriculum=False),
+    ).train()
     optimizer = torch.optim.AdamW(stage.parameters(), lr=2e-3)
     for step in range(steps):
         optimizer.zero_grad()
@@ -314,7 +358,7 @@ def warned(metrics: dict) -> list[str]:
 
 def test_controls_of_templated_questions_are_those_of_a_model_that_looks() -> None:
     data = templated(24)
-    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
     controls = figures["controls"]
     assert figures["accuracy"] == 1.0
     assert controls["image_only"]["accuracy"] == controls["shuffled_image"]["accuracy"] == 0.0
@@ -324,7 +368,7 @@ def test_controls_of_templated_questions_are_those_of_a_model_that_looks() -> No
 
 def test_one_question_for_all_images_leaves_image_only_not_measurable() -> None:
     data = templated(24, QUESTIONS_OF_ALL[:1], [["red"], ["blue"]])
-    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
     only = figures["controls"]["image_only"]
     assert figures["accuracy"] == 1.0
     assert "24 of 24" in only["not_measurable"] and "accuracy" not in only and only["is"]
@@ -334,14 +378,14 @@ def test_one_question_for_all_images_leaves_image_only_not_measurable() -> None:
 
 def test_one_answer_for_all_images_leaves_shuffled_image_not_measurable() -> None:
     data = templated(8, QUESTIONS_OF_ALL, [ANSWER_PAIRS[0]])
-    figures = evaluate_answers("vqa", *made("vqa", data.labels["vqa"]), data, 8, quiet)
+    figures = measured(evaluate_answers, "vqa", made("vqa", data.labels["vqa"]), data=data, scenes=8)
     assert "16 of 16" in figures["controls"]["shuffled_image"]["not_measurable"]
 
 
 def test_a_control_of_some_questions_is_compared_with_the_model_on_the_same() -> None:
     """Of one question all images have the same answer: only the other can be asked about another image."""
     data = templated(24, QUESTIONS_OF_ALL, [("red", "circle"), ("red", "square")])
-    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
     shuffled = figures["controls"]["shuffled_image"]
     assert shuffled["n"] == 24 and shuffled["accuracy"] == 0.0 and shuffled["model"] == 1.0
     shuffled |= {"accuracy": 0.9, "model": 0.92}
@@ -352,7 +396,7 @@ def test_a_control_of_some_questions_is_compared_with_the_model_on_the_same() ->
 
 def test_questions_that_differ_in_case_alone_are_one_text() -> None:
     data = templated(4, ("What colour?", "what  COLOUR ?"), [("red", "red"), ("blue", "blue")])
-    figures = evaluate_answers("vqa", *made("vqa", data.labels["vqa"]), data, 4, quiet)
+    figures = measured(evaluate_answers, "vqa", made("vqa", data.labels["vqa"]), data=data, scenes=4)
     assert "not_measurable" in figures["controls"]["image_only"]
 
 
@@ -373,7 +417,11 @@ def test_another_image_is_not_known_to_have_the_same_answer(rows: list[tuple[int
     image = np.array([names.index(image) for image, _, _ in rows])
     text, answers = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
     chosen, possible = other_image(
-        text, image, answers=answers, known=np.ones(len(rows), bool), would_be_right=lambda t, guess: answers[t, None] == guess
+        text,
+        image,
+        answers=answers,
+        known=np.ones(len(rows), bool),
+        would_be_right=lambda t, guess: answers[t, None] == guess,
     )
     for k in range(len(rows)):
         before = [(image[k] - step) % len(names) for step in range(1, len(names))]
@@ -395,7 +443,10 @@ def test_clips_that_stand_still_have_no_other_order() -> None:
 def test_captions_that_all_images_share_are_not_matched() -> None:
     data = templated(8)
     model, tokenizer = made("match", ["no", "yes"])
-    assert "each of 8" in evaluate_match("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["not_measured"]
+    assert (
+        "each of 8"
+        in evaluate_match("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["not_measured"]
+    )
     found = evaluate_retrieval("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["text_to_image"]
     assert found["oracle"] == pytest.approx(1 / 8) == found["chance"]
 
@@ -405,8 +456,12 @@ def test_a_statement_is_made_about_an_image_of_which_another_thing_holds() -> No
     for number, record in enumerate(templated(8).read("made", Path(), "train")):
         said = (Statement("it is so", "entailment" if number % 4 else "contradiction"),)
         records.append(replace(record, statements=said))
-    data = Files("made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test")
-    figures = evaluate_statements("text_class", *made("text_class", data.labels["text_class"]), data, 8, quiet)
+    data = Files(
+        "made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test"
+    )
+    figures = measured(
+        evaluate_statements, "text_class", made("text_class", data.labels["text_class"]), data=data, scenes=8
+    )
     # Two of eight are false; every true one is paired with one of them, so a model that says the same of all is as right.
     assert figures["controls"]["shuffled_image"]["n"] == 8
 

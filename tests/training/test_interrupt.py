@@ -21,7 +21,8 @@ from test_loop import Line
 from simmim_export.models.simmim.checkpoint import load
 from simmim_export.training import loop
 from simmim_export.training.interrupt import Stopped
-from simmim_export.training.loop import Recipe, train
+from simmim_export.training.loop import train
+from simmim_export.training.recipe import Recipe
 
 COMMAND = (sys.executable, "-m", "simmim_export.training.cli")
 # More steps than anybody waits for; no save by their number.

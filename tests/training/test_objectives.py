@@ -58,7 +58,7 @@ def test_two_texts_of_one_image_are_both_positives() -> None:
 
 
 def test_a_batch_of_one_is_refused() -> None:
-    with pytest.raises(UsageError, match="2 or more") as caught:
+    with pytest.raises(UsageError) as caught:
         contrastive_loss(torch.zeros(1, 1), own([0]))
     assert caught.value.exit_code == 2
 

@@ -27,7 +27,7 @@ def parts():
 
 
 def stage(parts, images: int = 6, **weights: float) -> Pretrain:
-    return Pretrain(*parts, Source(Shapes(0), images), weights)
+    return Pretrain(*parts, source=Source(Shapes(0), images), weights=weights)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def stage(parts, images: int = 6, **weights: float) -> Pretrain:
         ({}, 6, "needs an objective"),
         ({"itc": 0.0, "mlm": 0.0}, 6, "needs an objective"),
         ({"mlm": -1.0}, 6, "0 or more"),
-        ({"itc": float("nan"), "mlm": 1.0}, 6, "0 or more, and finite"),
+        ({"itc": float("nan"), "mlm": 1.0}, 6, "0 or more"),
         ({"clip": 1.0}, 6, "unknown objective 'clip'"),
     ],
 )
@@ -49,9 +49,9 @@ def test_what_cannot_be_trained_is_refused(parts, weights: dict[str, float], ima
 
 
 def test_one_image_has_no_other(parts) -> None:
-    with pytest.raises(UsageError, match="2 images or more, and there is 1"):
-        Pretrain(*parts, Source(Shapes(0, examples=1), 4), {"itc": 1.0})
-    Pretrain(*parts, Source(Shapes(0, examples=1), 4), {"mlm": 1.0})
+    with pytest.raises(UsageError, match="the data have 1"):
+        Pretrain(*parts, source=Source(Shapes(0, examples=1), 4), weights={"itc": 1.0})
+    Pretrain(*parts, source=Source(Shapes(0, examples=1), 4), weights={"mlm": 1.0})
 
 
 def test_a_tokenizer_without_mask_is_refused_for_mlm_alone(parts) -> None:
@@ -126,7 +126,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def test_hidden_words_are_those_of_captions_of_their_own_image(parts, told: Files) -> None:
-    pretrain = Pretrain(*parts, Source(told, 3), {"mlm": 1.0})
+    pretrain = Pretrain(*parts, source=Source(told, 3), weights={"mlm": 1.0})
     seen = set()
     for index in range(60):
         batch = pretrain.batch(index, 0.0)
@@ -142,7 +142,7 @@ def test_hidden_words_are_those_of_captions_of_their_own_image(parts, told: File
 
 def test_another_caption_of_the_same_image_is_no_other_image(parts, told: Files) -> None:
     """A batch of four of three pictures holds one of them twice, with another caption."""
-    pretrain = Pretrain(*parts, Source(told, 4), {"itc": 1.0, "itm": 1.0})
+    pretrain = Pretrain(*parts, source=Source(told, 4), weights={"itc": 1.0, "itm": 1.0})
     batch = pretrain.batch(0, 0.0)
     images = [int(pixels[0, 0, 0]) for pixels in batch["pixels"]]
     assert len(set(batch["caption_ids"].tolist())) == 4 and len(set(images)) == 3
@@ -154,7 +154,7 @@ def test_another_caption_of_the_same_image_is_no_other_image(parts, told: Files)
 
 
 def test_tags_are_read_as_the_phrases_are_written(parts, told: Files) -> None:
-    pretrain = Pretrain(*parts, Source(told, 3), {"tags": 1.0})
+    pretrain = Pretrain(*parts, source=Source(told, 3), weights={"tags": 1.0})
     prepared = pretrain.objectives["tags"].prepare([["A ONE Red CIRCLE"], ["nothing"]], 0)["present"]
     names = [name for name, row in zip(told.phrases(), prepared.T.tolist(), strict=True) if row[0]]
     assert names == ["circle"] and not prepared[1].any()
@@ -170,7 +170,9 @@ def test_tags_are_the_words_and_pairs_that_the_captions_hold(parts) -> None:
 
 
 def test_every_process_sees_its_own_part_of_a_batch(parts) -> None:
-    numbers = [Source(Shapes(0), 2, process=process, processes=3).number(index) for index in range(2) for process in range(3)]
+    numbers = [
+        Source(Shapes(0), 2, process=process, processes=3).number(index) for index in range(2) for process in range(3)
+    ]
     assert numbers == list(range(6))
 
 
@@ -179,15 +181,15 @@ def test_hidden_patches_are_hidden_and_batch_norm_keeps_its_statistics(parts) ->
     batch = pretrain.batch(0, 0.0)
     assert batch["holes"].shape == (6, 4, 4) and (batch["holes"].sum(dim=(1, 2)) == 10).all()
     before = {key: value.clone() for key, value in pretrain.state_dict().items() if "running" in key}
-    one = pretrain.objectives["mim"].loss(parts[0], batch, None)
+    one = pretrain.objectives["mim"].loss(parts[0], batch, seen=None)
     assert all(torch.equal(pretrain.state_dict()[key], value) for key, value in before.items())
     assert all(m.training for m in pretrain.modules())
     # What is under the holes is what must be painted, so it changes the loss, but never what is painted.
     painted: list[torch.Tensor] = []
     hook = pretrain.objectives["mim"].paint.register_forward_hook(lambda m, i, out: painted.append(out))
     hidden = batch["holes"].repeat_interleave(16, 1).repeat_interleave(16, 2)[..., None]
-    pretrain.objectives["mim"].loss(parts[0], batch, None)
+    pretrain.objectives["mim"].loss(parts[0], batch, seen=None)
     other = batch | {"pixels": torch.where(hidden, 255 - batch["pixels"], batch["pixels"])}
-    two = pretrain.objectives["mim"].loss(parts[0], other, None)
+    two = pretrain.objectives["mim"].loss(parts[0], other, seen=None)
     hook.remove()
     assert torch.equal(*painted) and one.item() != pytest.approx(two.item(), rel=0.01)

@@ -82,17 +82,17 @@ def test_a_resnets_file(tmp_path: Path, suffix: str) -> None:
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(get_model("resnet34", weights=None).state_dict(), path)
-    with pytest.raises(CheckpointError, match=r"unexpected: layer1\.2\.conv1\.weight") as caught:
+    with pytest.raises(CheckpointError, match=r"layer1\.2\.conv1\.weight") as caught:
         new_checkpoint(NewModel("tiny", image_encoder="resnet18", image_weights=str(path)), seed=0)
     assert "encoder that was chosen" in caught.value.fix
     torch.save([1, 2], path)
-    with pytest.raises(InputError, match="not a state dict"):
+    with pytest.raises(InputError):
         pretrained_image("resnet18", str(path))
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError):
         pretrained_image("resnet18", str(tmp_path / "none.pth"))
-    with pytest.raises(UsageError, match="unknown weights 'BEST' of resnet18"):
+    with pytest.raises(UsageError, match="BEST"):
         pretrained_image("resnet18", "BEST")
-    with pytest.raises(UsageError, match="no weights for 'tiny'"):
+    with pytest.raises(UsageError, match="tiny"):
         pretrained_image("tiny", "DEFAULT")
 
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_downloaded_is_one_message(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="cannot be downloaded") as caught:
+    with pytest.raises(InputError) as caught:
         pretrained_image("resnet18", "DEFAULT")
     assert "--image-weights FILE.pth" in caught.value.fix
 
@@ -140,7 +140,7 @@ def test_weights_without_a_pooler_are_whole_and_others_that_lack_one_are_named(b
     assert not any("pooler" in key for key in (*state, *found.state))
     assert all(torch.equal(found.state[key], state[key]) for key in state)
     save_file({k: v for k, v in state.items() if "layer.1.output.dense" not in k}, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"missing: encoder\.layer\.1\.output\.dense\.bias") as caught:
+    with pytest.raises(CheckpointError, match=r"encoder\.layer\.1\.output\.dense\.bias") as caught:
         pretrained_text(str(bert))
     assert caught.value.exit_code == 5 and caught.value.where == str(bert) and "pooler" not in caught.value.what
 
@@ -150,9 +150,7 @@ def test_weights_of_another_shape_than_the_configuration_are_named(bert: Path) -
 
     config = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    with pytest.raises(
-        CheckpointError, match=r"output\.dense\.weight is \[48, 96\], the configuration says \[48, 64\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"output\.dense\.weight .*\[48, 96\].*\[48, 64\]"):
         pretrained_text(str(bert))
 
 
@@ -160,7 +158,7 @@ def test_weights_of_another_shape_than_the_configuration_are_named(bert: Path) -
 def test_a_damaged_encoder_is_bad_input(bert: Path, kept: int) -> None:
     path = bert / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InputError, match="does not load") as caught:
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
     assert caught.value.exit_code == 5 and caught.value.where == str(bert)
 
@@ -171,7 +169,7 @@ def test_texts_are_as_long_as_a_pretrained_encoder_has_positions_for(bert: Path,
     if max_length != 17:
         assert new_checkpoint(new, seed=0).config.max_length == 16
         return
-    with pytest.raises(UsageError, match="16 positions, too few for texts of 17 tokens") as caught:
+    with pytest.raises(UsageError, match=r"16 .* 17") as caught:
         new_checkpoint(new, seed=0)
     assert "--max-length 16" in str(caught.value.fix)
 
@@ -183,7 +181,7 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_has_embeddings(bert: Path
     (bert / "tokenizer.json").write_text(word_tokenizer(words).to_str())
     assert pretrained_text(str(bert)).positions == 16
     (bert / "tokenizer.json").write_text(word_tokenizer([*words, "more"]).to_str())
-    with pytest.raises(CheckpointError, match="61 tokens, the text encoder 60 embeddings") as caught:
+    with pytest.raises(CheckpointError, match=r"61 .* 60") as caught:
         pretrained_text(str(bert))
     assert caught.value.where == str(bert / "tokenizer.json")
 
@@ -191,7 +189,7 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_has_embeddings(bert: Path
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "no JSON", '{"version": "1.0", "model": {"type": "Other"}}'])
 def test_a_tokenizer_that_is_none(bert: Path, text: str) -> None:
     (bert / "tokenizer.json").write_text(text)
-    with pytest.raises(InputError, match="not a tokenizer") as caught:
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
     assert caught.value.where == str(bert / "tokenizer.json")
 
@@ -200,8 +198,9 @@ def test_a_tokenizer_without_a_token(bert: Path) -> None:
     from tokenizers import Tokenizer, models
 
     (bert / "tokenizer.json").write_text(Tokenizer(models.WordLevel({}, unk_token="[UNK]")).to_str())
-    with pytest.raises(InputError, match="no tokens"):
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
+    assert caught.value.where == str(bert / "tokenizer.json")
 
 
 def test_a_damaged_encoder_ends_the_command_with_one_message(bert: Path, run_cli, tmp_path: Path) -> None:
@@ -213,7 +212,7 @@ def test_a_damaged_encoder_ends_the_command_with_one_message(bert: Path, run_cli
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no config\.json"):
+    with pytest.raises(InputError, match=r"config\.json"):
         pretrained_text(str(tmp_path))
 
 
@@ -296,7 +295,7 @@ def test_a_folder_of_sentence_transformers_names_the_encoder_inside(tmp_path: Pa
 @pytest.mark.parametrize("name", ["checkpoint.json", "manifest.json", "adapter_config.json", "open_clip_config.json"])
 def test_a_folder_without_config_says_what_else_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match="this is ") as caught:
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(tmp_path))
     assert caught.value.fix
 
@@ -312,11 +311,12 @@ def test_a_config_that_is_none_is_bad_input(bert: Path, text: str) -> None:
 def test_a_vocabulary_without_a_tokenizer_says_how_to_make_one(bert: Path) -> None:
     (bert / "tokenizer.json").unlink()
     (bert / "vocab.txt").write_text("[PAD]\n[UNK]\n")
-    with pytest.raises(InputError, match=r"no tokenizer\.json") as caught:
+    with pytest.raises(InputError, match=r"tokenizer\.json") as caught:
         pretrained_text(str(bert))
     assert "AutoTokenizer" in caught.value.fix
 
 
 def test_a_file_is_no_folder(bert: Path) -> None:
-    with pytest.raises(InputError, match="a file"):
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(bert / "model.safetensors"))
+    assert caught.value.where == str(bert / "model.safetensors")

@@ -41,7 +41,10 @@ def read(root: Path, split: str) -> list[Record]:
         records[key] = Record(key, (image,), captions=tuple(caption for caption in captions if caption))
     if not wanted <= splits:
         raise no_split(
-            split, splits, root, [f"image of the split {name!r} in {path.name}" for name in sorted(wanted - splits)]
+            split,
+            splits,
+            root=root,
+            looked_for=[f"an image of the split {name!r} in {path.name}" for name in sorted(wanted - splits)],
         )
     if blank:
         warnings.warn(f"{path}: {blank} empty sentences are left out", stacklevel=2)
