@@ -1,7 +1,8 @@
-"""Every figure of docs/results.md: which commands make it, run two at a time, each once. Knows commands and tables only.
+"""The runs behind docs/results.md: which commands make each figure.
 
-``make results`` runs what is not in docs/results.json yet and renders the tables. A chain of commands is deterministic: it
-trains a fixed number of steps from fixed seeds with one thread, so that a busy machine changes nothing but the time.
+``make results`` runs what docs/results.json does not contain yet, two runs at a time, and renders the page. A run is
+deterministic: it trains a fixed number of steps from a fixed seed with one thread, so a busy machine changes only the
+time.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from simmim_export.console import progress_bar, run_app, say
 from simmim_export.errors import GateFailed
 from simmim_export.system.children import child_environment, python_command
 from simmim_export.system.files import replacing
+from simmim_export.training.progress import Countdown
 from simmim_export.training.results_page import REVISION, page, plot
 
 SEEDS = (0, 1, 2)
 SHARES = (1, 5, 10, 100)
-# 100 % of the labels.
+# The number of labels that counts as 100 %.
 LABELED = {"shapes": 16384, "digits": 1438}
 PAIRS = (
     ("concat_sequence", "attention"),
@@ -35,7 +37,7 @@ PAIRS = (
     ("gated", "linear"),
     ("bilinear", "linear"),
     ("film", "linear"),
-    # A score for every pair of rows and channel: four times as slow as the others.
+    # Computes a score for each pair of rows and each channel, so it is four times as slow as the others.
     ("concat_sequence", "graph"),
     ("film", "graph"),
 )
@@ -45,8 +47,9 @@ EVALUATE = ("--eval-scenes", "512")
 
 @dataclass(frozen=True)
 class Run:
-    """A figure's name, the run whose checkpoint it starts from, and its commands; ``{start}`` and ``{out}`` are paths of
-    checkpoints. The last command's JSON is the result. What is ``timed`` runs last, alone and with every thread."""
+    """A figure's name, the run whose checkpoint it starts from, and its commands. In these, ``{start}`` and ``{out}``
+    stand for paths of checkpoints. The JSON of the last command is the result. A ``timed`` run comes last, alone and
+    with every thread."""
 
     key: str
     after: str | None
@@ -59,7 +62,7 @@ def _align(steps: int = 300) -> tuple[str, ...]:
 
 
 def runs() -> Iterator[Run]:
-    """Every run, in the order in which it is wanted: what a table lacks says so."""
+    """Every run, in order: a run comes after the one it starts from."""
     from_start, to = ("--from", "{start}"), ("-o", "{out}", "--json", *EVALUATE)
     finetune = (TRAIN, "finetune", *from_start)
 
@@ -103,14 +106,15 @@ def runs() -> Iterator[Run]:
 
 
 def _exports() -> Iterator[Run]:
-    """One checkpoint of every task and of every pair, to a bundle: each graph must agree with PyTorch at every shape."""
+    """Export one checkpoint of every task and of every pair; each graph must agree with PyTorch at every shape."""
     tasks = ("vqa/0", "retrieval/0", "text_class/0", "video_class/0", "video_qa/0", "labels/digits/pretrained/100/0")
     for key in (*tasks, *(f"pair/{fusion}/{interaction}/0" for fusion, interaction in PAIRS)):
         yield Run(f"export/{key}", key, ((EXPORT, "onnx", "{start}", "-o", "{out}.bundle", "--overwrite", "--json"),))
 
 
 def _pair(fusion: str, interaction: str, seed: int) -> Run:
-    """The towers aligned, then questions: no masked words, which a fusion to one vector cannot learn from."""
+    """Align the encoders, then train on questions. There are no masked words, which a fusion to one vector cannot learn
+    from."""
     common, to = ("--seed", str(seed)), ("-o", "{out}", "--json", *EVALUATE)
     made, aligned = "{out}.new.pt", "{out}.aligned.pt"
     init = (TRAIN, "init", "--fusion", fusion, "--interaction", interaction, *common, "-o", made)
@@ -129,7 +133,8 @@ def _labels(data: str, steps: str, seed: int, share: int) -> Iterator[Run]:
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:
-    """Run the chain in processes of one thread, unless it is timed; the last one's JSON with the seconds it all took."""
+    """Run the commands, each with one thread unless the run is timed; return the last one's JSON and the seconds that
+    all took."""
 
     def path(key: str) -> str:
         return str(folder / f"{key.replace('/', '-')}.pt")
@@ -147,37 +152,37 @@ def execute(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing, then render."""
+    """Run what is missing, then render the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--work", type=Path, default=Path("build/results"), help="where checkpoints are kept")
-    parser.add_argument("--only", default="", help="run only what starts with this")
-    parser.add_argument("--render", action="store_true", help="run nothing")
+    parser.add_argument("--work", type=Path, default=Path("build/results"), help="folder for checkpoints")
+    parser.add_argument("--only", default="", help="run only those whose name starts with this")
+    parser.add_argument("--render", action="store_true", help="only render the page")
     options = parser.parse_args()
     options.docs.mkdir(exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     store = options.docs / "results.json"
-    found: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
-    wanted = [run for run in runs() if run.key not in found and run.key.startswith(options.only)]
+    results: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.is_file() else {}
+    wanted = [run for run in runs() if run.key not in results and run.key.startswith(options.only)]
     try:
         if not options.render:
-            _run_all([run for run in wanted if not run.timed], found, store, options.work)
+            _run_all([run for run in wanted if not run.timed], results, store=store, folder=options.work)
             for run in (run for run in wanted if run.timed):
-                found[run.key] = execute(run, options.work)
-                _write(store, found)
+                results[run.key] = execute(run, options.work)
+                _write(store, results)
     finally:
-        plot(found, options.docs / "labels.png")
-        (options.docs / "results.md").write_text(page(found, [run.key for run in runs()]), encoding="utf-8")
+        plot(results, options.docs / "labels.png")
+        (options.docs / "results.md").write_text(page(results, [run.key for run in runs()]), encoding="utf-8")
         say(f"wrote {options.docs / 'results.md'}")
 
 
-def _write(store: Path, found: dict[str, Any]) -> None:
+def _write(store: Path, results: dict[str, Any]) -> None:
     with replacing(store) as temporary:
-        temporary.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n", encoding="utf-8")
 
 
-def _run_all(wanted: list[Run], found: dict[str, Any], store: Path, folder: Path) -> None:
-    """Two at a time, a run after the one it starts from; every result is written as soon as it is there."""
+def _run_all(wanted: list[Run], results: dict[str, Any], *, store: Path, folder: Path) -> None:
+    """Run two at a time, each after the one it starts from; write each result as soon as it is known."""
     with progress_bar("results") as watch, ThreadPoolExecutor(2) as pool:
         futures: dict[str, Any] = {}
         lock = Lock()
@@ -186,22 +191,23 @@ def _run_all(wanted: list[Run], found: dict[str, Any], store: Path, folder: Path
             if run.after in futures:
                 futures[run.after].result()
             result = execute(run, folder)
-            found[run.key] = result
+            results[run.key] = result
             with lock:
-                _write(store, found)
+                _write(store, results)
 
         for run in wanted:
             futures[run.key] = pool.submit(job, run)
         failed: list[str] = []
+        countdown = Countdown(len(futures))
         for index, (key, future) in enumerate(futures.items()):
-            watch(key, index, len(futures))
+            watch(f"{key}{countdown.left(index)}", index, len(futures))
             try:
                 future.result()
             except GateFailed as error:
-                # The others go on; what they have is kept, and the page says what is missing.
+                # Other runs continue and are kept; the page says what is missing.
                 failed.append(f"{key}: {error}")
     if failed:
-        raise GateFailed(f"{len(failed)} runs failed:\n" + "\n".join(failed), fix="read why, and run it again")
+        raise GateFailed(f"{len(failed)} runs failed:\n" + "\n".join(failed), fix="see why, then repeat make results")
 
 
 if __name__ == "__main__":

@@ -47,12 +47,12 @@ def test_the_interval_is_students() -> None:
         ((0.3,), "undecided"),
     ],
 )
-def test_a_claim_holds_only_outside_the_interval(gains: tuple[float, ...], said: str) -> None:
+def test_a_gain_counts_only_outside_its_interval(gains: tuple[float, ...], said: str) -> None:
     assert verdict(gains) == said
 
 
-def test_the_stored_page_is_that_of_the_stored_figures() -> None:
-    found = json.loads(STORED.read_text(encoding="utf-8"))
-    assert page(found, [run.key for run in ALL]) == STORED.with_name("results.md").read_text(encoding="utf-8")
-    assert "not run" not in page(found, [run.key for run in ALL])
+def test_the_stored_page_shows_the_stored_results() -> None:
+    results = json.loads(STORED.read_text(encoding="utf-8"))
+    assert page(results, [run.key for run in ALL]) == STORED.with_name("results.md").read_text(encoding="utf-8")
+    assert "not run" not in page(results, [run.key for run in ALL])
     assert "not run" in page({}, [run.key for run in ALL])

@@ -111,6 +111,7 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
         (("pretrain", "--steps", "1", "--from", "{ckpt}", "-o", "{tmp}/x.pt"), 2, "[MASK]"),
         (("finetune", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "small"),
         (("evaluate", "{ckpt}", "--eval-scenes", "4"), 5, "{ckpt}"),
+        (("evaluate", "{ckpt}", "--data", "coco", "--data-root", "{tmp}/nowhere"), 2, "{tmp}/nowhere"),
         (("pretrain", *ONCE, "--optimizer", "adamw", "--lr", "1e45", "-o", "{tmp}/x.pt"), 4, "--lr"),
     ],
 )
@@ -121,7 +122,7 @@ def test_bad_input_is_an_error_that_says_what_to_do(
     done = run_cli("train", *(a.format(tmp=tmp_path, ckpt=tiny_checkpoint) for a in arguments))
     assert done.returncode == code, done.stderr
     assert "error: " in done.stderr and "next:" in done.stderr
-    assert named.format(ckpt=tiny_checkpoint) in done.stderr
+    assert named.format(ckpt=tiny_checkpoint, tmp=tmp_path) in done.stderr
     # The state of a model that became NaN is kept; nothing else is written.
     assert {path.name for path in tmp_path.iterdir()} <= {"x.pt.trainer"}
 
