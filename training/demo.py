@@ -34,7 +34,7 @@ CHECKPOINT, BUNDLE, IMAGES = FOLDER / "ckpt.pt", FOLDER / "bundle", FOLDER / "im
 ANSWERS, SUMMARY, BENCH = FOLDER / "answers.png", FOLDER / "summary.md", FOLDER / "bench.json"
 # The option of simmim-bench that writes its figures to a file.
 SAVE_OPTION = "--json"
-# How many images are drawn, and about how many things the first is asked for the picture of answers.
+# How many images are drawn, and how many questions the picture of answers shows.
 DRAWN, SHOWN = 3, 3
 # Lines of the log that are shown when a stage fails, and seconds that a command has to end after Ctrl-C.
 LAST_LINES, PATIENCE = 15, 30.0
@@ -134,12 +134,17 @@ def asking(records: list[dict[str, Any]]) -> Stage:
         questions = [row["question"] for row in record["questions"]]
         commands.append(command("simmim-export", "ask", BUNDLE, IMAGES / record["image"], *questions, "--top-k", 1))
     first = records[0]
-    questions = [row["question"] for row in first["questions"][:SHOWN]]
+    questions = [row["question"] for row in pictured(first)]
     show = ("--top-k", 1, "--explain", ANSWERS, "--overwrite")
     commands.append(command("simmim-export", "ask", BUNDLE, IMAGES / first["image"], *questions, *show))
     captions = [record["captions"][0] for record in records[:2]]
     commands.append(command("simmim-export", "match", BUNDLE, IMAGES / first["image"], *captions))
     return Stage(name="ask", purpose="ask about the new images", seconds=20, commands=tuple(commands))
+
+
+def pictured(record: dict[str, Any]) -> list[dict[str, str]]:
+    """The questions of an image, with their right answers, that the picture of answers shows: about single things, if any."""
+    return sorted(record["questions"], key=lambda row: not row["question"].startswith("what"))[:SHOWN]
 
 
 def main() -> None:
@@ -171,7 +176,7 @@ def main() -> None:
     SUMMARY.write_text(summary, encoding="utf-8")
     say(f"\n{summary}", lines=True)
     say(f"Done in {clock(time.monotonic() - started)}. Every command and its output: {LOG}")
-    right = ", ".join(row["answer"] for row in records[0]["questions"][:SHOWN])
+    right = ", ".join(row["answer"] for row in pictured(records[0]))
     say(f"The model's answers, and where it looked: {ANSWERS} (right answers: {right})")
     say("\nTry next:", lines=True)
     for words in suggestions(records):
