@@ -45,7 +45,7 @@ def joined(stage: Answers | Pretrain) -> Batch:
 def main(target: str) -> None:
     """See the module."""
     rank, world, model, tokenizer = join()
-    found = {}
+    outcomes = {}
     for what in OBJECTIVES:
         source = Source(Shapes(0), 4, process=rank, processes=world)
         torch.manual_seed(0)
@@ -69,9 +69,9 @@ def main(target: str) -> None:
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         grads = {name: p.grad.clone() for name, p in stage.named_parameters() if p.grad is not None}
-        found[what] = {"loss": mean / world, "grads": grads}
+        outcomes[what] = {"loss": mean / world, "grads": grads}
     if rank == 0:
-        torch.save(found, target)
+        torch.save(outcomes, target)
     leave()
 
 

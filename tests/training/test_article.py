@@ -67,7 +67,7 @@ def features(resnet: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize("wrap", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("nested", [None, "state_dict", "model"])
-def test_names_and_wrappers(tmp_path: Path, tokenizer: Path, article: Article, wrap: str, nested: str | None) -> None:
+def test_wrapped_and_renamed_state_dicts_are_read(tmp_path: Path, tokenizer: Path, article: Article, wrap: str, nested: str | None) -> None:
     state = {wrap + key: value for key, value in article.state_dict().items()}
     state[f"{wrap}text_encoder.embeddings.position_ids"] = torch.arange(24)[None]
     torch.save(state if nested is None else {nested: state, "epoch": 3}, tmp_path / "state.pt")
@@ -93,7 +93,7 @@ def test_safetensors(tmp_path: Path, tokenizer: Path, article: Article) -> None:
     same_encoders(tmp_path / "state.safetensors", tokenizer, article, features(article.visual_encoder))
 
 
-def test_what_no_state_dict_holds_is_asked_for(tmp_path: Path, tokenizer: Path, article: Article) -> None:
+def test_missing_information_is_asked_for(tmp_path: Path, tokenizer: Path, article: Article) -> None:
     torch.save(article.state_dict(), tmp_path / "state.pt")
     with pytest.raises(UsageError) as caught:
         taken(tmp_path / "state.pt", tokenizer, None)
@@ -129,7 +129,7 @@ def test_what_no_state_dict_holds_is_asked_for(tmp_path: Path, tokenizer: Path, 
         (lambda s: s.update({"note": "hello"}), "not a state dict"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(tmp_path: Path, tokenizer: Path, article: Article, change, expected: str) -> None:
+def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, tokenizer: Path, article: Article, change, expected: str) -> None:
     state = {key: value.clone() for key, value in article.state_dict().items()}
     change(state)
     torch.save(state, tmp_path / "state.pt")
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, tokenizer: Path, article: Ar
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_key_is_ever_lost_in_silence(tmp_path: Path, tokenizer: Path, article: Article, data: st.DataObject) -> None:
+def test_every_lost_or_renamed_key_is_an_error(tmp_path: Path, tokenizer: Path, article: Article, data: st.DataObject) -> None:
     state = {
         k: v for k, v in article.state_dict().items() if ".fc." not in k and "pooler" not in k and "projector" not in k
     }
@@ -159,7 +159,7 @@ def test_code_is_never_executed(tmp_path: Path, tokenizer: Path) -> None:
         taken(tmp_path / "state.pt", tokenizer)
 
 
-def test_the_command(run_cli, tmp_path: Path, tokenizer: Path, article: Article) -> None:
+def test_import_writes_a_checkpoint_that_exports(run_cli, tmp_path: Path, tokenizer: Path, article: Article) -> None:
     torch.save(article.state_dict(), tmp_path / "state.pt")
     arguments = ("import", tmp_path / "state.pt", "-o", tmp_path / "ckpt.pt", "--image-size", "64", "--text-heads", "4")
     done = run_cli("train", *arguments)

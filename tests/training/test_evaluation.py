@@ -74,7 +74,7 @@ def made(head: str, labels) -> tuple:
     return build(started), Tokenizer.from_str(started.tokenizer)
 
 
-def test_a_held_out_set_is_counted_once() -> None:
+def test_each_held_out_image_counts_once() -> None:
     model, tokenizer = made("image_class", Digits().labels["image_class"])
     figures = evaluate_classes(
         "image_class", model, tokenizer=tokenizer, data=Digits(0, "test"), scenes=5000, watch=lambda *_: None
@@ -82,12 +82,12 @@ def test_a_held_out_set_is_counted_once() -> None:
     assert figures["n"] == 177 and figures["controls"]["majority"]["accuracy"] == pytest.approx(0.1, abs=0.06)
 
 
-def test_digits_judge_a_precision_by_others_than_it_is_calibrated_on() -> None:
+def test_calibration_and_evidence_use_different_digits() -> None:
     data = Digits(0)
     streams = {stream: data.on(stream) for stream in ("train", "val", "test")}
     parts = {
-        stream: {p.tobytes() for p in found.labeled(0, found.limit("classes")).pixels}
-        for stream, found in streams.items()
+        stream: {p.tobytes() for p in digits.labeled(0, digits.limit("classes")).pixels}
+        for stream, digits in streams.items()
     }
     assert {stream: len(part) for stream, part in parts.items()} == {"train": 1438, "val": 182, "test": 177}
     assert len(set.union(*parts.values())) == 1797
@@ -121,13 +121,13 @@ class Scored(Data):
         )
 
 
-def test_questions_without_an_answer_are_no_votes_for_the_first_class() -> None:
+def test_questions_without_an_answer_do_not_count_for_the_first_class() -> None:
     predict = question_only(Scored(), 64)
     # One image of 64 has an answer to "easy"; without votes of its own, "odd" goes by its family.
     assert predict("easy", "all") == 1 and predict("odd", "all") == 1
 
 
-def test_a_clip_is_also_seen_in_another_order_and_frozen() -> None:
+def test_clips_are_also_shown_shuffled_and_frozen() -> None:
     model, _ = made("video_class", DIRECTIONS)
     pixels = torch.from_numpy(Clips(0).labeled(0, 4).pixels)
     views, moving = seen(model, pixels)
@@ -154,15 +154,15 @@ def test_an_untrained_model_is_no_better_than_its_controls() -> None:
 @pytest.mark.parametrize(
     ("scenes", "galleries", "chance"), [(8, [8], 1 / 8), (100, [64, 36], 2 / 100), (65, [64], 1 / 64)]
 )
-def test_chance_is_that_of_the_galleries_there_were(scenes: int, galleries: list[int], chance: float) -> None:
+def test_chance_follows_the_sizes_of_the_galleries(scenes: int, galleries: list[int], chance: float) -> None:
     model, tokenizer = made("match", ["no", "yes"])
     figures = evaluate_match(
         "match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=lambda *_: None
     )
-    found = figures["text_to_image_recall_at_1"]
-    assert found["galleries"] == galleries and found["among"] == galleries[0]
-    assert found["n"] == sum(galleries) and figures["n"] == 2 * sum(galleries)
-    assert found["chance"] == pytest.approx(chance)
+    retrieval = figures["text_to_image_recall_at_1"]
+    assert retrieval["galleries"] == galleries and retrieval["among"] == galleries[0]
+    assert retrieval["n"] == sum(galleries) and figures["n"] == 2 * sum(galleries)
+    assert retrieval["chance"] == pytest.approx(chance)
 
 
 @dataclass(frozen=True)
@@ -173,32 +173,32 @@ class Uneven(Shapes):
         return 64
 
     def batch(self, index: int, images: int, *, want: Want = EVERYTHING) -> ShapesBatch:
-        found = super().batch(index, images, want=want)
-        return replace(found, questions=[row[: 1 + place % 5] for place, row in enumerate(found.questions)])
+        batch = super().batch(index, images, want=want)
+        return replace(batch, questions=[row[: 1 + place % 5] for place, row in enumerate(batch.questions)])
 
     def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
-        found = super().stated(index, images, want=want)
-        return found._replace(texts=[row[: 1 + place % 3] for place, row in enumerate(found.texts)])
+        batch = super().stated(index, images, want=want)
+        return batch._replace(texts=[row[: 1 + place % 3] for place, row in enumerate(batch.texts)])
 
 
 @torch.inference_mode()
-def test_rows_of_any_length_are_asked_as_they_are() -> None:
+def test_rows_of_different_lengths_are_asked_exactly() -> None:
     """The answers are those of the same questions asked one by one, and a control asks about another image."""
     model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
     figures = evaluate_answers("vqa", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet)
-    found = Uneven(0, "test").batch(0, 64, want=ONCE).first(12)
-    lengths = [len(row) for row in found.questions]
+    batch = Uneven(0, "test").batch(0, 64, want=ONCE).first(12)
+    lengths = [len(row) for row in batch.questions]
     assert figures["n"] == sum(lengths) == 33 == figures["controls"]["image_only"]["n"]
     hits, others, swapped = [], [], []
-    for row, texts in enumerate(found.questions):
-        for column, answer in enumerate(found.answers[row, : len(texts)]):
-            before = found.questions[row - 1]
+    for row, texts in enumerate(batch.questions):
+        for column, answer in enumerate(batch.answers[row, : len(texts)]):
+            before = batch.questions[row - 1]
             for right, image, text in (
                 (hits, row, texts[column]),
                 (others, row - 1, texts[column]),
                 (swapped, row, before[column % len(before)]),
             ):
-                images = model.see(torch.from_numpy(found.pixels[image][None]))
+                images = model.see(torch.from_numpy(batch.pixels[image][None]))
                 tokens = encode(tokenizer, [text], max_length=model.config.max_length)
                 words, _ = model.encode_text(**tokens)
                 fused = model.fuse(images, words, tokens["attention_mask"])
@@ -212,20 +212,20 @@ def test_rows_of_any_length_are_asked_as_they_are() -> None:
     )["n"] == 4 * (1 + 2 + 3)
 
 
-def test_evidence_asks_the_most_that_it_can_and_nothing_twice() -> None:
-    found = gather_evidence(Uneven(0), ("vqa", "text_class"), count=60)
-    assert found is not None
+def test_evidence_asks_as_much_as_possible_without_repeats() -> None:
+    evidence = gather_evidence(Uneven(0), ("vqa", "text_class"), count=60)
+    assert evidence is not None
     # 60, 48, 36, 24 and 12 images have 1 to 5 questions or more: 3 of 36 are the most, 2 of 40 the most statements.
-    assert found.tasks["vqa"].labels.shape == (36, 3) and found.tasks["text_class"].labels.shape == (40, 2)
-    assert all(len(set(row)) == len(row) for task in found.tasks.values() for row in task.texts)
-    check(found)
+    assert evidence.tasks["vqa"].labels.shape == (36, 3) and evidence.tasks["text_class"].labels.shape == (40, 2)
+    assert all(len(set(row)) == len(row) for task in evidence.tasks.values() for row in task.texts)
+    check(evidence)
 
 
-def test_a_question_of_a_new_kind_is_guessed_by_all_that_were_asked() -> None:
+def test_an_unknown_question_gets_the_overall_majority_answer() -> None:
     assert question_only(Scored(), 64)("new", "of its own") == 1
 
 
-def test_controls_that_see_no_image_decode_none() -> None:
+def test_counting_labels_decodes_no_image() -> None:
     said = (Statement("it is so", "entailment"), Statement("it is not", "neutral"), Statement("it may be", "neutral"))
     asked = Question("how many?", {"2": 1.0})
     broken = [Record("a", (b"no picture",), questions=(asked,), statements=said, label="x")]
@@ -235,25 +235,25 @@ def test_controls_that_see_no_image_decode_none() -> None:
         2,
         3,
     )
-    for found in (
+    for part in (
         Shapes(0).batch(0, 4, want=UNSEEN),
         Clips(0).labeled(0, 2, want=UNSEEN),
         Digits(0).labeled(0, 4, want=UNSEEN),
     ):
-        assert not found.pixels.size
+        assert not part.pixels.size
 
 
-def test_the_pointing_game_is_played_on_so_many_scenes() -> None:
+def test_the_pointing_game_uses_the_given_number_of_scenes() -> None:
     model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
-    found = Shapes(0, "test").batch(0, 64, want=QUESTIONS)
-    counts = [sum(thing is not None for thing in row) for row in found.about]
+    batch = Shapes(0, "test").batch(0, 64, want=QUESTIONS)
+    counts = [sum(thing is not None for thing in row) for row in batch.about]
     for scenes in (1, 5):
         assert pointing_game(model, tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)["n"] == sum(
             counts[:scenes]
         )
 
 
-def test_one_image_is_not_retrieved() -> None:
+def test_retrieval_of_a_single_image_is_not_measured() -> None:
     model, tokenizer = made("match", ["no", "yes"])
     alone = evaluate_retrieval("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
     assert list(alone) == ["not_measured"]
@@ -263,7 +263,7 @@ def quiet(*_: object) -> None:
     """No progress."""
 
 
-def test_an_image_alone_is_no_other_image() -> None:
+def test_a_single_image_has_no_shuffled_control() -> None:
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
     alone = evaluate_match("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
     assert list(alone) == ["not_measured"]
@@ -287,11 +287,11 @@ class Skewed(Shapes):
     """Every statement of training is true, of any other stream false."""
 
     def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
-        found = super().stated(index, images, want=want)
-        return found._replace(labels=np.full_like(found.labels, int(self.stream == "train")))
+        batch = super().stated(index, images, want=want)
+        return batch._replace(labels=np.full_like(batch.labels, int(self.stream == "train")))
 
 
-def test_the_majority_is_that_of_training() -> None:
+def test_the_majority_class_comes_from_training() -> None:
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
     figures = evaluate_statements(
         "text_class", model, tokenizer=tokenizer, data=Skewed(0, "test"), scenes=8, watch=lambda *_: None
@@ -356,7 +356,7 @@ def warned(metrics: dict) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_controls_of_templated_questions_are_those_of_a_model_that_looks() -> None:
+def test_controls_of_templated_questions_cause_no_warning_if_the_model_looks() -> None:
     data = templated(24)
     figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
     controls = figures["controls"]
@@ -382,7 +382,7 @@ def test_one_answer_for_all_images_leaves_shuffled_image_not_measurable() -> Non
     assert "16 of 16" in figures["controls"]["shuffled_image"]["not_measurable"]
 
 
-def test_a_control_of_some_questions_is_compared_with_the_model_on_the_same() -> None:
+def test_a_partial_control_is_compared_on_the_questions_it_covers() -> None:
     """Of one question all images have the same answer: only the other can be asked about another image."""
     data = templated(24, QUESTIONS_OF_ALL, [("red", "circle"), ("red", "square")])
     figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
@@ -394,7 +394,7 @@ def test_a_control_of_some_questions_is_compared_with_the_model_on_the_same() ->
     assert "92.0%" in message and "90.0% by shuffled image" in message
 
 
-def test_questions_that_differ_in_case_alone_are_one_text() -> None:
+def test_questions_that_differ_only_in_case_are_one_text() -> None:
     data = templated(4, ("What colour?", "what  COLOUR ?"), [("red", "red"), ("blue", "blue")])
     figures = measured(evaluate_answers, "vqa", made("vqa", data.labels["vqa"]), data=data, scenes=4)
     assert "not_measurable" in figures["controls"]["image_only"]
@@ -430,7 +430,7 @@ def test_another_image_is_not_known_to_have_the_same_answer(rows: list[tuple[int
         assert (int(chosen[k]) if possible[k] else None) == wanted
 
 
-def test_clips_that_stand_still_have_no_other_order() -> None:
+def test_still_clips_cannot_be_shuffled() -> None:
     still = torch.full((2, 2, 4, 4, 3), 7, dtype=torch.uint8)
     moving = still.clone()
     moving[:, 1] = 9
@@ -440,18 +440,20 @@ def test_clips_that_stand_still_have_no_other_order() -> None:
     assert torch.equal(mixed[2:], moving.flip(1))
 
 
-def test_captions_that_all_images_share_are_not_matched() -> None:
+def test_shared_captions_are_not_matched() -> None:
     data = templated(8)
     model, tokenizer = made("match", ["no", "yes"])
     assert (
         "each of 8"
         in evaluate_match("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["not_measured"]
     )
-    found = evaluate_retrieval("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["text_to_image"]
-    assert found["oracle"] == pytest.approx(1 / 8) == found["chance"]
+    retrieval = evaluate_retrieval("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)[
+        "text_to_image"
+    ]
+    assert retrieval["oracle"] == pytest.approx(1 / 8) == retrieval["chance"]
 
 
-def test_a_statement_is_made_about_an_image_of_which_another_thing_holds() -> None:
+def test_statements_are_shuffled_to_images_with_another_label() -> None:
     records = []
     for number, record in enumerate(templated(8).read("made", Path(), "train")):
         said = (Statement("it is so", "entailment" if number % 4 else "contradiction"),)
@@ -466,11 +468,11 @@ def test_a_statement_is_made_about_an_image_of_which_another_thing_holds() -> No
     assert figures["controls"]["shuffled_image"]["n"] == 8
 
 
-def test_evidence_pairs_an_image_with_a_caption_that_is_not_its_own() -> None:
+def test_evidence_pairs_images_with_wrong_captions() -> None:
     records = templated(6).read("made", Path(), "train")
     records = [replace(record, captions=(f"thing {number // 3}",)) for number, record in enumerate(records)]
     data = Files("made", Path("root"), read=lambda *_: records, splits={"train": "train", "val": "val", "test": "test"})
-    found = gather_evidence(data, ("match",), count=6)
-    assert found is not None and all(own != other for own, other in found.tasks["match"].texts)
-    found = gather_evidence(templated(6), ("match",), count=6)
-    assert found is not None and set(found.tasks) == {"retrieval"}
+    evidence = gather_evidence(data, ("match",), count=6)
+    assert evidence is not None and all(own != other for own, other in evidence.tasks["match"].texts)
+    evidence = gather_evidence(templated(6), ("match",), count=6)
+    assert evidence is not None and set(evidence.tasks) == {"retrieval"}

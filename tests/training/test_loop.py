@@ -58,7 +58,7 @@ def test_minutes_end_the_training_with_a_decayed_rate(tmp_path: Path) -> None:
     assert done.seconds >= 0.6 and done.step > 10 and done.done(recipe) == 1
 
 
-def test_schedule() -> None:
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     recipe = Recipe(steps=10, warmup=0.1)
     assert recipe.lr_scale(0) < 0.05 and recipe.lr_scale(1) == pytest.approx(0)
     assert recipe.lr_scale(0.1) > 0.95 > recipe.lr_scale(0.5) > recipe.lr_scale(0.9)
@@ -89,7 +89,7 @@ def test_nan_stops_training_and_names_the_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"minutes": -1.0}, {"steps": 1, "optimizer": "sgd"}]
 )
-def test_steps_or_minutes(options: dict) -> None:
+def test_a_senseless_length_of_training_is_an_error(options: dict) -> None:
     with pytest.raises(UsageError):
         Recipe(**options)
 
@@ -106,14 +106,14 @@ NAN, INF = float("nan"), float("inf")
         *(({"steps": 1, "mixed_precision": value}, "mixed precision") for value in ("fp8", "FP16", "")),
     ],
 )
-def test_what_no_training_can_follow_is_refused(options: dict, named: str) -> None:
+def test_senseless_values_of_a_recipe_are_errors(options: dict, named: str) -> None:
     with pytest.raises(UsageError, match=named) as caught:
         Recipe(**options)
     assert caught.value.fix
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU here, which has FP16")
-def test_fp16_without_a_gpu_is_no_fp32(tmp_path: Path) -> None:
+def test_fp16_without_a_gpu_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable):
         train(Line(), Recipe(steps=1, mixed_precision="fp16"), state_path=tmp_path / "s")
     assert not (tmp_path / "s").exists()
@@ -146,7 +146,7 @@ def test_every_parameter_has_one_optimizer_and_the_matrices_of_blocks_have_muon(
     )
 
 
-def test_a_state_that_does_not_belong_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_another_recipe_or_model_is_refused(tmp_path: Path) -> None:
     path, line = tmp_path / "s", Line()
     recipe = Recipe(steps=10)
     optimizers = make_optimizers(line, recipe)
@@ -216,8 +216,8 @@ def test_scaled_gradients_are_unscaled_once_for_every_optimizer() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_overflow_anywhere_skips_the_step_of_all_and_lowers_the_scale(spoil: str, value: float) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    found = stepped(scaler, spoil, value)
-    assert all(torch.equal(found[name], found[f"first {name}"]) for name in ("layers.0.weight", "layers.0.bias"))
+    after = stepped(scaler, spoil, value)
+    assert all(torch.equal(after[name], after[f"first {name}"]) for name in ("layers.0.weight", "layers.0.bias"))
     assert scaler.get_scale() == 512
 
 
@@ -248,7 +248,7 @@ def test_the_random_numbers_of_a_gpu_are_saved_with_the_state(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("save_every", [2, 5, 500])
-def test_a_training_that_is_over_is_kept_and_not_repeated(tmp_path: Path, save_every: int) -> None:
+def test_a_finished_training_is_not_repeated(tmp_path: Path, save_every: int) -> None:
     line, recipe = Line(), Recipe(steps=5, lr=0.1, save_every=save_every)
     done = train(line, recipe, state_path=tmp_path / "s")
     again, seen = Line(), []

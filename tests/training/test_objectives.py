@@ -38,9 +38,9 @@ def test_mixed_precision_does_not_round_the_scores() -> None:
     image, text = torch.nn.functional.normalize(torch.randn(2, 8, 96, generator=torch.manual_seed(0)), dim=-1)
     exact = similarities(image, text, torch.tensor(4.0))
     with torch.autocast("cpu", torch.bfloat16):
-        found = similarities(image.bfloat16(), text.bfloat16(), torch.tensor(4.0))
+        low = similarities(image.bfloat16(), text.bfloat16(), torch.tensor(4.0))
         mixed = similarities(image, text, torch.tensor(4.0))
-    assert found.dtype == torch.float32 and torch.equal(mixed, exact)
+    assert low.dtype == torch.float32 and torch.equal(mixed, exact)
 
 
 def test_contrastive_by_hand() -> None:
@@ -73,7 +73,7 @@ def test_hard_negatives_follow_the_softmax_and_never_hit_the_same() -> None:
     assert (drawn == 1).float().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
-def test_rows_in_which_everything_is_the_same_do_not_crash() -> None:
+def test_hard_negatives_exist_even_if_everything_is_the_same() -> None:
     scores = torch.randn(4, 4)
     same = torch.ones(4, 4, dtype=torch.bool)
     for _ in range(50):

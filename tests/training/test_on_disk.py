@@ -64,8 +64,8 @@ def test_few_examples_have_the_classes_of_all(tmp_path: Path) -> None:
     train, test = (choice.open(0, stream, size=64) for stream in ("train", "test"))
     assert train.limit("questions") == 2 and test.limit("questions") == 12
     assert train.labels == test.labels == train.on("test").labels and len(train.labels["vqa"]) == 12
-    found = train.batch(0, 2, want=QUESTIONS)
-    assert found.scores is not None and found.scores.shape == (2, 4, 12)
+    batch = train.batch(0, 2, want=QUESTIONS)
+    assert batch.scores is not None and batch.scores.shape == (2, 4, 12)
 
 
 def test_rehearsal_is_on_the_same_few_examples(tmp_path: Path) -> None:
@@ -148,13 +148,13 @@ def test_a_text_that_is_too_long_is_named_before_training(run_cli, tmp_path: Pat
         assert load(tmp_path / "x.pt").config.max_length == 42
 
 
-def test_data_for_no_task_at_all(run_cli, tmp_path: Path) -> None:
+def test_data_without_any_task_are_an_error(run_cli, tmp_path: Path) -> None:
     tar(tmp_path / "data/train.tar", {"0.png": png((0, 0, 0)), "0.json": b"{}"})
     done = finetune(run_cli, "vqa", "webdataset", tmp_path / "data", tmp_path / "x.pt")
     assert done.returncode == 2 and "give data with questions, captions or classes" in done.stderr
 
 
-def test_a_missing_test_split_is_said_before_training(run_cli, tmp_path: Path) -> None:
+def test_a_missing_test_split_is_reported_before_training(run_cli, tmp_path: Path) -> None:
     root = classes(tmp_path / "data", "train")
     # Nobody waits for so many steps: the message comes first.
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--steps", "1000000")
@@ -164,7 +164,7 @@ def test_a_missing_test_split_is_said_before_training(run_cli, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
 
 
-def test_a_val_split_stands_in_for_a_missing_test_and_says_so(run_cli, tmp_path: Path) -> None:
+def test_val_replaces_a_missing_test_split_with_a_warning(run_cli, tmp_path: Path) -> None:
     from simmim_export.models.simmim.checkpoint import load
     from simmim_export.proof.evidence import Evidence
 
@@ -185,13 +185,13 @@ def test_a_val_split_stands_in_for_a_missing_test_and_says_so(run_cli, tmp_path:
     assert json.loads(done.stdout)["image_class"]["n"] == 12
 
 
-def test_a_single_class_is_nothing_to_learn(run_cli, tmp_path: Path) -> None:
+def test_a_single_class_is_an_error(run_cli, tmp_path: Path) -> None:
     root = classes(classes(tmp_path / "data", "train", ("ant",)), "test", ("ant",))
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt")
     assert done.returncode == 5 and "one class for image_class, 'ant'" in done.stderr, done.stderr
 
 
-def test_images_of_unequal_captions_pretrain(run_cli, tmp_path: Path) -> None:
+def test_images_with_different_numbers_of_captions_pretrain(run_cli, tmp_path: Path) -> None:
     from test_readers import coco
 
     for split in ("train2014", "val2014"):
@@ -201,7 +201,7 @@ def test_images_of_unequal_captions_pretrain(run_cli, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_split_without_what_a_figure_needs_is_not_measured(run_cli, tmp_path: Path) -> None:
+def test_a_split_without_questions_is_not_measured(run_cli, tmp_path: Path) -> None:
     root = asked(asked(tmp_path / "data", "train", 4), "test", 4, questions=False)
     done = finetune(run_cli, "vqa", "webdataset", root, tmp_path / "ckpt.pt")
     assert done.returncode == 0, done.stderr
@@ -212,7 +212,7 @@ def test_a_split_without_what_a_figure_needs_is_not_measured(run_cli, tmp_path: 
     assert json.loads(done.stdout)["vqa"] == metrics["vqa"]
 
 
-def test_a_model_outlives_a_failed_evaluation_and_is_not_trained_again(run_cli, tmp_path: Path) -> None:
+def test_a_failed_evaluation_can_be_resumed_without_training(run_cli, tmp_path: Path) -> None:
     from simmim_export.models.simmim.checkpoint import load
 
     root, output = classes(classes(tmp_path / "data", "train"), "test"), tmp_path / "ckpt.pt"

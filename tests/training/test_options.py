@@ -117,12 +117,12 @@ def test_modules_that_check_do_not_import_pytorch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_name_has_what_it_stands_for() -> None:
+def test_every_task_and_objective_is_implemented() -> None:
     assert set(options.TASKS) == set(tasks.STAGES) == set(EVALUATORS) - {"match"}
     assert set(options.OBJECTIVES) == set(OBJECTIVES) >= options.COMPARING
 
 
-def test_data_on_disk_are_read_once(tmp_path: Path) -> None:
+def test_data_on_disk_is_read_once(tmp_path: Path) -> None:
     from test_readers import said
 
     said(tmp_path, "image,caption\na.png,x\nb.png,y\n")

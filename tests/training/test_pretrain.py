@@ -42,19 +42,19 @@ def stage(parts, images: int = 6, **weights: float) -> Pretrain:
         ({"clip": 1.0}, 6, "unknown objective 'clip'"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(parts, weights: dict[str, float], images: int, expected: str) -> None:
+def test_senseless_objectives_are_errors(parts, weights: dict[str, float], images: int, expected: str) -> None:
     with pytest.raises(UsageError, match=expected) as caught:
         stage(parts, images, **weights)
     assert caught.value.exit_code == 2 and caught.value.fix
 
 
-def test_one_image_has_no_other(parts) -> None:
+def test_one_image_cannot_be_contrasted(parts) -> None:
     with pytest.raises(UsageError, match="the data have 1"):
         Pretrain(*parts, source=Source(Shapes(0, examples=1), 4), weights={"itc": 1.0})
     Pretrain(*parts, source=Source(Shapes(0, examples=1), 4), weights={"mlm": 1.0})
 
 
-def test_a_tokenizer_without_mask_is_refused_for_mlm_alone(parts) -> None:
+def test_only_mlm_needs_a_mask_token(parts) -> None:
     from support import word_tokenizer
 
     plain = Tokenizer.from_str(word_tokenizer())
@@ -64,7 +64,7 @@ def test_a_tokenizer_without_mask_is_refused_for_mlm_alone(parts) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_an_objective_alone_reaches_what_it_reads(parts, name: str) -> None:
+def test_each_objective_trains_the_parts_it_reads(parts, name: str) -> None:
     """Its gradient arrives in the towers it reads, and where it fuses, in the interaction too."""
     pretrain = stage(parts, **{name: 1.0}).train()
     pretrain.zero_grad()
@@ -99,7 +99,7 @@ def test_the_loss_is_the_weighted_sum(parts) -> None:
     assert whole.item() == pytest.approx(0.5 * single["mlm"].item() + 0.25 * single["tags"].item(), rel=1e-5)
 
 
-def test_an_image_alone_can_fill_in_words_and_is_never_given_the_answer(parts) -> None:
+def test_mlm_works_with_one_image_and_hides_the_answer(parts) -> None:
     pretrain = stage(parts, images=1, mlm=1.0)
     batch = pretrain.batch(0, 0.0)
     assert batch["masked_ids"].shape == batch["hidden"].shape == batch["masked_attention"].shape
@@ -140,7 +140,7 @@ def test_hidden_words_are_those_of_captions_of_their_own_image(parts, told: File
     assert len(seen) == sum(COUNTS) and pretrain(batch).isfinite()
 
 
-def test_another_caption_of_the_same_image_is_no_other_image(parts, told: Files) -> None:
+def test_two_captions_of_one_image_are_both_positives(parts, told: Files) -> None:
     """A batch of four of three pictures holds one of them twice, with another caption."""
     pretrain = Pretrain(*parts, source=Source(told, 4), weights={"itc": 1.0, "itm": 1.0})
     batch = pretrain.batch(0, 0.0)
@@ -160,11 +160,11 @@ def test_tags_are_read_as_the_phrases_are_written(parts, told: Files) -> None:
     assert names == ["circle"] and not prepared[1].any()
 
 
-def test_tags_are_the_words_and_pairs_that_the_captions_hold(parts) -> None:
+def test_tags_are_the_words_and_pairs_in_the_captions(parts) -> None:
     pretrain = stage(parts, tags=1.0)
-    batch, found = pretrain.batch(2, 0.0), Shapes(0).batch(2, 6, want=CAPTIONS)
+    batch, shapes = pretrain.batch(2, 0.0), Shapes(0).batch(2, 6, want=CAPTIONS)
     names = Shapes(0).phrases()
-    for row, texts in enumerate(found.captions):
+    for row, texts in enumerate(shapes.captions):
         padded = [f" {text.replace(',', ' ,')} " for text in texts]
         assert batch["present"][row].tolist() == [float(any(f" {n} " in text for text in padded)) for n in names]
 

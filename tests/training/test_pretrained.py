@@ -35,9 +35,9 @@ def test_real_bert_weights_give_the_originals_tokens(tmp_path: Path) -> None:
     texts = ["a dog runs over the grass", "the cat sleeps", "quarterly results were better than feared"]
     tokens = encode(tokenizer, texts, max_length=32)
     with torch.inference_mode():
-        found = model.encode_text(**tokens)[0]
+        embedded = model.encode_text(**tokens)[0]
         wanted = original(**tokens).last_hidden_state * tokens["attention_mask"][:, :, None]
-    assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.allclose(embedded, wanted, atol=1e-5)
 
 
 def test_a_pretrained_text_encoder_is_trained_further(tmp_path: Path, run_cli) -> None:
@@ -59,10 +59,10 @@ def test_the_bundle_of_real_weights_embeds_alike(minilm_bundle: Path) -> None:
     import simmim_export
 
     with simmim_export.load(minilm_bundle) as model:
-        found = model.embed_text(["a dog runs", "a puppy is running", "stocks fell sharply"])
+        vectors = model.embed_text(["a dog runs", "a puppy is running", "stocks fell sharply"])
     # embed is a random projection of MiniLM's mean token: it keeps what is near and far.
-    assert found[0] @ found[1] > found[0] @ found[2] + 0.1
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.1
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         pretrained_image("tiny", "DEFAULT")
 
 
-def test_what_cannot_be_downloaded_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_download_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is mocked: both hubs are really asked, at a place where nobody answers."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
@@ -136,9 +136,9 @@ def test_weights_without_a_pooler_are_whole_and_others_that_lack_one_are_named(b
 
     path = bert / "model.safetensors"
     state = load_file(path)
-    found = pretrained_text(str(bert))
-    assert not any("pooler" in key for key in (*state, *found.state))
-    assert all(torch.equal(found.state[key], state[key]) for key in state)
+    loaded = pretrained_text(str(bert))
+    assert not any("pooler" in key for key in (*state, *loaded.state))
+    assert all(torch.equal(loaded.state[key], state[key]) for key in state)
     save_file({k: v for k, v in state.items() if "layer.1.output.dense" not in k}, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"encoder\.layer\.1\.output\.dense\.bias") as caught:
         pretrained_text(str(bert))
@@ -187,7 +187,7 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_has_embeddings(bert: Path
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "no JSON", '{"version": "1.0", "model": {"type": "Other"}}'])
-def test_a_tokenizer_that_is_none(bert: Path, text: str) -> None:
+def test_a_damaged_tokenizer_is_an_error(bert: Path, text: str) -> None:
     (bert / "tokenizer.json").write_text(text)
     with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
@@ -211,7 +211,7 @@ def test_a_damaged_encoder_ends_the_command_with_one_message(bert: Path, run_cli
     assert not (tmp_path / "x.pt").exists()
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
+def test_a_folder_without_an_encoder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json"):
         pretrained_text(str(tmp_path))
 
@@ -301,7 +301,7 @@ def test_a_folder_without_config_says_what_else_it_is(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_type": 3}', "{" * 2000, "[" * 100_000])
-def test_a_config_that_is_none_is_bad_input(bert: Path, text: str) -> None:
+def test_a_malformed_config_is_bad_input(bert: Path, text: str) -> None:
     (bert / "config.json").write_text(text)
     with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
@@ -316,7 +316,7 @@ def test_a_vocabulary_without_a_tokenizer_says_how_to_make_one(bert: Path) -> No
     assert "AutoTokenizer" in caught.value.fix
 
 
-def test_a_file_is_no_folder(bert: Path) -> None:
+def test_a_file_is_not_an_encoder_folder(bert: Path) -> None:
     with pytest.raises(InputError) as caught:
         pretrained_text(str(bert / "model.safetensors"))
     assert caught.value.where == str(bert / "model.safetensors")

@@ -34,7 +34,7 @@ def gradients(once: Callable[..., Path], launch: Launch) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("what", OBJECTIVES)
 def test_two_processes_train_as_one_does_on_the_same_images(gradients: tuple[dict, dict], what: str) -> None:
-    two, one = (found[what] for found in gradients)
+    two, one = (grads[what] for grads in gradients)
     assert two["loss"].item() == pytest.approx(one["loss"].item(), abs=1e-5)
     assert set(two["grads"]) == set(one["grads"]) and len(one["grads"]) > 20
     worst = max((two["grads"][name] - grad).abs().max().item() for name, grad in one["grads"].items())
@@ -42,7 +42,7 @@ def test_two_processes_train_as_one_does_on_the_same_images(gradients: tuple[dic
     assert max(grad.abs().max().item() for grad in one["grads"].values()) > 1e-3
 
 
-def test_processes_go_through_the_curriculum_together(tmp_path: Path, launch: Launch) -> None:
+def test_processes_follow_the_curriculum_together(tmp_path: Path, launch: Launch) -> None:
     """One that rehearses while another asks would wait for it for ever."""
     done = launch(2, "programs.curriculum", tmp_path)
     assert done.returncode == 0, done.stderr

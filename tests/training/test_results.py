@@ -1,4 +1,4 @@
-"""The runs behind docs/results.md are commands that exist, in an order that works; the page says what they found."""
+"""The runs behind docs/results.md are commands that exist, in an order that works; the page shows their results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_command_parses(run: Run) -> None:
         application.commands[name].make_context(name, [*arguments], resilient_parsing=False)  # type: ignore[attr-defined]
 
 
-def test_the_interval_is_students() -> None:
+def test_the_interval_is_that_of_students_t() -> None:
     # scipy.stats.t.interval(0.95, 2, loc=2, scale=sem([1, 2, 3])) is 2 +- 2.4841
     assert interval([1.0, 2.0, 3.0]) == pytest.approx(2.4841, abs=1e-3)
 

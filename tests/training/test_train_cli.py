@@ -170,7 +170,7 @@ def test_a_trainer_state_that_does_not_fit_on_the_disk_is_an_error(run_cli, smal
     assert list(disk.iterdir()) == []
 
 
-def test_what_was_trained_stays_where_the_checkpoint_does_not_fit(run_cli, small_disk) -> None:
+def test_the_state_is_kept_if_the_checkpoint_does_not_fit_on_the_disk(run_cli, small_disk) -> None:
     # The trainer's state takes 7 MB, and the checkpoint 6.
     disk = small_disk(9 << 10)
     done = run_cli("train", "finetune", *ONCE, "-o", disk / "x.pt")
@@ -217,7 +217,7 @@ def test_the_kind_of_the_output_is_checked_first(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_head_of_matching_is_added_where_the_checkpoint_has_none(run_cli, tmp_path: Path) -> None:
+def test_a_missing_match_head_is_added(run_cli, tmp_path: Path) -> None:
     from support import make_checkpoint
 
     from simmim_export.models.simmim.checkpoint import load
@@ -233,7 +233,7 @@ def test_a_head_of_matching_is_added_where_the_checkpoint_has_none(run_cli, tmp_
 
 
 @pytest.mark.parametrize("encoder", ["image", "text"])
-def test_a_frozen_encoder_keeps_its_statistics_and_what_follows_it_learns(encoder: str) -> None:
+def test_a_frozen_encoder_does_not_change_but_later_layers_learn(encoder: str) -> None:
     import torch
     from torch import nn
 
@@ -274,7 +274,7 @@ def test_there_are_as_many_positions_as_tokens_at_any_size(trunk: str, sizes: Se
         assert tokens.shape == (1, encoder.tokens, 32)
 
 
-def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) -> None:
+def test_an_interaction_with_fixed_tokens_cannot_be_resized(tmp_path: Path) -> None:
     from support import make_checkpoint
 
     from simmim_export.errors import UsageError
@@ -321,7 +321,7 @@ def test_clips_of_more_frames_than_the_checkpoint_takes(tmp_path: Path) -> None:
         assert "init --frames 8" in str(caught.value.fix)
 
 
-def test_a_single_value_a_channel_is_refused_before_training() -> None:
+def test_a_batch_too_small_for_batch_norm_is_an_error() -> None:
     from dataclasses import replace
 
     from simmim_export.errors import UsageError

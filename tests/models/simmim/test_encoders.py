@@ -50,7 +50,7 @@ FAMILY["mobilebert"] = {
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
-def test_every_accepted_family_computes_what_transformers_computes(family: str) -> None:
+def test_every_accepted_family_agrees_with_transformers(family: str) -> None:
     """On padded texts, and no token depends on padding."""
     from transformers import AutoConfig, AutoModel
 
@@ -69,19 +69,19 @@ def test_every_accepted_family_computes_what_transformers_computes(family: str) 
     ids[~mask] = config.pad_token_id or 0
     with torch.no_grad():
         segments = dict.fromkeys(encoder.segment_names, encoder.segment)
-        found = encoder.encoder(input_ids=ids, attention_mask=mask_bias(mask.long()), **segments).last_hidden_state
+        hidden = encoder.encoder(input_ids=ids, attention_mask=mask_bias(mask.long()), **segments).last_hidden_state
         wanted = original(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        assert torch.allclose(found[mask], wanted[mask], atol=1e-5)
+        assert torch.allclose(hidden[mask], wanted[mask], atol=1e-5)
         alone, padded = encoder(ids[2:, :3], mask[2:, :3].long())[0], encoder(ids[2:], mask[2:].long())[0]
     assert torch.allclose(alone, padded[:, :3], atol=1e-5)
 
 
-def test_a_family_that_would_compute_something_else_is_an_error() -> None:
+def test_an_unsupported_text_family_is_an_error() -> None:
     with pytest.raises(UsageError):
         TextEncoder({"model_type": "deberta-v2", **BERT}, width=16, embed_dim=8)
 
 
-def test_names_of_parts_are_those_that_there_are() -> None:
+def test_names_of_parts_match_their_implementations() -> None:
     from torchvision.models import list_models
 
     from simmim_export.models.simmim.fusion import FUSIONS
