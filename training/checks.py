@@ -58,7 +58,7 @@ def check_finetune(job: Job, task: str, *, rehearse: int) -> None:
     _check_start(job)
     data = _training_data(job)
     require_head(data, task)
-    if rehearses(data, task, rehearse) and job.images < 2:
+    if rehearses(data, task, rehearse=rehearse) and job.images < 2:
         what = "rehearsal compares captions, so it needs 2 images or more in a batch"
         raise UsageError(what, fix="raise --batch-size, or add --rehearse 0")
 
@@ -114,7 +114,7 @@ def require_head(data: Data, task: str) -> None:
         raise UsageError(f"the data set {data.name} has nothing for the task {task}", fix=fix)
 
 
-def rehearses(data: Data, task: str, rehearse: int) -> bool:
+def rehearses(data: Data, task: str, *, rehearse: int) -> bool:
     """Whether fine-tuning ``task`` on ``data`` also takes batches of pretraining."""
     return bool(rehearse) and TASKS[task].measured_on == "questions" and "match" in data.labels
 

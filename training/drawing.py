@@ -55,6 +55,6 @@ def draw(
     if isinstance(batch, ShapesBatch):
         lines = [[f"{row['question']} {row['answer']}" for row in record["questions"]] for record in records]
         with replacing(folder / "sheet.png") as temporary:
-            contact_sheet(batch.scenes, lines, size).save(temporary, format="PNG")
+            contact_sheet(batch.scenes, lines, size=size).save(temporary, format="PNG")
         return records, ["records.json", "sheet.png"]
     return records, ["records.json"]

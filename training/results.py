@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -52,6 +52,7 @@ class Run:
     with every thread."""
 
     key: str
+    _: KW_ONLY
     after: str | None
     commands: tuple[tuple[str, ...], ...]
     timed: bool = False
@@ -70,25 +71,25 @@ def runs() -> Iterator[Run]:
         common, middle = ("--seed", str(seed), *split), "{out}.aligned.pt"
         first = (*_align(), *common, *EVALUATE, "-o", middle)
         second = (TRAIN, "pretrain", "--from", middle, "--steps", "350", *common, *(("--mim", "1") if mim else ()), *to)
-        return Run(name, None, (first, second))
+        return Run(name, after=None, commands=(first, second))
 
     for seed in SEEDS:
         yield base(f"base/{seed}", seed)
     yield base("base-A/0", 0, "--split", "A")
     for seed in SEEDS:
         video = (*finetune, "--data", "clips", "--seed", str(seed), "--steps", "500", "--batch-size", "16", *to)
-        yield Run(f"video_class/{seed}", f"base/{seed}", ((*video, "--task", "video_class"),))
+        yield Run(f"video_class/{seed}", after=f"base/{seed}", commands=((*video, "--task", "video_class"),))
     answer = (*finetune, "--steps", "600", *to)
-    yield Run("cogent/0", "base-A/0", ((*answer, "--split", "A"),))
+    yield Run("cogent/0", after="base-A/0", commands=((*answer, "--split", "A"),))
     across = (TRAIN, "evaluate", "{start}", "--split", "B", "--eval-scenes", "512", "--json")
-    yield Run("cogent-B/0", "cogent/0", (across,))
-    yield Run("vqa/0", "base/0", (answer,))
+    yield Run("cogent-B/0", after="cogent/0", commands=(across,))
+    yield Run("vqa/0", after="base/0", commands=(answer,))
     pointing = (TRAIN, "evaluate", "{start}", "--pointing", "--eval-scenes", "512", "--json")
-    yield Run("pointing/0", "vqa/0", (pointing,))
-    yield Run("retrieval/0", "base/0", ((*finetune, "--task", "retrieval", "--steps", "400", *to),))
-    yield Run("text_class/0", "base/0", ((*finetune, "--task", "text_class", "--steps", "400", *to),))
+    yield Run("pointing/0", after="vqa/0", commands=(pointing,))
+    yield Run("retrieval/0", after="base/0", commands=((*finetune, "--task", "retrieval", "--steps", "400", *to),))
+    yield Run("text_class/0", after="base/0", commands=((*finetune, "--task", "text_class", "--steps", "400", *to),))
     video = (*finetune, "--data", "clips", "--task", "video_qa", "--steps", "500", "--batch-size", "16", *to)
-    yield Run("video_qa/0", "base/0", (video,))
+    yield Run("video_qa/0", after="base/0", commands=(video,))
     for seed in SEEDS[:2]:
         for fusion, interaction in PAIRS if seed == 0 else PAIRS[:2]:
             yield _pair(fusion, interaction, seed)
@@ -100,16 +101,20 @@ def runs() -> Iterator[Run]:
         yield base(f"base-mim/{seed}", seed, mim=True)
         for name in ("base", "base-mim"):
             common = (*finetune, "--steps", "250", "--seed", str(seed), *to)
-            yield Run(f"mim/{name}/{seed}", f"{name}/{seed}", (common,))
+            yield Run(f"mim/{name}/{seed}", after=f"{name}/{seed}", commands=(common,))
     yield from _exports()
-    yield Run("throughput", None, ((BENCH, "train", "--json"),), timed=True)
+    yield Run("throughput", after=None, commands=((BENCH, "train", "--json"),), timed=True)
 
 
 def _exports() -> Iterator[Run]:
     """Export one checkpoint of every task and of every pair; each graph must agree with PyTorch at every shape."""
     tasks = ("vqa/0", "retrieval/0", "text_class/0", "video_class/0", "video_qa/0", "labels/digits/pretrained/100/0")
     for key in (*tasks, *(f"pair/{fusion}/{interaction}/0" for fusion, interaction in PAIRS)):
-        yield Run(f"export/{key}", key, ((EXPORT, "onnx", "{start}", "-o", "{out}.bundle", "--overwrite", "--json"),))
+        yield Run(
+            f"export/{key}",
+            after=key,
+            commands=((EXPORT, "onnx", "{start}", "-o", "{out}.bundle", "--overwrite", "--json"),),
+        )
 
 
 def _pair(fusion: str, interaction: str, seed: int) -> Run:
@@ -120,7 +125,7 @@ def _pair(fusion: str, interaction: str, seed: int) -> Run:
     init = (TRAIN, "init", "--fusion", fusion, "--interaction", interaction, *common, "-o", made)
     align = (*_align(), "--from", made, *common, *EVALUATE, "-o", aligned)
     answer = (TRAIN, "finetune", "--from", aligned, "--rehearse", "0", "--steps", "450", *common, *to)
-    return Run(f"pair/{fusion}/{interaction}/{seed}", None, (init, align, answer))
+    return Run(f"pair/{fusion}/{interaction}/{seed}", after=None, commands=(init, align, answer))
 
 
 def _labels(data: str, steps: str, seed: int, share: int) -> Iterator[Run]:
@@ -128,8 +133,12 @@ def _labels(data: str, steps: str, seed: int, share: int) -> Iterator[Run]:
     task = ("--task", "image_class" if data == "digits" else "vqa", "--data", data, "--rehearse", "0")
     common = (TRAIN, "finetune", *task, "--examples", examples, "--steps", steps, "--seed", str(seed))
     to = ("-o", "{out}", "--json", *EVALUATE)
-    yield Run(f"labels/{data}/scratch/{share}/{seed}", None, ((*common, *to),))
-    yield Run(f"labels/{data}/pretrained/{share}/{seed}", f"base/{seed}", ((*common, "--from", "{start}", *to),))
+    yield Run(f"labels/{data}/scratch/{share}/{seed}", after=None, commands=((*common, *to),))
+    yield Run(
+        f"labels/{data}/pretrained/{share}/{seed}",
+        after=f"base/{seed}",
+        commands=((*common, "--from", "{start}", *to),),
+    )
 
 
 def execute(run: Run, folder: Path) -> dict[str, Any]:

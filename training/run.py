@@ -111,7 +111,7 @@ def finetune(job: Job, task: str, *, settings: FinetuneSettings) -> Result:
     labels = source.data.labels
     frames = FRAMES if row.video else 0
     started = with_head(started, row.head, labels=labels[row.head], frames=frames, seed=seed)
-    if rehearses(source.data, task, settings.rehearse):
+    if rehearses(source.data, task, rehearse=settings.rehearse):
         started = with_head(started, "match", labels=labels["match"], frames=0, seed=seed)
     model, tokenizer = _build(job, started)
     check_batch(model, job.images * (FRAMES if row.video else 1))

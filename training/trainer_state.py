@@ -18,7 +18,7 @@ from simmim_export.training.processes import count, every, rank
 from simmim_export.training.recipe import Recipe
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Progress:
     """Where training stands. ``loss`` is a running mean; ``seconds`` counts training only, and continues after a resume."""
 

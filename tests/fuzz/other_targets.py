@@ -68,7 +68,7 @@ class TrainerTarget(Target):
 
         path = self.sources.scratch / "trainer.state"
         stage, optimizers, recipe = self._stage()
-        progress = Progress(2, 1.0, 8, 0.5)
+        progress = Progress(step=2, seconds=1.0, samples=8, loss=0.5)
         save_state(path, stage, optimizers=optimizers, recipe=recipe, progress=progress, batches={"data": "shapes"})
         self.seeds = [path.read_bytes()]
 

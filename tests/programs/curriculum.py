@@ -1,6 +1,6 @@
-"""`curriculum FOLDER`: the first of two processes answers right for a while and the second wrong, then both right.
+"""`curriculum FOLDER`: the first of two processes answers right for a while and the second wrong, then both are right.
 
-What they do next, each writes to a file of its own: FOLDER/RANK.
+Each writes what it does next to its own file, FOLDER/RANK.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""`gradients TARGET`, by one process or two: the loss and the gradients of a batch by objective, saved to TARGET.
+"""`gradients TARGET`, run by one process or by two: save the loss and the gradients of a batch, by objective, to
+TARGET.
 
-Each of two processes takes its part of batch 0 and leaves the averaged gradients, as DistributedDataParallel makes them; one
-takes the parts of both as one batch. Batch norm uses its running statistics here: in training every process normalizes by
-its own images, as DDP does.
+Each of two processes takes its part of batch 0 and keeps the gradients as DistributedDataParallel averages them; a
+single process takes both parts as one batch. Batch norm uses its running statistics here, because in training each
+process normalizes by its own images.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def joined(stage: Answers | Pretrain) -> Batch:
-    """The parts of two processes as one batch of one process."""
+    """The parts of two processes, as one batch of a single process."""
     parts: list[Batch] = []
     for process in range(2):
         stage.source = Source(stage.source.data, 4, process=process, processes=2)

@@ -1,4 +1,4 @@
-"""A state dict of the article's class, in every shape it comes in, gives the same encoders; everything else is refused."""
+"""The article's state dict, in every form it comes in, gives the same encoders; anything else is an error."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def features(resnet: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize("wrap", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("nested", [None, "state_dict", "model"])
-def test_wrapped_and_renamed_state_dicts_are_read(tmp_path: Path, tokenizer: Path, article: Article, wrap: str, nested: str | None) -> None:
+def test_wrapped_and_renamed_state_dicts_are_read(
+    tmp_path: Path, tokenizer: Path, article: Article, wrap: str, nested: str | None
+) -> None:
     state = {wrap + key: value for key, value in article.state_dict().items()}
     state[f"{wrap}text_encoder.embeddings.position_ids"] = torch.arange(24)[None]
     torch.save(state if nested is None else {nested: state, "epoch": 3}, tmp_path / "state.pt")
@@ -129,7 +131,9 @@ def test_missing_information_is_asked_for(tmp_path: Path, tokenizer: Path, artic
         (lambda s: s.update({"note": "hello"}), "not a state dict"),
     ],
 )  # fmt: skip
-def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, tokenizer: Path, article: Article, change, expected: str) -> None:
+def test_a_tensor_that_does_not_fit_is_named(
+    tmp_path: Path, tokenizer: Path, article: Article, change, expected: str
+) -> None:
     state = {key: value.clone() for key, value in article.state_dict().items()}
     change(state)
     torch.save(state, tmp_path / "state.pt")
@@ -140,7 +144,9 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, tokenizer: Path, ar
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_every_lost_or_renamed_key_is_an_error(tmp_path: Path, tokenizer: Path, article: Article, data: st.DataObject) -> None:
+def test_every_lost_or_renamed_key_is_an_error(
+    tmp_path: Path, tokenizer: Path, article: Article, data: st.DataObject
+) -> None:
     state = {
         k: v for k, v in article.state_dict().items() if ".fc." not in k and "pooler" not in k and "projector" not in k
     }

@@ -1,4 +1,4 @@
-"""Clips, digits, statements and records as batches: true, addressed by number, and no easier blind than they should be."""
+"""Clips, digits, statements and records as batches: true, addressed by number, and not easy to guess."""
 
 from __future__ import annotations
 
@@ -149,7 +149,10 @@ def opened(splits: dict[str, list[Record]], **more: object) -> Files:
 
 
 def test_each_record_comes_once_before_any_repeats(tmp_path: Path) -> None:
-    questions = (Question("what colour?", {"red": 1.0, "dark red": 0.3}, "colour"), Question("dark?", {"no": 1.0}))
+    questions = (
+        Question("what colour?", {"red": 1.0, "dark red": 0.3}, family="colour"),
+        Question("dark?", {"no": 1.0}),
+    )
     data = opened({"train": records(tmp_path, 5, captions=("a red picture",), questions=questions)})
     assert data.labels == {"match": ("no", "yes"), "vqa": ("no", "red")} and data.families == ("all", "colour")
     # A batch that reaches into the next round may hold an image twice: its name says so.
@@ -217,7 +220,7 @@ def test_evaluation_uses_each_statement_once(tmp_path: Path) -> None:
 
 def test_evaluation_asks_each_question_once_in_its_family(tmp_path: Path) -> None:
     def asking(count: int, family: str) -> tuple[Question, ...]:
-        return tuple(Question(f"{family} {n}?", {str(n % 3): 1.0}, family) for n in range(count))
+        return tuple(Question(f"{family} {n}?", {str(n % 3): 1.0}, family=family) for n in range(count))
 
     one, two, three = records(tmp_path, 3)
     train = [Record("a", one.images, questions=asking(4, "b"))]

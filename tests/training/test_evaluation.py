@@ -1,4 +1,4 @@
-"""Figures by hand: recall with ties, controls that see nothing, intervals inside [0, 1]."""
+"""Accuracies, recalls, intervals and controls, compared with values computed in another way."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_recall_is_the_mean_over_all_orders_of_ties(candidates: list[tuple[int, 
     scores, own = torch.tensor([[float(s) for s, _ in candidates]]), torch.tensor([[o for _, o in candidates]])
     orders = itertools.permutations(range(len(candidates)))
     hits = [any(candidates[i][1] for i in sorted(order, key=lambda i: -candidates[i][0])[:cut]) for order in orders]
-    assert recall(scores, own, cut)[0] == pytest.approx(np.mean(hits))
+    assert recall(scores, own, cut=cut)[0] == pytest.approx(np.mean(hits))
 
 
 @given(st.integers(1, 10**6), st.data())
@@ -101,7 +101,7 @@ def test_calibration_and_evidence_use_different_digits() -> None:
 
 @dataclass(frozen=True)
 class Scored(Data):
-    """Two questions an image: "easy" is answered by class 1, the answer of "odd" is in no class."""
+    """Two questions per image: "easy" is answered by class 1, and the answer of "odd" is not a class."""
 
     name = "scored"
     stream = "train"
@@ -167,7 +167,7 @@ def test_chance_follows_the_sizes_of_the_galleries(scenes: int, galleries: list[
 
 @dataclass(frozen=True)
 class Uneven(Shapes):
-    """64 images, of every one another number of questions, and of statements; padded as on disk."""
+    """64 images with different numbers of questions and statements, padded as on disk."""
 
     def limit(self, kind: str) -> int:
         return 64
@@ -284,7 +284,7 @@ def test_a_single_image_has_no_shuffled_control() -> None:
 
 
 class Skewed(Shapes):
-    """Every statement of training is true, of any other stream false."""
+    """Every statement of training is true, and every other one false."""
 
     def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
         batch = super().stated(index, images, want=want)
@@ -311,8 +311,8 @@ ANSWER_PAIRS = (("red", "circle"), ("blue", "square"))
 def templated(
     images: int, questions: Sequence[str] = QUESTIONS_OF_ALL, answers: Sequence[Sequence[str]] = ANSWER_PAIRS
 ) -> Files:
-    """A data set whose every image is asked the same ``questions``; the images take the rows of ``answers`` in turn, and a
-    picture's color says which row it has."""
+    """A data set that asks the same ``questions`` about every image. The images take the rows of ``answers`` in turn,
+    and a picture's color tells which row it has."""
     records = []
     for number in range(images):
         row = number % len(answers)

@@ -1,4 +1,4 @@
-"""Training that a signal ends: what is kept, what is printed, and the weights after going on."""
+"""Training that is ended by a signal: what is kept, what is printed, and the weights after continuing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def started(*arguments: object, watched: str) -> subprocess.Popen[str]:
-    """A real command, once a line of its stderr holds ``watched``."""
+    """A real command, once a line of its stderr contains ``watched``."""
     command = [*COMMAND, *map(str, arguments)]
     # A shell lets its background ignore Ctrl-C, and a test may run there.
     process = subprocess.Popen(
@@ -55,7 +55,7 @@ def started(*arguments: object, watched: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """The rest of what a command wrote to stderr, when it has ended."""
+    """Wait for a command to end; return the rest of its stderr."""
     return process.communicate(timeout=60)[1]
 
 

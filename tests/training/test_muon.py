@@ -1,4 +1,4 @@
-"""Muon: the update of torch's own, on any processor."""
+"""Our Muon takes the same steps as torch's, on any processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses against values worked out by hand, and the cases that crashed others."""
+"""Losses compared with values computed by hand, and cases that crashed other implementations."""
 
 from __future__ import annotations
 

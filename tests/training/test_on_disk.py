@@ -1,4 +1,5 @@
-"""simmim-train on data sets on disk: few examples, held-out splits that lack something, and training that outlives them."""
+"""simmim-train on data sets on disk: few examples, incomplete held-out splits, and evaluation that fails after
+training."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ from simmim_export.training.options import DataChoice
 CLASSES = ("ant", "bee", "cow", "dog", "eel", "fox")
 
 
-def png(colour: tuple[int, int, int]) -> bytes:
+def png(color: tuple[int, int, int]) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    Image.new("RGB", (8, 8), color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def classes(root: Path, split: str, names: tuple[str, ...] = CLASSES, each: int = 2) -> Path:
-    """An image_folder of one colour a class."""
+    """An image_folder with one color per class."""
     for place, name in enumerate(names):
         (root / split / name).mkdir(parents=True)
         for number in range(each):
@@ -46,7 +47,7 @@ def tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def asked(root: Path, split: str, count: int, questions: bool = True) -> Path:
-    """A webdataset of captions and, with ``questions``, one question an image, each with an answer of its own."""
+    """A webdataset of captions and, with ``questions``, one question per image, each with a different answer."""
     members = {}
     for number in range(count):
         said: dict[str, object] = {"caption": f"number {number}"}

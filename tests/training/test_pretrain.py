@@ -1,4 +1,5 @@
-"""Pretraining objectives on a real model and real captions: what each batch holds, what each loss reaches, what is refused."""
+"""Pretraining objectives on a real model and real captions: what a batch holds, what a loss trains, and what is an
+error."""
 
 from __future__ import annotations
 
@@ -115,7 +116,7 @@ COUNTS = (5, 7, 6)
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Three pictures on disk of 5, 7 and 6 captions, as those of COCO have: the picture's number and the caption's."""
+    """Three pictures on disk with 5, 7 and 6 captions, as in COCO; each caption names the picture's number and its own."""
     folder = tmp_path_factory.mktemp("told")
     made = []
     for row, count in enumerate(COUNTS):

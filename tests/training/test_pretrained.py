@@ -1,4 +1,4 @@
-"""Pretrained encoders through their own loaders: the same numbers as the originals, and one message where they cannot be had."""
+"""Pretrained encoders give the same numbers here as in their own libraries; what cannot be loaded is a single error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two gloo processes and one: the same loss and the same gradients for the same images."""
+"""Two gloo processes give the same loss and gradients as one process does for the same images."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_vqav2(tmp_path: Path) -> None:
     first, second = record.questions
     assert first.text == "What colour is it?" and first.family == "other"
     assert first.answers == pytest.approx({"red": 1.0, "dark red": 0.9, "rose": 0.3})
-    assert second == Question("How many?", {"2": 1.0}, "number")
+    assert second == Question("How many?", {"2": 1.0}, family="number")
 
 
 def test_coco(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The data set: every caption and answer is true, by a checker that was written apart, and the text gives little away."""
+"""The data set `shapes`: an independent checker confirms every caption and answer, and the text gives little away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""simmim-train from end to end: what ends up in a checkpoint, and what is refused."""
+"""simmim-train from end to end: what a checkpoint contains, and what is an error."""
 
 from __future__ import annotations
 

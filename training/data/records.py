@@ -7,7 +7,7 @@ them into batches.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from simmim_export.errors import UsageError
@@ -24,6 +24,7 @@ class Question:
 
     text: str
     answers: Mapping[str, float]
+    _: KW_ONLY
     family: str = "all"
 
 
@@ -45,6 +46,7 @@ class Record:
 
     key: str
     images: tuple[Path | bytes, ...]
+    _: KW_ONLY
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     statements: tuple[Statement, ...] = ()

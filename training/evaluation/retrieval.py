@@ -52,8 +52,8 @@ def evaluate_match(
             logits = model.classify("match", model.fuse(images, text_tokens, tokens["attention_mask"]))
             matched.append((logits.argmax(dim=1).numpy() == wanted)[possible])
         scores = text_embed @ image_embed.T
-        recalled.append(recall(scores, torch.eye(count, dtype=torch.bool), 1))
-        perfect.append(recall(torch.from_numpy(fits).float(), torch.eye(count, dtype=torch.bool), 1))
+        recalled.append(recall(scores, torch.eye(count, dtype=torch.bool), cut=1))
+        perfect.append(recall(torch.from_numpy(fits).float(), torch.eye(count, dtype=torch.bool), cut=1))
     if not recalled:
         return {"not_measured": "matching needs two images or more"}
     if not sum(map(len, matched)):
@@ -97,7 +97,7 @@ def apart(fits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return before[np.arange(count), usable.argmax(axis=1)], np.asarray(usable.any(axis=1))
 
 
-def recall(scores: Tensor, own: Tensor, cut: int) -> np.ndarray:
+def recall(scores: Tensor, own: Tensor, *, cut: int) -> np.ndarray:
     """For each query, a row of ``scores`` [q, g], the probability in [0, 1] that one of its own candidates (bool [q,
     g]) is among the best ``cut``, with ties broken at random.
 
@@ -152,15 +152,15 @@ def evaluate_retrieval(
             watch=watch,
         )
         figures[way] = {
-            stage: {f"recall_at_{cut}": accuracy(recall(values, mine, cut)) for cut in CUTS}
+            stage: {f"recall_at_{cut}": accuracy(recall(values, mine, cut=cut)) for cut in CUTS}
             for stage, values in (("embeddings", scores), ("reranked", again))
         }
         figures[way]["chance"] = float(mine.sum(dim=1).float().mean() / mine.shape[1])
     true = _fits(data, batch, batch.captions)
     if not np.array_equal(true, own.numpy()):
         perfect = torch.from_numpy(true).float()
-        figures["text_to_image"]["oracle"] = float(recall(perfect, own, 1).mean())
-        figures["image_to_text"]["oracle"] = float(recall(perfect.T, own.T, 1).mean())
+        figures["text_to_image"]["oracle"] = float(recall(perfect, own, cut=1).mean())
+        figures["image_to_text"]["oracle"] = float(recall(perfect.T, own.T, cut=1).mean())
     return figures | {"data": data.describe()}
 
 

@@ -6,7 +6,7 @@ A head is a row of ``HEADS``; its number of classes comes from the configuration
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor, nn
 
@@ -58,18 +58,19 @@ class HeadRow:
     """A head: its module, the tensor it reads, the pipeline (the verb that a user calls), and whether it takes clips."""
 
     module: type[nn.Module]
+    _: KW_ONLY
     reads: str
     pipeline: str
     video: bool = False
 
 
 HEADS: Mapping[str, HeadRow] = {
-    "match": HeadRow(LinearHead, "fused", "match"),
-    "vqa": HeadRow(HiddenHead, "fused", "answer"),
-    "text_class": HeadRow(HiddenHead, "fused", "classify_text"),
-    "image_class": HeadRow(PooledHead, "image_tokens", "classify_image"),
-    "video_class": HeadRow(PooledHead, "image_tokens", "classify_video", video=True),
-    "video_qa": HeadRow(HiddenHead, "fused", "answer_video", video=True),
+    "match": HeadRow(LinearHead, reads="fused", pipeline="match"),
+    "vqa": HeadRow(HiddenHead, reads="fused", pipeline="answer"),
+    "text_class": HeadRow(HiddenHead, reads="fused", pipeline="classify_text"),
+    "image_class": HeadRow(PooledHead, reads="image_tokens", pipeline="classify_image"),
+    "video_class": HeadRow(PooledHead, reads="image_tokens", pipeline="classify_video", video=True),
+    "video_qa": HeadRow(HiddenHead, reads="fused", pipeline="answer_video", video=True),
 }
 
 

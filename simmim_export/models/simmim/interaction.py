@@ -40,10 +40,10 @@ class Layer(nn.Module):
         """``joint`` with its rows normalized, as the mixing expects."""
         return joint._replace(rows=self.norm(joint.rows))
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """The updated rows [b, s, D], or with ``first_only`` only the first, [b, 1, D], which still sees all others."""
         z, rows = self.normalized(joint), joint.rows
-        mixed = self.mixing(z, visible, first_only)
+        mixed = self.mixing(z, visible, first_only=first_only)
         own = z.rows
         if first_only:
             rows, own = rows[:, :1], own[:, :1]

@@ -37,7 +37,7 @@ class Mixing(nn.Module):
         """What :meth:`forward` needs to know about the mask."""
         raise NotImplementedError
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """A(Z) Z, [b, s, D], or with ``first_only`` its first row, [b, 1, D]. The rows of ``joint`` are normalized."""
         raise NotImplementedError
 
@@ -61,12 +61,12 @@ class SoftmaxMixing(Mixing):
         assert joint.image is not None
         return F.pad(mask_bias(joint.mask), (joint.image.shape[1], 0))
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """As :meth:`Mixing.forward`."""
         query, key, value = self._projected(joint, first_only)
         return self.output(attention(query, key, value, visible).transpose(1, 2).flatten(2))
 
-    def weights(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def weights(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """How much each row attends to each image token, the mean over heads: [b, q, n] in [0, 1]. A row's sum is at
         most 1."""
         assert joint.image is not None
@@ -112,7 +112,7 @@ class ConstantMixing(Mixing):
         """1 or 0 for each row, [b, k, 1]."""
         return joint.mask.to(torch.float32)[:, :, None]
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """As :meth:`Mixing.forward`."""
         weight = rows_of(self.weight, self.layout, joint.rows.shape[1])
         return (weight[:1] if first_only else weight) @ (joint.rows * visible)
@@ -157,7 +157,7 @@ class GraphMixing(Mixing):
         """A bias [b, 1, k, k], 0 for a real neighbor."""
         return mask_bias(joint.mask) + rows_of(self.bias, self.layout, joint.rows.shape[1])
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """As :meth:`Mixing.forward`."""
         rows = joint.rows[:, :1] if first_only else joint.rows
         visible = visible[:, :, :1] if first_only else visible

@@ -40,6 +40,6 @@ def read(root: Path, split: str) -> list[Record]:
         program = checked(row.get("program", []), list, where, "'program'")
         last = checked(program[-1], dict, where, "a step of 'program'") if program else {}
         family = str(last.get("function") or last.get("type") or "all")
-        asked.setdefault(name, []).append(Question(text, answers, family))
+        asked.setdefault(name, []).append(Question(text, answers, family=family))
     images = root / "images" / split
     return finished([Record(name, (images / name,), questions=tuple(qs)) for name, qs in asked.items()], path)

@@ -90,7 +90,7 @@ def read(root: Path, split: str) -> list[Record]:
             raise DataError(
                 f"question {number} has no annotation in {annotated.name}", where=where, fix="use one release"
             )
-        asked = Question(text, scores.get(number, {}), families.get(number, "all"))
+        asked = Question(text, scores.get(number, {}), family=families.get(number, "all"))
         questions.setdefault(field(row, "image_id", int, where), []).append(asked)
     orphans = sorted(set(scores) - set(seen))
     if orphans:

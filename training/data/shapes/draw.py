@@ -38,7 +38,9 @@ def _noise() -> np.ndarray:
 
 
 @cache
-def _stamp(shape: int, size_index: int, texture: int, size: int, phase_y: int, phase_x: int) -> tuple[np.ndarray, ...]:
+def _stamp(
+    shape: int, size_index: int, *, texture: int, size: int, phase_y: int, phase_x: int
+) -> tuple[np.ndarray, ...]:
     """A thing at a quarter-pixel position: its coverage, float32 [k, k, 1] in [0, 1], and coverage times brightness."""
     radius = RADII[size_index] * size
     k = int(np.ceil(2 * radius)) + 2
@@ -81,7 +83,9 @@ def draw_scene(scene: Scene, size: int = 64) -> np.ndarray:
         # Position in quarter pixels, split into whole pixels and a phase.
         quarter_y, quarter_x = int(center_y * size * _SUBPIXELS), int(center_x * size * _SUBPIXELS)
         phase_y, phase_x = quarter_y % _SUBPIXELS, quarter_x % _SUBPIXELS
-        cover, light = _stamp(thing.shape, thing.size, thing.texture, size, phase_y, phase_x)
+        cover, light = _stamp(
+            thing.shape, thing.size, texture=thing.texture, size=size, phase_y=phase_y, phase_x=phase_x
+        )
         k = len(cover)
         top, left = quarter_y // _SUBPIXELS - k // 2, quarter_x // _SUBPIXELS - k // 2
         a, b = max(top, 0), max(left, 0)
@@ -94,7 +98,7 @@ def draw_scene(scene: Scene, size: int = 64) -> np.ndarray:
 
 
 def contact_sheet(
-    scenes: Sequence[Scene], texts: Sequence[Sequence[str]], size: int = 64, zoom: int = 3
+    scenes: Sequence[Scene], texts: Sequence[Sequence[str]], *, size: int = 64, zoom: int = 3
 ) -> Image.Image:
     """A picture of scenes with their texts beside them, in two columns."""
     from PIL import Image, ImageDraw
