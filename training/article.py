@@ -186,7 +186,7 @@ def _text(
         "max_position_embeddings": positions[0],
         "type_vocab_size": kinds[0],
     }
-    notes.append(f"text_encoder is a BERT of {len(layers)} layers, width {width}, {heads} heads as you said")
+    notes.append(f"text_encoder is a BERT of {len(layers)} layers, width {width}, {heads} heads (from --text-heads)")
     return config, state
 
 

@@ -139,7 +139,7 @@ def _expectation(reached: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _labels(results: Results) -> list[str]:
-    rows, said = [], []
+    rows, claims = [], []
     for data, task in _LABELED:
         verdicts = {}
         for share in _SHARES:
@@ -158,11 +158,11 @@ def _labels(results: Results) -> list[str]:
             rows.append([data, f"{share} %", *means, shown, _percent(control)])
         if verdicts:
             told = ", ".join(f"{word} at {share} %" for share, word in verdicts.items())
-            said += [
+            claims += [
                 f"- {data}: compared with scratch, pretraining is {told} of the labels. {_saving(results, data, task)}"
             ]
     header = ["data", "labels", "pretrained", "scratch", "gain", "best control"]
-    return [*_LABELS.splitlines(), "", *said, "", *_table(header, rows)]
+    return [*_LABELS.splitlines(), "", *claims, "", *_table(header, rows)]
 
 
 def _saving(results: Results, data: str, task: str) -> str:

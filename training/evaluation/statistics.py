@@ -20,22 +20,21 @@ CONTROL_SCENES = 8192
 
 # What each control is; stored in the checkpoint.
 CONTROLS = {
-    "question_only": "majority answer of the exact text (else of its family, else of all) among the questions of "
-    f"{CONTROL_SCENES} training scenes",
-    "shuffled_image": f"the model itself, every question asked about another image of its batch of {BATCH}, never one that "
-    "is asked the same and has the same answer",
-    "image_only": f"the model itself, every question replaced by a different one of its batch of {BATCH}, of another image "
-    "where there is one",
-    "shuffled_frames": "the model itself, the frames of every clip in another order",
-    "single_frame": "the model itself, every frame replaced by the middle one",
-    "majority": "the class that is most frequent in training",
+    "question_only": f"the most frequent answer to the same question (else to its family, else of all) in {CONTROL_SCENES} "
+    "training scenes",
+    "shuffled_image": f"the model, asked every question about another image of its batch of {BATCH}, never one with the same "
+    "question and the same answer",
+    "image_only": f"the model, asked a different question of its batch of {BATCH}, of another image if possible",
+    "shuffled_frames": "the model, with the frames of every clip in another order",
+    "single_frame": "the model, with every frame replaced by the middle one",
+    "majority": "the most frequent class in training",
 }
 # Why a control may have nothing different to show the model.
 IMPOSSIBLE = {
-    "shuffled_image": "no other image of their batch is known to have another answer to them",
-    "image_only": "their batch asks nothing else",
-    "shuffled_frames": "their frames are all alike",
-    "single_frame": "their frames are all alike",
+    "shuffled_image": "no other image of the batch is known to have another answer",
+    "image_only": "the batch asks nothing else",
+    "shuffled_frames": "all frames are alike",
+    "single_frame": "all frames are alike",
 }
 # A control must cover at least this share of all texts or clips; a figure on fewer would say nothing about all of them.
 LEAST_SHARE = 0.5
