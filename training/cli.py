@@ -26,6 +26,7 @@ from simmim_export.training.cli_options import (
     Split,
     Task,
     Training,
+    option,
     with_groups,
 )
 from simmim_export.training.interrupt import resumable
@@ -45,10 +46,10 @@ def command(name: str | None = None) -> Callable[[Callable[..., None]], None]:
 @command()
 def init(
     output: Output,
-    preset: Annotated[str, typer.Option("--preset", help="Size of the model: tiny, small, base or large.")] = "tiny",
+    preset: Annotated[str, option("--preset", help="Size of the model: tiny, small, base or large.")] = "tiny",
     text_encoder: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--text-encoder",
             help="Folder of a Hugging Face text encoder, or its name on the hub; its weights are used.",
         ),
@@ -56,28 +57,18 @@ def init(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     fusion: Annotated[
-        str | None,
-        typer.Option(
-            "--fusion", help="concat_sequence, concat_feature, gated, film or bilinear.", rich_help_panel=MODEL
-        ),
+        str | None, option("--fusion", help="concat_sequence, concat_feature, gated, film or bilinear.", panel=MODEL)
     ] = None,
-    interaction: Annotated[
-        str | None, typer.Option("--interaction", help="attention, linear or graph.", rich_help_panel=MODEL)
-    ] = None,
+    interaction: Annotated[str | None, option("--interaction", help="attention, linear or graph.", panel=MODEL)] = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", min=2, help="Most frames in a clip, for video.", rich_help_panel=MODEL)
+        int | None, option("--frames", min=2, help="Most frames in a clip, for video.", panel=MODEL)
     ] = None,
     image_encoder: Annotated[
-        str | None,
-        typer.Option("--image-encoder", help="tiny, or the name of a torchvision ResNet.", rich_help_panel=MODEL),
+        str | None, option("--image-encoder", help="tiny, or the name of a torchvision ResNet.", panel=MODEL)
     ] = None,
     image_weights: Annotated[
         str | None,
-        typer.Option(
-            "--image-weights",
-            help="File with a ResNet's state dict, or torchvision's name for one.",
-            rich_help_panel=MODEL,
-        ),
+        option("--image-weights", help="File with a ResNet's state dict, or torchvision's name for one.", panel=MODEL),
     ] = None,
     image_size: ImageSize = None,
     max_length: MaxLength = None,
@@ -110,25 +101,23 @@ def import_state(
     ],
     output: Output,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="The text encoder's tokenizer.json. Required.")
+        Path | None, option("--tokenizer", help="The text encoder's tokenizer.json. Required.")
     ] = None,
     text_heads: Annotated[
-        int | None, typer.Option("--text-heads", help="Number of attention heads of the text encoder. Required.")
+        int | None, option("--text-heads", help="Number of attention heads of the text encoder. Required.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     max_length: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--max-length",
             min=3,
             help="Longest text in tokens. Default: 32, or fewer if the encoder has fewer positions.",
-            rich_help_panel=MODEL,
+            panel=MODEL,
         ),
     ] = None,
-    image_size: Annotated[
-        int, typer.Option("--image-size", min=32, help="Side of an image in pixels.", rich_help_panel=MODEL)
-    ] = 224,
+    image_size: Annotated[int, option("--image-size", min=32, help="Side of an image in pixels.", panel=MODEL)] = 224,
 ) -> None:
     """Make a checkpoint from the article's state dict (visual_encoder, text_encoder, projector)."""
     from simmim_export.training import checks
@@ -170,22 +159,13 @@ def finetune(
     training: Training,
     questions: Annotated[
         int | None,
-        typer.Option(
-            "--questions",
-            min=1,
-            help="Questions per image in a batch. Default: 8 for shapes, else 4.",
-            rich_help_panel=DATA,
-        ),
+        option("--questions", min=1, help="Questions per image in a batch. Default: 8 for shapes, else 4.", panel=DATA),
     ] = None,
     rehearse: Annotated[
-        int,
-        typer.Option(
-            "--rehearse", min=0, help="Make every n-th batch one of pretraining; 0 for none.", rich_help_panel=DATA
-        ),
+        int, option("--rehearse", min=0, help="Make every n-th batch one of pretraining; 0 for none.", panel=DATA)
     ] = 8,
     curriculum: Annotated[
-        bool,
-        typer.Option("--curriculum/--no-curriculum", help="Ask easy questions of shapes first.", rich_help_panel=DATA),
+        bool, option("--curriculum/--no-curriculum", help="Ask easy questions of shapes first.", panel=DATA)
     ] = True,
 ) -> None:
     """Fine-tune on a task; a head that the checkpoint lacks is added."""
@@ -207,32 +187,22 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint to evaluate.")],
     eval_scenes: Scenes = 1024,
     pointing: Annotated[
-        bool,
-        typer.Option("--pointing", help="Also measure whether the model looks at the thing that it is asked about."),
+        bool, option("--pointing", help="Also measure whether the model looks at the thing that it is asked about.")
     ] = False,
     as_json: AsJson = False,
     data: Annotated[
-        str | None,
-        typer.Option("--data", help="Name of the data set. Default: that of training.", rich_help_panel=DATA),
+        str | None, option("--data", help="Name of the data set. Default: that of training.", panel=DATA)
     ] = None,
     data_root: Annotated[
-        Path | None,
-        typer.Option(
-            "--data-root", help="Folder of a data set on disk. Default: that of training.", rich_help_panel=DATA
-        ),
+        Path | None, option("--data-root", help="Folder of a data set on disk. Default: that of training.", panel=DATA)
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            "--split", help="CoGenT split of shapes: iid, A or B. Default: that of training.", rich_help_panel=DATA
-        ),
+        option("--split", help="CoGenT split of shapes: iid, A or B. Default: that of training.", panel=DATA),
     ] = None,
-    stream: Annotated[
-        str, typer.Option("--stream", help="Held-out stream of the data set.", rich_help_panel=DATA)
-    ] = "test",
+    stream: Annotated[str, option("--stream", help="Held-out stream of the data set.", panel=DATA)] = "test",
     seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, help="Seed of the data. Default: that of training.", rich_help_panel=DATA),
+        int | None, option("--seed", min=0, help="Seed of the data. Default: that of training.", panel=DATA)
     ] = None,
 ) -> None:
     """Measure a checkpoint on held-out data, next to its controls."""
@@ -251,14 +221,14 @@ def evaluate(
 
 @command()
 def draw(
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
-    data: Annotated[str, typer.Option("--data", help="shapes (images) or clips (animations).")] = "shapes",
-    count: Annotated[int, typer.Option("--count", min=1, max=1024, help="Number of images.")] = 8,
-    size: Annotated[int, typer.Option("--size", min=16, max=4096, help="Side of an image in pixels.")] = 64,
+    output: Annotated[Path, option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
+    data: Annotated[str, option("--data", help="shapes (images) or clips (animations).")] = "shapes",
+    count: Annotated[int, option("--count", min=1, max=1024, help="Number of images.")] = 8,
+    size: Annotated[int, option("--size", min=16, max=4096, help="Side of an image in pixels.")] = 64,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     split: Split = "iid",
-    stream: Annotated[str, typer.Option("--stream", help="Stream of the data set.", rich_help_panel=DATA)] = "test",
+    stream: Annotated[str, option("--stream", help="Stream of the data set.", panel=DATA)] = "test",
     seed: Seed = 0,
 ) -> None:
     """Write images of a data set (PNG, clips as WebP) with captions, questions and answers (records.json)."""

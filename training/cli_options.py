@@ -18,42 +18,37 @@ from simmim_export.training.recipe import Recipe
 
 DATA, MODEL, EXPERTS = "Data", "Model", "For experts"
 
-Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Split = Annotated[str, typer.Option("--split", help="CoGenT split of shapes: iid, A or B.", rich_help_panel=DATA)]
-Seed = Annotated[
-    int, typer.Option("--seed", min=0, help="Seed of weights, data and sampling.", rich_help_panel=EXPERTS)
-]
+
+def option(*names: str, panel: str | None = None, **rest: Any) -> Any:
+    """An option of Typer, listed in ``panel`` of the help (None: among the common ones)."""
+    return typer.Option(*names, rich_help_panel=panel, **rest)
+
+
+Output = Annotated[Path, option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace an existing output.")]
+AsJson = Annotated[bool, option("--json", help="Print JSON on stdout.")]
+Split = Annotated[str, option("--split", help="CoGenT split of shapes: iid, A or B.", panel=DATA)]
+Seed = Annotated[int, option("--seed", min=0, help="Seed of weights, data and sampling.", panel=EXPERTS)]
 ImageSize = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--image-size",
         min=32,
-        help="Side of an image in pixels. Default: taken from --from or the preset.",
-        rich_help_panel=MODEL,
+        help="Side of an image in pixels. Default: that of the checkpoint or preset.",
+        panel=MODEL,
     ),
 ]
 MaxLength = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--max-length",
         min=3,
-        help="Longest text in tokens. Default: taken from --from, the preset or the text encoder.",
-        rich_help_panel=MODEL,
+        help="Longest text in tokens. Default: that of the checkpoint, preset or text encoder.",
+        panel=MODEL,
     ),
 ]
-Scenes = Annotated[
-    int,
-    typer.Option(
-        "--eval-scenes",
-        min=0,
-        help="Number of held-out images to measure on.",
-    ),
-]
-Task = Annotated[str, typer.Option("--task", help="vqa, retrieval, text_class, image_class, video_class or video_qa.")]
+Scenes = Annotated[int, option("--eval-scenes", min=0, help="Number of held-out images to measure on.")]
+Task = Annotated[str, option("--task", help="vqa, retrieval, text_class, image_class, video_class or video_qa.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,89 +57,74 @@ class Training:
 
     preset: Annotated[
         str | None,
-        typer.Option(
-            "--preset", help="Size of a new model: tiny, small, base or large. Default: that of --from, or tiny."
-        ),
+        option("--preset", help="Size of a new model: tiny, small, base or large. Default: that of --from, or tiny."),
     ] = None
-    minutes: Annotated[
-        float | None, typer.Option("--minutes", help="Train for so many minutes. Give this or --steps.")
-    ] = None
+    minutes: Annotated[float | None, option("--minutes", help="Train for so many minutes. Give this or --steps.")] = (
+        None
+    )
     output: Output
     start: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="CKPT", help="Checkpoint to start from. Default: a new model."),
+        Path | None, option("--from", metavar="CKPT", help="Checkpoint to start from. Default: a new model.")
     ] = None
     data: Annotated[
         str,
-        typer.Option(
+        option(
             "--data",
             help="shapes, clips or digits; or on disk table (CSV or JSON lines), vqav2, coco, karpathy, clevr, snli_ve, "
             "image_folder, frames or webdataset.",
         ),
     ] = "shapes"
     data_root: Annotated[
-        Path | None,
-        typer.Option("--data-root", help="Folder of a data set on disk, laid out as in docs/training.md."),
+        Path | None, option("--data-root", help="Folder of a data set on disk, laid out as in docs/training.md.")
     ] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run exactly.")] = False
+    resume: Annotated[bool, option("--resume", help="Continue an interrupted run exactly.")] = False
     overwrite: Overwrite = False
     as_json: AsJson = False
-    examples: Annotated[
-        int | None,
-        typer.Option("--examples", min=1, help="Train on only so many images.", rich_help_panel=DATA),
-    ] = None
+    examples: Annotated[int | None, option("--examples", min=1, help="Train on only so many images.", panel=DATA)] = (
+        None
+    )
     split: Split = "iid"
     image_size: ImageSize = None
     max_length: MaxLength = None
     freeze: Annotated[
         str | None,
-        typer.Option(
-            "--freeze", help="image or text: do not train the pretrained body of that encoder.", rich_help_panel=MODEL
-        ),
+        option("--freeze", help="image or text: do not train the pretrained body of that encoder.", panel=MODEL),
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--steps",
             help="Train for so many steps instead of minutes; the same seed then gives the same weights.",
-            rich_help_panel=EXPERTS,
+            panel=EXPERTS,
         ),
     ] = None
     seed: Seed = 0
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images in a batch of one process.", rich_help_panel=EXPERTS)
+        int, option("--batch-size", min=1, help="Images in a batch of one process.", panel=EXPERTS)
     ] = 32
     optimizer: Annotated[
         str,
-        typer.Option(
+        option(
             "--optimizer",
             help="muon (AdamW for all but hidden matrices) or adamw (for pretrained encoders).",
-            rich_help_panel=EXPERTS,
+            panel=EXPERTS,
         ),
     ] = "muon"
     lr: Annotated[
-        float,
-        typer.Option("--lr", help="Peak learning rate of AdamW; Muon's is 5 times as high.", rich_help_panel=EXPERTS),
+        float, option("--lr", help="Peak learning rate of AdamW; Muon's is 5 times as high.", panel=EXPERTS)
     ] = 1e-3
-    accumulate: Annotated[
-        int, typer.Option("--accumulate", min=1, help="Batches to add up for one step.", rich_help_panel=EXPERTS)
-    ] = 1
-    mixed_precision: Annotated[
-        str, typer.Option("--mixed-precision", help="no, bf16 or fp16.", rich_help_panel=EXPERTS)
-    ] = "no"
+    accumulate: Annotated[int, option("--accumulate", min=1, help="Batches to add up for one step.", panel=EXPERTS)] = 1
+    mixed_precision: Annotated[str, option("--mixed-precision", help="no, bf16 or fp16.", panel=EXPERTS)] = "no"
     save_every: Annotated[
-        int,
-        typer.Option(
-            "--save-every", min=1, help="Steps between saves of the trainer's state.", rich_help_panel=EXPERTS
-        ),
+        int, option("--save-every", min=1, help="Steps between saves of the trainer's state.", panel=EXPERTS)
     ] = 500
     eval_scenes: Annotated[
         int,
-        typer.Option(
+        option(
             "--eval-scenes",
             min=0,
             help="Held-out images to measure on and, separately, to store as evidence; 0 for none.",
-            rich_help_panel=EXPERTS,
+            panel=EXPERTS,
         ),
     ] = 1024
 
@@ -182,8 +162,8 @@ class Training:
         )
 
 
-def _weight(option: str, text: str) -> Any:
-    return typer.Option(option, help=f"{text}; 0 leaves it out.", rich_help_panel="Weights of the objectives")
+def _weight(name: str, text: str) -> Any:
+    return option(name, help=f"{text}; 0 leaves it out.", panel="Weights of the objectives")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,10 +246,7 @@ def perform(stage: Stage) -> None:
             log.write(f"\n$ {shlex.join((program, *words))}\n")
             log.flush()
             process = subprocess.Popen(
-                python_command(PROGRAMS[program], *words),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=child_environment(),
+                python_command(PROGRAMS[program], *words), stdout=log, stderr=subprocess.STDOUT, env=child_environment()
             )
             try:
                 code = process.wait()

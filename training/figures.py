@@ -83,13 +83,7 @@ def measure(
 
 
 def all_metrics(
-    job: Job,
-    model: SimMIM,
-    *,
-    tokenizer: Tokenizer,
-    started: Checkpoint,
-    tasks: Sequence[str],
-    held_out: Data | None,
+    job: Job, model: SimMIM, *, tokenizer: Tokenizer, started: Checkpoint, tasks: Sequence[str], held_out: Data | None
 ) -> dict[str, Any]:
     """The figures of ``tasks``. Those of other heads no longer hold, because training changed the encoders."""
     if not state().is_main_process:

@@ -62,13 +62,7 @@ def init(output: Path, new: NewModel, *, seed: int) -> Result:
 
 
 def import_state(
-    path: Path,
-    output: Path,
-    *,
-    tokenizer: Path | None,
-    text_heads: int | None,
-    max_length: int | None,
-    image_size: int,
+    path: Path, output: Path, *, tokenizer: Path | None, text_heads: int | None, max_length: int | None, image_size: int
 ) -> list[str]:
     """Write a checkpoint made from the article's state dict ``path``; return notes on what became of each part."""
     checkpoint, notes = import_article(

@@ -165,15 +165,7 @@ def evaluate_retrieval(
 
 
 def _rerank(
-    model: SimMIM,
-    scores: Tensor,
-    *,
-    images: Tensor,
-    texts: Tensor,
-    mask: Tensor,
-    by_text: bool,
-    way: str,
-    watch: Watch,
+    model: SimMIM, scores: Tensor, *, images: Tensor, texts: Tensor, mask: Tensor, by_text: bool, way: str, watch: Watch
 ) -> Tensor:
     """``scores`` [q, g] with the RERANK best of each row raised above all others, in the order of the match head."""
     keep = min(RERANK, scores.shape[1])

@@ -125,13 +125,7 @@ def _record(key: str, sample: dict[str, bytes], where: str) -> Record:
         label = str(label if type(label) is int else checked(label, str, where, "the label")).strip()
         if not label:
             raise DataError("the label is empty", where=where, fix="correct the shard")
-    return Record(
-        key,
-        tuple(pictures),
-        captions=tuple(captions),
-        questions=tuple(questions),
-        label=label,
-    )
+    return Record(key, tuple(pictures), captions=tuple(captions), questions=tuple(questions), label=label)
 
 
 def _question(row: Any, where: str) -> Question:
