@@ -142,7 +142,7 @@ def test_a_text_that_is_too_long_is_named_before_training(run_cli, tmp_path: Pat
     })  # fmt: skip
     # Nobody waits for so many steps: the message comes first.
     done = finetune(run_cli, "retrieval", "webdataset", root, tmp_path / "x.pt", "--steps", "1000000")
-    assert done.returncode == 5 and "a text of 42 tokens" in done.stderr and "--max-length 42" in done.stderr
+    assert done.returncode == 5 and "42 tokens" in done.stderr and "--max-length 42" in done.stderr
     if split == "train":
         done = finetune(run_cli, "retrieval", "webdataset", root, tmp_path / "x.pt", "--max-length", "42")
         assert done.returncode == 0, done.stderr
@@ -159,7 +159,7 @@ def test_a_missing_test_split_is_reported_before_training(run_cli, tmp_path: Pat
     root = classes(tmp_path / "data", "train")
     # Nobody waits for so many steps: the message comes first.
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--steps", "1000000")
-    assert done.returncode == 2 and "no split 'test'" in done.stderr and "--eval-scenes 0" in done.stderr
+    assert done.returncode == 2 and "split 'test'" in done.stderr and "--eval-scenes 0" in done.stderr
     assert not (tmp_path / "x.pt").exists() and not (tmp_path / "x.pt.trainer").exists()
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--eval-scenes", "0")
     assert done.returncode == 0, done.stderr
@@ -172,7 +172,7 @@ def test_val_replaces_a_missing_test_split_with_a_warning(run_cli, tmp_path: Pat
     root = classes(classes(tmp_path / "data", "train"), "val", each=20)
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--eval-scenes", "40")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("there is no split 'test': 'val' stands in for it") == 1
+    assert done.stderr.count("split 'test'") == 1 and "'val'" in done.stderr
     checkpoint = load(tmp_path / "x.pt")
     assert checkpoint.metrics["image_class"]["n"] == 40 and checkpoint.metrics["image_class"]["data"]["split"] == "val"
     # Figures and evidence share the split, and no picture.
@@ -182,7 +182,7 @@ def test_val_replaces_a_missing_test_split_with_a_warning(run_cli, tmp_path: Pat
     assert len(evidence) == len(figures) == 40 and not figures & {p.tobytes() for p in evidence}
     classes(root, "test")
     done = run_cli("train", "evaluate", tmp_path / "x.pt", "--data", "image_folder", "--data-root", root, "--json")
-    assert done.returncode == 0 and "stands in" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "split 'test'" not in done.stderr, done.stderr
     assert json.loads(done.stdout)["image_class"]["n"] == 12
 
 
