@@ -206,14 +206,14 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
     manifest = Bundle.open(plan.bundle).manifest
     results = [
         BenchmarkResult(
-            target,
-            engine.engine,
-            engine.precision,
-            plan.batch,
-            next(iter(inputs[target])),
-            tuple(rounds),
-            _worst(info[engine]["parity"], target, manifest),
-            tuple(on_the_gpu.get((target, engine), ())),
+            target=target,
+            engine=engine.engine,
+            precision=engine.precision,
+            batch=plan.batch,
+            inputs=next(iter(inputs[target])),
+            rounds=tuple(rounds),
+            parity=_worst(info[engine]["parity"], target, manifest),
+            gpu_rounds=tuple(on_the_gpu.get((target, engine), ())),
         )
         for (target, engine), rounds in samples.items()
     ]

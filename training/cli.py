@@ -9,10 +9,10 @@ import typer
 
 from simmim_export.console import new_app, print_json, progress_bar, run_app, say
 from simmim_export.console.metrics import print_metrics
+from simmim_export.console.options import AsJson, Overwrite
 from simmim_export.training.cli_options import (
     Accumulate,
     AnyPreset,
-    AsJson,
     BatchSize,
     Data,
     Examples,
@@ -24,7 +24,6 @@ from simmim_export.training.cli_options import (
     Mixed,
     Optimizer,
     Output,
-    Overwrite,
     Preset,
     Resume,
     Root,
@@ -40,7 +39,9 @@ from simmim_export.training.interrupt import resumable
 app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
 
 
-@app.command()
+@app.command(
+    examples=("simmim-train init -o start.pt", "simmim-train init --preset small --image-encoder resnet18 -o start.pt")
+)
 def init(
     output: Output,
     preset: Preset = "tiny",
@@ -70,7 +71,7 @@ def init(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write an untrained checkpoint, for a start or for a benchmark."""
+    """Write an untrained checkpoint, to start from or to benchmark."""
     from simmim_export.training import options
 
     encoders = (image_encoder, image_weights, text_encoder)
@@ -81,7 +82,9 @@ def init(
     report(run.init(output, new, seed), as_json)
 
 
-@app.command("import")
+@app.command(
+    "import", examples=("simmim-train import article.pt --tokenizer tokenizer.json --text-heads 12 -o ckpt.pt",)
+)
 def import_state(
     state: Annotated[
         Path, typer.Argument(metavar="FILE", help="State dict of the article's class, .pt or .safetensors.")
@@ -101,7 +104,10 @@ def import_state(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a checkpoint of a state dict with visual_encoder, text_encoder and projector, and say what became of each."""
+    """Turn a state dict of the article's class into a checkpoint.
+
+    The state dict has visual_encoder, text_encoder and projector; the command says what it did with each of them.
+    """
     from simmim_export.training import options
 
     options.check_import(state, output, overwrite)
@@ -116,7 +122,12 @@ def import_state(
     say(f"wrote {output}")
 
 
-@app.command()
+@app.command(
+    examples=(
+        "simmim-train pretrain --minutes 3 -o pre.pt",
+        "simmim-train pretrain --from start.pt --data coco --data-root COCO --steps 1000 -o pre.pt",
+    )
+)
 def pretrain(
     output: Output,
     start: Start = None,
@@ -151,7 +162,7 @@ def pretrain(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pretrain on images and captions, by a weighted mixture of objectives."""
+    """Pretrain on images and captions with a mixture of objectives."""
     from simmim_export.training import options
 
     recipe = options.Recipe(
@@ -176,7 +187,13 @@ def pretrain(
     report(checkpoint, as_json)
 
 
-@app.command()
+@app.command(
+    examples=(
+        "simmim-train finetune --from pre.pt --minutes 10 -o ckpt.pt",
+        "simmim-train finetune --from pre.pt --data vqav2 --data-root VQA --minutes 60 -o ckpt.pt",
+        "simmim-train finetune --task video_class --data clips --minutes 5 -o video.pt",
+    )
+)
 def finetune(
     output: Output,
     start: Start = None,
@@ -217,7 +234,7 @@ def finetune(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on a task; a head that the checkpoint lacks is added to it."""
+    """Fine-tune on a task. If the checkpoint lacks the head for it, the head is added."""
     from simmim_export.training import options
 
     recipe = options.Recipe(
@@ -241,7 +258,7 @@ def finetune(
     report(checkpoint, as_json)
 
 
-@app.command()
+@app.command(examples=("simmim-train evaluate ckpt.pt", "simmim-train evaluate ckpt.pt --split B --json"))
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint to evaluate.")],
     data: Annotated[
@@ -264,7 +281,7 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a checkpoint on held-out scenes, with its blind controls."""
+    """Measure a checkpoint on held-out data, beside blind controls."""
     from simmim_export.training import options
     from simmim_export.training.recall import DataRequest
 
@@ -278,7 +295,9 @@ def evaluate(
     show(metrics, as_json)
 
 
-@app.command()
+@app.command(
+    examples=("simmim-train draw --count 8 -o images", "simmim-train draw --data clips --stream demo -o clips")
+)
 def draw(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
     data: Annotated[str, typer.Option("--data", help="shapes, or clips as animations.")] = "shapes",
@@ -290,7 +309,10 @@ def draw(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write images of the data set as PNG files (clips as WebP), with their captions, questions and answers in records.json."""
+    """Draw images of the built-in data set.
+
+    Writes PNG files, or WebP files of clips, and records.json with their captions, questions and answers.
+    """
     from simmim_export.training.drawing import draw as write
 
     records, beside = write(output, data, split, stream, seed, count, size, overwrite)

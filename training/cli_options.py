@@ -11,7 +11,6 @@ Preset = Annotated[str, typer.Option("--preset", help="tiny, small, base or larg
 Output = Annotated[
     Path, typer.Option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data and sampling.")]
 Data = Annotated[
     str,
@@ -67,4 +66,3 @@ Scenes = Annotated[
         help="Held-out scenes to evaluate on (on the CPU), and others to take along as evidence; 0 for none.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]

@@ -56,7 +56,7 @@ def main() -> None:
     run("simmim-train", "finetune", *start, minutes, options.finetune_minutes, "-o", checkpoint, again)
     run("simmim-export", "onnx", checkpoint, "-o", bundle, again)
     run("simmim-export", "verify", bundle)
-    run("simmim-bench", "--bundle", bundle, "--json", FOLDER / "bench.json", again)
+    run("simmim-bench", "--bundle", bundle, "--save", FOLDER / "bench.json", again)
     run("simmim-train", "draw", "--stream", "demo", "--count", ASKED, "-o", images, again)
     for record in json.loads((images / "records.json").read_text(encoding="utf-8")):
         questions = [row["question"] for row in record["questions"]]

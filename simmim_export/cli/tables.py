@@ -1,131 +1,117 @@
-"""What several commands print: parity, plans, what a model still knows, certificates. Knows their forms; must not know how
-anything was found."""
+"""Tables that several commands print: parity, precision plans, figures on the evidence, certificates."""
 
 from __future__ import annotations
 
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from simmim_export.console import stacked, stdout_console
+from simmim_export.console import new_table, stacked, stdout_console
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from rich.table import Table
 
     from simmim_export.planning.planner import Planned
     from simmim_export.proof.certificate import Certificate
     from simmim_export.proof.parity import ParityReport
 
 
-def by_graph(reports: list[ParityReport]) -> dict[str, dict[str, Any]]:
-    """Each graph's figures at FP32, with those of other precisions under their names."""
-    found: dict[str, dict[str, Any]] = {}
+def print_parity(
+    reports: Sequence[ParityReport], title: str, *, executed: Mapping[str, Mapping[str, int]] | None = None
+) -> None:
+    """Print one row per report. ``executed``: for each graph the number of nodes that ran in each number format."""
+    columns = ("graph", "variant", ">checks", ">worst|error", ">worst|cosine", "passed")
+    table = new_table(title, *columns, *(["executed"] if executed else []))
     for report in reports:
-        if report.precision == "fp32":
-            found.setdefault(report.graph, {}).update(report.summary())
-        else:
-            found.setdefault(report.graph, {})[report.variant or report.precision] = report.summary()
-    return found
-
-
-def print_parity(reports: list[ParityReport], title: str, proof: dict[str, dict[str, int]] | None = None) -> None:
-    """A table of parity, one row a graph."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in ("graph", "", "checks", "worst error", "worst cosine", "passed", *(["executed"] if proof else [])):
-        table.add_column(column, justify="left" if column in ("graph", "", "executed") else "right")
-    for report in reports:
-        row: list[Any] = [
-            report.graph,
-            report.variant or report.precision,
-            str(len(report.rows)),
-            f"{report.scaled_error:.1e}",
-            f"{report.cosine:.7f}",
-        ]
-        row.append("yes" if report.passed else "NO")
-        if proof:
-            row.append(", ".join(f"{count} {kind}" for kind, count in proof[report.graph].items()))
+        figures = (str(len(report.rows)), f"{report.scaled_error:.1e}", f"{report.cosine:.7f}")
+        row: list[Any] = [report.graph, report.variant or report.precision, *figures, "yes" if report.passed else "NO"]
+        if executed:
+            row.append(stacked(f"{count} {kind}" for kind, count in executed[report.graph].items()))
         table.add_row(*row)
     stdout_console().print(table)
 
 
 def print_plan(planned: Planned) -> None:
-    """What a planner tried, the fastest first, and what it chose; a limit that is exceeded is marked."""
-    from rich.table import Table
-
+    """Print what the planner tried, the fastest first, and what it chose. "!" marks an exceeded limit."""
     best = planned.pareto()
-    table = Table(title=f"{planned.engine}: plans inside {planned.budget}, and what was tried on the way")
-    table.add_column("plan")
-    table.add_column(stacked(["time,", "FP32 = 1"]), justify="right")
-    cells = _limits(table, [[line.as_row() for line in tried.lines] for tried in planned.tried])
-    table.add_column("fits")
-    table.add_column(stacked(["best", "so fast"]))
-    for tried, found in sorted(zip(planned.tried, cells, strict=True), key=lambda row: row[0].seconds):
-        kept = [f"  {graph} float: {', '.join(groups)}" for graph, groups in tried.kept.items()]
-        fits = ("yes" if tried.fits else "NO", "yes" if tried in best else "")
-        plan = stacked([*str(tried.plan).split(","), *kept])
-        table.add_row(plan, f"{tried.share:.2f}", *found, *fits)
+    title = f"{planned.engine}: precision plans tried, judged by {planned.budget}"
+    limits = _allowed([[line.as_row() for line in trial.lines] for trial in planned.tried])
+    table = new_table(title, "plan", ">time /|FP32", *_limit_columns(limits), "fits", "best at|its speed")
+    for trial in sorted(planned.tried, key=lambda trial: trial.seconds):
+        kept = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.kept.items()]
+        cells = _limit_cells([line.as_row() for line in trial.lines], limits)
+        verdict = ("yes" if trial.fits else "NO", "yes" if trial in best else "")
+        table.add_row(stacked([*str(trial.plan).split(","), *kept]), f"{trial.share:.2f}", *cells, *verdict)
     console = stdout_console()
     console.print(table)
     for note in planned.notes:
         console.print(note)
-    console.print(f"{planned.engine}: chosen {planned.chosen.plan}, {planned.chosen.share:.2f}x the time of FP32")
-
-
-def _limits(table: Table, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[str]]:
-    """A column of ``table`` for every limit, and for each row of lines its cells; "!" marks what is exceeded."""
-    from simmim_export.spec import shown
-
-    def cell(found: float | None) -> str:
-        return "not computed" if found is None or not isfinite(found) else shown(found)
-
-    limits = {line["name"]: line["allowed"] for row in rows for line in row}
-    for name, allowed in limits.items():
-        table.add_column(stacked(f"{name} {allowed}".split(" ")), justify="right")
-    cells = [{line["name"]: cell(line["found"]) + ("" if line["kept"] else " !") for line in row} for row in rows]
-    return [[row.get(name, "") for name in limits] for row in cells]
+    console.print(f"{planned.engine}: chose {planned.chosen.plan}, {planned.chosen.share:.2f} of the time of FP32")
 
 
 def print_figures(figures: Mapping[str, Any], title: str) -> None:
-    """A table of what the evidence says: embeddings, then tasks. Outputs that are not finite and results that are better than
-    chance explains are marked."""
-    from rich.table import Table
+    """Print what was measured on the evidence: embeddings, then tasks.
 
-    table = Table(title=title)
-    for column in ("", "what", "n", "found", "FP32", "lost|(points)", "95 % sure|at most", "as FP32"):
-        table.add_column(stacked(column.split("|")), justify="left" if column in ("", "what") else "right")
+    Marks outputs that are not finite, and results that are better than chance can explain.
+    """
+    console = stdout_console()
+    columns = (">n", ">mean|cosine", ">1st per-|centile", ">least", ">same nearest|neighbor")
+    table = new_table(title, "embedding", *columns)
     for name, row in figures["embeddings"].items():
-        cosine = f"{row['cosine_mean']:.5f}, 1 % {row['cosine_p1']:.5f}, least {row['cosine_min']:.5f}{_broken(row)}"
-        table.add_row(name, f"cosine {cosine}", str(row["n"]), "", "", "", "", f"{row['top1']:.1%}")
+        cosines = (f"{row[key]:.5f}" for key in ("cosine_mean", "cosine_p1", "cosine_min"))
+        table.add_row(name + _not_finite(row), str(row["n"]), *cosines, f"{row['top1']:.1%}")
+    if figures["embeddings"]:
+        console.print(table)
+    columns = ("metric", ">n", ">here", ">FP32", ">lost|points", ">at most|(95 %)", ">same|answer")
+    table = new_table("" if figures["embeddings"] else title, "task", *columns)
     for name, row in figures["tasks"].items():
+        remark = (" (suspicious)" if row["suspicious"] else "") + _not_finite(row)
         cells = (f"{row['value']:.2%}", f"{row['reference']:.2%}", f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
-        remark = " (suspicious)" if row["suspicious"] else ""
-        table.add_row(name, row["metric"] + remark + _broken(row), str(row["n"]), *cells, f"{row['top1']:.1%}")
-    stdout_console().print(table)
-
-
-def _broken(row: Mapping[str, Any]) -> str:
-    return f" ({row['not_finite']} not finite)" if row["not_finite"] else ""
+        table.add_row(name, row["metric"] + remark, str(row["n"]), *cells, f"{row['top1']:.1%}")
+    if figures["tasks"]:
+        console.print(table)
 
 
 def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
-    """A table of certificates, the fastest first: latencies by pipeline beside what the budget says."""
-    from rich.table import Table
+    """Print the certificates, the fastest first: latencies by pipeline, then what the budget says."""
+    console = stdout_console()
+    ordered = sorted(certificates, key=lambda certificate: certificate.speed())
+    pipelines = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
+    columns = (f">{'|'.join(name.split('_'))}|ms" for name in pipelines)
+    table = new_table(title, "engine", "certified", *columns)
+    for certificate in ordered:
+        verdict = ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else "")
+        latencies = (f"{1000 * certificate.latency[name]:.2f}" for name in pipelines)
+        table.add_row(stacked(certificate.name.split(",")), verdict, *latencies)
+    console.print(table)
+    console.print("")
+    limits = _allowed([[line.as_row() for line in certificate.lines] for certificate in certificates])
+    table = new_table("measured losses and their limits; ! marks an exceeded limit", "engine", *_limit_columns(limits))
+    for certificate in ordered:
+        cells = _limit_cells([line.as_row() for line in certificate.lines], limits)
+        table.add_row(stacked(certificate.name.split(",")), *cells)
+    console.print(table)
 
-    table = Table(title=title)
-    table.add_column("engine", no_wrap=True)
-    names = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
-    for name in names:
-        table.add_column(stacked([*name.split("_"), "ms"]), justify="right")
-    cells = _limits(table, [[line.as_row() for line in one.lines] for one in certificates])
-    table.add_column("certified")
-    for certificate, found in sorted(zip(certificates, cells, strict=True), key=lambda row: row[0].speed()):
-        table.add_row(
-            stacked(certificate.name.split(",")),
-            *(f"{1000 * certificate.latency[name]:.2f}" for name in names),
-            *found,
-            ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else ""),
-        )
-    stdout_console().print(table)
+
+def _allowed(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """What is allowed for each limit that occurs in ``rows``."""
+    return {line["name"]: line["allowed"] for row in rows for line in row}
+
+
+def _limit_columns(limits: Mapping[str, str]) -> list[str]:
+    """A column for each limit, its name above what is allowed."""
+    return [">" + f"{name} {allowed}".replace(" ", "|") for name, allowed in limits.items()]
+
+
+def _limit_cells(lines: Sequence[Mapping[str, Any]], limits: Mapping[str, str]) -> list[str]:
+    from simmim_export.spec import shown
+
+    cells = {}
+    for line in lines:
+        value = line["found"]
+        text = "not computed" if value is None or not isfinite(value) else shown(value)
+        cells[line["name"]] = text if line["kept"] else f"{text} !"
+    return [cells.get(name, "") for name in limits]
+
+
+def _not_finite(row: Mapping[str, Any]) -> str:
+    return f" ({row['not_finite']} not finite)" if row["not_finite"] else ""

@@ -1,12 +1,21 @@
-"""What all commands share: errors to exit codes, options, JSON, tables, progress."""
+"""What the three programs share: apps and help, options, exit codes, JSON, tables, progress, warnings."""
 
-from simmim_export.console.commands import Version as Version
-from simmim_export.console.commands import check_output as check_output
-from simmim_export.console.commands import new_app as new_app
-from simmim_export.console.commands import print_json as print_json
-from simmim_export.console.commands import progress_bar as progress_bar
-from simmim_export.console.commands import run_app as run_app
-from simmim_export.console.commands import stacked as stacked
-from simmim_export.console.commands import stdout_console as stdout_console
-from simmim_export.system.printing import printable as printable
-from simmim_export.system.printing import say as say
+from simmim_export.console.app import Version, new_app
+from simmim_export.console.exit_codes import run_app
+from simmim_export.console.output import check_output, new_table, print_json, stacked, stdout_console
+from simmim_export.console.progress import progress_bar
+from simmim_export.system.printing import printable, say
+
+__all__ = [
+    "Version",
+    "check_output",
+    "new_app",
+    "new_table",
+    "print_json",
+    "printable",
+    "progress_bar",
+    "run_app",
+    "say",
+    "stacked",
+    "stdout_console",
+]

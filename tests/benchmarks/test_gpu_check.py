@@ -86,7 +86,16 @@ def result(engine: str, precision: str, seconds: float, gpu: float | None = None
     def rounds(value: float | None) -> tuple[tuple[float, ...], ...]:
         return () if value is None else ((value,) * 20,) * 6
 
-    return BenchmarkResult("graph:fusion", engine, precision, 1, "x", rounds(seconds), {"passed": True}, rounds(gpu))
+    return BenchmarkResult(
+        target="graph:fusion",
+        engine=engine,
+        precision=precision,
+        batch=1,
+        inputs="x",
+        rounds=rounds(seconds),
+        parity={"passed": True},
+        gpu_rounds=rounds(gpu),
+    )
 
 
 def test_ratios_compare_one_clock_and_one_precision(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def _packages(node: ast.AST) -> set[str]:
 
 
 # What is printed there is JSON in ASCII, a reply to another process, or escaped already.
-PRINTS = ("simmim_export/console/commands.py", "simmim_export/system/printing.py", "benchmarks/worker.py")
+PRINTS = ("simmim_export/console/output.py", "simmim_export/system/printing.py", "benchmarks/worker.py")
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,0 +1,64 @@
+"""The command ``doctor``: what can run on this machine, and what to install for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from simmim_export.console import print_json, stdout_console
+from simmim_export.console.app import App
+from simmim_export.console.options import AsJson
+
+EXAMPLES = ("simmim-export doctor", "simmim-export doctor --json")
+
+
+def register(app: App) -> None:
+    """Add the command to ``app``."""
+    app.command(examples=EXAMPLES)(doctor)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show which engines run here, and how to get the others."""
+    from simmim_export.engines.doctor import examine
+
+    state = examine(thorough=True)
+    if as_json:
+        print_json(state)
+        return
+    console = stdout_console()
+    ready = [name for name, engine in state["engines"].items() if engine["available"]]
+    console.print(f"ready: {', '.join(ready) or 'none of the engines'}")
+    if state["problems"]:
+        console.print("")
+        console.print("problems")
+        for problem in state["problems"]:
+            console.print(f"  {problem}")
+    missing: dict[tuple[str, str], list[str]] = {}
+    for name, engine in state["engines"].items():
+        if not engine["available"]:
+            missing.setdefault((engine["reason"], engine["install"]), []).append(name)
+    if missing:
+        console.print("")
+        console.print("not ready, and what to do")
+        for (reason, install), names in missing.items():
+            console.print(f"  {', '.join(names)}: {reason}")
+            console.print(f"    {install}")
+    console.print("")
+    console.print("machine")
+    console.print(f"  {state['cpu']}: {state['cpus']} CPUs, {state['threads_used']} usable by this process")
+    console.print(f"  GPU: {_gpus(state['gpu'])}")
+    console.print(f"  {state['system']}, Python {state['python']}")
+    console.print("")
+    console.print("packages")
+    versions = {"simmim-export": state["simmim_export"]} | state["packages"]
+    console.print("  " + ", ".join(f"{name} {version}" for name, version in versions.items() if version))
+    console.print(f"  not installed: {', '.join(name for name, version in versions.items() if not version)}")
+
+
+def _gpus(gpu: Mapping[str, Any]) -> str:
+    if not gpu["gpus"]:
+        return str(gpu["reason"])
+    names = ", ".join(
+        f"{one['name']} (compute {one['compute']}, {one['memory'] / 2**30:.0f} GiB)" for one in gpu["gpus"]
+    )
+    return f"{names}; driver {gpu['driver'] or 'unknown'}, CUDA up to {gpu['cuda']}"
