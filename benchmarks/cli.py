@@ -238,8 +238,8 @@ def train(
 
 @app.command(
     examples=(
-        "simmim-bench quantization --text-encoder all-MiniLM-L6-v2/",
-        "simmim-bench quantization --text-encoder DIR --engine ort:int8 --recipe dynamic",
+        "simmim-bench quantization --text-encoder MINILM",
+        "simmim-bench quantization --text-encoder MINILM --recipe dynamic",
     )
 )
 def quantization(

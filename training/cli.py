@@ -82,9 +82,7 @@ def init(
     report(run.init(output, new, seed), as_json)
 
 
-@app.command(
-    "import", examples=("simmim-train import article.pt --tokenizer tokenizer.json --text-heads 12 -o ckpt.pt",)
-)
+@app.command("import", examples=("simmim-train import article.pt --tokenizer tokenizer.json -o ckpt.pt",))
 def import_state(
     state: Annotated[
         Path, typer.Argument(metavar="FILE", help="State dict of the article's class, .pt or .safetensors.")
@@ -98,7 +96,9 @@ def import_state(
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", min=3, help="Longest text in tokens, at most its positions; 32 by default."),
+        typer.Option(
+            "--max-length", min=3, help="Longest text in tokens, at most the encoder's positions.", show_default="32"
+        ),
     ] = None,
     image_size: Annotated[int, typer.Option("--image-size", min=32, help="Side of an image in pixels.")] = 224,
     overwrite: Overwrite = False,
@@ -125,7 +125,7 @@ def import_state(
 @app.command(
     examples=(
         "simmim-train pretrain --minutes 3 -o pre.pt",
-        "simmim-train pretrain --from start.pt --data coco --data-root COCO --steps 1000 -o pre.pt",
+        "simmim-train pretrain --data coco --data-root COCO --steps 1000 -o pre.pt",
     )
 )
 def pretrain(
@@ -190,7 +190,7 @@ def pretrain(
 @app.command(
     examples=(
         "simmim-train finetune --from pre.pt --minutes 10 -o ckpt.pt",
-        "simmim-train finetune --from pre.pt --data vqav2 --data-root VQA --minutes 60 -o ckpt.pt",
+        "simmim-train finetune --data vqav2 --data-root VQA --minutes 60 -o ckpt.pt",
         "simmim-train finetune --task video_class --data clips --minutes 5 -o video.pt",
     )
 )
@@ -214,7 +214,8 @@ def finetune(
     optimizer: Optimizer = "muon",
     lr: Lr = 1e-3,
     questions: Annotated[
-        int | None, typer.Option("--questions", min=1, help="Questions an image in a batch; 8 of shapes by default.")
+        int | None,
+        typer.Option("--questions", min=1, help="Questions per image in a batch.", show_default="8 for shapes"),
     ] = None,
     rehearse: Annotated[
         int, typer.Option("--rehearse", min=0, help="Every n-th batch is one of pretraining; 0 for none.")
@@ -262,17 +263,20 @@ def finetune(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint to evaluate.")],
     data: Annotated[
-        str | None, typer.Option("--data", help="As in pretrain; default: the data that the checkpoint was trained on.")
+        str | None,
+        typer.Option("--data", help="As in pretrain.", show_default="the data that the checkpoint was trained on"),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder of a data set on disk; default: the one of training.")
+        Path | None,
+        typer.Option("--data-root", help="Folder of a data set on disk.", show_default="the one of training"),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="CoGenT split of shapes: iid, A or B; default: the one of training.")
+        str | None,
+        typer.Option("--split", help="CoGenT split of shapes: iid, A or B.", show_default="the one of training"),
     ] = None,
     stream: Annotated[str, typer.Option("--stream", help="Held-out stream of the data set.")] = "test",
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Seed of the data; default: the one of training.")
+        int | None, typer.Option("--seed", min=0, help="Seed of the data.", show_default="the one of training")
     ] = None,
     eval_scenes: Scenes = 1024,
     pointing: Annotated[

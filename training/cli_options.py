@@ -39,7 +39,8 @@ Start = Annotated[
     Path | None, typer.Option("--from", metavar="CKPT", help="Checkpoint to start from; without it, a new --preset.")
 ]
 AnyPreset = Annotated[
-    str | None, typer.Option("--preset", help="tiny (the default), small, base or large; must agree with --from.")
+    str | None,
+    typer.Option("--preset", help="tiny, small, base or large; must agree with --from.", show_default="tiny"),
 ]
 Mixed = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16, by Accelerate.")]
 Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Batches added up for one step.")]

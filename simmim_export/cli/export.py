@@ -16,7 +16,7 @@ from simmim_export.export.limits import MAX_BATCH, OPSET
 EXAMPLES = (
     "simmim-export onnx ckpt.pt -o bundle",
     "simmim-export onnx ckpt.pt --precision int8 --precision fp16",
-    "simmim-export onnx ckpt.pt --precision int8 --budget answers=0.5pt,cosine=0.998",
+    "simmim-export onnx ckpt.pt --precision int8 --budget answers=0.5pt",
 )
 LOWER = "Lower precision"
 

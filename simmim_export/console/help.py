@@ -48,20 +48,26 @@ def write_options(command: Any, context: Any, formatter: Any) -> None:
     """Write the arguments, then the options that belong to no group, then each group of options."""
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is None:
-            continue
-        name, text = record
-        own = "Options"
-        if parameter.param_type_name == "argument":
-            # Typer adds the Python type, such as <list[Path]>, to the name.
-            own, name = "Arguments", name.partition(" ")[0]
-        panel = getattr(parameter, "rich_help_panel", None) or own
-        sections.setdefault(panel, []).append((name, _DEFAULT_IN_WORDS.sub(r"[default: \1\2", text)))
+        record = help_record(parameter, context)
+        if record is not None:
+            own = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            sections.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(record)
     for title, records in sections.items():
         if records:
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def help_record(parameter: Any, context: Any) -> tuple[str, str] | None:
+    """The name of a parameter and its help, as Typer gives them but easier to read; None for a hidden parameter."""
+    record = parameter.get_help_record(context)
+    if record is None:
+        return None
+    name, text = record
+    if parameter.param_type_name == "argument":
+        # Typer adds the Python type, such as <list[Path]>, to the name.
+        name = name.partition(" ")[0]
+    return name, _DEFAULT_IN_WORDS.sub(r"[default: \1\2", text)
 
 
 def write_examples(examples: Sequence[str], formatter: Any) -> None:

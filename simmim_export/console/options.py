@@ -69,7 +69,7 @@ Budget = Annotated[
 Rounds = Annotated[
     int,
     typer.Option(
-        "--rounds", metavar="N", min=1, help="Timed rounds; the engines take turns in each. An interval needs 6."
+        "--rounds", metavar="N", min=1, help="Timed rounds; the engines take turns in each. Ratios need 6 or more."
     ),
 ]
 

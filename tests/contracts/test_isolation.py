@@ -51,7 +51,7 @@ COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
         ("--text-encoder", "./none", "--engine", "ort:fp32", "--recipe", "none", "--sentences", "2"),
     ),
 }
-EVERY = [(program, name) for program, name, _ in command_reference.commands()]
+EVERY = [(typed.program, typed.name) for typed in command_reference.commands()]
 
 
 def script(program: str) -> Path:
