@@ -9,13 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.table import Table
-
 from simmim_export.benchmarks.document import ratio_to, reference
 from simmim_export.benchmarks.driver import FP32, Measured, Plan
 from simmim_export.benchmarks.measure import BenchmarkResult, Ratio, too_few
-from simmim_export.console import new_table, stdout_console
+from simmim_export.console import print_table, stdout_console
 from simmim_export.errors import GateFailed
+
+# What a cell shows that has no figure.
+ABSENT = "-"
 
 
 def show(plan: Plan, measured: Measured, *, document: Mapping[str, Any]) -> None:
@@ -34,61 +35,59 @@ def show(plan: Plan, measured: Measured, *, document: Mapping[str, Any]) -> None
     samples = plan.rounds * plan.iterations
     preset = document["bundle"]["preset"]
     title = f"{plan.bundle} ({preset}), batch {plan.batch}: ms, {samples} samples in {plan.rounds} rounds"
-    console.print(_latencies(plan, measured, title=title))
+    _print_latencies(plan, measured, title=title)
     if no_ratio := too_few(plan.rounds):
         console.print(no_ratio)
     if any(result.gpu_rounds for result in measured.results):
         console.print("by events: the GPU's own clock, without copies; engines without it have -")
     console.print("")
-    console.print(_starts(measured, title=f"first result of {_name(plan.targets[0])}, each engine in a new process"))
+    _print_starts(measured, title=f"first result of {_name(plan.targets[0])}, each engine in a new process")
 
 
-def _latencies(plan: Plan, measured: Measured, *, title: str) -> Table:
-    """A table with a section for each target and a row for each engine. Columns that would be empty are left out."""
+def _print_latencies(plan: Plan, measured: Measured, *, title: str) -> None:
+    """Print a section for each target with a row for each engine. Columns that would be empty are left out."""
     results = measured.results
     against = reference(results)
-    compared = too_few(plan.rounds) is None
-    columns: dict[str, dict[int, str]] = {
-        ">median": {id(r): _ms(median(r.samples)) for r in results},
-        ">p90": {id(r): _ms(r.p90) for r in results if r.p90 is not None},
-        ">p99": {id(r): _ms(r.p99) for r in results if r.p99 is not None},
-        ">p50 by|events": {id(r): _ms(r.gpu_p50) for r in results if r.gpu_p50 is not None},
-        f">x {against}": {},
-        ">95 %": {},
-        ">x own|fp32": {},
-        ">error": {id(r): f"{r.parity['scaled_error']:.1e}" for r in results},
-        ">cosine": {id(r): f"{r.parity['cosine']:.6f}" for r in results},
-        ">parity": {id(r): "passed" if r.parity["passed"] else "FAILED" for r in results},
+    # The cells of each column by the position of their result.
+    columns: dict[str, list[str]] = {
+        ">median": [_ms(median(r.samples)) for r in results],
+        ">p90": [_ms(r.p90) for r in results],
+        ">p99": [_ms(r.p99) for r in results],
+        ">p50 by|events": [_ms(r.gpu_p50) for r in results],
     }
-    for result in results if compared else ():
-        if ratio := ratio_to(result, results, engine=against):
-            columns[f">x {against}"][id(result)] = f"{ratio.value:.2f}"
-            columns[">95 %"][id(result)] = f"{ratio.low:.2f}-{ratio.high:.2f}"
-        if own := ratio_to(result, results, engine=result.engine):
-            columns[">x own|fp32"][id(result)] = f"{own.value:.2f}"
-    columns = {name: cells for name, cells in columns.items() if cells}
-    table = new_table(title, "", *columns)
+    if too_few(plan.rounds) is None:
+        ratios = [ratio_to(r, results, engine=against) for r in results]
+        own = [ratio_to(r, results, engine=r.engine) for r in results]
+        columns[f">x {against}"] = [_times(ratio) for ratio in ratios]
+        columns[">95 %"] = [ABSENT if ratio is None else f"{ratio.low:.2f}-{ratio.high:.2f}" for ratio in ratios]
+        columns[">x own|fp32"] = [_times(ratio) for ratio in own]
+    columns |= {
+        ">error": [f"{r.parity['scaled_error']:.1e}" for r in results],
+        ">cosine": [f"{r.parity['cosine']:.6f}" for r in results],
+        "parity": ["passed" if r.parity["passed"] else "FAILED" for r in results],
+    }
+    columns = {name: cells for name, cells in columns.items() if set(cells) != {ABSENT}}
+    rows = []
     for target in plan.targets:
-        table.add_row(_name(target))
-        for result in results:
+        rows.append((_name(target),))
+        for index, result in enumerate(results):
             if result.target == target:
-                table.add_row(f"  {_contestant(result)}", *(cells.get(id(result), "-") for cells in columns.values()))
-    return table
+                rows.append((f"  {_contestant(result)}", *(cells[index] for cells in columns.values())))
+    print_table(title, ("", *columns), rows)
 
 
-def _starts(measured: Measured, *, title: str) -> Table:
-    """Seconds from the start of a process to its first result, its peak memory, and the number formats that its nodes ran in."""
-    table = new_table(
-        title, "engine", ">cold|start s", ">import", ">open", ">first|result", ">peak|MB", "nodes executed"
-    )
+def _print_starts(measured: Measured, *, title: str) -> None:
+    """Print the seconds to a first result, the peak memory, and the number formats that the nodes ran in."""
+    rows = []
     for engine, info in measured.engines.items():
         phases = [f"{info['phases'][name]:.2f}" for name in ("import", "open", "first result")]
         nodes: Counter[str] = Counter()
         for proof in info["proof"].values():
             nodes.update(proof["executed"])
         executed = ", ".join(f"{count} {kind}" for kind, count in nodes.items())
-        table.add_row(engine, f"{info['cold_start']:.2f}", *phases, f"{info['peak_memory'] / 1e6:.0f}", executed)
-    return table
+        rows.append((engine, f"{info['cold_start']:.2f}", *phases, f"{info['peak_memory'] / 1e6:.0f}", executed))
+    columns = (">cold|start s", ">import", ">open", ">first|result", ">peak|MB", "nodes executed")
+    print_table(title, ("engine", *columns), rows)
 
 
 def require(measured: Measured, bundle: Path) -> None:
@@ -112,19 +111,18 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         console.print(
             f"warning: the runs differ in {' and '.join(comparison['differs'])}, so the ratios do not measure the engines alone"
         )
-    title = f"{comparison['second']} compared with {comparison['first']}"
-    table = new_table(title, "target", "engine", ">batch", ">first|ms", ">second|ms", ">times|faster", ">95 %", "")
-    reasons = {}
+    rows, reasons = [], {}
     for row in comparison["rows"]:
         engine = row["engine"] if row["precision"] == FP32 else f"{row['engine']}:{row['precision']}"
         cells = (row["target"], engine, str(row["batch"]), *(f"{value:.3f}" for value in row["medians_ms"]))
         if row["times_faster"] is None:
-            table.add_row(*cells, "-", "-", "")
             reasons[row["reason"]] = None
-            continue
-        ratio = Ratio(value=row["times_faster"], low=row["low"], high=row["high"])
-        table.add_row(*cells, f"{ratio.value:.2f}", ratio.span, "" if ratio.shown else "no difference shown")
-    console.print(table)
+            rows.append((*cells, ABSENT, ABSENT, ""))
+        else:
+            ratio = Ratio(value=row["times_faster"], low=row["low"], high=row["high"])
+            rows.append((*cells, f"{ratio.value:.2f}", ratio.span, "" if ratio.shown else "no difference shown"))
+    columns = ("target", "engine", ">batch", ">first|ms", ">second|ms", ">times|faster", ">95 %", "")
+    print_table(f"{comparison['second']} compared with {comparison['first']}", columns, rows)
     for reason in reasons:
         console.print(reason)
 
@@ -146,29 +144,28 @@ def show_footprint(footprint: Mapping[str, Any]) -> None:
 
 def show_throughput(throughput: Mapping[str, Any]) -> None:
     """Print what :func:`~simmim_export.benchmarks.throughput.throughput` returned."""
-    title = f"training on {throughput['threads']} threads; a sample is an image, or in finetune a question"
-    columns = ("preset", "stage", ">images", ">questions|each", ">samples/s", ">s per|step")
-    table = new_table(title, *columns)
+    rows = []
     for row in throughput["rows"]:
         questions = str(row["questions"]) if row["stage"] == "finetune" else ""
         figures = (f"{row['samples_per_second']:.1f}", f"{row['seconds_per_step']:.3f}")
-        table.add_row(row["preset"], row["stage"], str(row["images"]), questions, *figures)
-    stdout_console().print(table)
+        rows.append((row["preset"], row["stage"], str(row["images"]), questions, *figures))
+    title = f"training on {throughput['threads']} threads; a sample is an image, or in finetune a question"
+    print_table(title, ("preset", "stage", ">images", ">questions|each", ">samples/s", ">s per|step"), rows)
 
 
 def show_quantization(comparison: Mapping[str, Any], *, not_measured: Mapping[str, str]) -> None:
     """Print what :func:`~simmim_export.benchmarks.quantization.measure` returned, and why recipes were not measured."""
-    cut = f"{comparison['sentences']} sentences, {comparison['cut']} of them cut"
-    columns = (">mean|cosine", ">1st per-|centile", ">least", ">same|neighbor", ">latency /|own fp32", ">95 %")
-    table = new_table(f"text_encoder compared with ort fp32: {cut}; batch 1", "engine", "recipe", *columns)
+    rows = []
     for row in comparison["rows"]:
         cosines = [f"{row[f'cosine_{kind}']:.5f}" for kind in ("mean", "p1", "min")]
         share = row["share_of_own_fp32"]
         cells = (f"{share['value']:.2f}", Ratio(**share).span) if share else ("", "")
         engine = row["engine"] if row["precision"] == FP32 else f"{row['engine']}:{row['precision']}"
-        table.add_row(engine, row["recipe"] or "ours", *cosines, f"{row['top1']:.1%}", *cells)
+        rows.append((engine, row["recipe"] or "ours", *cosines, f"{row['top1']:.1%}", *cells))
+    columns = (">mean|cosine", ">1st per-|centile", ">least", ">same|neighbor", ">latency /|own fp32", ">95 %")
+    cut = f"{comparison['sentences']} sentences, {comparison['cut']} of them cut"
+    print_table(f"text_encoder compared with ort fp32: {cut}; batch 1", ("engine", "recipe", *columns), rows)
     console = stdout_console()
-    console.print(table)
     if no_ratio := too_few(comparison["rounds"]):
         console.print(no_ratio)
     for row in comparison["rows"]:
@@ -186,5 +183,9 @@ def _contestant(result: BenchmarkResult) -> str:
     return result.engine if result.precision == FP32 else f"{result.engine}:{result.precision}"
 
 
-def _ms(value: float) -> str:
-    return f"{1000 * value:.3f}"
+def _ms(value: float | None) -> str:
+    return ABSENT if value is None else f"{1000 * value:.3f}"
+
+
+def _times(ratio: Ratio | None) -> str:
+    return ABSENT if ratio is None else f"{ratio.value:.2f}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simmim_export.console import new_table, print_json, progress_bar, stacked, stdout_console
+from simmim_export.console import print_json, print_table, progress_bar, stacked
 from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, BundlePath, Precision
 
@@ -137,14 +137,14 @@ def build(
     if as_json:
         print_json({"bundle": str(bundle), "engine": engine, "graphs": {b.sidecar.graph: b.as_json() for b in built}})
         return
-    title = f"{bundle}: {built[0].sidecar.target}"
-    table = new_table(title, "graph", "precision", ">MB", "layers", ">error to|PyTorch", "state")
+    rows = []
     for one in built:
         card = one.sidecar
         layers = stacked(f"{count / sum(card.executed.values()):.0%} {kind}" for kind, count in card.executed.items())
         figures = (f"{card.bytes / 1e6:.2f}", layers, f"{card.parity['scaled_error']:.1e}")
-        table.add_row(card.graph, card.precision, *figures, "new" if one.new else "kept")
-    stdout_console().print(table)
+        rows.append((card.graph, card.precision, *figures, "new" if one.new else "kept"))
+    columns = ("graph", "precision", ">MB", "layers", ">error to|PyTorch", "plan file")
+    print_table(f"{bundle}: {built[0].sidecar.target}", columns, rows)
 
 
 def _dry_run(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request: Request, as_json: bool) -> None:
@@ -159,12 +159,12 @@ def _dry_run(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request:
     if as_json:
         print_json({"bundle": str(bundle.root), "graphs": {one.graph: one.as_json() for one in rehearsals}})
     else:
-        title = f"{bundle.root}: what TensorRT would build"
-        table = new_table(title, "graph", "variant", "shapes", ">rules|broken")
-        for one in rehearsals:
-            shapes = stacked(str(one.profile).split("; "))
-            table.add_row(one.graph, one.variant, shapes, str(len(one.findings)))
-        stdout_console().print(table)
+        rows = (
+            (one.graph, one.variant, stacked(str(one.profile).split("; ")), str(len(one.findings)))
+            for one in rehearsals
+        )
+        columns = ("graph", "variant", "shapes", ">rules|broken")
+        print_table(f"{bundle.root}: what TensorRT would build", columns, rows)
     require_clean(rehearsals, bundle.root)
 
 

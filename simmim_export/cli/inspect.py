@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from simmim_export.console import new_table, print_json, stdout_console
+from simmim_export.console import print_json, print_table, stdout_console
 from simmim_export.console.app import App
 from simmim_export.console.metrics import print_metrics
 from simmim_export.console.options import AsJson, BundlePath
@@ -57,11 +57,14 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
         console.print(f"  {graph.name}: {_tensors(graph.inputs)}")
         console.print(f"    -> {_tensors(graph.outputs)}")
     console.print("")
-    table = new_table("files", "graph", "variant", ">MB", ">error to|PyTorch")
-    for artifact in manifest.artifacts:
-        error = f"{artifact.parity['scaled_error']:.1e}"
-        table.add_row(artifact.graph, artifact.variant, f"{artifact.bytes / 1e6:.2f}", error)
-    console.print(table)
+    print_table(
+        "files",
+        ("graph", "variant", ">MB", ">error to|PyTorch"),
+        (
+            (one.graph, one.variant, f"{one.bytes / 1e6:.2f}", f"{one.parity['scaled_error']:.1e}")
+            for one in manifest.artifacts
+        ),
+    )
     if manifest.metrics:
         console.print("")
         print_metrics(manifest.metrics)

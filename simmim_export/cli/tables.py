@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from simmim_export.console import new_table, stacked, stdout_console
+from simmim_export.console import print_table, say, stacked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,33 +19,33 @@ def print_parity(
     reports: Sequence[ParityReport], title: str, *, executed: Mapping[str, Mapping[str, int]] | None = None
 ) -> None:
     """Print one row per report. ``executed``: for each graph the number of nodes that ran in each number format."""
-    columns = ("graph", "variant", ">checks", ">worst|error", ">worst|cosine", "passed")
-    table = new_table(title, *columns, *(["executed"] if executed else []))
+    columns = ["graph", "variant", ">checks", ">worst|error", ">worst|cosine", "passed"]
+    rows = []
     for report in reports:
         figures = (str(len(report.rows)), f"{report.scaled_error:.1e}", f"{report.cosine:.7f}")
         row: list[Any] = [report.graph, report.variant or report.precision, *figures, "yes" if report.passed else "NO"]
-        if executed:
+        if executed is not None:
             row.append(stacked(f"{count} {kind}" for kind, count in executed[report.graph].items()))
-        table.add_row(*row)
-    stdout_console().print(table)
+        rows.append(row)
+    print_table(title, columns if executed is None else [*columns, "nodes|executed"], rows)
 
 
 def print_plan(planned: Planned) -> None:
     """Print what the planner tried, the fastest first, and what it chose. "!" marks an exceeded limit."""
     best = planned.pareto()
-    title = f"{planned.engine}: precision plans tried, judged by {planned.budget}"
     limits = _allowed([[line.as_row() for line in trial.lines] for trial in planned.tried])
-    table = new_table(title, "plan", ">time /|FP32", *_limit_columns(limits), "fits", "best at|its speed")
+    rows = []
     for trial in sorted(planned.tried, key=lambda trial: trial.seconds):
         kept = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.kept.items()]
         cells = _limit_cells([line.as_row() for line in trial.lines], limits)
         verdict = ("yes" if trial.fits else "NO", "yes" if trial in best else "")
-        table.add_row(stacked([*str(trial.plan).split(","), *kept]), f"{trial.share:.2f}", *cells, *verdict)
-    console = stdout_console()
-    console.print(table)
+        rows.append((stacked([*str(trial.plan).split(","), *kept]), f"{trial.share:.2f}", *cells, *verdict))
+    columns = ("plan", ">time /|FP32", *_limit_columns(limits), "fits", "best at|its speed")
+    say()
+    print_table(f"{planned.engine}: precision plans tried, judged by {planned.budget}", columns, rows)
     for note in planned.notes:
-        console.print(note)
-    console.print(f"{planned.engine}: chose {planned.chosen.plan}, {planned.chosen.share:.2f} of the time of FP32")
+        say(note)
+    say(f"{planned.engine}: chose {planned.chosen.plan}, {planned.chosen.share:.2f} of the time of FP32")
 
 
 def print_figures(figures: Mapping[str, Any], title: str) -> None:
@@ -53,43 +53,40 @@ def print_figures(figures: Mapping[str, Any], title: str) -> None:
 
     Marks outputs that are not finite, and results that are better than chance can explain.
     """
-    console = stdout_console()
-    columns = (">n", ">mean|cosine", ">1st per-|centile", ">least", ">same nearest|neighbor")
-    table = new_table(title, "embedding", *columns)
-    for name, row in figures["embeddings"].items():
-        cosines = (f"{row[key]:.5f}" for key in ("cosine_mean", "cosine_p1", "cosine_min"))
-        table.add_row(name + _not_finite(row), str(row["n"]), *cosines, f"{row['top1']:.1%}")
+    say()
     if figures["embeddings"]:
-        console.print(table)
-    columns = ("metric", ">n", ">here", ">FP32", ">lost|points", ">at most|(95 %)", ">same|answer")
-    table = new_table("" if figures["embeddings"] else title, "task", *columns)
-    for name, row in figures["tasks"].items():
-        remark = (" (suspicious)" if row["suspicious"] else "") + _not_finite(row)
-        cells = (f"{row['value']:.2%}", f"{row['reference']:.2%}", f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
-        table.add_row(name, row["metric"] + remark, str(row["n"]), *cells, f"{row['top1']:.1%}")
+        columns = ("embedding", ">n", ">mean|cosine", ">1st per-|centile", ">least", ">same nearest|neighbor")
+        rows = []
+        for name, row in figures["embeddings"].items():
+            cosines = (f"{row[key]:.5f}" for key in ("cosine_mean", "cosine_p1", "cosine_min"))
+            rows.append((name + _not_finite(row), str(row["n"]), *cosines, f"{row['top1']:.1%}"))
+        print_table(f"{title}: embeddings", columns, rows)
     if figures["tasks"]:
-        console.print(table)
+        columns = ("task", "metric", ">n", ">here", ">FP32", ">lost|points", ">at most|(95 %)", ">same|answer")
+        rows = []
+        for name, row in figures["tasks"].items():
+            metric = row["metric"] + (" (suspicious)" if row["suspicious"] else "") + _not_finite(row)
+            values = (f"{row['value']:.2%}", f"{row['reference']:.2%}")
+            losses = (f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
+            rows.append((name, metric, str(row["n"]), *values, *losses, f"{row['top1']:.1%}"))
+        print_table(f"{title}: tasks", columns, rows)
 
 
 def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
     """Print the certificates, the fastest first: latencies by pipeline, then what the budget says."""
-    console = stdout_console()
     ordered = sorted(certificates, key=lambda certificate: certificate.speed())
     pipelines = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
-    columns = (f">{'|'.join(name.split('_'))}|ms" for name in pipelines)
-    table = new_table(title, "engine", "certified", *columns)
-    for certificate in ordered:
-        verdict = ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else "")
-        latencies = (f"{1000 * certificate.latency[name]:.2f}" for name in pipelines)
-        table.add_row(stacked(certificate.name.split(",")), verdict, *latencies)
-    console.print(table)
-    console.print("")
     limits = _allowed([[line.as_row() for line in certificate.lines] for certificate in certificates])
-    table = new_table("measured losses and their limits; ! marks an exceeded limit", "engine", *_limit_columns(limits))
+    latencies, losses = [], []
     for certificate in ordered:
-        cells = _limit_cells([line.as_row() for line in certificate.lines], limits)
-        table.add_row(stacked(certificate.name.split(",")), *cells)
-    console.print(table)
+        name = stacked(certificate.name.split(","))
+        verdict = ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else "")
+        latencies.append((name, verdict, *(f"{1000 * certificate.latency[pipeline]:.2f}" for pipeline in pipelines)))
+        losses.append((name, *_limit_cells([line.as_row() for line in certificate.lines], limits)))
+    columns = (f">{name.replace('_', '|')}|ms" for name in pipelines)
+    print_table(title, ("engine", "certified", *columns), latencies)
+    say()
+    print_table("measured, below its limit; ! marks an exceeded limit", ("engine", *_limit_columns(limits)), losses)
 
 
 def _allowed(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
@@ -98,7 +95,7 @@ def _allowed(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
 
 
 def _limit_columns(limits: Mapping[str, str]) -> list[str]:
-    """A column for each limit, its name above what is allowed."""
+    """A column for each limit: its name above what is allowed."""
     return [">" + f"{name} {allowed}".replace(" ", "|") for name, allowed in limits.items()]
 
 

@@ -2,7 +2,7 @@
 
 from simmim_export.console.app import Version, new_app
 from simmim_export.console.exit_codes import run_app
-from simmim_export.console.output import check_output, new_table, print_json, stacked, stdout_console
+from simmim_export.console.output import check_output, print_json, print_table, stacked, stdout_console
 from simmim_export.console.progress import progress_bar
 from simmim_export.system.printing import printable, say
 
@@ -10,8 +10,8 @@ __all__ = [
     "Version",
     "check_output",
     "new_app",
-    "new_table",
     "print_json",
+    "print_table",
     "printable",
     "progress_bar",
     "run_app",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +72,21 @@ def stacked(lines: Iterable[str]) -> Text:
     return Text("\n".join(printable(line) for line in lines))
 
 
-def new_table(title: str, *columns: str) -> Table:
-    """An empty table with a header. In ``columns``, ">" in front aligns a column to the right and "|" breaks its header.
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Print ``title`` and a table below it, on stdout.
 
-    A cell that is too wide for the terminal continues on the next line; it is never cut.
+    In ``columns``, ">" in front aligns a column to the right and "|" breaks its header. A cell that is too wide for the terminal
+    continues on its next line; nothing is cut. A row may be shorter than the table.
     """
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         header = stacked(column.removeprefix(">").split("|"))
         table.add_column(header, justify="right" if column.startswith(">") else "left", overflow="fold")
-    return table
+    for row in rows:
+        table.add_row(*row)
+    console = stdout_console()
+    console.print(title)
+    console.print(table)
 
 
 def stdout_console() -> Console:
