@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from simmim_export.console import print_json, stdout_console
+from simmim_export.console import print_json, print_section, say
 from simmim_export.console.app import App
 from simmim_export.console.options import AsJson
 
@@ -25,34 +25,27 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json(state)
         return
-    console = stdout_console()
     ready = [name for name, engine in state["engines"].items() if engine["available"]]
-    console.print(f"ready: {', '.join(ready) or 'none of the engines'}")
+    say(f"ready: {', '.join(ready) or 'none of the engines'}")
     if state["problems"]:
-        console.print("")
-        console.print("problems")
-        for problem in state["problems"]:
-            console.print(f"  {problem}")
+        print_section("problems", state["problems"])
     missing: dict[tuple[str, str], list[str]] = {}
     for name, engine in state["engines"].items():
         if not engine["available"]:
             missing.setdefault((engine["reason"], engine["install"]), []).append(name)
     if missing:
-        console.print("")
-        console.print("not ready, and what to do")
-        for (reason, install), names in missing.items():
-            console.print(f"  {', '.join(names)}: {reason}")
-            console.print(f"    {install}")
-    console.print("")
-    console.print("machine")
-    console.print(f"  {state['cpu']}: {state['cpus']} CPUs, {state['threads_used']} usable by this process")
-    console.print(f"  GPU: {_gpus(state['gpu'])}")
-    console.print(f"  {state['system']}, Python {state['python']}")
-    console.print("")
-    console.print("packages")
+        advice = ((f"{', '.join(names)}: {reason}", f"  {install}") for (reason, install), names in missing.items())
+        print_section("not ready, and what to do", (line for lines in advice for line in lines))
+    machine = (
+        f"{state['cpu']}: {state['cpus']} CPUs, {state['threads_used']} usable by this process",
+        f"GPU: {_gpus(state['gpu'])}",
+        f"{state['system']}, Python {state['python']}",
+    )
+    print_section("machine", machine)
     versions = {"simmim-export": state["simmim_export"]} | state["packages"]
-    console.print("  " + ", ".join(f"{name} {version}" for name, version in versions.items() if version))
-    console.print(f"  not installed: {', '.join(name for name, version in versions.items() if not version)}")
+    installed = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    absent = ", ".join(name for name, version in versions.items() if not version)
+    print_section("packages", (installed, f"not installed: {absent or '-'}"))
 
 
 def _gpus(gpu: Mapping[str, Any]) -> str:

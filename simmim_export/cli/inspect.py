@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from simmim_export.console import print_json, print_table, stdout_console
+from simmim_export.console import print_json, print_section, print_table, say
 from simmim_export.console.app import App
 from simmim_export.console.metrics import print_metrics
 from simmim_export.console.options import AsJson, BundlePath
@@ -36,27 +36,20 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     if as_json:
         print_json(plain(manifest) | {"digest": opened.digest})
         return
-    console = stdout_console()
     megabytes = sum(artifact.bytes for artifact in manifest.artifacts) / 1e6
-    console.print(f"{bundle}: preset {manifest.model['preset']}, {len(manifest.graphs)} graphs, {megabytes:.1f} MB")
-    console.print("")
-    console.print("pipelines")
-    for pipeline in manifest.pipelines:
-        console.print(f"  {pipeline.name}: {' > '.join(pipeline.graphs)}")
-    console.print("")
-    console.print("inputs and labels")
+    say(f"{bundle}: preset {manifest.model['preset']}, {len(manifest.graphs)} graphs, {megabytes:.1f} MB")
+    print_section("pipelines", (f"{one.name}: {' > '.join(one.graphs)}" for one in manifest.pipelines))
     image, text = manifest.preprocessing["image"], manifest.preprocessing["text"]
-    console.print(f"  image: {image['height']}x{image['width']} pixels, {image['resize']}, {image['interpolation']}")
-    console.print(f"  text: at most {text['max_length']} tokens")
-    console.print(f"  embedding: {manifest.embedding['dim']} channels, space {manifest.embedding['digest'][:12]}")
-    for head, labels in manifest.labels.items():
-        console.print(f"  labels of {head}: {', '.join(labels)}")
-    console.print("")
-    console.print("graphs")
-    for graph in manifest.graphs:
-        console.print(f"  {graph.name}: {_tensors(graph.inputs)}")
-        console.print(f"    -> {_tensors(graph.outputs)}")
-    console.print("")
+    facts = [
+        f"image: {image['height']}x{image['width']} pixels, {image['resize']}, {image['interpolation']}",
+        f"text: at most {text['max_length']} tokens",
+        f"embedding: {manifest.embedding['dim']} channels, space {manifest.embedding['digest'][:12]}",
+    ]
+    facts += [f"labels of {head}: {', '.join(labels)}" for head, labels in manifest.labels.items()]
+    print_section("inputs and labels", facts)
+    tensors = ((f"{one.name}: {_names(one.inputs)}", f"  -> {_names(one.outputs)}") for one in manifest.graphs)
+    print_section("graphs", (line for lines in tensors for line in lines))
+    say()
     print_table(
         "files",
         ("graph", "variant", ">MB", ">error to|PyTorch"),
@@ -66,13 +59,11 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
         ),
     )
     if manifest.metrics:
-        console.print("")
+        say()
         print_metrics(manifest.metrics)
-    console.print("")
-    console.print("origin")
-    console.print(f"  checkpoint {manifest.provenance['checkpoint_sha256'][:12]}, schema {manifest.schema}")
-    console.print(f"  digest {opened.digest}")
+    checkpoint = manifest.provenance["checkpoint_sha256"][:12]
+    print_section("origin", (f"checkpoint {checkpoint}, schema {manifest.schema}", f"digest {opened.digest}"))
 
 
-def _tensors(tensors: Iterable[TensorSpec]) -> str:
+def _names(tensors: Iterable[TensorSpec]) -> str:
     return ", ".join(f"{tensor.name} ({', '.join(map(str, tensor.shape))})" for tensor in tensors)

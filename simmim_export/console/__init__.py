@@ -2,7 +2,7 @@
 
 from simmim_export.console.app import Version, new_app
 from simmim_export.console.exit_codes import run_app
-from simmim_export.console.output import check_output, print_json, print_table, stacked, stdout_console
+from simmim_export.console.output import check_output, print_json, print_section, print_table, stacked, stdout_console
 from simmim_export.console.progress import progress_bar
 from simmim_export.system.printing import printable, say
 
@@ -11,6 +11,7 @@ __all__ = [
     "check_output",
     "new_app",
     "print_json",
+    "print_section",
     "print_table",
     "printable",
     "progress_bar",

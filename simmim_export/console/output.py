@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simmim_export.errors import UsageError
-from simmim_export.system.printing import READER_GONE, printable, writing
+from simmim_export.system.printing import READER_GONE, printable, say, writing
 
 # Columns of an output that is not a terminal.
 WIDEST = 1000
@@ -87,6 +88,26 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str 
     console = stdout_console()
     console.print(title)
     console.print(table)
+
+
+def print_section(heading: str, lines: Iterable[str]) -> None:
+    """Print an empty line, ``heading``, and ``lines`` indented by two columns. On a terminal the rest of a long line is indented
+    further."""
+    console = stdout_console()
+    say()
+    say(heading)
+    for line in lines:
+        indent = "  " + line[: len(line) - len(line.lstrip())]
+        wrapped = textwrap.wrap(
+            printable(line),
+            console.width,
+            initial_indent="  ",
+            subsequent_indent=indent + "    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for part in wrapped:
+            say(part)
 
 
 def stdout_console() -> Console:
