@@ -147,6 +147,7 @@ def _refuse_options(context: typer.Context, command: str) -> None:
 app = new_app(
     "Measure a bundle's engines side by side with PyTorch. Each engine runs in its own process; they take turns in every round, "
     "and the table shows on one row how fast an engine is and how close to PyTorch.",
+    program="simmim-bench",
     main=bench,
     examples=(
         "simmim-bench --bundle bundle",

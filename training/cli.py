@@ -36,7 +36,7 @@ from simmim_export.training.cli_options import (
 )
 from simmim_export.training.interrupt import resumable
 
-app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
+app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.", program="simmim-train")
 
 
 @app.command(

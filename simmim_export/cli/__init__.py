@@ -7,6 +7,7 @@ from simmim_export.console import new_app, run_app
 
 app = new_app(
     "Export vision-language models to ONNX, prove that they still answer as trained, and run them without PyTorch.",
+    program="simmim-export",
     examples=(
         "simmim-export onnx ckpt.pt -o bundle",
         "simmim-export verify bundle",

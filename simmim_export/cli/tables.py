@@ -95,8 +95,12 @@ def _allowed(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
 
 
 def _limit_columns(limits: Mapping[str, str]) -> list[str]:
-    """A column for each limit: its name above what is allowed."""
-    return [">" + f"{name} {allowed}".replace(" ", "|") for name, allowed in limits.items()]
+    """A column for each limit: the words of its name above what is allowed, such as "at most" above "0.5 pt"."""
+    columns = []
+    for name, allowed in limits.items():
+        words = allowed.split(" ")
+        columns.append(">" + "|".join([*name.split(" "), " ".join(words[:2]), " ".join(words[2:])]).rstrip("|"))
+    return columns
 
 
 def _limit_cells(lines: Sequence[Mapping[str, Any]], limits: Mapping[str, str]) -> list[str]:

@@ -27,7 +27,12 @@ Version = Annotated[
 
 
 class App(typer.Typer):
-    """A Typer app. A parameter of a command that is annotated with a dataclass stands for all options of that dataclass."""
+    """A Typer app. A parameter of a command that is annotated with a dataclass stands for all options of that dataclass.
+
+    ``program`` is the name that messages show; without it, the name under which the program was started.
+    """
+
+    program: str | None = None
 
     def command(self, name: str | None = None, *, examples: Sequence[str] = (), **options: Any) -> Callable[..., Any]:
         """Register a command, as in Typer. Its help ends with ``examples``, lines that a user could type."""
@@ -40,7 +45,13 @@ class App(typer.Typer):
         return decorate
 
 
-def new_app(help_text: str, *, main: Callable[..., Any] | None = None, examples: Sequence[str] = ()) -> App:
+def new_app(
+    help_text: str,
+    *,
+    program: str | None = None,
+    main: Callable[..., Any] | None = None,
+    examples: Sequence[str] = (),
+) -> App:
     """An app with the options that all programs share: --help and --version.
 
     ``main`` is what the program does if it is called without a command; a parameter ``context: typer.Context`` tells it whether
@@ -49,12 +60,12 @@ def new_app(help_text: str, *, main: Callable[..., Any] | None = None, examples:
     app = App(
         cls=type("Group", (Group,), {"examples": examples}),
         help=help_text,
-        no_args_is_help=main is None,
         invoke_without_command=main is not None,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+    app.program = program
     app.callback()(with_options_of_groups(_only_version if main is None else main))
     return app
 

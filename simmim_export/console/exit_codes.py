@@ -107,5 +107,5 @@ def _run(app: Callable[..., object]) -> int:
         app()
         return 0
     # In standalone mode Typer would print the user's words, such as a file name, without escaping them.
-    code = app(standalone_mode=False)
+    code = app(standalone_mode=False, prog_name=getattr(app, "program", None))
     return code if isinstance(code, int) else 0

@@ -81,7 +81,7 @@ def reference() -> str:
 def _section(typed: Typed) -> str:
     """The heading, the description, the parameters and the examples of one command."""
     context = typed.command.make_context(typed.words, [], resilient_parsing=True)
-    usage = " ".join(piece.strip("{}") for piece in typed.command.collect_usage_pieces(context))
+    usage = " ".join(typed.command.collect_usage_pieces(context))
     description = [] if typed.name == "" else [_prose(typed.command.help), ""]
     lines = [f"### {typed.words}", "", *description, f"`{typed.words} {usage}`", ""]
     groups: dict[str, list[str]] = {"": []}
