@@ -27,6 +27,8 @@ PROGRAMS = {
 PROGRESS = re.compile(r"^[a-z]+: .+ \(\d+/\d+\)\n", re.MULTILINE)
 # Figures that depend on the machine: those of a gate, such as 1.98e-02, and the size of a graph.
 MEASURED = re.compile(r"\d+\.\d+(e-\d+)?")
+# Which checks of a graph are worst depends on the machine as well.
+CHECKS = re.compile(r"(^    .*\n)+", re.MULTILINE)
 SIZE = re.compile(r"(?<=says )\d+")
 # Sections of commands. A word such as {bundle} is a path that places.py makes; files named without a folder are made there too.
 COMMANDS: Mapping[str, str] = {
@@ -281,7 +283,7 @@ def document(run: Callable[[str, list[str]], subprocess.CompletedProcess[str]], 
         done = run(PROGRAMS[program], [word.format(**paths) for word in words])
         message = neutral(done.stderr, paths)
         if done.returncode == GateFailed.exit_code:
-            message = MEASURED.sub("N", message)
+            message = CHECKS.sub("    ...\n", MEASURED.sub("N", message))
         parts.append(f"\n$ {line.replace('{', '').replace('}', '')}\nexit {done.returncode}\n{message}")
     return "".join(parts)
 
