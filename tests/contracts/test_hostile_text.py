@@ -32,7 +32,7 @@ def obeyed(text: str) -> set[str]:
 
 
 def run(program: str, *words: object) -> int:
-    """Run a command, once with pipes and once on a terminal; fail if an unsafe character reaches either. Returns the exit code."""
+    """Run a command, once with pipes and once on a terminal; return its exit code. Fail if an unsafe character reaches either."""
     command, environment = python_command(PROGRAMS[program], *words), child_environment({"TERM": "xterm-256color"})
     done = subprocess.run(command, capture_output=True, timeout=120, env=environment)
     for output in (done.stdout, done.stderr):
