@@ -87,7 +87,7 @@ def bench(
     if save is not None:
         check_output(save, "--save", overwrite=overwrite)
     names = dict.fromkeys(engine or ["torch", "ort"])
-    engines = list(dict.fromkeys(driver.Contestant.parse(name, precision, device) for name in names))
+    engines = list(dict.fromkeys(driver.Contestant.parse(name, precision, device=device) for name in names))
     # First of all: the user should not wait for a bundle to be built only to learn that an engine is missing.
     for contestant in engines:
         contestant.require()
@@ -203,7 +203,7 @@ def footprint(
     from simmim_export.benchmarks import report
 
     with progress_bar("footprint") as watch:
-        figures = suite.footprint(bundle, source, environment, watch)
+        figures = suite.footprint(bundle, source=source, environment=environment, watch=watch)
     if as_json:
         print_json(figures)
     else:

@@ -12,7 +12,7 @@ from typing import Any
 from simmim_export.benchmarks.document import ratio_to, reference
 from simmim_export.benchmarks.driver import FP32, Measured, Plan
 from simmim_export.benchmarks.measure import BenchmarkResult, Ratio, too_few
-from simmim_export.console import print_table, stdout_console
+from simmim_export.console import Row, print_table, stdout_console
 from simmim_export.errors import GateFailed
 
 # What a cell shows that has no figure.
@@ -67,7 +67,7 @@ def _print_latencies(plan: Plan, measured: Measured, *, title: str) -> None:
         "parity": ["passed" if r.parity["passed"] else "FAILED" for r in results],
     }
     columns = {name: cells for name, cells in columns.items() if set(cells) != {ABSENT}}
-    rows = []
+    rows: list[Row] = []
     for target in plan.targets:
         rows.append((_name(target),))
         for index, result in enumerate(results):
@@ -111,7 +111,8 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         console.print(
             f"warning: the runs differ in {' and '.join(comparison['differs'])}, so the ratios do not measure the engines alone"
         )
-    rows, reasons = [], {}
+    rows: list[Row] = []
+    reasons: dict[str, None] = {}
     for row in comparison["rows"]:
         engine = row["engine"] if row["precision"] == FP32 else f"{row['engine']}:{row['precision']}"
         cells = (row["target"], engine, str(row["batch"]), *(f"{value:.3f}" for value in row["medians_ms"]))

@@ -106,6 +106,10 @@ class TruncatedText(UserWarning):
     """A text has more tokens than the model reads and was cut. The message names the text and both lengths."""
 
 
+class UnknownWords(UserWarning):
+    """A text has words that are not in the model's vocabulary; the message names the text and the words."""
+
+
 class FewSamples(UserWarning):
     """There are too few calibration samples for reliable ranges, or not those that were asked for. The message says how many."""
 

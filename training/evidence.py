@@ -54,7 +54,7 @@ def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -
         each = min(CAPTIONS_EACH, *(len(row) for row in found.captions))
         captions = tuple(tuple(row[:each]) for row in found.captions)
         name = keep("captioned", found.pixels)
-        tasks[RETRIEVAL] = Task(name, captions, np.zeros((len(captions), each), np.int64))
+        tasks[RETRIEVAL] = Task(images=name, texts=captions, labels=np.zeros((len(captions), each), np.int64))
         pairs = matching(found.captions, name)
         tasks |= {} if pairs is None else {"match": pairs}
     for head in ("vqa", "video_qa"):
@@ -64,17 +64,17 @@ def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -
             texts = tuple(tuple(found.questions[row][:each]) for row in rows)
             scores = None if found.scores is None else found.scores[rows, :each]
             answers = found.answers[rows, :each].astype(np.int64)
-            tasks[head] = Task(keep("asked", found.pixels[rows]), texts, answers, scores)
+            tasks[head] = Task(images=keep("asked", found.pixels[rows]), texts=texts, labels=answers, scores=scores)
     for head in ("image_class", "video_class"):
         if head in trained and head in data.labels and part("classes")[1]:
             pixels, labels = held_out.labelled(*part("classes"))
-            tasks[head] = Task(keep("classed", pixels), (), labels[:, None])
+            tasks[head] = Task(images=keep("classed", pixels), texts=(), labels=labels[:, None])
     if "text_class" in trained and "text_class" in data.labels and part("statements")[1]:
         pixels, stated, labels = held_out.stated(*part("statements"), ONCE)
         rows, each = _most([len(row) for row in stated])
         texts = tuple(tuple(stated[row][:each]) for row in rows)
-        tasks["text_class"] = Task(keep("stated", pixels[rows]), texts, labels[rows, :each])
-    return Evidence(images, tasks, held_out.describe()) if tasks else None
+        tasks["text_class"] = Task(images=keep("stated", pixels[rows]), texts=texts, labels=labels[rows, :each])
+    return Evidence(images=images, tasks=tasks, source=held_out.describe()) if tasks else None
 
 
 def _most(lengths: Sequence[int]) -> tuple[np.ndarray, int]:

@@ -14,21 +14,22 @@ from simmim_export.cli.model import open_model
 from simmim_export.console import check_output, print_json, say
 from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, BundlePath, EngineOptions, Overwrite, Strict
+from simmim_export.spec import Verb
 
 if TYPE_CHECKING:
     import numpy as np
 
     from simmim_export.runtime.bulk import Outcome
     from simmim_export.runtime.images import ImageSource
-    from simmim_export.runtime.runtime import Answer, EncodedImage, Runtime
+    from simmim_export.runtime.inputs import EncodedImage
+    from simmim_export.runtime.model import Answer, Model
 
-# A command runs a bundle that has one of these pipelines. With texts, classify needs one of JUDGE instead.
-CLASSIFY, JUDGE = ("classify_image", "classify_video"), ("classify_text",)
-PIPELINES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("embed_image", "embed_text"),
-    "ask": ("answer", "answer_video"),
-    "match": ("match",),
-    "classify": CLASSIFY,
+# A command needs a bundle with one of these verbs.
+VERBS: Mapping[str, tuple[Verb, ...]] = {
+    "embed": (Verb.EMBED_IMAGE, Verb.EMBED_TEXT),
+    "ask": (Verb.ANSWER,),
+    "match": (Verb.MATCH,),
+    "classify": (Verb.CLASSIFY, Verb.CLASSIFY_TEXT),
 }
 ASK_EXAMPLES = (
     'simmim-export ask bundle photo.jpg "what colour is the circle?"',
@@ -87,18 +88,26 @@ def ask(
         _check_drawing(explain, overwrite=overwrite)
     items = bulk.texts(questions, "question")
     with open_model(bundle, engine) as model, progress_of_many("ask", items) as watch:
-        _require_pipeline(model, "ask")
-        frames = _frames(model, image, "answer_video")
+        _require(model, Verb.ANSWER)
+        frames = _frames(model, image, Verb.ANSWER)
         encoded = _encode(model, frames)
 
         def answer(asked: list[str]) -> Sequence[tuple[list[Answer], np.ndarray | None]]:
             if explain is None:
-                return [(row, None) for row in model.answers(encoded, asked, top_k)]
-            return [model.explain(encoded, question, top_k) for question in asked]
+                return [(row, None) for row in model.answers(encoded, asked, top_k=top_k)]
+            return [model.explain(encoded, question, top_k=top_k) for question in asked]
 
-        pipeline = "answer_video" if encoded.clip else "answer"
         stops = stops_at_failure(items, strict=strict, as_json=as_json)
-        outcome = bulk.run_texts(model, items, answer, pipeline, strict=stops, watch=watch, failed=report_failure)
+        outcome = bulk.run_texts(
+            model,
+            items,
+            compute=answer,
+            verb=Verb.ANSWER,
+            clip=encoded.clip,
+            strict=stops,
+            watch=watch,
+            failed=report_failure,
+        )
         if explain is not None and outcome.rows:
             rows = list(outcome.rows.values())
             lines = [f"{question}  {row[0].label}" for question, (row, _) in zip(outcome.sources, rows, strict=True)]
@@ -126,14 +135,19 @@ def match(
 
     items = bulk.texts(texts)
     with open_model(bundle, engine) as model, progress_of_many("match", items) as watch:
-        _require_pipeline(model, "match")
+        _require(model, Verb.MATCH)
         encoded = model.encode_image(image)
+
+        def rate(batch: list[str]) -> list[float]:
+            scores: list[float] = model.match(encoded, batch).tolist()
+            return scores
+
         stops = stops_at_failure(items, strict=strict, as_json=as_json)
         outcome = bulk.run_texts(
             model,
             items,
-            lambda batch: model.match(encoded, batch).tolist(),
-            "match",
+            compute=rate,
+            verb=Verb.MATCH,
             strict=stops,
             watch=watch,
             failed=report_failure,
@@ -163,21 +177,27 @@ def classify(
 
     items = bulk.texts(texts or [])
     with open_model(bundle, engine) as model, progress_of_many("classify", items) as watch:
-        _require_pipeline(model, "classify", texts=bool(texts))
-        encoded = _encode(model, _frames(model, image, "classify_video"))
+        verb = Verb.CLASSIFY_TEXT if texts else Verb.CLASSIFY
+        _require(model, verb)
+        encoded = _encode(model, _frames(model, image, verb))
+
+        def judge(batch: list[str]) -> list[list[Answer]]:
+            return model.classify_text(encoded, batch, top_k=top_k)
+
         if texts:
             outcome = bulk.run_texts(
                 model,
                 items,
-                lambda batch: model.classify_text(encoded, batch, top_k),
-                "classify_text",
+                compute=judge,
+                verb=verb,
+                clip=encoded.clip,
                 strict=stops_at_failure(items, strict=strict, as_json=as_json),
                 watch=watch,
                 failed=report_failure,
             )
         else:
             named = bulk.Item(image, str(image), str(image))
-            outcome = bulk.Outcome([named], {0: model.classify(encoded, top_k)}, {})
+            outcome = bulk.Outcome(items=[named], rows={0: model.classify(encoded, top_k=top_k)}, failures={})
     _show(outcome.rows, outcome, keys=("input", "classes", "label"), as_json=as_json)
     outcome.require_all("classified")
 
@@ -199,37 +219,33 @@ def _show(
         say(f"{source}  " + ", ".join(f"{one.label} {one.score:.1%}" for one in answers))
 
 
-def _require_pipeline(model: Runtime, command: str, *, texts: bool = False) -> None:
-    """Raise :class:`UsageError` unless the bundle has a pipeline for ``command``; the error names what the bundle can do.
-
-    ``texts``: whether classify was given texts to judge.
-    """
+def _require(model: Model, verb: Verb) -> None:
+    """Raise :class:`UsageError` unless the bundle has ``verb``; the error names what the bundle can do."""
     from simmim_export.errors import UsageError
 
-    present = {pipeline.name for pipeline in model.bundle.manifest.pipelines}
-    needed, alternative = (JUDGE, CLASSIFY) if texts else (PIPELINES[command], JUDGE)
-    if present.intersection(needed):
+    present = {pipeline.verb for pipeline in model.bundle.manifest.pipelines}
+    if verb in present:
         return
-    if command == "classify" and present.intersection(alternative):
-        fix = "leave out the texts" if texts else "add texts to judge against the image"
+    other = {Verb.CLASSIFY: Verb.CLASSIFY_TEXT, Verb.CLASSIFY_TEXT: Verb.CLASSIFY}.get(verb)
+    if other in present:
+        fix = "leave out the texts" if verb is Verb.CLASSIFY_TEXT else "add texts to judge against the image"
     else:
-        others = [name for name, pipelines in PIPELINES.items() if present.intersection(pipelines)]
-        fix = f"use {', '.join(others)} with it, or export a checkpoint that was trained for {command}"
-    what = f"this bundle cannot {command}{' texts' if texts else ''}: its model has no head for that"
-    raise UsageError(what, where=model.bundle.root, fix=fix)
+        commands = [command for command, verbs in VERBS.items() if present.intersection(verbs)]
+        fix = f"use {', '.join(commands)} with it, or export a checkpoint that was trained for {verb}"
+    raise UsageError(f"this bundle cannot {verb}: its model has no head for that", where=model.bundle.root, fix=fix)
 
 
-def _frames(model: Runtime, image: Path, video_pipeline: str) -> Sequence[ImageSource]:
-    """The frames of a folder, or of an animation if the bundle has ``video_pipeline``; otherwise the one image."""
+def _frames(model: Model, image: Path, verb: Verb) -> Sequence[ImageSource]:
+    """The frames of a folder, or of an animation if the bundle has ``verb`` for clips; otherwise the one image."""
     from simmim_export.runtime.clips import is_animation, read_clip
 
-    has_video = video_pipeline in (pipeline.name for pipeline in model.bundle.manifest.pipelines)
-    if image.is_dir() or (has_video and is_animation(image)):
+    takes_clips = model.bundle.manifest.pipeline_for(verb, clip=True) is not None
+    if image.is_dir() or (takes_clips and is_animation(image)):
         return read_clip(image)
     return [image]
 
 
-def _encode(model: Runtime, frames: Sequence[ImageSource]) -> EncodedImage:
+def _encode(model: Model, frames: Sequence[ImageSource]) -> EncodedImage:
     return model.encode_clip(frames) if len(frames) > 1 else model.encode_image(frames[0])
 
 
@@ -247,7 +263,7 @@ def _check_drawing(path: Path, *, overwrite: bool) -> None:
 def _draw(path: Path, image: ImageSource, *, maps: list[np.ndarray], lines: list[str]) -> None:
     from simmim_export.runtime.explain import sheet
     from simmim_export.runtime.images import decode
-    from simmim_export.system.files import destination, replacing
+    from simmim_export.system.outputs import destination, replacing
 
     drawing = sheet(decode(image), maps, lines)
     with replacing(destination(path)) as temporary:

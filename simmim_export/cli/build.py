@@ -123,17 +123,17 @@ def build(
         raise UsageError(what, fix=f"simmim-export verify {shlex.quote(str(bundle))} --engine {shlex.quote(engine)}")
     # If the engine is missing, saying so should not cost the time that these imports take.
     from simmim_export.bundle import Bundle
-    from simmim_export.runtime.runtime import plan_of
+    from simmim_export.runtime.loading import plan_of
 
     opened = Bundle.open(bundle)
-    plan = plan_of(opened, engine, precision or "fp32")
+    plan = plan_of(opened, engine, precision=precision or "fp32")
     if dry_run:
         _dry_run(opened, compiler, plan=plan, request=request, as_json=as_json)
         return
     from simmim_export.runtime.build import build as build_all
 
     with progress_bar("build") as watch:
-        built = build_all(opened, compiler, plan, request, _modules, watch)
+        built = build_all(opened, compiler, plan=plan, request=request, modules=_modules, watch=watch)
     if as_json:
         print_json({"bundle": str(bundle), "engine": engine, "graphs": {b.sidecar.graph: b.as_json() for b in built}})
         return

@@ -29,7 +29,7 @@ def doctor(as_json: AsJson = False) -> None:
     say(f"ready: {', '.join(ready) or 'none of the engines'}")
     if state["problems"]:
         print_section("problems", state["problems"])
-    missing: dict[tuple[str, str], list[str]] = {}
+    missing: dict[tuple[str | None, str | None], list[str]] = {}
     for name, engine in state["engines"].items():
         if not engine["available"]:
             missing.setdefault((engine["reason"], engine["install"]), []).append(name)

@@ -70,7 +70,8 @@ def embed(
     failures = list(outcome.failures.values())
     vectors = bulk.stacked(outcome) if outcome.rows else None
     if output is not None and vectors is not None:
-        save_vectors(output, vectors, outcome.sources, space, failed=[failure.source for failure in failures])
+        lost = [failure.source for failure in failures]
+        save_vectors(output, vectors, sources=outcome.sources, space=space, failed=lost)
     if as_json:
         failed = [failure.as_json() for failure in failures]
         rows = [] if vectors is None else vectors.tolist()

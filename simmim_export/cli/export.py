@@ -84,11 +84,11 @@ def onnx(
     # These imports are light. A wrong path or number should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
     from simmim_export.errors import EngineUnavailable, UsageError
-    from simmim_export.export.limits import require_batch, require_checkpoint, require_opset
+    from simmim_export.export.limits import family_of, require_batch, require_opset
     from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget as Limits
     from simmim_export.spec import Precision
-    from simmim_export.system.files import full_disk, no_empty_folders
+    from simmim_export.system.outputs import full_disk, no_empty_folders
 
     precisions = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
     if Precision.BF16 in precisions:
@@ -98,7 +98,7 @@ def onnx(
     lower = Lower(tuple(p for p in precisions if p is not Precision.FP32), calibration, full_range, limits)
     require_opset(opset)
     require_batch(max_batch)
-    require_checkpoint(checkpoint)
+    family_of(checkpoint)
     with no_empty_folders(output), Staging(output, overwrite):
         pass
     try:
@@ -113,7 +113,7 @@ def onnx(
             overwrite=overwrite,
             opset=opset,
             max_batch=max_batch,
-            maps=attention,
+            attention=attention,
             lower=lower,
             progress=progress,
         )

@@ -9,10 +9,10 @@ from simmim_export.console import say
 from simmim_export.console.options import EngineOptions
 
 if TYPE_CHECKING:
-    from simmim_export.runtime import Runtime
+    from simmim_export.runtime import Model
 
 
-def open_model(bundle: Path, options: EngineOptions) -> Runtime:
+def open_model(bundle: Path, options: EngineOptions) -> Model:
     """Open ``bundle`` as ``options`` ask; say on stderr which engine ``--engine auto`` chose.
 
     Raises what :func:`simmim_export.load` raises.

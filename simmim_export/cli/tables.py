@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from simmim_export.console import print_table, say, stacked
+from simmim_export.console import Row, print_table, say, stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from simmim_export.planning.planner import Planned
     from simmim_export.proof.certificate import Certificate
@@ -34,7 +34,7 @@ def print_plan(planned: Planned) -> None:
     """Print what the planner tried, the fastest first, and what it chose. "!" marks an exceeded limit."""
     best = planned.pareto()
     limits = _allowed([[line.as_row() for line in trial.lines] for trial in planned.tried])
-    rows = []
+    rows: list[Row] = []
     for trial in sorted(planned.tried, key=lambda trial: trial.seconds):
         kept = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.kept.items()]
         cells = _limit_cells([line.as_row() for line in trial.lines], limits)
@@ -55,21 +55,25 @@ def print_figures(figures: Mapping[str, Any], title: str) -> None:
     """
     say()
     if figures["embeddings"]:
-        columns = ("embedding", ">n", ">mean|cosine", ">1st per-|centile", ">least", ">same nearest|neighbor")
-        rows = []
-        for name, row in figures["embeddings"].items():
-            cosines = (f"{row[key]:.5f}" for key in ("cosine_mean", "cosine_p1", "cosine_min"))
-            rows.append((name + _not_finite(row), str(row["n"]), *cosines, f"{row['top1']:.1%}"))
-        print_table(f"{title}: embeddings", columns, rows)
+        columns: tuple[str, ...] = (">n", ">mean|cosine", ">1st per-|centile", ">least", ">same nearest|neighbor")
+        print_table(f"{title}: embeddings", ("embedding", *columns), _embeddings(figures["embeddings"]))
     if figures["tasks"]:
-        columns = ("task", "metric", ">n", ">here", ">FP32", ">lost|points", ">at most|(95 %)", ">same|answer")
-        rows = []
-        for name, row in figures["tasks"].items():
-            metric = row["metric"] + (" (suspicious)" if row["suspicious"] else "") + _not_finite(row)
-            values = (f"{row['value']:.2%}", f"{row['reference']:.2%}")
-            losses = (f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
-            rows.append((name, metric, str(row["n"]), *values, *losses, f"{row['top1']:.1%}"))
-        print_table(f"{title}: tasks", columns, rows)
+        columns = ("metric", ">n", ">here", ">FP32", ">lost|points", ">at most|(95 %)", ">same|answer")
+        print_table(f"{title}: tasks", ("task", *columns), _tasks(figures["tasks"]))
+
+
+def _embeddings(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    for name, row in figures.items():
+        cosines = (f"{row[key]:.5f}" for key in ("cosine_mean", "cosine_p1", "cosine_min"))
+        yield (name + _not_finite(row), str(row["n"]), *cosines, f"{row['top1']:.1%}")
+
+
+def _tasks(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    for name, row in figures.items():
+        metric = row["metric"] + (" (suspicious)" if row["suspicious"] else "") + _not_finite(row)
+        values = (f"{row['value']:.2%}", f"{row['reference']:.2%}")
+        losses = (f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
+        yield (name, metric, str(row["n"]), *values, *losses, f"{row['top1']:.1%}")
 
 
 def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
@@ -77,11 +81,13 @@ def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
     ordered = sorted(certificates, key=lambda certificate: certificate.speed())
     pipelines = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
     limits = _allowed([[line.as_row() for line in certificate.lines] for certificate in certificates])
-    latencies, losses = [], []
+    latencies: list[Row] = []
+    losses: list[Row] = []
     for certificate in ordered:
         name = stacked(certificate.name.split(","))
         verdict = ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else "")
-        latencies.append((name, verdict, *(f"{1000 * certificate.latency[pipeline]:.2f}" for pipeline in pipelines)))
+        milliseconds = (f"{1000 * certificate.latency[pipeline]:.2f}" for pipeline in pipelines)
+        latencies.append((name, verdict, *milliseconds))
         losses.append((name, *_limit_cells([line.as_row() for line in certificate.lines], limits)))
     columns = (f">{name.replace('_', '|')}|ms" for name in pipelines)
     print_table(title, ("engine", "certified", *columns), latencies)
@@ -108,7 +114,7 @@ def _limit_cells(lines: Sequence[Mapping[str, Any]], limits: Mapping[str, str]) 
 
     cells = {}
     for line in lines:
-        value = line["found"]
+        value = line["measured"]
         text = "not computed" if value is None or not isfinite(value) else shown(value)
         cells[line["name"]] = text if line["kept"] else f"{text} !"
     return [cells.get(name, "") for name in limits]

@@ -69,7 +69,7 @@ def verify(
         if evidence:
             # PyTorch's own figures show what cannot be measured or read. Find out before the engine runs for minutes.
             held_out = require_evidence(model.bundle)
-            examiner = Examiner(manifest, held_out, model.tokens, watch)
+            examiner = Examiner(manifest, held_out, tokens=model.tokens, watch=watch)
             certificates = [c for c in read(model.bundle) if (c.engine, c.plan) == (name, plan)]
             reference = examiner.figures(held_out.reference)
             local = [c for c in certificates if c.host == fingerprint()]

@@ -81,7 +81,7 @@ def with_options_of_groups(function: Callable[..., Any]) -> Callable[..., Any]:
     ``Annotated[type, typer.Option(...)]`` and its default that of the option.
     """
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     if not groups:
         return function
 

@@ -14,6 +14,7 @@ from simmim_export.console.notices import repeated_warnings_counted
 from simmim_export.errors import SimmimError, UsageError
 from simmim_export.system.children import protect_children
 from simmim_export.system.libraries import guard_imports
+from simmim_export.system.messages import leave_for_parent
 from simmim_export.system.printing import (
     READER_GONE,
     flush_streams,
@@ -69,6 +70,7 @@ def _exit_code(app: Callable[..., object]) -> int:
         with repeated_warnings_counted():
             return _run(app)
     except SimmimError as error:
+        leave_for_parent(error)
         say_last(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:

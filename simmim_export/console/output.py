@@ -20,6 +20,8 @@ from simmim_export.system.printing import READER_GONE, printable, say, writing
 
 # Columns of an output that is not a terminal.
 WIDEST = 1000
+# The cells of a table's row.
+Row = Sequence[str | Text]
 
 
 def check_output(path: Path, option: str, *, overwrite: bool) -> None:
@@ -27,7 +29,7 @@ def check_output(path: Path, option: str, *, overwrite: bool) -> None:
 
     Commands call this first: a wrong path should not cost the user a computation.
     """
-    from simmim_export.system.files import destination, require_new, require_writable
+    from simmim_export.system.outputs import destination, require_new, require_writable
 
     require_writable(destination(path))
     if path.is_dir():
@@ -73,7 +75,7 @@ def stacked(lines: Iterable[str]) -> Text:
     return Text("\n".join(printable(line) for line in lines))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
     """Print ``title`` and a table below it, on stdout.
 
     In ``columns``, ">" in front aligns a column to the right and "|" breaks its header. A cell that is too wide for the terminal

@@ -1,129 +1,160 @@
-"""Real samples through PyTorch: golden tensors at every shape that a deployment is probed at, and the inputs of every graph
-that ranges are measured on.
-
-Knows samples and the graph wrappers. Must not know ONNX or engines.
-"""
+"""Runs real samples through PyTorch: the golden tensors of a bundle, and the inputs of every graph that INT8 is calibrated on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
 
-from simmim_export.bundle.vocabulary import parse
-from simmim_export.models.simmim.checkpoint import Checkpoint
-from simmim_export.models.simmim.graphs import Graph
+from simmim_export.bundle.golden import Golden
+from simmim_export.bundle.vocabulary import read
+from simmim_export.engines.pipeline import run_graphs
+from simmim_export.engines.torch import TorchSession
+from simmim_export.models.family import Graph, SourceModel
 from simmim_export.precision.calibration import Calibration
-from simmim_export.proof.parity import Golden
+from simmim_export.runtime.inputs import fed_tensors, second_axis
+from simmim_export.runtime.text import Tokenizer
+from simmim_export.spec import GraphSpec, Kind
 
-Feeds = dict[str, np.ndarray]
-# Texts to input_ids and attention_mask, int64 [n, s], all of one length.
-Tokens = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-# So many first words are samples of their own.
+Tensors = dict[str, np.ndarray]
+# The first words of so many calibration texts are samples of their own.
 FIRST_WORDS = 16
-# Sequences that are probed beside the longest; as a number of frames anything else means the largest.
-SHORT, ODD, FULL = 3, 7, 0
+# The odd length of a text, in tokens, and the odd number of frames that are probed between the shortest and the longest.
+ODD, ODD_FRAMES = 7, 5
 
 
-def probes(max_batch: int, max_length: int) -> list[tuple[int, int]]:
-    """(batch, sequence) pairs: batch 1, 2, 5 and the largest; sequence short, odd and full."""
-    odd = min(max_length, ODD)
-    batches = sorted({1, min(2, max_batch), min(5, max_batch), max_batch})
-    found = {(batch, max_length) for batch in batches}
-    found |= {(1, SHORT), (1, odd), (min(2, max_batch), SHORT), (min(5, max_batch), odd), (max_batch, odd)}
-    return sorted(found)
+class Inputs:
+    """Makes what the host feeds to ``graphs``, and runs them in PyTorch.
 
-
-def sample_texts(checkpoint: Checkpoint, count: int, sequence: int) -> tuple[np.ndarray, np.ndarray]:
-    """input_ids and attention_mask int64 [count, sequence] of the checkpoint's texts, cut or padded.
-
-    Even rows are filled to the last position with further texts, so that every position is probed; odd rows keep their
-    padding, so that the mask is.
+    ``stacked`` names the tensor that the graphs of an image give and that the host stacks over the frames of a clip; None for a
+    model without clips.
     """
-    tokenizer = parse(checkpoint.tokenizer)
-    texts = checkpoint.samples["texts"]
-    pad = tokenizer.token_to_id("[PAD]") or 0
-    ids = np.full((count, sequence), pad, np.int64)
-    mask = np.zeros((count, sequence), np.int64)
-    tokenizer.enable_truncation(sequence)
+
+    def __init__(self, graphs: Mapping[str, Graph], *, stacked: str | None) -> None:
+        self.specs = [graph.spec for graph in graphs.values()]
+        self._sessions = {name: TorchSession(graph.module, graph.spec) for name, graph in graphs.items()}
+        self._stacked, self._fed = stacked, fed_tensors(self.specs)
+
+    @classmethod
+    def of(cls, model: SourceModel) -> Inputs:
+        """Those of ``model``."""
+        return cls(model.graphs, stacked=model.preprocessing.get("clip", {}).get("stacked"))
+
+    def named(self, arrays: Mapping[Kind, np.ndarray]) -> Tensors:
+        """``arrays`` by the names under which graphs take them. Arrays that no graph takes are left out."""
+        return {self._fed[kind].name: array for kind, array in arrays.items() if kind in self._fed}
+
+    def clips(self, images: np.ndarray, *, batch: int, frames: int) -> Tensors:
+        """What graphs take of ``batch`` clips, each of ``frames`` consecutive ``images`` uint8 [n, H, W, 3].
+
+        Every second clip lacks its last frame. Empty for a model without clips.
+        """
+        if self._stacked is None or Kind.FRAMES not in self._fed:
+            return {}
+        rows = (np.arange(batch)[:, None] * frames + np.arange(frames)) % len(images)
+        feeds = self.named({Kind.IMAGE: images[rows.ravel()]})
+        stacked = run_graphs(self._image_graphs(self._stacked), feeds, self._sessions.__getitem__)[self._stacked]
+        mask = np.ones((batch, frames), np.int64)
+        mask[1::2, -1] = 0
+        return self.named({Kind.FRAMES: stacked.reshape(batch, frames, *stacked.shape[1:]), Kind.FRAME_MASK: mask})
+
+    def _image_graphs(self, output: str) -> list[GraphSpec]:
+        """The graphs that read an image alone, up to the one that gives ``output``."""
+        known, graphs = {self._fed[Kind.IMAGE].name}, list[GraphSpec]()
+        for spec in self.specs:
+            if output not in known and known.issuperset(tensor.name for tensor in spec.inputs):
+                known |= {tensor.name for tensor in spec.outputs}
+                graphs.append(spec)
+        return graphs
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Tensors:
+        """The outputs of every graph as ``GRAPH:TENSOR``. If several graphs give one tensor, later graphs take the first graph's,
+        as :meth:`simmim_export.proof.parity.Golden.feeds` does."""
+        flowing, outputs = dict(feeds), Tensors()
+        for name, session in self._sessions.items():
+            for tensor, array in session.run(flowing).items():
+                flowing.setdefault(tensor, array)
+                outputs[f"{name}:{tensor}"] = array
+        return outputs
+
+
+def probes(max_batch: int, *, shortest: int, longest: int) -> list[tuple[int, int]]:
+    """(batch, tokens) pairs: batches of 1, 2, 5 and ``max_batch``; texts of the shortest, an odd and the longest length."""
+    odd = max(shortest, min(longest, ODD))
+    batches = {1, min(2, max_batch), min(5, max_batch), max_batch}
+    pairs = {(batch, longest) for batch in batches}
+    pairs |= {(1, shortest), (1, odd), (min(2, max_batch), shortest), (min(5, max_batch), odd), (max_batch, odd)}
+    return sorted(pairs)
+
+
+def sample_texts(
+    tokenizer_json: str, texts: Sequence[str], *, count: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask, int64 [count, length] each, of ``texts``, cut or padded.
+
+    Even rows are filled with further texts, so that every position is probed. Odd rows keep their padding, so that the mask is.
+    """
+    vocabulary = read(tokenizer_json)
+    tokenizer = vocabulary.tokenizer
+    tokenizer.enable_truncation(length)
+    ids = np.full((count, length), vocabulary.pad, np.int64)
+    mask = np.zeros((count, length), np.int64)
     for row in range(count):
         text = texts[row % len(texts)]
         if row % 2 == 0:
-            text = " ".join(texts[(row + k) % len(texts)] for k in range(sequence))
-        found = tokenizer.encode(text).ids
-        ids[row, : len(found)] = found
-        mask[row, : len(found)] = 1
+            text = " ".join(texts[(row + k) % len(texts)] for k in range(length))
+        tokens = tokenizer.encode(text).ids
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
     return ids, mask
 
 
-def sample_clips(
-    image_encoder: Graph, video_encoder: Graph, pixels: np.ndarray, batch: int, sequence: int
-) -> dict[str, np.ndarray]:
-    """frame_tokens [batch, frames, n, D] of consecutive samples, and frame_mask, whose odd rows lack the last frame.
-
-    ``sequence`` chooses the number of frames, so that the shortest, an odd and the largest are probed.
-    """
-    axis = video_encoder.spec.axis("frames")
-    count = {SHORT: axis.minimum, ODD: min(5, axis.maximum)}.get(sequence, axis.maximum)
-    rows = (np.arange(batch)[:, None] * count + np.arange(count)) % len(pixels)
-    with torch.inference_mode():
-        tokens = image_encoder.module(torch.from_numpy(pixels[rows.ravel()]))[0]
-    mask = np.ones((batch, count), np.int64)
-    mask[1::2, -1] = 0
-    return {"frame_tokens": tokens.unflatten(0, (batch, count)).numpy(), "frame_mask": mask}
-
-
-def flow(graphs: Mapping[str, Graph], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every graph's outputs as ``GRAPH:TENSOR``; a graph takes what the first before it gave, as Golden.feeds reads it."""
-    flowing = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    case = {}
-    for name, graph in graphs.items():
-        with torch.inference_mode():
-            found = graph.module(*(flowing[t.name] for t in graph.spec.inputs))
-        for tensor, value in zip(graph.spec.outputs, found if isinstance(found, tuple) else (found,), strict=True):
-            flowing.setdefault(tensor.name, value)
-            case[f"{name}:{tensor.name}"] = value.numpy()
-    return case
-
-
-def make_feeds(graphs: Mapping[str, Graph], calibration: Calibration, tokens: Tokens) -> dict[str, list[Feeds]]:
-    """For every graph its inputs for each calibration sample, at batch 1: image i with text i, texts padded to one length.
-
-    One length, because quantisers stack the values of all samples. Some texts are given by their first word as well: users
-    search by single words, and on a text encoder with real weights ranges of captions alone cut those off (cosine 0.973).
-    """
-    words = dict.fromkeys(text.split()[0] for text in calibration.texts if text.split())
-    pixels, texts = calibration.pixels, [*calibration.texts, *list(words)[:FIRST_WORDS]]
-    count = max(len(pixels), len(texts))
-    ids, mask = tokens(texts)
-    rows, places = np.arange(count) % len(pixels), np.arange(count) % len(texts)
-    inputs: dict[str, np.ndarray] = {"pixels": pixels[rows], "input_ids": ids[places], "attention_mask": mask[places]}
-    found: dict[str, list[Feeds]] = {name: [] for name in graphs}
-    for row in range(count):
-        case = {name: array[row : row + 1] for name, array in inputs.items()}
-        if "video_encoder" in graphs:
-            # Every sample is the first frame of a clip of those that follow it.
-            turned = np.roll(inputs["pixels"], -row, axis=0)
-            case |= sample_clips(graphs["image_encoder"], graphs["video_encoder"], turned, 1, FULL)
-        golden = Golden({"": case | flow(graphs, case)})
-        for name, graph in graphs.items():
-            found[name].append(golden.feeds("", graph.spec))
-    return found
-
-
-def make_golden(checkpoint: Checkpoint, graphs: Mapping[str, Graph], max_batch: int) -> Golden:
-    """Run every graph in FP32 on real samples at each of :func:`probes`."""
-    pixels = checkpoint.samples["pixels"].numpy()
+def make_golden(model: SourceModel, max_batch: int) -> Golden:
+    """The samples of ``model`` with PyTorch's FP32 outputs of every graph, at each of :func:`probes`."""
+    inputs = Inputs.of(model)
+    # 1 for a model without texts.
+    shortest, longest = (max(1, size) for size in second_axis(inputs.specs, Kind.TOKEN_IDS))
+    fewest, most = second_axis(inputs.specs, Kind.FRAMES)
     cases = {}
-    for batch, sequence in probes(max_batch, checkpoint.config.max_length):
-        ids, mask = sample_texts(checkpoint, batch, sequence)
-        chosen = pixels[np.arange(batch) % len(pixels)]
-        case: dict[str, np.ndarray] = {"pixels": chosen, "input_ids": ids, "attention_mask": mask}
-        if "video_encoder" in graphs:
-            # Also where the longest text is as short as an odd one: some case has the largest number of frames.
-            length = FULL if sequence == checkpoint.config.max_length else sequence
-            case |= sample_clips(graphs["image_encoder"], graphs["video_encoder"], pixels, batch, length)
-        case |= flow(graphs, case)
-        cases[f"batch {batch}, sequence {sequence}"] = case
+    for batch, length in probes(max_batch, shortest=shortest, longest=longest):
+        ids, mask = sample_texts(model.tokenizer, model.texts, count=batch, length=length)
+        images = model.images[np.arange(batch) % len(model.images)]
+        case = inputs.named({Kind.IMAGE: images, Kind.TOKEN_IDS: ids, Kind.TEXT_MASK: mask})
+        # The longest texts go with the most frames, also if the odd length or the shortest is the longest.
+        frames = most if length == longest else fewest if length == shortest else min(ODD_FRAMES, most)
+        case |= inputs.clips(model.images, batch=batch, frames=frames)
+        cases[f"batch {batch}, sequence {length}"] = case | inputs.run(case)
     return Golden(cases)
+
+
+def make_feeds(model: SourceModel, calibration: Calibration) -> dict[str, list[Tensors]]:
+    """The inputs of every graph for each calibration sample, at batch 1: image i with text i, all texts padded to one length.
+
+    One length, because quantizers stack the values of all samples. The first words of some texts are samples too: users search by
+    single words, and with real weights the ranges of whole captions cut those off (cosine 0.973).
+    """
+    inputs = Inputs.of(model)
+    tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"], graphs=inputs.specs)
+    words = dict.fromkeys(text.split()[0] for text in calibration.texts if text.split())
+    ids, mask = tokenizer.encode([*calibration.texts, *list(words)[:FIRST_WORDS]])
+    return feeds_of(inputs, images=calibration.images, ids=ids, mask=mask)
+
+
+def feeds_of(inputs: Inputs, *, images: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> dict[str, list[Tensors]]:
+    """The inputs of every graph for each sample, at batch 1: ``images`` uint8 [n, H, W, 3] with texts ``ids`` and ``mask`` int64
+    [m, sequence]. If n and m differ, the fewer are repeated."""
+    feeds: dict[str, list[Tensors]] = {graph.name: [] for graph in inputs.specs}
+    for case in _samples(inputs, images, ids, mask):
+        golden = Golden({"": case | inputs.run(case)})
+        for graph in inputs.specs:
+            feeds[graph.name].append(golden.feeds("", graph))
+    return feeds
+
+
+def _samples(inputs: Inputs, images: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> Iterator[Tensors]:
+    _, frames = second_axis(inputs.specs, Kind.FRAMES)
+    for row in range(max(len(images), len(ids))):
+        image, text = row % len(images), row % len(ids)
+        case = {Kind.IMAGE: images[[image]], Kind.TOKEN_IDS: ids[[text]], Kind.TEXT_MASK: mask[[text]]}
+        # Every image is also the first frame of a clip of those that follow it.
+        yield inputs.named(case) | inputs.clips(np.roll(images, -image, axis=0), batch=1, frames=frames)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simmim_export.errors import UsageError
-from simmim_export.models.simmim.parts import require_checkpoint as require_checkpoint
+from simmim_export.models.family import family_of as family_of
 
 OPSETS = range(18, 25)
 OPSET = 20

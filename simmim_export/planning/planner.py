@@ -110,9 +110,9 @@ def _excess(lines: Sequence[Line]) -> float:
             return float("inf")
         if line.key in ("cosine", "agreement"):
             top = 1.0 if line.key == "cosine" else 100.0
-            over = (line.limit - line.found) / max(top - line.limit, 1e-6)
+            over = (line.limit - line.measured) / max(top - line.limit, 1e-6)
         else:
-            over = (line.found - line.limit) / max(line.limit, 1e-6)
+            over = (line.measured - line.limit) / max(line.limit, 1e-6)
         worst = max(worst, over)
     return worst
 

@@ -1,1 +1,1 @@
-"""What a deployed model is proven by: held-out questions, figures with intervals, certificates. Needs no PyTorch, no ONNX."""
+"""Proves that a deployed model still answers as trained: parity, held-out questions, budgets and certificates."""

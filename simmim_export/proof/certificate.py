@@ -1,12 +1,12 @@
-"""What a bundle was proven to do, on which machine: certificate.json.
+"""Reads and writes certificate.json: what a bundle was proven to do, and on which machine.
 
-A certificate holds for the very graphs, engine version and kind of machine that it names; for any other it says nothing. The file
-has a digest of its own: a flipped bit could make it another machine's, or faster. The digest is not a signature: whoever may
-write the file may also write a false certificate. What is read is parsed into typed values and must agree with itself and
+A certificate holds only for the graphs, the versions of an engine and the kind of machine that it names. The file has a digest of
+its own, because a flipped bit could turn it into the certificate of another machine. The digest is not a signature: anyone who
+can write the file can also write a false certificate. What is read is parsed into typed values, and must agree with itself and
 with the bundle.
 
-``SCHEMA`` is its version: bump it when an older reader would misunderstand it. Certificates of an older schema are not read:
-schema 1 did not say what was not judged, nor whether FP32 gave the references.
+``SCHEMA`` is the version of the file: raise it when an older reader would misunderstand a newer file. Certificates of an older
+schema are not read: schema 1 did not say what was not judged, and schema 2 named embeddings after the tensors of one model.
 """
 
 from __future__ import annotations
@@ -22,26 +22,36 @@ from typing import Any
 
 import msgspec
 
-from simmim_export.bundle import Bundle
+from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines import ENGINES, get_engine
 from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable, UsageError
 from simmim_export.proof.budget import Budget, NotJudged, promised
 from simmim_export.proof.examine import REFERENCES
 from simmim_export.proof.records import Certificate, verdict
 from simmim_export.spec import PrecisionPlan
-from simmim_export.system.files import locked, read_file, reading, replacing, require_replaceable
+from simmim_export.system.files import locked, parse_json, read_file, reading
+from simmim_export.system.outputs import replacing, require_replaceable
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "certificate.json"
-# A certificate takes some 10 kB: enough for a hundred machines with ten engines and precisions each.
+# A certificate takes about 10 kB: this is enough for a hundred machines with ten engines and precisions each.
 MOST_BYTES, MOST = 16 << 20, 1000
 # The precision that means the bundle's own plan for an engine.
 PLANNED = "planned"
 
 
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of certificate.json. The certificates are converted once the rest is known to fit."""
+
+    schema: int
+    bundle: str
+    certificates: list[Any]
+    digest: str
+
+
 def require_room(bundle: Bundle) -> None:
-    """Raise what :func:`write` would, before minutes of measuring: :class:`UsageError` for a bundle that cannot be written to or
-    locked, :class:`BundleError` for certificates of another version."""
+    """Raise what :func:`write` would raise, before minutes of measuring: :class:`UsageError` for a bundle that cannot be written
+    to or locked, :class:`BundleError` for certificates of a newer version."""
     require_replaceable(bundle.inside(FILE))
     with _alone(bundle):
         pass
@@ -51,32 +61,28 @@ def require_room(bundle: Bundle) -> None:
 def write(bundle: Bundle, certificates: Sequence[Certificate]) -> Path:
     """Put ``certificates`` into the bundle, in place of those for the same host, engine and precision.
 
-    Certificates of other graphs than these go; a damaged file is replaced, with a :class:`CertificatesLost` warning. Raise as
-    :func:`require_room`.
+    Certificates of other graphs are dropped. A damaged file is replaced, with a :class:`CertificatesLost` warning. Raise as
+    :func:`require_room`, and :class:`BundleError` for more than :data:`MOST` certificates.
     """
-    require_room(bundle)  # which takes the lock by itself
+    require_room(bundle)  # takes the lock by itself
     new = {(_kind(c.host), c.name) for c in certificates}
-    # Two machines may certify one folder at once, and neither must lose what the other found.
+    # Two machines may certify one folder at once, and neither must lose what the other wrote.
     with _alone(bundle):
         kept = [old for old in _known(bundle) if (_kind(old.host), old.name) not in new]
         if len(kept) + len(certificates) > MOST:
-            what = f"{FILE} has {len(kept)} certificates of other machines; with more than {MOST} it could not be read"
-            raise BundleError(
-                what, where=bundle.root / FILE, fix="remove the file, and certify again where it is needed"
-            )
-        content = {
-            "schema": SCHEMA,
-            "bundle": bundle.digest,
-            "certificates": [one.as_json() for one in (*kept, *certificates)],
-        }
-        content["digest"] = _digest_of(content)
+            what = f"{FILE} has {len(kept)} certificates of other machines, and may hold {MOST} in all"
+            fix = "remove the file, and certify again on each machine that needs it"
+            raise BundleError(what, where=bundle.root / FILE, fix=fix)
+        rows = [certificate.as_json() for certificate in (*kept, *certificates)]
+        content = {"schema": SCHEMA, "bundle": bundle.digest, "certificates": rows}
+        content["digest"] = digest_of(content)
         with replacing(bundle.root / FILE) as path:
             path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return bundle.root / FILE
 
 
 def read(bundle: Bundle) -> list[Certificate]:
-    """Every certificate of these very graphs; none where there is no file.
+    """Every certificate of these graphs; none if there is no file.
 
     Raise :class:`BundleError` for a file that is damaged, too large, of another schema or of other graphs, and for certificates
     with unknown or missing fields, numbers out of range, or a verdict that does not follow from what they say.
@@ -89,19 +95,18 @@ def read(bundle: Bundle) -> list[Certificate]:
                 text = _text_of(path)
             except FileNotFoundError:
                 return []
-        content = _parse(text)
+        content = parse_json(text, finite=True)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
-        schema = content["schema"]
-        if schema != SCHEMA:
-            raise ValueError(f"it has schema {schema!r}; this version reads {SCHEMA}")
-        if content.pop("digest") != _digest_of(content):
-            raise ValueError("it was altered, its digest does not match")
-        if unknown := set(content) - {"schema", "bundle", "certificates"}:
-            raise ValueError(f"it has unknown fields: {', '.join(sorted(unknown))}")
-        if content["bundle"] != bundle.digest:
-            raise OfAnother(f"{FILE} is of another bundle than this", where=path, fix=again)
-        certificates = msgspec.convert(content["certificates"], type=list[Certificate])
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"it has schema {content['schema']!r}; this version reads {SCHEMA}")
+        file = msgspec.convert(content, type=_File)
+        del content["digest"]
+        if file.digest != digest_of(content):
+            raise ValueError("it was altered: its digest does not match")
+        if file.bundle != bundle.digest:
+            raise OfAnother(f"{FILE} is about another bundle", where=path, fix=again)
+        certificates = msgspec.convert(file.certificates, type=list[Certificate])
         _check(certificates, bundle)
     except (ValueError, TypeError, KeyError, RecursionError, UsageError) as error:
         raise BundleError(f"{FILE} cannot be read: {error}", where=path, fix=again) from error
@@ -110,7 +115,7 @@ def read(bundle: Bundle) -> list[Certificate]:
 
 @contextmanager
 def _alone(bundle: Bundle) -> Iterator[None]:
-    """Hold the lock of the certificates of ``bundle``; raise :class:`UsageError` where there cannot be one."""
+    """Hold the lock of the certificates of ``bundle``; raise :class:`UsageError` if it cannot be locked."""
     path = bundle.root / f".{FILE}.lock"
     with ExitStack() as stack:
         try:
@@ -125,26 +130,12 @@ def _text_of(path: Path) -> str:
     return read_file(path, most=MOST_BYTES).decode("utf-8")
 
 
-def _parse(text: str) -> Any:
-    """JSON without names that occur twice, NaN or infinity: ValueError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(names := dict(pairs)) < len(pairs):
-            raise ValueError(f"a name occurs twice among {', '.join(list(names)[:5])}")
-        return names
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-
-
 def _check(certificates: Sequence[Certificate], bundle: Bundle) -> None:
     """Raise ValueError or :class:`UsageError` for a certificate that contradicts itself, another one or ``bundle``."""
     if len(certificates) > MOST:
-        raise ValueError(f"it has {len(certificates)} certificates, at most {MOST} are read")
+        raise ValueError(f"it has {len(certificates)} certificates; the limit is {MOST}")
     if len({(_kind(c.host), c.name) for c in certificates}) < len(certificates):
-        raise ValueError("two certificates are of the same engine, precision and host")
+        raise ValueError("two certificates have the same engine, precision and host")
     for certificate in certificates:
         try:
             _check_one(certificate, bundle)
@@ -153,10 +144,18 @@ def _check(certificates: Sequence[Certificate], bundle: Bundle) -> None:
 
 
 def _check_one(certificate: Certificate, bundle: Bundle) -> None:
-    manifest = bundle.manifest
+    """Raise ValueError or :class:`UsageError` for a certificate that contradicts itself or ``bundle``."""
     datetime.fromisoformat(certificate.run)
     if certificate.engine in ENGINES and get_engine(certificate.engine).reads_checkpoint:
         raise ValueError("it is about the engine that the others are compared with")
+    _check_graphs(certificate, bundle.manifest)
+    _check_lines(certificate, bundle.manifest)
+    if certificate.passed != verdict(certificate.lines, certificate.graphs):
+        raise ValueError(f"it says passed: {certificate.passed}, but its lines and its parity say otherwise")
+
+
+def _check_graphs(certificate: Certificate, manifest: Manifest) -> None:
+    """Its graphs, pipelines and plan must be those of the bundle."""
     names = [graph.name for graph in manifest.graphs]
     if set(certificate.graphs) != set(names):
         raise ValueError(f"it is about {', '.join(certificate.graphs)}, the bundle has {', '.join(names)}")
@@ -171,54 +170,61 @@ def _check_one(certificate: Certificate, bundle: Bundle) -> None:
             raise ValueError(f"{name} is at {graph.precision}, the plan {certificate.plan} has it at {plan.of(name)}")
         if graph.artifact not in {a.sha256 for a in manifest.artifacts if a.graph == name}:
             raise ValueError(f"it is about another file of {name} than the bundle's")
+
+
+def _check_lines(certificate: Certificate, manifest: Manifest) -> None:
+    """Its lines must follow from its budget and its figures."""
     lines = {line.name: line for line in certificate.lines}
-    left_out = {one.name for one in certificate.not_judged}
+    left_out = {unjudged.name for unjudged in certificate.not_judged}
     if len(lines) < len(certificate.lines) or lines.keys() & left_out:
         raise ValueError("a line of its budget occurs twice")
-    limits, figures = Budget.parse(certificate.budget), msgspec.to_builtins(certificate.figures)
-    wanted = {line.name: line for line in limits.lines(figures, of=promised(manifest))}
-    unproven = [NotJudged(line.key, line.of, "", "", "") for line in wanted.values() if line.name in left_out]
-    for line in limits.lines(figures, of=promised(manifest), without=unproven):
+    limits, figures, of = Budget.parse(certificate.budget), msgspec.to_builtins(certificate.figures), promised(manifest)
+    wanted = {line.name: line for line in limits.lines(figures, of=of)}
+    unproven = [
+        NotJudged(key=line.key, of=line.of, limit="", why="", fix="")
+        for line in wanted.values()
+        if line.name in left_out
+    ]
+    for line in limits.lines(figures, of=of, without=unproven):
         if line.name in left_out:
-            raise ValueError(f"its figures show that {line.name} is exceeded, and it says that nobody could judge it")
+            raise ValueError(f"its figures show that {line.name} is exceeded, but it says that this was not judged")
     for name, line in wanted.items():
         if name not in left_out and (name not in lines or lines[name].kept != line.kept):
             raise ValueError(f"its line {name} does not follow from its figures")
     if not wanted.keys() & lines.keys() or REFERENCES not in lines:
-        raise ValueError("no line of its budget was judged, or not whether FP32 gives the references")
-    if certificate.passed != verdict(certificate.lines, certificate.graphs):
-        raise ValueError(f"it says passed: {certificate.passed}, its lines and its parity say otherwise")
+        raise ValueError("it judged no limit of its budget, or not whether FP32 gives the references")
 
 
 class OfAnother(BundleError):
-    """The certificates in a bundle are of other graphs than its own."""
+    """The certificates in a bundle are about the graphs of another bundle."""
 
 
 def _known(bundle: Bundle) -> list[Certificate]:
-    """As :func:`read`; certificates of other graphs than these are worth nothing, and are dropped."""
+    """As :func:`read`, but certificates of other graphs and damaged files, which :func:`write` replaces, give none."""
     try:
         return read(bundle)
     except OfAnother:
         return []
     except BundleError as error:
-        if isinstance(error.__cause__, OSError):  # what may not be read may be whole
+        if isinstance(error.__cause__, OSError):  # a file that may not be read may be whole
             raise
-        warnings.warn(f"{error.what}: what it held is replaced", CertificatesLost, stacklevel=3)
+        warnings.warn(f"{error.what}: its certificates are replaced", CertificatesLost, stacklevel=3)
         return []
 
 
 def _require_schema(path: Path) -> None:
-    """Raise :class:`BundleError` where ``path`` holds certificates that a newer version wrote, and may read."""
+    """Raise :class:`BundleError` if ``path`` holds certificates of a newer version, which can still read them."""
     try:
-        schema = _parse(_text_of(path))["schema"]
+        schema = parse_json(_text_of(path), finite=True)["schema"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return
     if isinstance(schema, int) and schema > SCHEMA:
-        what = f"{FILE} has schema {schema}; this version writes {SCHEMA}, and would lose what is in it"
+        what = f"{FILE} has schema {schema}; this version writes {SCHEMA}, and would lose its certificates"
         raise BundleError(what, where=path, fix="certify with the version that wrote it, or remove the file")
 
 
-def _digest_of(content: Mapping[str, Any]) -> str:
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of certificate.json's content without ``digest``, as lower-case hex."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -229,16 +235,17 @@ def _kind(host: Mapping[str, Any]) -> str:
 def choose(
     certificates: Sequence[Certificate],
     host: Mapping[str, Any],
+    *,
     versions: Callable[[str], Mapping[str, str]],
     engine: str | None = None,
     where: object = None,
     stands: Callable[[Certificate], bool] = lambda certificate: True,
 ) -> tuple[Certificate, str]:
-    """The fastest that passed on this kind of ``host`` with just the packages that are installed, and why it was chosen.
+    """The fastest certificate that passed on this kind of ``host`` with exactly the installed packages, and why it was chosen.
 
-    ``versions`` of an engine are of all its packages here; ``engine`` is the only one to look at, if named. ``stands`` says
-    whether what a certificate was measured with is still there. An engine that this version does not have is not installed.
-    Raise :class:`EngineUnavailable` if there is none, saying what there is instead.
+    ``versions(engine)`` has the versions of all packages of an engine that are installed here. ``engine`` is the only one to
+    consider, if named. ``stands`` says whether what a certificate was measured with is still there. An engine that this version
+    does not have counts as not installed. Raise :class:`EngineUnavailable`, with what there is instead, if none will do.
     """
     mine = [c for c in certificates if engine in (None, c.engine)]
     here = [c for c in mine if _kind(c.host) == _kind(host)]

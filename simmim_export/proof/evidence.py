@@ -1,7 +1,7 @@
-"""Held-out, labeled examples that travel with a model, so that a device can measure how well it still answers.
+"""Evidence: held-out, labeled examples that travel with a model, so that a device can measure how well it still answers.
 
 A checkpoint carries them as the bytes of :meth:`Evidence.save`; a bundle as ``evidence.npz``, with PyTorch's FP32 outputs for
-them. Whatever is read is checked before it is used (:mod:`simmim_export.proof.fitting`).
+them (the references). Everything that is read is checked before it is used (:mod:`simmim_export.proof.fitting`).
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ import numpy as np
 
 from simmim_export.errors import BundleError
 from simmim_export.proof.wholeness import check
-from simmim_export.system.files import DAMAGED, pack, unpack
+from simmim_export.system.npz import DAMAGED, pack, unpack
 
 FILE = "evidence.npz"
-# The task that ranks images by captions; every other task is named after its head.
+# The task that ranks images by captions; every other task is named by the labels of its pipeline.
 RETRIEVAL = "retrieval"
-# Texts and the source as JSON: its bytes, and how many values it may hold. A thousand images with eight questions of each of six
-# heads take 50,000 values and 3 MB. A list of three bytes takes twenty times as many in memory.
+# The most bytes and values of the JSON that holds the texts and the source. A thousand images with eight questions for each of
+# six heads take 50,000 values and 3 MB. A list of three bytes takes twenty times as many in memory.
 MOST_WORDS, MOST_VALUES = 32 << 20, 1 << 20
 PARTS = ("images", "labels", "scores", "reference")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is asked of a set of n images or clips, k times each.
+    """What is asked about a set of n images or clips, k times each.
 
-    ``images`` names the set; ``texts`` n rows of k texts, or () where the head reads the image alone; ``labels`` int64 [n, k]
-    the right classes (of retrieval: zeros, unused); ``scores`` float32 [n, k, classes] in [0, 1] where several are right in part.
+    ``images`` names the set. ``texts`` has n rows of k texts, or is empty if the head reads the image alone. ``labels`` int64
+    [n, k] are the right classes (zeros for retrieval, which does not use them). ``scores`` float32 [n, k, classes] in [0, 1] says
+    how right each class is, where several are partly right.
     """
 
     images: str
@@ -42,7 +43,7 @@ class Task:
     scores: np.ndarray | None = None
 
     def right(self, chosen: np.ndarray) -> np.ndarray:
-        """float64 [n, k]: 1 or 0 for each chosen class (int [n, k]), or the score of what was chosen; 0 for -1, no answer."""
+        """float64 [n, k]: 1 or 0 for each ``chosen`` class (int [n, k]), or its score if there are any; 0 for -1, no answer."""
         if self.scores is None:
             return (chosen == self.labels).astype(np.float64)
         scored = np.take_along_axis(self.scores, np.maximum(chosen, 0)[..., None], axis=2)[..., 0].astype(np.float64)
@@ -55,18 +56,20 @@ class _Asked(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Words(msgspec.Struct, forbid_unknown_fields=True):
-    """What of the evidence is not an array."""
+    """The part of the evidence that is not arrays."""
 
     source: dict[str, Any]
     tasks: dict[str, _Asked]
     plain: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """``images``: sets uint8 [n, H, W, 3], or of clips [n, f, H, W, 3]; ``tasks`` by the name of their head, or "retrieval";
-    ``source`` says where they are from; ``plain`` texts that no task asks; ``reference`` holds PyTorch's outputs as the
-    examiner names them, or nothing yet.
+    """Sets of images and what is asked about them.
+
+    ``images`` has sets uint8 [n, H, W, 3] of images and [n, f, H, W, 3] of clips. ``tasks`` has each task by its name: the labels
+    of the pipeline that answers it, or :data:`RETRIEVAL`. ``source`` says where the examples are from. ``plain`` has texts that
+    no task asks. ``reference`` has PyTorch's outputs by the names of :mod:`simmim_export.proof.asked`; a checkpoint has none.
     """
 
     images: Mapping[str, np.ndarray]
@@ -76,7 +79,7 @@ class Evidence:
     reference: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def save(self) -> bytes:
-        """As bytes; the same evidence always gives the same."""
+        """The evidence as bytes; the same evidence always gives the same bytes."""
         words: dict[str, Any] = {"source": dict(self.source), "tasks": {}, "plain": self.plain}
         arrays = {f"images/{name}": array for name, array in self.images.items()}
         for name, task in self.tasks.items():
@@ -91,8 +94,8 @@ class Evidence:
     def load(cls, source: Path | bytes, where: object = None) -> Evidence:
         """The inverse of :meth:`save`.
 
-        Raise :class:`BundleError` for bytes that are not evidence, hold anything else, or do not fit together. Whether they fit a
-        model is for :func:`simmim_export.proof.fitting.require_fit`.
+        Raise :class:`BundleError` for bytes that are not evidence, hold anything else, or do not fit together.
+        :func:`simmim_export.proof.fitting.require_fit` checks that they fit a model.
         """
         where = where or (source if isinstance(source, Path) else None)
         try:
@@ -112,7 +115,7 @@ class Evidence:
             raise ValueError(f"'words' is {text.dtype} {list(text.shape)}")
         if text.nbytes > MOST_WORDS:
             raise ValueError(f"'words' has {text.nbytes:,} bytes; the limit is {MOST_WORDS:,}")
-        # Each value follows a comma or a bracket. Those inside of texts count as well.
+        # Each value follows a comma or a bracket. Commas and brackets inside of texts count too.
         values = sum(int((text == ord(mark)).sum()) for mark in ",[{")
         if values > MOST_VALUES:
             raise ValueError(f"'words' has {values:,} commas and brackets; the limit is {MOST_VALUES:,}")
@@ -123,19 +126,31 @@ class Evidence:
             if part not in parts or not name:
                 raise ValueError(f"it holds {key!r}, which is not a part of evidence")
             parts[part][name] = array
+        labels, scores = parts["labels"], parts["scores"]
         for part in ("labels", "scores"):
             if strange := set(parts[part]) - set(words.tasks):
                 raise ValueError(f"it holds {part} of unknown tasks: {', '.join(sorted(map(repr, strange)))}")
-        if lacking := set(words.tasks) - set(parts["labels"]):
+        if lacking := set(words.tasks) - set(labels):
             raise ValueError(f"it lacks the labels of {', '.join(sorted(map(repr, lacking)))}")
         tasks = {
-            name: Task(row.images, tuple(map(tuple, row.texts)), parts["labels"][name], parts["scores"].get(name))
+            name: Task(
+                images=row.images,
+                texts=tuple(map(tuple, row.texts)),
+                labels=labels[name],
+                scores=scores.get(name),
+            )
             for name, row in words.tasks.items()
         }
-        return cls(parts["images"], tasks, words.source, tuple(words.plain), parts["reference"])
+        return cls(
+            images=parts["images"],
+            tasks=tasks,
+            source=words.source,
+            plain=tuple(words.plain),
+            reference=parts["reference"],
+        )
 
     def with_reference(self, reference: Mapping[str, np.ndarray]) -> Evidence:
-        """The same with PyTorch's outputs."""
+        """The same evidence with PyTorch's outputs."""
         return replace(self, reference=dict(reference))
 
     def texts(self) -> list[str]:
@@ -145,9 +160,10 @@ class Evidence:
 
 
 def matching(captions: Sequence[Sequence[str]], images: str) -> Task | None:
-    """Each image with its own first caption (1) and with that of another image (0), so that no blind answer beats a half.
+    """A task that pairs each image with its own first caption (class 1) and with that of another image (class 0), so that an
+    answer which does not look is right half of the time.
 
-    The other is the next image whose first caption is none of its own; None where an image has no such other.
+    The other image is the next one whose first caption is not a caption of this image. None if an image has no such other.
     """
     count, texts = len(captions), []
     for row, own in enumerate(captions):
@@ -156,4 +172,4 @@ def matching(captions: Sequence[Sequence[str]], images: str) -> Task | None:
         if other is None:
             return None
         texts.append((own[0], other))
-    return Task(images, tuple(texts), np.tile(np.array([1, 0], np.int64), (count, 1)))
+    return Task(images=images, texts=tuple(texts), labels=np.tile(np.array([1, 0], np.int64), (count, 1)))

@@ -6,9 +6,10 @@ import numpy as np
 
 from simmim_export.bundle import Manifest
 from simmim_export.errors import BundleError
-from simmim_export.proof.evidence import RETRIEVAL, Evidence
+from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, pipeline_of
+from simmim_export.proof.evidence import RETRIEVAL, Evidence, Task
 from simmim_export.proof.wholeness import check, described
-from simmim_export.spec import TensorSpec
+from simmim_export.spec import Kind, Pipeline, TensorSpec
 
 # How far the length of a unit vector in FP32 may be from 1.
 UNIT = 1e-3
@@ -22,7 +23,13 @@ def require_fit(evidence: Evidence, manifest: Manifest, where: object = None, *,
     """
     try:
         check(evidence)
-        _check_against(evidence, manifest)
+        _check_images(evidence, manifest)
+        for name, task in evidence.tasks.items():
+            clips = evidence.images[task.images].ndim == 5
+            if name == RETRIEVAL:
+                _check_retrieval(task, manifest, clips=clips)
+            else:
+                _check_task(name, task, manifest=manifest, clips=clips)
         if referenced:
             _check_references(evidence, manifest)
     except ValueError as error:
@@ -31,78 +38,88 @@ def require_fit(evidence: Evidence, manifest: Manifest, where: object = None, *,
     return evidence
 
 
-def _tensor(manifest: Manifest, graph: str, name: str) -> TensorSpec:
-    """The tensor ``name`` of a graph; ValueError where the model has none."""
-    for spec in manifest.graphs:
-        for tensor in (*spec.inputs, *spec.outputs):
-            if (spec.name, tensor.name) == (graph, name):
-                return tensor
-    raise ValueError(f"the model has no {name} of {graph}")
+def _input(manifest: Manifest, kind: Kind) -> TensorSpec | None:
+    """What the first graph that takes a tensor of ``kind`` takes."""
+    return next((tensor for graph in manifest.graphs for tensor in graph.inputs if tensor.kind is kind), None)
 
 
-def _last(manifest: Manifest, graph: str, name: str) -> int:
-    size = _tensor(manifest, graph, name).shape[-1]
-    if not isinstance(size, int):
-        raise ValueError(f"{name} of {graph} has no fixed size")
-    return size
+def _size(manifest: Manifest, pipeline: Pipeline) -> int:
+    """The size of the last dimension of a pipeline's first output: classes of logits, channels of an embedding."""
+    wanted = pipeline.outputs[0]
+    for name in reversed(pipeline.graphs):
+        for tensor in manifest.graph(name).outputs:
+            if tensor.name == wanted and isinstance(size := tensor.shape[-1], int):
+                return size
+    raise ValueError(f"no graph of {pipeline.name} gives {wanted} with a fixed size")
 
 
-def _check_against(evidence: Evidence, manifest: Manifest) -> None:
-    frames = {axis.name: axis for graph in manifest.graphs if graph.name == "video_encoder" for axis in graph.axes}
+def _check_images(evidence: Evidence, manifest: Manifest) -> None:
+    image, frames = _input(manifest, Kind.IMAGE), _input(manifest, Kind.FRAMES)
     for name, images in evidence.images.items():
-        wanted = _tensor(manifest, "image_encoder", "pixels").shape[1:]
-        if images.shape[-3:] != wanted:
-            raise ValueError(f"images {name!r} are {described(images)}, the model takes {list(wanted)}")
+        if image is not None and images.shape[-3:] != image.shape[1:]:
+            raise ValueError(f"images {name!r} are {described(images)}, the model takes {list(image.shape[1:])}")
         if images.ndim == 5:
-            axis = frames.get("frames")
-            if axis is None:
-                raise ValueError(f"images {name!r} are clips, and the model has no video encoder")
-            if not axis.minimum <= images.shape[1] <= axis.maximum:
-                allowed = f"{axis.minimum} to {axis.maximum}"
-                raise ValueError(f"clips {name!r} have {images.shape[1]} frames, the model takes {allowed}")
-    pipelines = {pipeline.graphs[-1]: pipeline.graphs for pipeline in manifest.pipelines if pipeline.graphs}
-    for name, task in evidence.tasks.items():
-        clips = evidence.images[task.images].ndim == 5
-        if name == RETRIEVAL:
-            if clips or not task.texts:
-                raise ValueError(f"task {name!r} needs images and captions")
-            continue
-        if f"head.{name}" not in pipelines:
-            heads = ", ".join(sorted(graph.removeprefix("head.") for graph in pipelines if graph.startswith("head.")))
-            raise ValueError(f"task {name!r} asks a head that the model does not have (it has: {heads or 'none'})")
-        graphs = pipelines[f"head.{name}"]
-        if clips != ("video_encoder" in graphs):
-            raise ValueError(f"task {name!r} has {'clips' if clips else 'images'}, its head reads the other kind")
-        if bool(task.texts) != ("fusion" in graphs):
-            raise ValueError(f"task {name!r} has {'' if task.texts else 'no '}texts, its head reads them or does not")
-        if not task.texts and task.labels.shape[1] != 1:
-            raise ValueError(f"labels of {name!r} are {described(task.labels)}, an image alone has one answer")
-        classes = _last(manifest, f"head.{name}", "logits")
-        if task.labels.max() >= classes:
-            raise ValueError(f"labels of {name!r} go up to {task.labels.max()}, the head has {classes} classes")
-        if task.scores is not None and task.scores.shape[2] != classes:
-            raise ValueError(f"scores of {name!r} are {described(task.scores)}, the head has {classes} classes")
+            if frames is None or not frame_graphs(manifest):
+                raise ValueError(f"images {name!r} are clips, and the model does not take clips")
+            least, most = _frame_counts(manifest, frames)
+            if not least <= images.shape[1] <= most:
+                raise ValueError(f"clips {name!r} have {images.shape[1]} frames, the model takes {least} to {most}")
+
+
+def _frame_counts(manifest: Manifest, frames: TensorSpec) -> tuple[int, int]:
+    size = frames.shape[1]
+    if isinstance(size, int):
+        return size, size
+    axis = next(axis for graph in manifest.graphs if frames in graph.inputs for axis in graph.axes if axis.name == size)
+    return axis.minimum, axis.maximum
+
+
+def _check_retrieval(task: Task, manifest: Manifest, *, clips: bool) -> None:
+    if clips or not task.texts:
+        raise ValueError(f"task {RETRIEVAL!r} needs images and captions")
+    towers = [pipeline for kind in (IMAGES, TEXTS) if (pipeline := pipeline_of(manifest, kind)) is not None]
+    if len(towers) < 2 or len({_size(manifest, pipeline) for pipeline in towers}) > 1:
+        raise ValueError(f"task {RETRIEVAL!r} needs a model that embeds images and texts in one space")
+
+
+def _check_task(name: str, task: Task, *, manifest: Manifest, clips: bool) -> None:
+    pipeline = pipeline_of(manifest, f"{LOGITS}/{name}")
+    if pipeline is None:
+        names = ", ".join(sorted({pipeline.labels for pipeline in manifest.pipelines if pipeline.labels}))
+        raise ValueError(f"task {name!r} asks a head that the model does not have (it has: {names or 'none'})")
+    kinds = manifest.takes(pipeline).keys()
+    if clips != (Kind.FRAMES in kinds) or (clips and Kind.IMAGE in kinds):
+        raise ValueError(f"task {name!r} has {'clips' if clips else 'images'}, its head reads the other kind")
+    if bool(task.texts) != (Kind.TOKEN_IDS in kinds):
+        what = "texts, which its head does not read" if task.texts else "no texts, which its head reads"
+        raise ValueError(f"task {name!r} has {what}")
+    if not task.texts and task.labels.shape[1] != 1:
+        raise ValueError(f"labels of {name!r} are {described(task.labels)}, an image alone has one answer")
+    classes = _size(manifest, pipeline)
+    if task.labels.max() >= classes:
+        raise ValueError(f"labels of {name!r} go up to {task.labels.max()}, the head has {classes} classes")
+    if task.scores is not None and task.scores.shape[2] != classes:
+        raise ValueError(f"scores of {name!r} are {described(task.scores)}, the head has {classes} classes")
 
 
 def _check_references(evidence: Evidence, manifest: Manifest) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, images in evidence.images.items():
-        if images.ndim == 4:
-            shapes[f"images/{name}"] = (len(images), _last(manifest, "image_encoder", "image_embed"))
-    if texts := evidence.texts():
-        shapes["text_embed"] = (len(texts), _last(manifest, "text_encoder", "text_embed"))
-    for name, task in evidence.tasks.items():
-        if name != RETRIEVAL:
-            shapes[f"logits/{name}"] = (*task.labels.shape, _last(manifest, f"head.{name}", "logits"))
+    for output, pipeline in asked(evidence, manifest).items():
+        kind, _, name = output.partition("/")
+        if kind == LOGITS:
+            rows = evidence.tasks[name].labels.shape
+        else:
+            rows = (len(evidence.texts() if kind == TEXTS else evidence.images[name]),)
+        shapes[output] = (*rows, _size(manifest, pipeline))
     if lacking := sorted(set(shapes) - set(evidence.reference)):
         raise ValueError(f"it has no reference for {', '.join(lacking)}")
     if strange := sorted(set(evidence.reference) - set(shapes)):
-        raise ValueError(f"it has references that nothing is compared with: {', '.join(strange)}")
-    for name, shape in shapes.items():
-        values = evidence.reference[name]
+        raise ValueError(f"it has references that are compared with nothing: {', '.join(strange)}")
+    for output, shape in shapes.items():
+        values = evidence.reference[output]
         if values.shape != shape:
-            raise ValueError(f"the reference {name!r} is {described(values)}, not {list(shape)}")
-        if not name.startswith("logits/"):
+            raise ValueError(f"the reference {output!r} is {described(values)}, not {list(shape)}")
+        if not output.startswith(f"{LOGITS}/"):
             far = np.abs(np.linalg.norm(values.astype(np.float64), axis=1) - 1).max()
             if far > UNIT:
-                raise ValueError(f"the reference {name!r} is not of unit length: it is {far:.2g} off")
+                raise ValueError(f"the reference {output!r} is not of unit length: it is {far:.2g} off")

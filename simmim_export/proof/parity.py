@@ -5,139 +5,40 @@ Every deployment hop (an export, a compile, the first run on a device) is judged
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from simmim_export.errors import BundleError, GateFailed, UsageError
-from simmim_export.spec import TOLERANCES, GraphSpec, Precision, TensorSpec
-from simmim_export.system.files import DAMAGED, pack, unpack
+from simmim_export.bundle.golden import Golden
+from simmim_export.engines.pipeline import Runs
+from simmim_export.errors import GateFailed, UsageError
+from simmim_export.spec import TOLERANCES, GraphSpec, Kind, Precision, TensorSpec
 
 Tensors = Mapping[str, np.ndarray]
 
-# An export probes nine shapes; each case is run at least once.
-MAX_CASES, MAX_NAME = 100, 100
-_FIX = "export the bundle again, or copy it again, whole"
-# The output of every head. Its softmax does not change if a number is added to a whole row, and a model may scale it.
-LOGITS = "logits"
-# Logits that differ by no more than so many roundings of the largest of them are equal.
+# Logits whose difference is at most this many roundings of the largest of them are equal.
 ROUNDINGS = 8
 # How far apart classes are at least, relative to their logits, for the tolerance of FP32 to be one of their difference.
 RESOLVED = 0.003
-# Which axis a mask pads.
-MASKS: Mapping[str, str] = {"attention_mask": "sequence", "frame_mask": "frames"}
-
-
-class Runs(Protocol):
-    """The one thing that parity needs of a session."""
-
-    def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
-        """Compute every output from every input."""
-        ...
+# The two checks of a single sample.
+ALONE, UNPADDED = "alone", "without padding"
 
 
 @runtime_checkable
 class Limited(Protocol):
-    """A session that was compiled for some shapes only: the others are no part of what it promises."""
+    """A session that was compiled for some shapes only; it promises nothing for the others."""
 
     def fits(self, feeds: Tensors) -> bool:
         """Whether it takes ``feeds``."""
         ...
 
 
-@dataclass(frozen=True)
-class Golden:
-    """Real inputs and PyTorch's FP32 outputs for them, one case for each probed shape.
-
-    A case maps a tensor to its array: an input by its name (``pixels``), an output by its graph and name
-    (``head.vqa:logits``), since several graphs may give a tensor of the same name.
-    """
-
-    cases: Mapping[str, Tensors]
-
-    def save(self) -> bytes:
-        """The content of golden.npz; the same tensors always give the same bytes."""
-        return pack({f"{case}/{key}": array for case, tensors in self.cases.items() for key, array in tensors.items()})
-
-    @classmethod
-    def load(cls, path: Path, *, graphs: Sequence[GraphSpec] | None = None) -> Golden:
-        """Read golden.npz, and :meth:`check` it for ``graphs``. Give those of the manifest for a bundle that is not your own.
-
-        Raise :class:`BundleError` if it does not fit, or is damaged.
-        """
-        cases: dict[str, dict[str, np.ndarray]] = {}
-        try:
-            for name, array in unpack(path).items():
-                case, _, key = name.partition("/")
-                cases.setdefault(case, {})[key] = array
-        except DAMAGED as error:
-            raise BundleError(f"golden.npz cannot be read: {error}", where=path, fix=_FIX) from error
-        golden = cls(cases)
-        if graphs is not None:
-            golden.check(graphs, path)
-        return golden
-
-    def check(self, graphs: Sequence[GraphSpec], where: object = None) -> None:
-        """Raise :class:`BundleError`, naming the case and the tensor, unless each case holds every input and output of
-        ``graphs`` and nothing else, each finite and with the dtype, rank and fixed sizes of its spec, and each dynamic axis
-        has one size in the whole case, which is in the axis's range. Of every axis some case has the largest size: batches of
-        one would not show what a graph does to several."""
-
-        def refuse(what: str) -> BundleError:
-            return BundleError(f"golden.npz {what}", where=where, fix=_FIX)
-
-        if not 0 < len(self.cases) <= MAX_CASES:
-            raise refuse(f"has {len(self.cases)} cases, not 1 to {MAX_CASES}")
-        largest: dict[str, int] = {}
-        for case, tensors in self.cases.items():
-            if not case.isprintable() or not 0 < len(case) <= MAX_NAME:
-                raise refuse(f"has a case named {case[:MAX_NAME]!r}")
-            sizes: dict[str, int] = {}
-            unused = set(tensors)
-            for graph in graphs:
-                outputs = [(tensor, f"{graph.name}:{tensor.name}") for tensor in graph.outputs]
-                for tensor, key in [*((t, self._key(case, t.name)) for t in graph.inputs), *outputs]:
-                    shown = f"case {case!r}, {key or tensor.name}"
-                    if key is None or key not in tensors:
-                        raise refuse(f"lacks a tensor: {shown}, of graph {graph.name}")
-                    if problem := _misfit(tensors[key], tensor, graph, sizes):
-                        raise refuse(f"has a wrong tensor: {shown}, of graph {graph.name}: {problem}")
-                    unused.discard(key)
-            if unused:
-                raise refuse(f"has a tensor of no graph: case {case!r}, {min(unused)[:MAX_NAME]!r}")
-            largest |= {name: max(size, largest.get(name, 0)) for name, size in sizes.items()}
-        for graph in graphs:
-            for axis in graph.axes:
-                if largest.get(axis.name, 0) < axis.maximum:
-                    promise = f"{graph.name} promises {axis.maximum}"
-                    raise refuse(f"proves {axis.name!r} up to {largest.get(axis.name, 0)}, and {promise}")
-
-    def largest(self) -> str:
-        """The case with the most values: the largest batch of the longest texts."""
-        return max(self.cases, key=lambda name: sum(array.size for array in self.cases[name].values()))
-
-    def _key(self, case: str, name: str) -> str | None:
-        """Where the input ``name`` of a graph is in ``case``: as stored, or as PyTorch's graph before it gave it."""
-        keys = (key for key in self.cases[case] if key == name or key.endswith(f":{name}"))
-        return min(keys, key=lambda key: key != name, default=None)
-
-    def feeds(self, case: str, spec: GraphSpec) -> dict[str, np.ndarray]:
-        """The inputs of ``spec`` in ``case``. KeyError for one that is not there."""
-        tensors = self.cases[case]
-        return {tensor.name: tensors[self._key(case, tensor.name) or tensor.name] for tensor in spec.inputs}
-
-    def expected(self, case: str, spec: GraphSpec) -> dict[str, np.ndarray]:
-        """PyTorch's outputs of ``spec`` in ``case``."""
-        return {tensor.name: self.cases[case][f"{spec.name}:{tensor.name}"] for tensor in spec.outputs}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ParityRow:
-    """One output in one check. ``scaled_error`` and ``cosine`` as in :class:`~simmim_export.spec.Tolerance`; of logits, the error
-    is that of :func:`logits_error` if it is larger."""
+    """One output in one check. ``scaled_error`` and ``cosine`` as in :class:`~simmim_export.spec.Tolerance`; for logits, the
+    error is that of :func:`logits_error` if it is larger."""
 
     check: str
     output: str
@@ -147,14 +48,14 @@ class ParityRow:
     passed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """Everything that was compared for one graph at one precision."""
+    """Everything that was compared for one graph at one precision. ``variant`` is the form of the graph that was run, where there
+    are several for one precision."""
 
     graph: str
     precision: Precision
     rows: tuple[ParityRow, ...]
-    # The form of the graph that was run, where there are several for one precision.
     variant: str = ""
 
     @property
@@ -164,12 +65,12 @@ class ParityReport:
 
     @property
     def scaled_error(self) -> float:
-        """The worst of the rows."""
+        """The largest of the rows, infinite if there are none."""
         return max((row.scaled_error for row in self.rows), default=float("inf"))
 
     @property
     def cosine(self) -> float:
-        """The worst of the rows."""
+        """The smallest of the rows, -1 if there are none."""
         return min((row.cosine for row in self.rows), default=-1.0)
 
     def summary(self) -> dict[str, float | int | bool]:
@@ -184,31 +85,28 @@ class ParityReport:
     def require(self, where: object, fix: str) -> None:
         """Raise :class:`GateFailed` naming the worst rows unless there are some and all passed."""
         if not self.rows:
-            raise GateFailed(f"{self.graph} at {self.precision} has no output that was compared", where=where, fix=fix)
+            raise GateFailed(f"{self.graph} at {self.precision} has no output to compare", where=where, fix=fix)
         failed = sorted((row for row in self.rows if not row.passed), key=lambda row: -row.scaled_error)
         if failed:
+            count = f"{len(failed)} of {len(self.rows)} checks"
             lines = [
-                f"{r.check}, {r.output} {list(r.shape)}: error {r.scaled_error:.2e}, cosine {r.cosine:.6f}"
-                for r in failed
+                f"{row.check}, {row.output} {list(row.shape)}: error {row.scaled_error:.2e}, cosine {row.cosine:.6f}"
+                for row in failed[:5]
             ]
-            shown = "\n  ".join(lines[:5])
-            raise GateFailed(
-                f"{self.graph} at {self.precision} differs from PyTorch in {len(failed)} of {len(self.rows)} checks:\n  {shown}",
-                where=where,
-                fix=fix,
-            )
+            what = "\n  ".join([f"{self.graph} at {self.precision} differs from PyTorch in {count}:", *lines])
+            raise GateFailed(what, where=where, fix=fix)
 
 
-def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """(max|a - b| / max(1, rms(b)), worst cosine over the last axis).
+def difference(output: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """The scaled error max|a - b| / max(1, rms(b)), and the smallest cosine of two rows over the last axis.
 
-    (inf, -1), which no tolerance allows, for different shapes, empty arrays, values that are not real floats, NaN, infinity, and
-    values so large that their squares are not finite.
+    They are inf and -1, which no tolerance allows, for arrays of different shapes, empty arrays, values that are not real floats,
+    NaN, infinity, and values so large that their squares are not finite.
     """
     failed = float("inf"), -1.0
-    if found.shape != expected.shape or not found.size or {found.dtype.kind, expected.dtype.kind} != {"f"}:
+    if output.shape != expected.shape or not output.size or {output.dtype.kind, expected.dtype.kind} != {"f"}:
         return failed
-    a, b = (np.atleast_1d(array.astype(np.float64)) for array in (found, expected))
+    a, b = (np.atleast_1d(array.astype(np.float64)) for array in (output, expected))
     with np.errstate(over="ignore", invalid="ignore"):
         scale = np.sqrt(np.mean(b * b))
         norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
@@ -222,23 +120,25 @@ def difference(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
 
 def logits_scale(expected: np.ndarray) -> float:
-    """How far the classes of ``expected`` [..., classes] are apart: the root mean square of each row less its mean, and at least
-    :data:`RESOLVED` of that of the values themselves, which is how well arithmetic in FP32 can tell them apart."""
+    """How far apart the classes of ``expected`` [..., classes] are: the root mean square of each row, less its mean.
+
+    It is at least :data:`RESOLVED` times the root mean square of the values themselves: FP32 cannot tell classes apart better.
+    """
     values = expected.astype(np.float64)
     apart = values - values.mean(axis=-1, keepdims=True)
     return max(float(np.sqrt(np.mean(apart * apart))), RESOLVED * float(np.sqrt(np.mean(values * values))))
 
 
-def logits_error(found: np.ndarray, expected: np.ndarray, *, scale: float | None = None) -> float:
-    """How far the logits ``found`` [..., classes] are from ``expected`` as answers, relative to ``scale``.
+def logits_error(output: np.ndarray, expected: np.ndarray, *, scale: float | None = None) -> float:
+    """How far the logits ``output`` [..., classes] are from ``expected``, relative to ``scale``, as answers.
 
-    Each row counts less its mean, since softmax does not see an offset, and the default scale is :func:`logits_scale`: without
-    both, a large offset or a small scale would hide any other answer. Differences of :data:`ROUNDINGS` roundings in FP32 of the
-    largest value are none. Infinite for what :func:`difference` cannot compare.
+    The mean of each row is subtracted first, because softmax does not see an offset. The default scale is :func:`logits_scale`.
+    Without both, a large offset or a small scale would hide a different answer. A difference of up to :data:`ROUNDINGS` FP32
+    roundings of the largest value counts as 0. The result is infinite where :func:`difference` cannot compare.
     """
-    if not np.isfinite(difference(found, expected)[0]):
+    if not np.isfinite(difference(output, expected)[0]):
         return float("inf")
-    a, b = found.astype(np.float64), expected.astype(np.float64)
+    a, b = output.astype(np.float64), expected.astype(np.float64)
     far = np.abs((a - a.mean(axis=-1, keepdims=True)) - (b - b.mean(axis=-1, keepdims=True))).max()
     excess = float(far - ROUNDINGS * np.finfo(np.float32).eps * np.abs(b).max())
     if excess <= 0:
@@ -247,74 +147,74 @@ def logits_error(found: np.ndarray, expected: np.ndarray, *, scale: float | None
     return excess / scale if scale else float("inf")
 
 
-def _misfit(array: np.ndarray, tensor: TensorSpec, graph: GraphSpec, sizes: dict[str, int]) -> str | None:
-    """What of ``array`` contradicts ``tensor`` of ``graph``; None if nothing. ``sizes`` collects those of dynamic axes."""
-    try:
-        tensor.check(array)
-    except UsageError as error:
-        return error.what
-    ranges = {axis.name: axis for axis in graph.axes}
-    for name, size in zip(tensor.shape, array.shape, strict=True):
-        if not isinstance(name, str):
-            continue
-        axis = ranges.get(name)
-        if axis is None or not max(1, axis.minimum) <= size <= axis.maximum:
-            return f"its axis {name!r} has size {size}" + (f", not {axis.minimum} to {axis.maximum}" if axis else "")
-        if sizes.setdefault(name, size) != size:
-            return f"its axis {name!r} has size {size}, and {sizes[name]} in another tensor of the case"
-    if not array.size:
-        return "it is empty"
-    return None if np.isfinite(array).all() else "it holds NaN or infinity"
+def padded_axes(spec: GraphSpec) -> dict[str, str]:
+    """The mask inputs of ``spec`` and the dynamic axis that each of them pads: the mask's second dimension."""
+    masks = (tensor for tensor in spec.inputs if tensor.kind in (Kind.TEXT_MASK, Kind.FRAME_MASK))
+    return {mask.name: axis for mask in masks for axis in mask.shape[1:2] if isinstance(axis, str)}
 
 
-def compare(session: Runs, spec: GraphSpec, golden: Golden, precision: Precision) -> ParityReport:
+def cut(tensors: Tensors, specs: tuple[TensorSpec, ...], *, axis: str, length: int) -> dict[str, np.ndarray]:
+    """``tensors`` with only the first ``length`` positions of ``axis``, wherever ``specs`` have it."""
+    shapes = {spec.name: spec.shape for spec in specs}
+    return {
+        name: array[tuple(slice(length if size == axis else None) for size in shapes[name])]
+        for name, array in tensors.items()
+    }
+
+
+def compare(session: Runs, spec: GraphSpec, *, golden: Golden, precision: Precision) -> ParityReport:
     """Run every golden case, then the invariance checks, and compare each output with PyTorch's.
 
-    Batch invariance: each sample alone gives what it gives among others. Padding invariance: a text without its padding
+    Batch invariance: each sample alone gives what it gives among others. Padding invariance: a text or clip without its padding
     gives what it gives with it. Both are compared with PyTorch's outputs for the padded batch. Logits are also compared by
     :func:`logits_error`, at FP32 relative to their own size.
 
-    ``precision`` says how close is close enough. KeyError for one without a tolerance. What a :class:`Limited` session does not
-    take is left out, and shows in the number of rows; :class:`UsageError` if nothing is left.
+    ``precision`` says how close is close enough; KeyError for one without a tolerance. What a :class:`Limited` session does not
+    take is left out, which shows in the number of rows; :class:`UsageError` if nothing is left.
     """
     tolerance = TOLERANCES[precision]
     rows: list[ParityRow] = []
     golden = _taken(session, spec, golden)
-    heads = [golden.expected(case, spec)[LOGITS] for case in golden.cases if LOGITS in {o.name for o in spec.outputs}]
-    # Of all cases together: in a single row the classes may be equal by chance.
-    scale = max(map(logits_scale, heads), default=0.0)
+    # Over all cases together: in a single row the classes may be equal by chance.
+    scales = {
+        tensor.name: max(logits_scale(golden.expected(case, spec)[tensor.name]) for case in golden.cases)
+        for tensor in spec.outputs
+        if tensor.kind is Kind.LOGITS
+    }
     if precision is not Precision.FP32:
-        scale = max(scale, 1.0)
+        scales = {name: max(scale, 1.0) for name, scale in scales.items()}
 
-    def judge(check: str, found: Tensors, expected: Tensors) -> None:
+    def judge(check: str, outputs: Tensors, expected: Tensors) -> None:
         for name, reference in expected.items():
-            error, cosine = difference(found[name], reference)
-            if name == LOGITS:
-                error = max(error, logits_error(found[name], reference, scale=scale))
-            good = error <= tolerance.scaled_error and cosine >= tolerance.cosine
-            rows.append(ParityRow(check, name, reference.shape, error, cosine, good))
+            error, cosine = difference(outputs[name], reference)
+            if name in scales:
+                error = max(error, logits_error(outputs[name], reference, scale=scales[name]))
+            passed = error <= tolerance.scaled_error and cosine >= tolerance.cosine
+            shape = reference.shape
+            row = ParityRow(check=check, output=name, shape=shape, scaled_error=error, cosine=cosine, passed=passed)
+            rows.append(row)
 
     for case in golden.cases:
         judge(case, session.run(golden.feeds(case, spec)), golden.expected(case, spec))
     largest = _largest(golden, spec)
-    for check, index, alone, reference in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
-        if _takes(session, alone):
-            judge(f"{check}, sample {index}", session.run(alone), reference)
-    return ParityReport(spec.name, precision, tuple(rows))
+    for sample in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
+        if _takes(session, sample.feeds):
+            judge(f"{sample.check}, sample {sample.index}", session.run(sample.feeds), sample.expected)
+    return ParityReport(graph=spec.name, precision=precision, rows=tuple(rows))
 
 
-def invariance(session: Runs, spec: GraphSpec, golden: Golden) -> dict[str, float]:
-    """``batch`` and ``padding``: the largest scaled error of a sample alone, and of one without its padding, against what the
-    same session gives it among others. 0 for what the graph does not have."""
+def invariance(session: Runs, spec: GraphSpec, *, golden: Golden) -> dict[str, float]:
+    """The largest scaled error of a sample alone (``batch``), and of one without its padding (``padding``), against what the same
+    session gives it among others. 0 where the graph has nothing to check."""
     feeds = golden.feeds(_largest(_taken(session, spec, golden), spec), spec)
-    among = session.run(feeds)
-    found = {"batch": 0.0, "padding": 0.0}
-    for check, _, alone, reference in _samples(feeds, among, spec):
-        if not _takes(session, alone):
+    errors = {"batch": 0.0, "padding": 0.0}
+    for sample in _samples(feeds, session.run(feeds), spec):
+        if not _takes(session, sample.feeds):
             continue
-        outputs, kind = session.run(alone), "batch" if check == ALONE else "padding"
-        found[kind] = max(found[kind], *(difference(outputs[name], values)[0] for name, values in reference.items()))
-    return found
+        outputs, check = session.run(sample.feeds), "batch" if sample.check == ALONE else "padding"
+        far = (difference(outputs[name], values)[0] for name, values in sample.expected.items())
+        errors[check] = max(errors[check], *far)
+    return errors
 
 
 def _takes(session: Runs, feeds: Tensors) -> bool:
@@ -325,12 +225,9 @@ def _taken(session: Runs, spec: GraphSpec, golden: Golden) -> Golden:
     """The cases that ``session`` takes; raise :class:`UsageError` if there are none."""
     cases = {name: case for name, case in golden.cases.items() if _takes(session, golden.feeds(name, spec))}
     if not cases:
-        what = f"{spec.name} was compiled for shapes that no golden case has: nothing can prove it"
-        raise UsageError(what, fix="compile it for a wider range, that of the bundle if nothing is asked for")
+        what = f"{spec.name} was compiled for shapes that no golden case has, so it cannot be checked"
+        raise UsageError(what, fix="compile it for a wider range of shapes, or for the bundle's own range")
     return Golden(cases)
-
-
-ALONE, UNPADDED = "alone", "without padding"
 
 
 def _largest(golden: Golden, spec: GraphSpec) -> str:
@@ -343,22 +240,24 @@ def _largest(golden: Golden, spec: GraphSpec) -> str:
     return max(golden.cases, key=size)
 
 
-def _samples(
-    feeds: Tensors, expected: Tensors, spec: GraphSpec
-) -> Iterator[tuple[str, int, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """(check, number, inputs, outputs) of every sample alone, and again without its padding."""
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """One row of a batch, by itself or also without its padding, and what it must give."""
+
+    check: str
+    index: int
+    feeds: Tensors
+    expected: Tensors
+
+
+def _samples(feeds: Tensors, expected: Tensors, spec: GraphSpec) -> Iterator[_Sample]:
+    """Every row of ``feeds`` alone, and again without its padding."""
     for index in range(len(next(iter(feeds.values())))):
         alone = {name: array[index : index + 1] for name, array in feeds.items()}
         reference = {name: array[index : index + 1] for name, array in expected.items()}
-        yield ALONE, index, alone, reference
-        for mask, axis in MASKS.items():
-            if mask in alone:
-                length = max(int(alone[mask].sum()), spec.axis(axis).minimum)
-                shorter = _cut(alone, spec.inputs, axis, length)
-                yield UNPADDED, index, shorter, _cut(reference, spec.outputs, axis, length)
-
-
-def _cut(tensors: Tensors, specs: tuple, axis: str, length: int) -> dict[str, np.ndarray]:
-    """Keep the first ``length`` positions of every tensor that has ``axis`` (always its second)."""
-    shapes = {spec.name: spec.shape for spec in specs}
-    return {name: array[:, :length] if axis in shapes[name] else array for name, array in tensors.items()}
+        yield _Sample(check=ALONE, index=index, feeds=alone, expected=reference)
+        for mask, axis in padded_axes(spec).items():
+            length = max(int(alone[mask].sum()), spec.axis(axis).minimum)
+            shorter = cut(alone, spec.inputs, axis=axis, length=length)
+            outputs = cut(reference, spec.outputs, axis=axis, length=length)
+            yield _Sample(check=UNPADDED, index=index, feeds=shorter, expected=outputs)

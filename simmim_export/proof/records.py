@@ -1,4 +1,4 @@
-"""The typed records of which a certificate consists; what is parsed into them has every field, and numbers in range."""
+"""The typed records of certificate.json. A parsed record has every field, and its numbers are in range."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class _Typed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A record of certificate.json: keyword arguments alone, and no field that it does not name."""
+    """A record of certificate.json. It takes only keyword arguments, and has only the fields that it names."""
 
 
 class CertifiedLine(_Typed, frozen=True):
-    """A limit beside what was found; ``found`` is None for what could not be computed, and ``reason`` says why it is not kept if
-    that is another than the limit."""
+    """A limit and what was measured; ``measured`` is None if it could not be computed, and ``reason`` says why the line is not
+    kept, if that is not because of the limit."""
 
     name: str
-    found: Finite | None
+    measured: Finite | None
     allowed: str
     kept: bool
     reason: str = ""
@@ -42,7 +42,7 @@ class CertifiedLine(_Typed, frozen=True):
 
 
 class Unjudged(_Typed, frozen=True):
-    """A limit that was asked for and not judged, and why."""
+    """A limit that was asked for and could not be judged, and why."""
 
     name: str
     limit: str
@@ -50,7 +50,7 @@ class Unjudged(_Typed, frozen=True):
 
 
 class Parity(_Typed, frozen=True):
-    """:meth:`simmim_export.proof.parity.ParityReport.summary`; what could not be measured is None."""
+    """:meth:`simmim_export.proof.parity.ParityReport.summary`; None stands for what could not be measured."""
 
     passed: bool
     checks: Count
@@ -59,15 +59,19 @@ class Parity(_Typed, frozen=True):
 
 
 class Executed(_Typed, frozen=True):
-    """How many nodes ran as which type, and what says so."""
+    """How many nodes ran in each type, and where that was read."""
 
     executed: dict[str, Count]
     source: str
 
 
 class CertifiedGraph(_Typed, frozen=True):
-    """One graph: its artifact, the precision asked for, how close to PyTorch it is, how far a sample alone or without padding is
-    from itself among others, what was executed, and what it was compiled to, for an engine that compiles ahead of time."""
+    """One graph at the ``precision`` that was asked for.
+
+    ``artifact`` is the digest of its file, and ``compiled`` that of what an engine compiled it to ahead of time, or None.
+    ``parity`` says how close it is to PyTorch; ``invariance`` how far a sample alone (``batch``) or without padding (``padding``)
+    is from the same sample among others; ``executed`` which types its nodes ran in.
+    """
 
     artifact: Sha256
     precision: Precision
@@ -89,7 +93,7 @@ class Embedding(_Typed, frozen=True):
 
 
 class Answered(_Typed, frozen=True):
-    """:func:`simmim_export.proof.figures.paired_loss` of a task, and the share of answers that are the reference's."""
+    """:func:`simmim_export.proof.figures.paired_loss` of a task; ``top1`` is the share of answers that equal the reference's."""
 
     value: Share
     reference: Share
@@ -106,7 +110,7 @@ class Answered(_Typed, frozen=True):
 
 
 class Reproduced(_Typed, frozen=True):
-    """How far an output is from its reference; None where it is not finite."""
+    """How far an output is from its reference; None if it is not finite."""
 
     scaled_error: Finite | None
     cosine: Cosine
@@ -122,12 +126,12 @@ class Figures(_Typed, frozen=True):
 
 
 class Certificate(_Typed, frozen=True):
-    """One engine at one plan of precisions on one host. ``precision`` is what was asked for, ``plan`` what that means.
+    """One engine at one precision plan on one host. ``precision`` is what was asked for, ``plan`` is the plan that it means.
 
-    ``graphs`` holds every graph of the bundle, ``figures`` what the evidence says. ``latency``: median seconds at batch 1 by
-    pipeline, in rounds beside the others of the same ``run``, which is the time it began. ``budget`` as text, and each of its
-    ``lines`` with what was found; ``not_judged`` lists what of it could not be judged. ``suspicious`` are remarks on tasks that
-    went better than they should. ``passed`` is :func:`verdict`.
+    ``graphs`` has every graph of the bundle, ``figures`` what the evidence says. ``latency`` is the median seconds at batch 1 of
+    each pipeline, measured in turns with the other certificates of the same ``run``, which is the time it began. ``lines`` has
+    what was measured for each limit of ``budget``; ``not_judged`` lists the limits that could not be judged. ``suspicious`` has
+    remarks on tasks that went better than they should. ``passed`` is the :func:`verdict`.
     """
 
     engine: str
@@ -152,28 +156,27 @@ class Certificate(_Typed, frozen=True):
         return f"{self.engine}:{self.precision}"
 
     def host_name(self) -> str:
-        """The machine in a few words."""
+        """The processor and the number of threads, for people."""
         return f"{self.host.get('cpu')}, {self.host.get('threads')} threads"
 
     def failures(self) -> list[str]:
-        """Why it did not pass, in words: the lines that are not kept, and the graphs that differ from PyTorch."""
+        """Why it did not pass: the lines that are not kept, and the graphs that differ from PyTorch."""
         lines = [in_words(line.as_row()) for line in self.lines if not line.kept]
-        return lines + [f"parity of {name}" for name, graph in self.graphs.items() if not _proven(graph.parity)]
+        return [*lines, *(f"parity of {name}" for name, graph in self.graphs.items() if not _proven(graph.parity))]
 
     def as_json(self) -> Any:
         """As plain JSON values; NaN and infinity are null."""
         return as_json(msgspec.to_builtins(self))
 
     def speed(self) -> float:
-        """Geometric mean of the latencies in seconds: one figure to order certificates by that no pipeline dominates."""
+        """The geometric mean of the latencies in seconds, to order certificates by: no pipeline dominates it."""
         return exp(sum(log(value) for value in self.latency.values()) / len(self.latency))
 
 
 def verdict(lines: Sequence[CertifiedLine], graphs: Mapping[str, CertifiedGraph]) -> bool:
-    """Whether there is at least one line, every line is kept with a number found, and every graph passed at least one check of
-    parity."""
-    good = all(line.kept and line.found is not None and isfinite(line.found) for line in lines)
-    return bool(lines and graphs) and good and all(_proven(graph.parity) for graph in graphs.values())
+    """Whether there are lines, every line is kept and has a number, and every graph passed one or more checks of parity."""
+    kept = all(line.kept and line.measured is not None and isfinite(line.measured) for line in lines)
+    return bool(lines and graphs) and kept and all(_proven(graph.parity) for graph in graphs.values())
 
 
 def _proven(parity: Parity) -> bool:

@@ -1,4 +1,4 @@
-"""Checks evidence by itself: nothing in it is empty, not finite, of another type than declared, or contradicts the rest."""
+"""Checks evidence by itself: every part has values of the right type, is finite, and agrees with the other parts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 if TYPE_CHECKING:
     from simmim_export.proof.evidence import Evidence, Task
 
-# More than any training takes along (1,024 images, 8 texts each); a file may not make a device work for days.
+# More than training takes along (1,024 images, 8 texts each); a hostile file must not keep a device busy for days.
 MOST_SETS, MOST_IMAGES, MOST_EACH, MOST_TEXTS, LONGEST_TEXT = 64, 1 << 16, 4096, 1 << 17, 1 << 16
 
 
 def check(evidence: Evidence) -> None:
-    """Raise ValueError naming the first tensor or text that is empty, not finite, of another type, or does not fit the others."""
+    """Raise ValueError naming the first tensor or text that is empty, not finite, of a wrong type, or does not fit the others."""
     if not evidence.images and not evidence.texts():
         raise ValueError("it holds neither images nor texts")
     if max(len(evidence.images), len(evidence.tasks), len(evidence.reference)) > MOST_SETS:
@@ -40,7 +40,7 @@ def check(evidence: Evidence) -> None:
 
 def _check_task(name: str, task: Task, evidence: Evidence) -> None:
     if task.images not in evidence.images:
-        raise ValueError(f"task {name!r} asks about images {task.images!r}, which are not there")
+        raise ValueError(f"task {name!r} asks about images {task.images!r}, which it does not hold")
     count, labels = len(evidence.images[task.images]), task.labels
     fits = labels.dtype == np.int64 and labels.ndim == 2 and len(labels) == count and 1 <= labels.shape[1] <= MOST_EACH
     if not fits or labels.min() < 0:
@@ -56,5 +56,5 @@ def _check_task(name: str, task: Task, evidence: Evidence) -> None:
 
 
 def described(array: np.ndarray) -> str:
-    """The dtype and the shape of ``array`` in words."""
+    """The dtype and shape of ``array``, for a message."""
     return f"{array.dtype} {list(array.shape)}"

@@ -118,14 +118,16 @@ def small_bundle(bundle: Path, target: Path) -> Path:
     count = np.zeros((3, 2), np.int64)
     asked = (("what colour is it ?", "is it red ?"), ("red circle", "a square"), ("how many", "left of the circle"))
     images = {"asked": np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)}
-    tasks = {head: Task("asked", asked, count) for head in ("match", "vqa")}
-    tasks["vqa"] = Task("asked", asked, count, np.full((3, 2, len(labels["vqa"])), 0.5, np.float32))
-    tasks["retrieval"] = Task("asked", asked, count)
-    evidence = Evidence(images, tasks, {"name": "fuzz"}, ("a plain text",))
+    tasks = {head: Task(images="asked", texts=asked, labels=count) for head in ("match", "vqa")}
+    tasks["vqa"] = Task(
+        images="asked", texts=asked, labels=count, scores=np.full((3, 2, len(labels["vqa"])), 0.5, np.float32)
+    )
+    tasks["retrieval"] = Task(images="asked", texts=asked, labels=count)
+    evidence = Evidence(images=images, tasks=tasks, source={"name": "fuzz"}, plain=("a plain text",))
     manifest["files"] |= {"evidence.npz": ""}
     place(target, None, sealed(files | {"evidence.npz": evidence.save()}, manifest))
     with load(target) as model:
-        outputs = Examiner(model.bundle.manifest, evidence, model.tokens).outputs(model.session)
+        outputs = Examiner(model.bundle.manifest, evidence, tokens=model.tokens).outputs(model.session)
     return place(target, None, sealed(files | {"evidence.npz": evidence.with_reference(outputs).save()}, manifest))
 
 

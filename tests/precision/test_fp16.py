@@ -10,13 +10,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support import golden_of
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines import get_engine
 from simmim_export.errors import DataError, GateFailed
 from simmim_export.precision.fp16 import check, check_values, halve, require, rounded, to_fp16
 from simmim_export.precision.islands import LARGEST, Feeds, find_islands, ranges
-from simmim_export.proof.parity import Golden, ParityReport, compare
+from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.spec import GraphSpec, Precision, Tolerance
 
 TOLERANCE = Tolerance(scaled_error=0.03, cosine=0.9999)
@@ -25,7 +27,7 @@ GRAPHS = ["image_encoder", "text_encoder", "fusion", "head.match", "head.vqa"]
 
 def real(bundle: Path, name: str) -> tuple[Path, GraphSpec, Golden, Feeds]:
     """The FP32 graph ``name`` of a bundle, its spec, the golden tensors, and single samples of them for its inputs."""
-    spec, golden = Bundle.open(bundle).manifest.graph(name), Golden.load(bundle / "golden.npz")
+    spec, golden = Bundle.open(bundle).manifest.graph(name), golden_of(bundle)
     case = max(golden.cases, key=lambda case: len(golden.cases[case]["pixels"]))
     batch = golden.feeds(case, spec)
     count = len(next(iter(batch.values())))
@@ -35,8 +37,8 @@ def real(bundle: Path, name: str) -> tuple[Path, GraphSpec, Golden, Feeds]:
 
 def figures(model: onnx.ModelProto, spec: GraphSpec, golden: Golden, path: Path) -> ParityReport:
     onnx.save(model, path)
-    session = get_engine("ort").open(path, spec, Precision.FP32)
-    return compare(session, spec, golden, Precision.FP32)
+    session = get_engine("ort").open(path, spec, precision=Precision.FP32)
+    return compare(session, spec, golden=golden, precision=Precision.FP32)
 
 
 def graph(nodes: list[onnx.NodeProto], size: int = 4, **constants: float | np.ndarray) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
@@ -18,7 +19,6 @@ from simmim_export.errors import DataError, GateFailed
 from simmim_export.precision.int8 import check, saturates, to_int8, touched
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products
-from simmim_export.proof.parity import Golden
 from simmim_export.spec import GraphSpec, Precision, TensorSpec
 
 
@@ -32,7 +32,7 @@ def feeds(pixels: np.ndarray) -> list[dict[str, np.ndarray]]:
 
 def tokens(bundle: Path) -> list[dict[str, np.ndarray]]:
     """Real texts, one a feed."""
-    golden, spec = Golden.load(bundle / "golden.npz"), Bundle.open(bundle).manifest.graph("text_encoder")
+    golden, spec = golden_of(bundle), Bundle.open(bundle).manifest.graph("text_encoder")
     found = golden.feeds(max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size), spec)
     return [{name: rows[[index]] for name, rows in found.items()} for index in range(len(found["input_ids"]))]
 
@@ -155,7 +155,9 @@ def test_convolutions_that_share_weights_are_quantised_and_run(tmp_path: Path) -
     feeds = [{"x": random.normal(size=(1, 8, 16, 16)).astype(np.float32)} for _ in range(8)]
     assert to_int8(source, target, feeds).convolutions == ("of x", "of a")
     spec = GraphSpec("g", (TensorSpec("x", "float32", tuple(shape)),), (TensorSpec("y", "float32", tuple(shape)),), ())
-    exact, found = (get_engine("ort").open(p, spec, Precision.INT8).run(feeds[0])["y"] for p in (source, target))
+    exact, found = (
+        get_engine("ort").open(p, spec, precision=Precision.INT8).run(feeds[0])["y"] for p in (source, target)
+    )
     assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)
 
 
@@ -252,7 +254,7 @@ def test_real_weights_keep_their_neighbours(minilm_bundle: Path, engine: str) ->
 
     assert Bundle.open(minilm_bundle).artifact("text_encoder", "int8-u8").built_for == {}
     texts = sentences()[:200]
-    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, "int8") as model:
+    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, precision="int8") as model:
         found = agreement(exact.embed_text(texts), model.embed_text(texts))
     assert found["cosine_mean"] >= 0.998 and found["cosine_min"] >= 0.99 and found["top1"] >= 0.9
 
@@ -261,5 +263,5 @@ def test_a_session_does_not_edit_the_file(tiny_bundle: Path, tmp_path: Path) -> 
     path = shutil.copy(tiny_bundle / "graphs/text_encoder.int8-u8.onnx", tmp_path / "x.onnx")
     before = Path(path).read_bytes()
     spec = Bundle.open(tiny_bundle).manifest.graph("text_encoder")
-    get_engine("ort").open(Path(path), spec, Precision.INT8).close()
+    get_engine("ort").open(Path(path), spec, precision=Precision.INT8).close()
     assert Path(path).read_bytes() == before and len(list(tmp_path.iterdir())) == 1

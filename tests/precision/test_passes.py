@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.precision import passes
 from simmim_export.precision.passes import Options, Passes
-from simmim_export.proof.parity import Golden
 
 
 def test_a_cache_that_is_full_costs_no_result(
@@ -35,7 +35,7 @@ def test_a_result_is_kept_whole_or_made_again(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMMIM_EXPORT_CACHE", str(tmp_path / "cache"))
-    golden, spec = Golden.load(tiny_bundle / "golden.npz"), Bundle.open(tiny_bundle).manifest.graph("text_encoder")
+    golden, spec = golden_of(tiny_bundle), Bundle.open(tiny_bundle).manifest.graph("text_encoder")
     rows = golden.feeds(max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size), spec)
     feeds = [{name: array[[index]] for name, array in rows.items()} for index in range(4)]
     source, target = tiny_bundle / "graphs/text_encoder.fp32.onnx", tmp_path / "x.onnx"

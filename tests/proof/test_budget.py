@@ -16,7 +16,7 @@ from simmim_export.proof.budget import DEFAULT, Budget, Promised, promised
 from simmim_export.spec import as_json
 
 FIGURES: dict[str, Any] = {
-    "embeddings": {"image_embed": {"cosine_mean": 0.9995}, "text_embed": {"cosine_mean": 0.99796}},
+    "embeddings": {"images": {"cosine_mean": 0.9995}, "texts": {"cosine_mean": 0.99796}},
     "tasks": {
         "vqa": {"interval": [-0.1, 0.5], "top1": 0.985, "images": 1024},
         "retrieval": {"interval": [0.2, 0.6], "top1": 0.5, "images": 64},
@@ -57,15 +57,15 @@ def test_every_limit_is_held_against_its_own_figures() -> None:
     assert [(line.name, line.kept) for line in lines] == [
         ("answers vqa", True),
         ("retrieval", False),
-        ("cosine image_embed", True),
-        ("cosine text_embed", False),
+        ("cosine images", True),
+        ("cosine texts", False),
         ("agreement vqa", False),
     ]
 
 
 def test_what_is_exceeded_does_not_read_as_kept() -> None:
     said = [str(line) for line in Budget.parse("cosine=0.998,retrieval=0.5pt").lines(FIGURES) if not line.kept]
-    assert said == ["cosine text_embed 0.99796, at least 0.998", "retrieval 0.6, at most 0.5 pt"]
+    assert said == ["cosine texts 0.99796, at least 0.998", "retrieval 0.6, at most 0.5 pt"]
     assert Budget.parse("cosine=0.99999").lines(FIGURES)[0].allowed == "at least 0.99999"
 
 
@@ -76,8 +76,8 @@ def test_a_loss_that_so_few_images_cannot_show_is_not_measurable() -> None:
     assert [one.name for one in left_out] == ["retrieval"]
     assert [line.name for line in budget.lines(FIGURES, without=left_out)] == [
         "answers vqa",
-        "cosine image_embed",
-        "cosine text_embed",
+        "cosine images",
+        "cosine texts",
     ]
     with pytest.raises(UsageError, match=r"64 images of retrieval are too few .* it takes 600") as caught:
         budget.require_measurable(FIGURES)
@@ -93,18 +93,18 @@ def test_every_limit_has_a_line_for_everything_that_is_promised() -> None:
     of: Promised = {
         "answers": ("vqa", "match"),
         "agreement": ("vqa", "match"),
-        "cosine": ("image_embed", "text_embed"),
+        "cosine": ("images", "texts"),
         "retrieval": (),
     }
     budget = Budget.parse("answers=1pt,retrieval=1pt,cosine=0.99,agreement=1%")
     lines = {line.name: line for line in budget.lines(FIGURES, of=of)}
     assert list(lines) == [
-        *("answers vqa", "answers match", "retrieval", "cosine image_embed", "cosine text_embed"),
+        *("answers vqa", "answers match", "retrieval", "cosine images", "cosine texts"),
         *("agreement vqa", "agreement match"),
     ]
     lacking = {name for name, line in lines.items() if not line.kept}
     assert lacking == {"answers match", "retrieval", "agreement match"}
-    assert all(isnan(lines[name].found) and lines[name].reason for name in lacking)
+    assert all(isnan(lines[name].measured) and lines[name].reason for name in lacking)
     assert {one.name for one in budget.not_judged(FIGURES, of=of)} == lacking
     with pytest.raises(UsageError):
         budget.require_measurable(FIGURES, of=of)
@@ -115,11 +115,11 @@ def test_every_limit_has_a_line_for_everything_that_is_promised() -> None:
 
 @pytest.mark.parametrize("changes", [{"interval": [nan, nan], "top1": nan}, {"not_finite": 1}])
 def test_what_is_not_a_number_is_not_kept(changes: dict[str, Any]) -> None:
-    figures = {"embeddings": {"image_embed": {"cosine_mean": nan}}, "tasks": {"vqa": FIGURES["tasks"]["vqa"] | changes}}
+    figures = {"embeddings": {"images": {"cosine_mean": nan}}, "tasks": {"vqa": FIGURES["tasks"]["vqa"] | changes}}
     lines = Budget.parse("answers=100pt,cosine=0.0001,agreement=0.0001%").lines(figures)
     assert len(lines) == 3 and not any(line.kept for line in lines) and all(line.reason for line in lines)
     for row in as_json([line.as_row() for line in lines]):
-        assert row["found"] is None or isfinite(row["found"])
+        assert row["measured"] is None or isfinite(row["measured"])
     assert "not computed" in str(lines[1])
 
 
@@ -139,7 +139,7 @@ def test_a_loss_beyond_doubt_fails_however_few_images_there_are() -> None:
     assert len(left_out) == 2
     assert budget.judge(figures([-1, 6], [0.5, 9]), of=of, left_out=left_out) == ([], left_out)
     (line,), rest = budget.judge(figures([93, 100], [-1, 6]), of=of, left_out=left_out)
-    assert (line.name, line.kept, line.found) == ("answers vqa", False, 93) and line.reason
+    assert (line.name, line.kept, line.measured) == ("answers vqa", False, 93) and line.reason
     assert [one.name for one in rest] == ["answers match"]
     lines, rest = budget.judge(figures([-1, 6], [-1, 6], broken=1), of=of, left_out=left_out)
     assert [line.kept for line in lines] == [False, False] and not rest
@@ -149,4 +149,4 @@ def test_a_manifest_promises_its_heads_and_towers(every_bundle: Path) -> None:
     of = promised(Bundle.open(every_bundle).manifest)
     heads = {"match", "vqa", "text_class", "image_class", "video_class", "video_qa"}
     assert set(of["answers"]) == set(of["agreement"]) == heads
-    assert of["cosine"] == ("image_embed", "text_embed") and of["retrieval"] == ("retrieval",)
+    assert of["cosine"] == ("images", "texts") and of["retrieval"] == ("retrieval",)

@@ -3,88 +3,42 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from forging import EMBED, LABELS, LOGITS, Arrays, forged, put, with_one, words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.golden import Golden
 from simmim_export.errors import BundleError
 from simmim_export.proof.evidence import FILE, Evidence, Task
 from simmim_export.proof.examine import Examiner, require_evidence
 from simmim_export.proof.fitting import require_fit
-from simmim_export.proof.parity import Golden
-from simmim_export.system.files import digest, pack, unpack
-
-Arrays = dict[str, np.ndarray]
-LOGITS, EMBED, LABELS = "reference/logits/vqa", "reference/text_embed", "labels/vqa"
-
-
-def forged(bundle: Path, copy: Path, change: Callable[[Arrays], object]) -> Bundle:
-    """A copy with other evidence, under digests that fit."""
-    shutil.copytree(bundle, copy)
-    arrays = unpack(copy / FILE)
-    change(arrays)
-    (copy / FILE).write_bytes(pack(arrays))
-    manifest = Bundle.open(copy).manifest
-    files = dict(manifest.files) | {FILE: digest(copy / FILE)}
-    (copy / "manifest.json").write_text(replace(manifest, files=files).dumps())
-    return Bundle.open(copy)
-
-
-def words(change: Callable[[dict[str, Any]], object]) -> Callable[[Arrays], None]:
-    def apply(arrays: Arrays) -> None:
-        content = json.loads(arrays["words"].tobytes())
-        change(content)
-        arrays["words"] = np.frombuffer(json.dumps(content).encode(), np.uint8)
-
-    return apply
-
-
-def put(key: str, make: Callable[[np.ndarray], Any]) -> Callable[[Arrays], None]:
-    """Replace one tensor by what ``make`` gives for it."""
-
-    def apply(arrays: Arrays) -> None:
-        arrays[key] = np.asarray(make(arrays[key]))
-
-    return apply
-
-
-def with_one(key: str, value: float) -> Callable[[Arrays], None]:
-    def change(array: np.ndarray) -> np.ndarray:
-        array = array.copy()
-        array.reshape(-1)[3] = value
-        return array
-
-    return put(key, change)
-
+from simmim_export.system.npz import unpack
 
 BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "complex logits": (put(LOGITS, lambda a: a.astype(np.complex64)), "logits/vqa"),
-    "complex embeddings": (put(EMBED, lambda a: a.astype(np.complex64)), "text_embed"),
+    "complex embeddings": (put(EMBED, lambda a: a.astype(np.complex64)), "texts"),
     "double logits": (put(LOGITS, lambda a: a.astype(np.float64)), "logits/vqa"),
-    "half embeddings": (put(EMBED, lambda a: a.astype(np.float16)), "text_embed"),
+    "half embeddings": (put(EMBED, lambda a: a.astype(np.float16)), "texts"),
     "big-endian logits": (put(LOGITS, lambda a: a.astype(">f4")), "logits/vqa"),
     "text for logits": (put(LOGITS, lambda a: a.astype("U8")), "logits/vqa"),
     "NaN logits": (put(LOGITS, lambda a: np.full_like(a, np.nan)), "logits/vqa"),
     "one NaN": (with_one(LOGITS, np.nan), "logits/vqa"),
-    "one infinity": (with_one(EMBED, np.inf), "text_embed"),
-    "long embedding": (with_one(EMBED, 2.0), "text_embed"),
-    "zero embeddings": (put(EMBED, np.zeros_like), "text_embed"),
-    "a row less": (put(EMBED, lambda a: a[1:]), "text_embed"),
+    "one infinity": (with_one(EMBED, np.inf), "texts"),
+    "long embedding": (with_one(EMBED, 2.0), "texts"),
+    "zero embeddings": (put(EMBED, np.zeros_like), "texts"),
+    "a row less": (put(EMBED, lambda a: a[1:]), "texts"),
     "a class less": (put(LOGITS, lambda a: a[..., 1:]), "logits/vqa"),
     "a question less": (put(LOGITS, lambda a: a[:, 1:]), "logits/vqa"),
     "flat logits": (put(LOGITS, lambda a: a.reshape(-1)), "logits/vqa"),
     "no logits": (lambda arrays: arrays.pop(LOGITS), "logits/vqa"),
-    "no reference": (lambda arrays: [arrays.pop(k) for k in list(arrays) if k.startswith("ref")], "text_embed"),
+    "no reference": (lambda arrays: [arrays.pop(k) for k in list(arrays) if k.startswith("ref")], "texts"),
     "an unknown reference": (lambda arrays: arrays.update({"reference/logits/x": arrays[LOGITS]}), "logits/x"),
     "an unknown part": (lambda arrays: arrays.update({"more/vqa": arrays[LABELS]}), "more/vqa"),
     "an unknown key": (lambda arrays: arrays.update(more=arrays[LABELS]), "more"),
@@ -125,25 +79,25 @@ BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
         "",
     ),
     "too many words": (put("words", lambda a: np.full(33 << 20, 32, np.uint8)), "words"),
-    "too many values": (words(lambda found: found["source"].update(more=[[]] * 1_100_000)), "words"),
-    "an unknown word": (words(lambda found: found.update(more=1)), "more"),
-    "a text that is not one": (words(lambda found: found["plain"].append(3)), ""),
-    "an empty text": (words(lambda found: found["plain"].append(" ")), ""),
-    "a giant text": (words(lambda found: found["plain"].append("a" * 100_000)), "100000"),
-    "a text more": (words(lambda found: found["plain"].append("a new text")), "text_embed"),
-    "a question less in the texts": (words(lambda found: found["tasks"]["vqa"]["texts"][0].pop()), "vqa"),
-    "no texts for a head that reads them": (words(lambda found: found["tasks"]["vqa"].update(texts=[])), "vqa"),
-    "images that are not there": (words(lambda found: found["tasks"]["vqa"].update(images="x")), "x"),
+    "too many values": (words(lambda content: content["source"].update(more=[[]] * 1_100_000)), "words"),
+    "an unknown word": (words(lambda content: content.update(more=1)), "more"),
+    "a text that is not one": (words(lambda content: content["plain"].append(3)), ""),
+    "an empty text": (words(lambda content: content["plain"].append(" ")), ""),
+    "a giant text": (words(lambda content: content["plain"].append("a" * 100_000)), "100000"),
+    "a text more": (words(lambda content: content["plain"].append("a new text")), "texts"),
+    "a question less in the texts": (words(lambda content: content["tasks"]["vqa"]["texts"][0].pop()), "vqa"),
+    "no texts for a head that reads them": (words(lambda content: content["tasks"]["vqa"].update(texts=[])), "vqa"),
+    "images that are not there": (words(lambda content: content["tasks"]["vqa"].update(images="x")), "x"),
     "a task of no head": (
         lambda arrays: (
-            words(lambda found: found["tasks"].update(other=found["tasks"].pop("vqa")))(arrays),
+            words(lambda content: content["tasks"].update(other=content["tasks"].pop("vqa")))(arrays),
             arrays.update({"labels/other": arrays.pop(LABELS), "reference/logits/other": arrays.pop(LOGITS)}),
         ),
         "other",
     ),
     "nothing at all": (
         lambda arrays: (
-            words(lambda found: found.update(tasks={}, plain=[]))(arrays),
+            words(lambda content: content.update(tasks={}, plain=[]))(arrays),
             [arrays.pop(key) for key in list(arrays) if key != "words"],
         ),
         "",
@@ -165,16 +119,16 @@ def test_evidence_as_exported_fits(asked_bundle: Path, tiny_bundle: Path, every_
         assert Evidence.load(evidence.save()).save() == evidence.save() == (bundle / FILE).read_bytes()
 
 
-def test_what_a_head_reads_is_what_it_is_asked_about(every_bundle: Path) -> None:
+def test_a_task_asks_about_what_its_head_reads(every_bundle: Path) -> None:
     """Clips for a head that reads images, texts for one that reads none, several answers of one image."""
     manifest = Bundle.open(every_bundle).manifest
     still, clip = np.zeros((2, 64, 64, 3), np.uint8), np.zeros((2, 3, 64, 64, 3), np.uint8)
     texts = (("a", "b"), ("c", "d"))
 
     def fits(images: np.ndarray, head: str, texts: tuple[tuple[str, ...], ...], each: int = 2) -> bool:
-        task = Task("s", texts, np.zeros((2, each), np.int64))
+        task = Task(images="s", texts=texts, labels=np.zeros((2, each), np.int64))
         try:
-            require_fit(Evidence({"s": images}, {head: task}, {}), manifest, referenced=False)
+            require_fit(Evidence(images={"s": images}, tasks={head: task}, source={}), manifest, referenced=False)
         except BundleError as error:
             assert head in error.what or "clips" in error.what
             return False
@@ -194,7 +148,7 @@ def test_what_a_head_reads_is_what_it_is_asked_about(every_bundle: Path) -> None
 @pytest.mark.parametrize(
     "damage", [(b"{'descr'", b"{'descr("), (b"'fortran", b"\x00fortran"), (b"\x93NUMPY\x01", b"\x93NUMPY\x07")]
 )
-def test_a_damaged_header_is_an_error_of_ours(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
+def test_a_damaged_header_is_a_bundle_error(damage: tuple[bytes, bytes], tmp_path: Path) -> None:
     """What a header makes Python's tokenizer raise is not a ValueError."""
     part = io.BytesIO()
     np.save(part, np.zeros(3, np.float32))
@@ -203,12 +157,12 @@ def test_a_damaged_header_is_an_error_of_ours(damage: tuple[bytes, bytes], tmp_p
     assert broken != content
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("reference/text_embed.npy", broken)
+        archive.writestr("reference/texts.npy", broken)
     with pytest.raises(BundleError):
         Evidence.load(stream.getvalue())
     (tmp_path / "golden.npz").write_bytes(stream.getvalue())
     with pytest.raises(BundleError):
-        Golden.load(tmp_path / "golden.npz")
+        Golden.load(tmp_path / "golden.npz", ())
 
 
 DTYPES = st.sampled_from(["float32", "float64", "float16", "complex64", "int64", "int32", "uint8", "bool", "U3", "S2"])
@@ -216,7 +170,7 @@ DTYPES = st.sampled_from(["float32", "float64", "float16", "complex64", "int64",
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_altered_evidence_is_refused_or_gives_whole_figures(asked_bundle: Path, data: st.DataObject) -> None:
+def test_altered_evidence_is_refused_or_gives_whole_figures(asked_bundle: Path, data: st.DataObject) -> None:
     manifest = Bundle.open(asked_bundle).manifest
     arrays = unpack(asked_bundle / FILE)
     key = data.draw(st.sampled_from(sorted(arrays)))
@@ -249,8 +203,8 @@ def test_any_altered_evidence_is_refused_or_gives_whole_figures(asked_bundle: Pa
     except BundleError as error:
         assert error.fix and error.exit_code == 5
         return
-    figures = Examiner(manifest, evidence, lambda texts: {}).figures(evidence.reference)
+    figures = Examiner(manifest, evidence, tokens=lambda texts: {}).figures(evidence.reference)
     assert figures["tasks"].keys() == {"retrieval", "match", "vqa"}
-    assert figures["embeddings"].keys() == {"image_embed", "text_embed"}
+    assert figures["embeddings"].keys() == {"images", "texts"}
     numbers = [value for row in figures["tasks"].values() for value in (*row["interval"], row["loss"], row["top1"])]
     assert np.isfinite(numbers).all() and all(row["loss"] == 0 for row in figures["tasks"].values())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
+from simmim_export.spec import Verb
 
 
 class LinearHead(nn.Module):
@@ -56,21 +57,22 @@ class PooledHead(nn.Module):
 
 @dataclass(frozen=True)
 class HeadRow:
-    """A head: its module, the tensor it reads, the pipeline that runs it (the verb a user calls), image or clip."""
+    """A head: its module, the tensor it reads, the pipeline that ends in it, the verb that this serves, image or clip."""
 
     module: type[nn.Module]
     reads: str
     pipeline: str
+    verb: Verb
     video: bool = False
 
 
 HEADS: Mapping[str, HeadRow] = {
-    "match": HeadRow(LinearHead, "fused", "match"),
-    "vqa": HeadRow(HiddenHead, "fused", "answer"),
-    "text_class": HeadRow(HiddenHead, "fused", "classify_text"),
-    "image_class": HeadRow(PooledHead, "image_tokens", "classify_image"),
-    "video_class": HeadRow(PooledHead, "image_tokens", "classify_video", video=True),
-    "video_qa": HeadRow(HiddenHead, "fused", "answer_video", video=True),
+    "match": HeadRow(LinearHead, "fused", "match", Verb.MATCH),
+    "vqa": HeadRow(HiddenHead, "fused", "answer", Verb.ANSWER),
+    "text_class": HeadRow(HiddenHead, "fused", "classify_text", Verb.CLASSIFY_TEXT),
+    "image_class": HeadRow(PooledHead, "image_tokens", "classify_image", Verb.CLASSIFY),
+    "video_class": HeadRow(PooledHead, "image_tokens", "classify_video", Verb.CLASSIFY, video=True),
+    "video_qa": HeadRow(HiddenHead, "fused", "answer_video", Verb.ANSWER, video=True),
 }
 
 

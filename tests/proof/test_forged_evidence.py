@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from forging import LABELS, LOGITS, Arrays, forged, put, words
 from support import change_graph
-from test_fitting import LABELS, LOGITS, Arrays, forged, put, words
 
 from simmim_export.benchmarks.certify import choose_witness, judgeable
 from simmim_export.benchmarks.driver import Contestant
@@ -39,9 +39,9 @@ def test_references_that_fp32_does_not_give_are_not_certified(asked_bundle: Path
 
 def test_answers_that_are_better_than_fp32_are_suspicious(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
     """References with too few right answers: at INT8 no reference is checked, but the gain is shown."""
-    with load(asked_bundle, "ort", "int8") as model:
+    with load(asked_bundle, "ort", precision="int8") as model:
         evidence = require_evidence(model.bundle)
-        answers = Examiner(model.bundle.manifest, evidence, model.tokens).outputs(model.session)["logits/vqa"]
+        answers = Examiner(model.bundle.manifest, evidence, tokens=model.tokens).outputs(model.session)["logits/vqa"]
 
     def change(arrays: Arrays) -> None:
         arrays[LABELS] = answers.argmax(axis=2)
@@ -73,14 +73,14 @@ def test_a_bundle_of_which_nothing_can_be_judged_is_not_certified(asked_bundle: 
 
     def change(arrays: Arrays) -> None:
         words(lambda content: content.update(tasks={}, plain=["a circle"]))(arrays)
-        embeds = arrays["reference/text_embed"][:1]
+        embeds = arrays["reference/texts"][:1]
         for key in [key for key in arrays if key != "words"]:
             del arrays[key]
-        arrays["reference/text_embed"] = embeds
+        arrays["reference/texts"] = embeds
 
     bundle = forged(asked_bundle, tmp_path / "bundle", change)
     _, left_out = judgeable(bundle, Budget.parse(DEFAULT), False)
-    assert {one.name for one in left_out} == {"answers match", "answers vqa", "retrieval", "cosine image_embed"}
+    assert {one.name for one in left_out} == {"answers match", "answers vqa", "retrieval", "cosine images"}
     for strict, error in ((False, BundleError), (True, UsageError)):
         with pytest.raises(error) as caught:
             judgeable(bundle, Budget.parse("answers=1pt,retrieval=1pt"), strict)
@@ -126,13 +126,13 @@ def test_logits_with_an_offset_do_not_hide_other_answers(asked_bundle: Path, tmp
     bundle = forged(changed, tmp_path / "bundle", claim)
     with load(bundle.root) as model:
         evidence = require_evidence(model.bundle)
-        examiner = Examiner(model.bundle.manifest, evidence, model.tokens)
+        examiner = Examiner(model.bundle.manifest, evidence, tokens=model.tokens)
         line = reproduction(
             model.bundle.manifest,
             examiner.figures(examiner.outputs(model.session)),
             [graph.name for graph in model.bundle.manifest.graphs],
         )
-    assert line is not None and not line["kept"] and line["found"] > 1e-4
+    assert line is not None and not line["kept"] and line["measured"] > 1e-4
     done = run_cli("export", "verify", bundle.root, "--evidence", "--json")
     assert done.returncode == 4
     rows = {row["name"]: row for row in json.loads(done.stdout)["budget"]}

@@ -1,0 +1,69 @@
+"""What the manifest says about a model before any file exists: its graphs, labels and embeddings, and where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from simmim_export.bundle import Manifest
+from simmim_export.engines import versions
+from simmim_export.models.family import SourceModel
+from simmim_export.spec import Kind, Verb
+from simmim_export.system.files import digest
+from simmim_export.version import __version__
+
+
+def describe(model: SourceModel, family: str, *, provenance: Mapping[str, object]) -> Manifest:
+    """The manifest of ``model`` without files and artifacts."""
+    return Manifest(
+        family=family,
+        model=model.config,
+        graphs=tuple(graph.spec for graph in model.graphs.values()),
+        pipelines=model.pipelines,
+        preprocessing=model.preprocessing,
+        labels=model.labels,
+        embedding={"dim": embedding_channels(model), "digest": embedding_digest(model)},
+        files={},
+        artifacts=(),
+        metrics=model.metrics,
+        provenance=provenance,
+    )
+
+
+def embedding_channels(model: SourceModel) -> int:
+    """How many channels the model's embeddings have; 0 if it gives none."""
+    for graph in model.graphs.values():
+        for tensor in graph.spec.outputs:
+            if tensor.kind is Kind.EMBEDDING and isinstance(tensor.shape[-1], int):
+                return tensor.shape[-1]
+    return 0
+
+
+def embedding_digest(model: SourceModel) -> str:
+    """SHA-256 of everything that decides an embedding: the weights behind it, the tokenizer and the preprocessing.
+
+    Vectors with different digests live in different spaces and must not be compared.
+    """
+    content = hashlib.sha256(model.tokenizer.encode() + repr(sorted(model.preprocessing.items())).encode())
+    for pipeline in model.pipelines:
+        if pipeline.verb in (Verb.EMBED_IMAGE, Verb.EMBED_TEXT):
+            for graph in pipeline.graphs:
+                for key, tensor in sorted(model.graphs[graph].module.state_dict().items()):
+                    content.update(f"{graph} {key}".encode() + tensor.contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def provenance(checkpoint: Path, model: SourceModel, *, opset: int) -> dict[str, object]:
+    """Where a bundle comes from: the digest and history of its checkpoint, and the versions of the packages that exported it."""
+    packages = {"onnx": version("onnx"), **versions("torch"), **versions("ort")}
+    return {
+        "checkpoint_sha256": digest(checkpoint),
+        "training": model.provenance,
+        "opset": opset,
+        "simmim_export": __version__,
+        "python": platform.python_version(),
+        "packages": {name: number for name, number in packages.items() if name != "simmim-export"},
+    }
