@@ -42,7 +42,7 @@ def document(tmp_path_factory, tiny_bundle: Path, tiny_checkpoint: Path) -> Path
     command += ["--checkpoint", str(tiny_checkpoint), "--pipeline", "answer", "--save", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "cold start" in done.stdout and "text_encoder" in done.stdout
+    assert "first result of" in done.stdout and "text_encoder" in done.stdout
     assert "x torch" not in done.stdout and "--rounds 6" in done.stdout
     return path
 
@@ -340,7 +340,7 @@ def test_a_disk_that_fills_up_meanwhile_does_not_cost_the_tables(small_disk, tin
                 raise OSError
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and str(path) in errors and "Traceback" not in errors, errors
-    assert "embed_text" in said and "cold start" in said
+    assert "embed_text" in said and "first result of" in said
     assert [child.name for child in disk.iterdir()] == ["other"]
 
 

@@ -219,7 +219,6 @@ simmim-train pretrain -o new.pt --steps 1 --resume
 simmim-train finetune -o new.pt --steps 1 --task poetry
 simmim-train finetune -o new.pt --steps 1 --data clips --examples 9
 simmim-train finetune -o new.pt --steps 1 --data clips --task vqa
-simmim-train finetune -o new.pt --steps 1 --data clips --task video_qa --from {checkpoint}
 simmim-train finetune -o new.pt --steps 1 --data table --data-root tables/no_columns
 simmim-train finetune -o new.pt --steps 1 --data table --data-root tables/no_image
 simmim-train finetune -o new.pt --steps 1 --data table --data-root tables/blank
