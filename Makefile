@@ -9,7 +9,7 @@ ALIGN_MINUTES ?= 0.4
 PRETRAIN_MINUTES ?= 1.2
 FINETUNE_MINUTES ?= 3.7
 
-.PHONY: demo demo-long test check lint-graphs bench gpu-check results docs clean
+.PHONY: demo demo-long test check lint-graphs bench gpu-check results docs wording clean
 
 .venv/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -66,8 +66,11 @@ gpu-check:  ## with an NVIDIA GPU: build, verify and measure every graph, and wr
 results: .venv/.dev  ## run what docs/results.md still lacks, about an hour on two cores, and write it
 	$(BIN)/python -P -m simmim_export.training.results
 
-docs: .venv/.dev  ## regenerate the command reference in README.md
+docs: .venv/.dev  ## write docs/cli.md, the command reference
 	$(BIN)/python tests/contracts/command_reference.py --write
+
+wording: .venv/.dev  ## write tests/wording/messages.txt, every message as users see it
+	$(BIN)/python tests/wording/messages.py --write
 
 clean:
 	rm -rf build demo gpu-check .pytest_cache .hypothesis .mypy_cache .ruff_cache

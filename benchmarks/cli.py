@@ -1,4 +1,4 @@
-"""The command ``simmim-bench``: parses options, calls, prints."""
+"""The program ``simmim-bench``: a command parses its options, calls, and prints."""
 
 from __future__ import annotations
 
@@ -8,82 +8,102 @@ from typing import Annotated
 
 import typer
 
-from simmim_export.benchmarks.measure import ROUNDS, Ratio
-from simmim_export.console import Version, check_output, print_json, progress_bar, run_app, stdout_console
-
-app = typer.Typer(
-    help="Measure a bundle's engines against PyTorch: one process an engine, rounds alternated, parity beside latency.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    invoke_without_command=True,
-)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+from simmim_export.benchmarks.measure import ROUNDS
+from simmim_export.console import Version, check_output, new_app, print_json, progress_bar, run_app
+from simmim_export.console.options import AsJson, Overwrite, Rounds, contestants
 
 
-@app.callback()
 def bench(
     context: typer.Context,
     bundle: Annotated[
         Path | None,
-        typer.Option("--bundle", help="Bundle to measure; else ./bundle, else a cached reference of random weights."),
-    ] = None,
-    engine: Annotated[
-        list[str] | None,
         typer.Option(
-            "--engine", help="ENGINE[@DEVICE][:PRECISION], as ort@cuda:fp16; repeatable; torch and ort by default."
+            "--bundle",
+            metavar="BUNDLE",
+            help="Bundle to measure.",
+            show_default="./bundle, or else a reference bundle of random weights that is built once",
         ),
     ] = None,
+    engine: Annotated[list[str] | None, contestants("torch and ort")] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="For engines that name none: cuda, or where they are at home.")
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="For every --engine without @DEVICE: cuda or cpu.",
+            show_default="cpu, or the GPU for trt",
+            rich_help_panel="Engine",
+        ),
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", help="For engines that say none; PyTorch stays fp32.")
+        str,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            help="For every --engine without :PRECISION. PyTorch stays at fp32.",
+            rich_help_panel="Engine",
+        ),
     ] = "fp32",
     pipeline: Annotated[
         list[str] | None,
-        typer.Option("--pipeline", help="Pipeline to measure with its graphs; repeatable; all by default."),
+        typer.Option(
+            "--pipeline",
+            metavar="PIPELINE",
+            help="Pipeline to measure, together with its graphs. Repeatable.",
+            show_default="all",
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 1,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Rounds, engines alternating; a ratio takes 6.")
-    ] = ROUNDS,
-    iterations: Annotated[int, typer.Option("--iterations", min=1, help="Timed runs in a round.")] = 20,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Untimed runs before each round.")] = 3,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Batch size.")] = 1,
+    rounds: Rounds = ROUNDS,
+    iterations: Annotated[int, typer.Option("--iterations", metavar="N", min=1, help="Timed runs in each round.")] = 20,
+    warmup: Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")] = 3,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="For PyTorch; else ckpt.pt beside the bundle.")
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="CKPT",
+            help="Checkpoint that PyTorch runs.",
+            show_default="ckpt.pt beside the bundle",
+            rich_help_panel="Engine",
+        ),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write everything, raw samples included, here.")
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Also write everything to this JSON file, raw samples included."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
     version: Version = False,
 ) -> None:
-    """Measure engines on a bundle; exit 4 if one of them does not compute what PyTorch computed."""
+    """Measure the latency of engines on a bundle.
+
+    Exit code 4 if an engine does not compute what PyTorch computed.
+    """
     if context.invoked_subcommand is not None:
         _refuse_options(context, context.invoked_subcommand)
         return
     from simmim_export.benchmarks import driver
 
-    if json_file is not None:
-        check_output(json_file, overwrite, "--json")
-    engines = list(
-        dict.fromkeys(driver.Contestant.parse(text, precision, device=device) for text in engine or ["torch", "ort"])
-    )
-    # First of all: an engine that is not there should say so at once, not after a bundle was built.
+    if save is not None:
+        check_output(save, "--save", overwrite=overwrite)
+    names = dict.fromkeys(engine or ["torch", "ort"])
+    engines = list(dict.fromkeys(driver.Contestant.parse(name, precision, device=device) for name in names))
+    # First of all: the user should not wait for a bundle to be built only to learn that an engine is missing.
     for contestant in engines:
         contestant.require()
     from simmim_export.benchmarks import reference, report, suites
+    from simmim_export.benchmarks.document import as_document, reserved
     from simmim_export.errors import UsageError
 
-    read = any(contestant.reads_checkpoint for contestant in engines)
-    if checkpoint is not None and not read:
-        raise UsageError("no engine that was named reads a checkpoint", where=checkpoint, fix="drop --checkpoint")
+    with_checkpoint = any(contestant.reads_checkpoint for contestant in engines)
+    if checkpoint is not None and not with_checkpoint:
+        raise UsageError(
+            "only PyTorch reads a checkpoint", where=checkpoint, fix="add --engine torch, or drop --checkpoint"
+        )
     bundle, checkpoint = reference.find(bundle, checkpoint)
-    if read:
+    if with_checkpoint:
         checkpoint = reference.require_checkpoint(checkpoint, bundle)
-    targets, graphs = suites.targets(bundle, pipeline, batch)
+    targets, graphs = suites.targets(bundle, pipeline, batch=batch)
     plan = driver.Plan(
         bundle=bundle,
         checkpoint=checkpoint,
@@ -97,17 +117,21 @@ def bench(
     )
     suites.require(plan)
     load = os.getloadavg()[0]
-    with report.room(json_file, len(targets) * len(engines), rounds * iterations) as write:
+    with reserved(save, rows=len(targets) * len(engines), samples=rounds * iterations) as write:
         with progress_bar("benchmark") as watch:
             measured = driver.measure(plan, watch)
-        # The tables first: if the file cannot be written after all, they are not lost.
-        report.show(plan, measured, load)
-        write(report.as_document(plan, measured, load))
+        document = as_document(plan, measured, load=load)
+        # Print first: if the file cannot be written after all, the figures are not lost.
+        if as_json:
+            print_json(document)
+        else:
+            report.show(plan, measured, document=document)
+        write(document)
     report.require(measured, bundle)
 
 
 def _refuse_options(context: typer.Context, command: str) -> None:
-    """Raise :class:`UsageError` for options of the measurement given to ``command``, which would not heed them."""
+    """Raise :class:`UsageError` if options of the measurement were given in front of ``command``, which would ignore them."""
     from simmim_export.errors import UsageError
 
     given = [
@@ -116,89 +140,89 @@ def _refuse_options(context: typer.Context, command: str) -> None:
         if (source := context.get_parameter_source(parameter.name or "")) is not None and source.name == "COMMANDLINE"
     ]
     if given:
-        what = f"{', '.join(given)} before {command} would be ignored"
-        raise UsageError(what, fix=f"write what is for {command} behind it: simmim-bench {command} --help")
+        what = f"{command} would ignore {', '.join(given)} in front of it"
+        raise UsageError(what, fix=f"see which options {command} has: simmim-bench {command} --help")
 
 
-@app.command()
+app = new_app(
+    "Measure a bundle's engines side by side with PyTorch. Each engine runs in its own process; they take turns in every round, "
+    "and the table shows on one row how fast an engine is and how close to PyTorch.",
+    program="simmim-bench",
+    main=bench,
+    examples=(
+        "simmim-bench --bundle bundle",
+        "simmim-bench --engine ort --engine ort:int8 --engine openvino:int8",
+        "simmim-bench --engine torch@cuda --engine ort@cuda:fp16 --save gpu.json",
+    ),
+)
+
+
+@app.command(examples=("simmim-bench compare before.json after.json",))
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A.json", help="File that simmim-bench --json wrote.")],
-    second: Annotated[Path, typer.Argument(metavar="B.json", help="Another one.")],
+    first: Annotated[Path, typer.Argument(metavar="A.json", help="File that simmim-bench --save wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Another such file.")],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs: how many times faster the second is, with intervals."""
-    from rich.table import Table
+    """Compare two saved runs.
 
-    from simmim_export.benchmarks.compare import compare as run
+    Shows how many times faster the second run is, with 95 % intervals.
+    """
+    from simmim_export.benchmarks import report
+    from simmim_export.benchmarks.compare import compare as compare_files
 
-    found = run(first, second)
+    comparison = compare_files(first, second)
     if as_json:
-        print_json(found)
-        return
-    console = stdout_console()
-    if found["differs"]:
-        console.print(
-            f"warning: the runs differ in {' and '.join(found['differs'])}; the ratios hold for neither alone"
-        )
-    table = Table(title=f"{second} against {first}")
-    for column in ("target", "engine", "precision", "batch", "first ms", "second ms", "times faster", "95 %", ""):
-        table.add_column(column)
-    for row in found["rows"]:
-        names = (row["target"], row["engine"], row["precision"], str(row["batch"]))
-        medians = [f"{value:.3f}" for value in row["medians_ms"]]
-        if row["times_faster"] is None:
-            table.add_row(*names, *medians, "", "", row["reason"])
-            continue
-        ratio = Ratio(row["times_faster"], row["low"], row["high"])
-        table.add_row(*names, *medians, f"{ratio.value:.2f}", ratio.span, "" if ratio.shown else "no difference shown")
-    console.print(table)
+        print_json(comparison)
+    else:
+        report.show_comparison(comparison)
 
 
-@app.command()
+@app.command(
+    examples=("simmim-bench footprint --bundle demo/bundle", "simmim-bench footprint --environment .venv --json")
+)
 def footprint(
-    bundle: Annotated[Path, typer.Option("--bundle", help="Bundle to run.")] = Path("demo/bundle"),
+    bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle to run.")] = Path("demo/bundle"),
     source: Annotated[
         Path | None,
-        typer.Option("--source", help="Checkout to install; by default the one that this command runs from."),
+        typer.Option(
+            "--source", metavar="DIR", help="Checkout to install.", show_default="the one that this command runs from"
+        ),
     ] = None,
     environment: Annotated[
-        Path | None, typer.Option("--environment", help="Use this virtual environment instead of making one.")
+        Path | None,
+        typer.Option("--environment", metavar="DIR", help="Use this virtual environment instead of making a new one."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an environment with the runtime and ONNX Runtime alone: size, cold start, memory, commands."""
-    from simmim_export.benchmarks import footprint as measure
+    """Measure the size and speed of an installation.
+
+    Installs the runtime and ONNX Runtime into a new virtual environment. Measures its size, the time to a first result, memory,
+    and the time of each command.
+    """
+    from simmim_export.benchmarks import footprint as suite
+    from simmim_export.benchmarks import report
 
     with progress_bar("footprint") as watch:
-        found = measure.footprint(bundle, source=source, environment=environment, watch=watch)
+        figures = suite.footprint(bundle, source=source, environment=environment, watch=watch)
     if as_json:
-        print_json(found)
-        return
-    console = stdout_console()
-    console.print(f"packages: {', '.join(found['packages'])}")
-    console.print(
-        f"environment: {found['environment_bytes'] / 1e6:.0f} MB, of which pip {found['pip_bytes'] / 1e6:.0f} MB"
-    )
-    for kind, row in found["cold_start"].items():
-        console.print(
-            f"process to first {kind} embedding: {row['total']:.2f} s (interpreter {row['interpreter']:.2f}, import and "
-            f"open {row['import_and_open']:.2f}, first result {row['first_result']:.2f}), "
-            f"peak {row['peak_memory'] / 1e6:.0f} MB"
-        )
-    console.print("commands: " + ", ".join(f"{name} {taken:.2f} s" for name, taken in found["commands"].items()))
+        print_json(figures)
+    else:
+        report.show_footprint(figures)
 
 
-@app.command()
+@app.command(examples=("simmim-bench train --preset tiny", "simmim-bench train --json > throughput.json"))
 def train(
     preset: Annotated[
-        list[str] | None, typer.Option("--preset", help="Preset to measure; repeatable; all by default.")
+        list[str] | None,
+        typer.Option("--preset", metavar="PRESET", help="Preset to measure. Repeatable.", show_default="all"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure training: samples a second of each preset, and how that grows with images and questions in a batch."""
-    from rich.table import Table
+    """Measure training speed in samples per second.
 
-    from simmim_export.benchmarks import throughput
+    Also shows how the speed grows with the number of images, and of questions, in a batch.
+    """
+    from simmim_export.benchmarks import report, throughput
     from simmim_export.errors import UsageError
 
     presets = list(dict.fromkeys(preset or throughput.SIZES))
@@ -206,43 +230,46 @@ def train(
         if name not in throughput.SIZES:
             raise UsageError(f"unknown preset {name!r}", fix=f"choose one of {', '.join(throughput.SIZES)}")
     with progress_bar("train") as watch:
-        found = throughput.throughput(presets, watch)
+        figures = throughput.throughput(presets, watch)
     if as_json:
-        print_json(found)
-        return
-    table = Table(title=f"training on {found['threads']} threads; samples are images, or in finetune questions")
-    for column in ("preset", "stage", "images", "questions each", "samples/s", "s a step"):
-        table.add_column(column, justify="left" if column in ("preset", "stage") else "right")
-    for row in found["rows"]:
-        questions = str(row["questions"]) if row["stage"] == "finetune" else ""
-        figures = (f"{row['samples_per_second']:.1f}", f"{row['seconds_per_step']:.3f}")
-        table.add_row(row["preset"], row["stage"], str(row["images"]), questions, *figures)
-    stdout_console().print(table)
+        print_json(figures)
+    else:
+        report.show_throughput(figures)
 
 
-@app.command()
+@app.command(
+    examples=(
+        "simmim-bench quantization --text-encoder MINILM",
+        "simmim-bench quantization --text-encoder MINILM --recipe dynamic",
+    )
+)
 def quantization(
-    text_encoder: Annotated[str, typer.Option("--text-encoder", help="Folder of a Hugging Face encoder with weights.")],
-    engine: Annotated[
-        list[str] | None,
-        typer.Option("--engine", help="ENGINE:PRECISION; repeatable; by default ort and openvino, as there are here."),
-    ] = None,
+    text_encoder: Annotated[
+        str, typer.Option("--text-encoder", metavar="DIR", help="Folder of a Hugging Face text encoder with weights.")
+    ],
+    engine: Annotated[list[str] | None, contestants("ort and openvino at the precisions they have here")] = None,
     recipe: Annotated[
         list[str] | None,
         typer.Option(
             "--recipe",
-            help="static, dynamic, nncf, int8-s8, full-range or none: other INT8 graphs on the same engines; repeatable; by "
-            "default all that are installed.",
+            metavar="RECIPE",
+            help="Another way to quantize: static, dynamic, nncf, int8-s8, full-range, or none for ours alone. Repeatable.",
+            show_default="all that are installed",
         ),
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="Preset that the encoder is put into.")] = "small",
-    sentences: Annotated[int, typer.Option("--sentences", min=2, help="Held-out sentences to embed.")] = 1200,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Timed rounds, engines alternating; a ratio takes 6.")
-    ] = ROUNDS,
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="PRESET", help="Preset that the encoder is put into.")
+    ] = "small",
+    sentences: Annotated[
+        int, typer.Option("--sentences", metavar="N", min=2, help="Held-out sentences to embed.")
+    ] = 1200,
+    rounds: Rounds = ROUNDS,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what a lower precision costs a text tower with real weights, what it saves, and what other quantizers reach."""
+    """Compare ways to quantize a real text encoder.
+
+    Shows what each loses and how much faster it is, ours beside those of other tools.
+    """
     import tempfile
 
     from simmim_export.benchmarks import driver, report
@@ -251,10 +278,10 @@ def quantization(
     from simmim_export.precision import peers
 
     if engine is None:
-        contestants, absent = suite.available()
+        engines, absent = suite.available()
     else:
-        contestants, absent = [driver.Contestant.parse(name) for name in engine], {}
-    for contestant in contestants:
+        engines, absent = [driver.Contestant.parse(name) for name in engine], {}
+    for contestant in engines:
         contestant.require()
     lacking = {name: reason for name in peers.RECIPES if (reason := peers.lacking(name))}
     recipes = recipe or [*(name for name in peers.RECIPES if name not in lacking), *suite.OWN]
@@ -265,25 +292,23 @@ def quantization(
     texts = suite.sentences()
     most = len(texts) - suite.CALIBRATION
     if sentences > most:
-        raise UsageError(f"there are {most} sentences to judge by", fix=f"give --sentences {most} or less")
+        raise UsageError(f"--sentences {sentences} is more than the {most} there are", fix=f"give {most} or fewer")
     judges, samples = texts[:sentences], texts[-suite.CALIBRATION :]
     with progress_bar("quantization") as watch, tempfile.TemporaryDirectory() as folder:
         watch("make the bundle", 0, 1)
         bundle = suite.make_bundle(text_encoder, preset, samples, Path(folder))
         for index, name in enumerate(recipes):
-            watch(f"quantize by {name}", index, len(recipes))
-            made = suite.with_recipe(bundle, name, samples, Path(folder))
-            lowered = dict.fromkeys(c.engine for c in contestants if c.precision == "int8")
-            contestants += [driver.Contestant(engine, "int8", name, made) for engine in lowered]
-        found = suite.measure(bundle, contestants, judges, rounds, watch)
+            watch(f"quantize with {name}", index, len(recipes))
+            variant = suite.with_recipe(bundle, name, samples, Path(folder))
+            lowered = dict.fromkeys(c.engine for c in engines if c.precision == "int8")
+            engines += [driver.Contestant(engine=e, precision="int8", recipe=name, bundle=variant) for e in lowered]
+        comparison = suite.measure(bundle, engines, judges, rounds, watch)
     if recipe is None:
         absent |= {name: f"{reason}; pip install 'simmim-export[peers]'" for name, reason in lacking.items()}
     if as_json:
-        print_json(found | {"not_measured": absent})
-        return
-    report.show_quantization(found)
-    for name, reason in absent.items():
-        stdout_console().print(f"not measured: {name}: {reason}")
+        print_json(comparison | {"not_measured": absent})
+    else:
+        report.show_quantization(comparison, not_measured=absent)
 
 
 def main() -> None:

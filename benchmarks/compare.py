@@ -1,4 +1,4 @@
-"""Compares two files that simmim-bench wrote."""
+"""Compares two files that ``simmim-bench --save`` wrote."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from simmim_export.benchmarks.document import read
 from simmim_export.benchmarks.measure import ROUNDS_APART, too_few, unpaired_ratio
-from simmim_export.benchmarks.report import read
 from simmim_export.errors import DataError
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """How many times faster the second run is, row by row, with 95 % intervals and what differs around them.
+    """How many times faster the second run is, row by row, with 95 % intervals.
 
-    A row with too few rounds has the medians of both (in milliseconds), None as its ratio, and ``reason``. Raise
-    :class:`DataError` when the files share no row, or rows of one name had different inputs.
+    ``differs`` names what else differs between the runs: host, bundle. A row with too few rounds has the medians of both runs
+    (in milliseconds), None as its ratio, and a ``reason``. Raises :class:`DataError` if the files have no row in common, or the
+    same row had different inputs.
     """
     a, b = read(first), read(second)
     rows_b = {(r.target, r.engine, r.precision, r.batch): r for r in b["results"]}
@@ -26,9 +27,9 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             continue
         if other.inputs != row.inputs:
             raise DataError(
-                f"{row.target} on {row.engine} had other inputs in the second run",
+                f"{row.target} on {row.engine} had different inputs in the second run",
                 where=second,
-                fix="use the same bundle",
+                fix="compare runs of the same bundle",
             )
         ratio = unpaired_ratio(row.rounds, other.rounds)
         rows.append(
@@ -47,7 +48,9 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         )
     if not rows:
         raise DataError(
-            "the two files share no row", where=f"{first}, {second}", fix="compare runs of the same targets"
+            "the two files have no row in common",
+            where=f"{first}, {second}",
+            fix="measure the same engines and pipelines in both runs",
         )
     differs = [key for key in ("host", "bundle") if a[key] != b[key]]
     return {"first": str(first), "second": str(second), "differs": differs, "rows": rows}

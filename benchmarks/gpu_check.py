@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simmim_export.benchmarks import report
+from simmim_export.benchmarks import document as files
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio
 from simmim_export.console import progress_bar, run_app, say
@@ -138,7 +138,7 @@ def check(
     # If no engine was proven, the benchmark is not run, and that does not count as passed.
     needs = [f"verify {name}" for name in proven or CONTESTANTS]
     source = ("--checkpoint", checkpoint) if any(Contestant.parse(name).reads_checkpoint for name in proven) else ()
-    bench = ("--bundle", bundle, *source, *engines, "--json", folder / "bench.json", "--overwrite")
+    bench = ("--bundle", bundle, *source, *engines, "--save", folder / "bench.json", "--overwrite")
     step("bench", "simmim-bench", *bench, needs=needs)
     step("tests", "pytest", "-q", *TESTS)
     return record
@@ -214,10 +214,10 @@ def main() -> None:
             options.folder,
             options.preset,
             watch=watch,
-            save=lambda record: report.write(certificate(record, [], complete=False), options.output),
+            save=lambda record: files.write(certificate(record, [], complete=False), options.output),
         )
-    document = certificate(record, report.read(bench)["results"] if record.passed("bench") else [])
-    report.write(document, options.output)
+    document = certificate(record, files.read(bench)["results"] if record.passed("bench") else [])
+    files.write(document, options.output)
     for step in record.steps:
         state = "passed" if step.passed else "NOT RUN" if step.exit_code is None else f"FAILED with {step.exit_code}"
         say(f"{step.name}: {state}, {step.seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""Statistics of latencies: percentiles, and ratios with exact intervals, both only from enough samples."""
+"""Statistics of latencies: percentiles and ratios with exact intervals. Both need enough samples."""
 
 from __future__ import annotations
 
@@ -8,30 +8,28 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-# A percentile is only reported when this many samples lie beyond it: the 99th of 100 samples is one sample's luck.
+import numpy as np
+
+# A percentile is reported only if this many samples lie beyond it: the 99th of 100 samples would be one sample's luck.
 BEYOND = 10
-# The fewest rounds of which the least and the greatest hold the median between them with 95 % (96.9 %) confidence.
+# The fewest rounds for which the median lies between the smallest and the largest value with 95 % confidence (96.9 %).
 ROUNDS = 6
-# The fewest rounds in each of two runs for the same interval of their ratios.
+# The fewest rounds in each of two separate runs for a 95 % interval of their ratio.
 ROUNDS_APART = 4
-# Median of an engine's slowest round over that of its fastest: above this, something else used the machine.
+# If the median of an engine's slowest round exceeds that of its fastest by this factor, another program used the machine.
 WILD = 2.0
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:
-    """The ``share`` quantile (in (0, 1)) by linear interpolation, or None where fewer than ``BEYOND`` samples exceed it."""
+    """The ``share`` quantile (in (0, 1)) by linear interpolation; None if fewer than ``BEYOND`` samples lie beyond it."""
     if len(samples) * (1 - share) < BEYOND - 1e-9:
         return None
-    ordered = sorted(samples)
-    position = share * (len(ordered) - 1)
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+    return float(np.quantile(samples, share))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How many times faster, and the interval that holds the truth with a confidence of 95 % or more."""
+    """How many times faster one engine is than another, and the interval that holds the truth with 95 % confidence or more."""
 
     value: float
     low: float
@@ -39,62 +37,47 @@ class Ratio:
 
     @property
     def shown(self) -> bool:
-        """True when the interval leaves out 1: a difference is shown."""
+        """Whether the interval excludes 1, so that the samples show a difference."""
         return not self.low <= 1 <= self.high
 
     @property
     def span(self) -> str:
-        """The interval in words: ``1.86 to 1.97``."""
+        """The interval as text: ``1.86 to 1.97``."""
         return f"{self.low:.2f} to {self.high:.2f}"
 
     def inverse(self) -> Ratio:
-        """The share of time it takes, of a ratio of speeds."""
-        return Ratio(1 / self.value, 1 / self.high, 1 / self.low)
+        """The ratio of times, from a ratio of speeds."""
+        return Ratio(value=1 / self.value, low=1 / self.high, high=1 / self.low)
 
 
 def too_few(rounds: int, least: int = ROUNDS) -> str | None:
-    """Why ``rounds`` give no ratio, and what to type for one; None if there are at least ``least``."""
-    return None if rounds >= least else f"no ratio from {rounds} rounds: measure with --rounds {ROUNDS} or more"
+    """Why there is no ratio from so few ``rounds``, and what to type to get one; None if there are at least ``least``."""
+    return None if rounds >= least else f"too few rounds for a ratio ({rounds}): measure with --rounds {ROUNDS} or more"
 
 
 def spread(rounds: Sequence[Sequence[float]]) -> float:
-    """The median of the slowest round over that of the fastest: 1 on a machine that does nothing else."""
+    """The median of the slowest round divided by that of the fastest. It is close to 1 on an idle machine."""
     medians = [median(samples) for samples in rounds]
     return max(medians) / min(medians)
 
 
-def _left_out(counts: Sequence[int]) -> int | None:
-    """How many values may be left out at each end for a confidence of 95 %: the largest w with P(statistic <= w) <= 2.5 %.
-
-    ``counts``: in how many equally likely cases the statistic is 0, 1, ...; None where not even its least is that rare.
-    """
-    total, below, left = sum(counts), 0, None
-    for value, count in enumerate(counts):
-        below += count
-        if below > 0.025 * total:
-            break
-        left = value
-    return left
-
-
 def paired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio | None:
-    """reference / other, round by round of one run: what slows the machine for a moment slows both. None for fewer than
-    ``ROUNDS`` rounds: one or two ratios of a busy machine can be anything.
+    """reference / other, compared round by round within one run, so that a moment of load slows down both.
 
-    The median of the rounds' ratios, with the interval of order statistics: exact whatever their distribution (Conover,
-    *Practical Nonparametric Statistics*, 1999, section 3.2). A bootstrap of five rounds holds the truth in 91 of 100 cases
-    where it promises 95; that of one round never.
+    Returns the median of the rounds' ratios and its interval from order statistics, which is exact for every distribution
+    (Conover, *Practical Nonparametric Statistics*, 1999, section 3.2). None for fewer than ``ROUNDS`` rounds: on a busy machine
+    one or two ratios can be anything. (A bootstrap of five rounds, which promises 95 %, holds the truth in 91 of 100 cases.)
     """
     ratios = sorted(median(a) / median(b) for a, b in zip(reference, other, strict=True))
     return _ratio(ratios, [math.comb(len(ratios), positive) for positive in range(len(ratios) + 1)])
 
 
 def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio | None:
-    """reference / other for rounds of two runs, which share nothing but the machine. None where the runs have too few rounds
-    for an interval (``ROUNDS_APART`` each are enough).
+    """reference / other for the rounds of two separate runs on the same machine.
 
-    The median of all ratios of a round to one of the other run, with the interval of Mann and Whitney's statistic (Hodges and
-    Lehmann, 1963; Conover, section 5.4), exact where both runs' rounds are distributed alike but for a factor.
+    Returns the median of all ratios between a round of one run and a round of the other, with the interval of Mann and
+    Whitney's statistic (Hodges and Lehmann, 1963; Conover, section 5.4). It is exact if both runs have the same distribution up
+    to a factor. None if the runs have too few rounds for an interval; ``ROUNDS_APART`` each are enough.
     """
     a, b = [median(r) for r in reference], [median(r) for r in other]
     ratios = sorted(x / y for x in a for y in b)
@@ -102,17 +85,31 @@ def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequenc
 
 
 def _ratio(ordered: Sequence[float], counts: Sequence[int]) -> Ratio | None:
-    """The median of the ``ordered`` ratios with the interval that the statistic of ``counts`` allows; None if it allows none."""
-    outside = _left_out(counts)
-    return None if outside is None else Ratio(median(ordered), ordered[outside], ordered[-1 - outside])
+    """The median of the ``ordered`` ratios and the interval that the statistic of ``counts`` allows; None if it allows none."""
+    outside = _outside(counts)
+    return None if outside is None else Ratio(value=median(ordered), low=ordered[outside], high=ordered[-1 - outside])
+
+
+def _outside(counts: Sequence[int]) -> int | None:
+    """How many values a 95 % interval may leave outside at each end: the largest w with P(statistic <= w) <= 2.5 %.
+
+    ``counts[k]``: the number of equally likely cases in which the statistic is k. None if even 0 is too frequent.
+    """
+    total, below, outside = sum(counts), 0, None
+    for value, count in enumerate(counts):
+        below += count
+        if below > 0.025 * total:
+            break
+        outside = value
+    return outside
 
 
 def _rank_sums(a: int, b: int) -> list[int]:
-    """Of all orders of ``a`` + ``b`` values, in how many are 0, 1, ... a * b pairs the other way round: the coefficients of
-    the Gaussian binomial."""
+    """The distribution of Mann and Whitney's statistic for ``a`` and ``b`` values without a difference: element k counts the
+    orders of all values in which k pairs are reversed. These are the coefficients of the Gaussian binomial."""
     counts = [1]
     for i in range(1, a + 1):
-        # Times (1 - q^(b + i)), then divided by (1 - q^i).
+        # Multiply by (1 - q^(b + i)), then divide by (1 - q^i).
         counts = [
             value - (counts[k - b - i] if 0 <= k - b - i < len(counts) else 0)
             for k, value in enumerate(counts + [0] * (b + i))
@@ -123,10 +120,13 @@ def _rank_sums(a: int, b: int) -> list[int]:
     return counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """One engine on one target (a graph or a pipeline). ``rounds`` holds every latency in seconds, round by round, from host
-    arrays to host arrays; ``gpu_rounds`` the same by the GPU's own events, empty where it has none."""
+    """The latencies of one engine on one target, a graph or a pipeline.
+
+    ``rounds``: every latency in seconds, round by round, from host arrays to host arrays. ``gpu_rounds``: the same by the GPU's
+    own events; empty if the engine has none. ``inputs``: a digest of the inputs. ``parity``: passed, scaled_error, cosine.
+    """
 
     target: str
     engine: str
@@ -144,20 +144,20 @@ class BenchmarkResult:
 
     @property
     def p50(self) -> float | None:
-        """Median latency in seconds; None where there are too few samples."""
+        """Median latency in seconds; None if there are too few samples."""
         return percentile(self.samples, 0.5)
 
     @property
     def gpu_p50(self) -> float | None:
-        """Median by the GPU's own events in seconds; None without them, or where there are too few."""
+        """Median latency in seconds by the GPU's own events; None without events or if there are too few."""
         return percentile([sample for row in self.gpu_rounds for sample in row], 0.5)
 
     @property
     def p90(self) -> float | None:
-        """90th percentile in seconds; None where there are too few samples."""
+        """90th percentile in seconds; None if there are too few samples."""
         return percentile(self.samples, 0.9)
 
     @property
     def p99(self) -> float | None:
-        """99th percentile in seconds; None where there are too few samples."""
+        """99th percentile in seconds; None if there are too few samples."""
         return percentile(self.samples, 0.99)

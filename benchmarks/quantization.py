@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simmim_export.benchmarks import driver
-from simmim_export.benchmarks.report import ratio_to
+from simmim_export.benchmarks.document import ratio_to
 from simmim_export.bundle import Bundle
 from simmim_export.errors import EngineUnavailable, TruncatedText
 from simmim_export.precision import peers
@@ -154,6 +154,6 @@ def measure(
     measured = driver.measure(plan, lambda step, done, total: watch(step, total + done, 2 * total))
     for row, result in zip(rows, measured.results, strict=True):
         assert (row["engine"], row["precision"]) == (result.engine, result.precision)
-        own = ratio_to(result, measured.results, result.engine)
+        own = ratio_to(result, measured.results, engine=result.engine)
         row["share_of_own_fp32"] = None if own is None else asdict(own.inverse())
     return {"sentences": len(texts), "cut": cut, "rounds": rounds, "rows": rows}

@@ -1,4 +1,4 @@
-"""What is measured: the pipelines asked for and every graph in them, and whether the engines can run those."""
+"""What simmim-bench measures, and whether the engines can run it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from simmim_export.runtime import load
 from simmim_export.runtime.loading import compiled
 
 
-def targets(bundle: Path, pipelines: Sequence[str] | None, batch: int) -> tuple[list[str], list[str]]:
-    """(targets, graphs) of a bundle: ``graph:NAME`` for each graph used, then ``pipeline:NAME`` for each pipeline.
+def targets(bundle: Path, pipelines: Sequence[str] | None, *, batch: int) -> tuple[list[str], list[str]]:
+    """(targets, graphs) for ``pipelines``, by default all of the bundle's.
 
-    Raises :class:`UsageError` for an unknown pipeline or a batch that a graph does not promise.
+    The targets are ``graph:NAME`` for each graph in them, then ``pipeline:NAME`` for each pipeline. Raises :class:`UsageError`
+    for an unknown pipeline, or for a batch that a graph does not accept.
     """
     manifest = Bundle.open(bundle).manifest
-    wanted = [manifest.pipeline(name) for name in pipelines] if pipelines else list(manifest.pipelines)
-    graphs = list(dict.fromkeys(name for pipeline in wanted for name in pipeline.graphs))
+    chosen = [manifest.pipeline(name) for name in pipelines] if pipelines else list(manifest.pipelines)
+    graphs = list(dict.fromkeys(name for pipeline in chosen for name in pipeline.graphs))
     limit = min(manifest.graph(name).axis("batch").maximum for name in graphs)
     if batch > limit:
         fix = f"give --batch {limit} or less, or export with --max-batch {batch}"
         raise UsageError(f"batch {batch} is over the bundle's limit of {limit}", fix=fix)
-    return [*(f"graph:{name}" for name in graphs), *(f"pipeline:{p.name}" for p in wanted)], graphs
+    return [*(f"graph:{name}" for name in graphs), *(f"pipeline:{p.name}" for p in chosen)], graphs
 
 
 def require(plan: Plan) -> None:
-    """Raise the error that an engine of ``plan`` would end with when it opens its graphs, before any process is started.
+    """Raise, before any process starts, the error that an engine of ``plan`` would raise when it opens its graphs.
 
-    A wrong precision or graph is :class:`UsageError`, one that the bundle or the device lacks :class:`EngineUnavailable`, and
-    a checkpoint that is not the bundle's :class:`CheckpointError`.
+    :class:`UsageError` for a wrong precision or graph, :class:`EngineUnavailable` for one that the bundle or the device lacks,
+    :class:`CheckpointError` for a checkpoint that is not the bundle's.
     """
     for each in plan.engines:
         checkpoint = plan.checkpoint if each.reads_checkpoint else None

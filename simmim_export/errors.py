@@ -1,20 +1,26 @@
-"""Every error a user can cause, and the exit code each one ends a command with.
+"""Every error that a user can cause, with the exit code of a command that ends with it, and every warning.
 
 ::
 
-    SimmimError                    (never raised itself)
-    ├── UsageError            2    the request makes no sense: a bad option, a name that does not exist
-    ├── EngineUnavailable     3    the engine, device or precision asked for is not available here
+    SimmimError                    (only its subclasses are raised)
+    ├── UsageError            2    the request makes no sense: a wrong option or name, or an output that exists
+    ├── EngineUnavailable     3    the engine, device or precision is not available here
     ├── GateFailed            4    a parity or accuracy gate was measured and missed
-    └── InputError            5    a file or value handed in cannot be used
+    └── InputError            5    a file or value cannot be used
         ├── CheckpointError
         ├── BundleError
         ├── ImageError
         ├── TextError
         └── DataError
 
-Anything else that escapes a command is a bug: a traceback and exit code 1. Nothing falls back in silence; a message says
-what is wrong, where, and what to type next.
+An error says what is wrong, where, and what to type next::
+
+    error: no such bundle
+      where: bundel
+      next:  make one: simmim-export onnx ckpt.pt -o BUNDLE
+
+Any other exception that ends a command is a bug: a traceback and exit code 1. Nothing falls back silently: if something that was
+asked for is not available, it is an error; if a result is less than was asked for, it is one of the warnings below.
 """
 
 from __future__ import annotations
@@ -24,12 +30,15 @@ from typing import ClassVar
 
 _ON_ONE_LINE = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
-# What to do about a bundle that cannot be used as it is.
+# The fix for a damaged bundle.
 EXPORT_AGAIN = "export it again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
 
 
 class SimmimError(Exception):
-    """A user's error: *what* is wrong, *where* (a file, key or argument), and the *fix* (what to do or type next)."""
+    """An error that the user can fix.
+
+    ``what`` is wrong; ``where``: the file, key or argument; ``fix``: what to do or type next.
+    """
 
     exit_code: ClassVar[int] = 1
 
@@ -40,7 +49,7 @@ class SimmimError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        # What quotes a name with a line break in it must not look like a line of ours: later lines are indented further.
+        # A quoted name may hold a line break. Indent what follows it further, so that it does not look like a line of ours.
         lines = [re.sub("\n(  )?", "\n    ", self.what)]
         if self.where is not None:
             lines.append(f"  where: {self.where.translate(_ON_ONE_LINE)}")
@@ -50,13 +59,13 @@ class SimmimError(Exception):
 
 
 class UsageError(SimmimError):
-    """The request itself makes no sense: an unknown name, options that exclude each other, an output that exists."""
+    """The request makes no sense: a wrong option or name, options that exclude each other, or an output that exists."""
 
     exit_code = 2
 
 
 class EngineUnavailable(SimmimError):
-    """The engine, device or precision that was asked for cannot run here. Never answered by a slower stand-in."""
+    """The engine, device or precision that was asked for cannot run here. No slower one takes its place."""
 
     exit_code = 3
 
@@ -68,17 +77,17 @@ class GateFailed(SimmimError):
 
 
 class InputError(SimmimError):
-    """A file or value that was handed in cannot be used."""
+    """A file or value cannot be used."""
 
     exit_code = 5
 
 
 class CheckpointError(InputError):
-    """A checkpoint is missing, damaged, hostile, of another schema, or does not fit its own configuration."""
+    """A checkpoint is missing, damaged or hostile, has another schema, or does not fit its own configuration."""
 
 
 class BundleError(InputError):
-    """A bundle is missing a file, was altered, leaves its own folder, or has another schema."""
+    """A bundle is missing, lacks a file, was altered, points outside its own folder, or has another schema."""
 
 
 class ImageError(InputError):
@@ -86,15 +95,15 @@ class ImageError(InputError):
 
 
 class TextError(InputError):
-    """A text is empty or not UTF-8."""
+    """A text is empty, too long, or not UTF-8."""
 
 
 class DataError(InputError):
-    """A data set on disk is malformed, empty, or does not fit the model."""
+    """A data set or results file is missing, malformed or empty, or does not fit the model."""
 
 
 class TruncatedText(UserWarning):
-    """A text was longer than the model reads and was cut; the message names the text and both lengths."""
+    """A text has more tokens than the model reads and was cut. The message names the text and both lengths."""
 
 
 class UnknownWords(UserWarning):
@@ -102,41 +111,40 @@ class UnknownWords(UserWarning):
 
 
 class FewSamples(UserWarning):
-    """There are fewer calibration samples than are needed for ranges to rely on, or others than were asked for; the message
-    gives their number."""
+    """There are too few calibration samples for reliable ranges, or not those that were asked for. The message says how many."""
 
 
 class NoCache(UserWarning):
-    """A cache folder cannot be written, so that work is done again each time; the message names it and why."""
+    """A cache folder cannot be written, so work is repeated each time. The message names the folder and the reason."""
 
 
 class FewerThreads(UserWarning):
-    """An engine is wrong on several threads here and runs on one; the message says which graph."""
+    """An engine computes wrong results on several threads here, so it runs on one. The message names the graph."""
 
 
 class UnknownHost(UserWarning):
-    """This system does not say what a graph needs to know of it; the message says what, and what may go wrong."""
+    """The system does not tell something about the processor that a graph depends on. The message says what may go wrong."""
 
 
 class NotCaptured(UserWarning):
-    """A graph runs without a CUDA graph, which costs the time to launch its kernels one by one; the message names it."""
+    """A graph runs without a CUDA graph, so its kernels are launched one by one, which takes longer. The message names it."""
 
 
 class ShortcutLearned(UserWarning):
-    """A head is hardly better than one that does not look; the message gives both figures."""
+    """A head is hardly better than a control that does not see the image. The message gives both figures."""
 
 
 class LeftOut(UserWarning):
-    """A bundle lacks a form of a graph that was asked for and that nothing in it needs; the message says why."""
+    """A bundle lacks a variant that was asked for and that nothing in it needs. The message says why."""
 
 
 class BundleRestored(UserWarning):
-    """A bundle was put back in its place: an export that was to replace it had been killed half-way; the message names it."""
+    """An export was killed while it replaced a bundle, and the old bundle is back in its place. The message names it."""
 
 
 class CertificatesLost(UserWarning):
-    """A certificate.json that could not be read was replaced; the message says what was wrong with it."""
+    """An unreadable certificate.json was replaced. The message says what was wrong with it."""
 
 
 class TelemetryOn(UserWarning):
-    """A package that reports its use was imported by the application before it could be kept quiet; the message names it."""
+    """The application imported a package before its telemetry could be switched off. The message names the package."""

@@ -116,6 +116,12 @@ def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Zygote:
+    """The process that runs commands in forks of itself."""
+    return _zygote
+
+
 @pytest.fixture
 def kill_launched() -> Callable[[], None]:
     """Kill at once all processes that :func:`launch` runs in another thread."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,39 +10,29 @@ import typer
 
 from simmim_export.console import new_app, print_json, progress_bar, run_app, say
 from simmim_export.console.metrics import print_metrics
+from simmim_export.console.options import AsJson, Overwrite
 from simmim_export.training.cli_options import (
     DATA,
     MODEL,
-    AsJson,
     ImageSize,
     MaxLength,
     Objectives,
     Output,
-    Overwrite,
-    PanelCommand,
     Scenes,
     Seed,
     Split,
     Task,
     Training,
     option,
-    with_groups,
 )
 from simmim_export.training.interrupt import resumable
 
-app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
+app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.", program="simmim-train")
 
 
-def command(name: str | None = None) -> Callable[[Callable[..., None]], None]:
-    """Add a function to the app as a command, with its groups of options and its help in panels."""
-
-    def add(function: Callable[..., None]) -> None:
-        app.command(name, cls=PanelCommand)(with_groups(function))
-
-    return add
-
-
-@command()
+@app.command(
+    examples=("simmim-train init -o start.pt", "simmim-train init --preset small --image-encoder resnet18 -o start.pt")
+)
 def init(
     output: Output,
     preset: Annotated[str, option("--preset", help="Size of the model: tiny, small, base or large.")] = "tiny",
@@ -94,7 +83,7 @@ def init(
     report(run.init(output, new, seed=seed), as_json=as_json)
 
 
-@command("import")
+@app.command("import", examples=("simmim-train import article.pt --tokenizer tokenizer.json -o ckpt.pt",))
 def import_state(
     state: Annotated[
         Path, typer.Argument(metavar="FILE", help="State dict of the article's class, .pt or .safetensors.")
@@ -136,7 +125,12 @@ def import_state(
     say(f"wrote {output}")
 
 
-@command()
+@app.command(
+    examples=(
+        "simmim-train pretrain --minutes 3 -o pre.pt",
+        "simmim-train pretrain --data coco --data-root COCO --steps 1000 -o pre.pt",
+    )
+)
 def pretrain(training: Training, objectives: Objectives) -> None:
     """Pretrain on images and captions."""
     from simmim_export.training import checks
@@ -152,7 +146,13 @@ def pretrain(training: Training, objectives: Objectives) -> None:
     report(checkpoint, as_json=training.as_json)
 
 
-@command()
+@app.command(
+    examples=(
+        "simmim-train finetune --from pre.pt --minutes 10 -o ckpt.pt",
+        "simmim-train finetune --data vqav2 --data-root VQA --minutes 60 -o ckpt.pt",
+        "simmim-train finetune --task video_class --data clips --minutes 5 -o video.pt",
+    )
+)
 def finetune(
     *,
     task: Task = "vqa",
@@ -182,7 +182,7 @@ def finetune(
     report(checkpoint, as_json=training.as_json)
 
 
-@command()
+@app.command(examples=("simmim-train evaluate ckpt.pt", "simmim-train evaluate ckpt.pt --split B --json"))
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint to evaluate.")],
     eval_scenes: Scenes = 1024,
@@ -219,7 +219,9 @@ def evaluate(
     show(metrics, as_json=as_json)
 
 
-@command()
+@app.command(
+    examples=("simmim-train draw --count 8 -o images", "simmim-train draw --data clips --stream demo -o clips")
+)
 def draw(
     output: Annotated[Path, option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
     data: Annotated[str, option("--data", help="shapes (images) or clips (animations).")] = "shapes",

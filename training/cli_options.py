@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from simmim_export.console.options import AsJson, Overwrite
 from simmim_export.training.options import DataChoice, Job
 from simmim_export.training.progress import Watch
 from simmim_export.training.recipe import Recipe
@@ -25,8 +22,6 @@ def option(*names: str, panel: str | None = None, **rest: Any) -> Any:
 
 
 Output = Annotated[Path, option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")]
-Overwrite = Annotated[bool, option("--overwrite", help="Replace an existing output.")]
-AsJson = Annotated[bool, option("--json", help="Print JSON on stdout.")]
 Split = Annotated[str, option("--split", help="CoGenT split of shapes: iid, A or B.", panel=DATA)]
 Seed = Annotated[int, option("--seed", min=0, help="Seed of weights, data and sampling.", panel=EXPERTS)]
 ImageSize = Annotated[
@@ -175,50 +170,3 @@ class Objectives:
     mlm: Annotated[float, _weight("--mlm", "Fill in hidden words of captions")] = 1.0
     tags: Annotated[float, _weight("--tags", "Detect the captions' words in image tokens")] = 0.0
     mim: Annotated[float, _weight("--mim", "Paint hidden patches of the image")] = 0.0
-
-
-def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter of ``command`` whose type is a dataclass by one option for each field of that dataclass.
-
-    Typer reads a command's options off its parameters. This lets several commands share a group of options.
-    """
-    parameters: list[inspect.Parameter] = []
-    groups: dict[str, Any] = {}
-    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        if not is_dataclass(parameter.annotation):
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[name] = group = parameter.annotation
-        hints = get_type_hints(group, include_extras=True)
-        for member in fields(group):
-            default = inspect.Parameter.empty if member.default is MISSING else member.default
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(member.name, kind, default=default, annotation=hints[member.name]))
-
-    @functools.wraps(command)
-    def call(**values: Any) -> None:
-        made = {
-            name: group(**{member.name: values.pop(member.name) for member in fields(group)})
-            for name, group in groups.items()
-        }
-        command(**values, **made)
-
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return call
-
-
-class PanelCommand(TyperCommand):
-    """A command whose plain-text help lists its options in panels, the common ones first."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one section for each panel, in the order in which the panels first occur."""
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
-        for panel, records in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl(records)

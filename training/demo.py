@@ -23,8 +23,8 @@ from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task
 from rich.text import Text
 
 from simmim_export.console import run_app, say
-from simmim_export.console.commands import SafeConsole
 from simmim_export.console.metrics import control_accuracies
+from simmim_export.console.output import SafeConsole
 from simmim_export.system.children import PROGRAMS, child_environment, python_command
 from simmim_export.training.progress import clock
 
@@ -33,7 +33,7 @@ LOG = FOLDER / "log.txt"
 CHECKPOINT, BUNDLE, IMAGES = FOLDER / "ckpt.pt", FOLDER / "bundle", FOLDER / "images"
 ANSWERS, SUMMARY, BENCH = FOLDER / "answers.png", FOLDER / "summary.md", FOLDER / "bench.json"
 # The option of simmim-bench that writes its figures to a file.
-SAVE_OPTION = "--json"
+SAVE_OPTION = "--save"
 # How many images are drawn, and how many questions the picture of answers shows.
 DRAWN, SHOWN = 3, 3
 # Lines of the log that are shown when a stage fails, and seconds that a command has to end after Ctrl-C.

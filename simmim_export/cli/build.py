@@ -1,78 +1,107 @@
-"""The command that compiles a bundle for this device: build."""
+"""The command ``build``: TensorRT plan files for the GPU of this machine."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simmim_export.cli.options import AsJson, BundlePath, PrecisionName
-from simmim_export.console import print_json, progress_bar, stacked, stdout_console
+from simmim_export.console import print_json, print_table, progress_bar, stacked
+from simmim_export.console.app import App
+from simmim_export.console.options import AsJson, BundlePath, Precision
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from simmim_export.bundle import Bundle
     from simmim_export.engines.tensorrt import TrtEngine
     from simmim_export.engines.tensorrt.request import Request
     from simmim_export.spec import PrecisionPlan
 
+EXAMPLES = (
+    "simmim-export build bundle --precision fp16",
+    "simmim-export build bundle --precision fp16 --opt batch=1,sequence=12",
+    "simmim-export build bundle --precision int8 --dry-run",
+)
+SHAPES = "Shapes to build for"
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this file to ``app``."""
-    app.command()(build)
+
+def register(app: App) -> None:
+    """Add the command to ``app``."""
+    app.command(examples=EXAMPLES)(build)
 
 
 def build(
     bundle: BundlePath,
     engine: Annotated[
-        str, typer.Option("--engine", help="trt: the other engines open graphs as they are, with nothing to build.")
+        str,
+        typer.Option(
+            "--engine", metavar="ENGINE", help="trt. The other engines open graphs without building anything."
+        ),
     ] = "trt",
-    precision: PrecisionName = None,
+    precision: Precision = None,
     workspace: Annotated[
         str | None,
-        typer.Option("--workspace", metavar="SIZE", help="Memory for the build, as 2GiB; by default all that is free."),
+        typer.Option(
+            "--workspace",
+            metavar="SIZE",
+            help="GPU memory that the build may use, such as 2GiB.",
+            show_default="all that is free",
+        ),
     ] = None,
     level: Annotated[
-        int, typer.Option("--level", min=0, max=5, help="How long to look for faster kernels: 0 (fastest build) to 5.")
+        int,
+        typer.Option(
+            "--level", metavar="N", min=0, max=5, help="How long to search for faster kernels: 0 builds fastest."
+        ),
     ] = 3,
     compatibility: Annotated[
         str,
         typer.Option(
             "--hardware-compatibility",
-            help="Which GPUs the plan is for: none (this kind), same_compute_capability or ampere_plus (Ampere and later).",
+            metavar="GPUS",
+            help="GPUs that the plan files run on: none (only this kind), same_compute_capability or ampere_plus.",
         ),
     ] = "none",
     least: Annotated[
         list[str] | None,
-        typer.Option("--min", metavar="AXIS=SIZE", help="Least size of an axis: batch=1,sequence=4; repeatable."),
+        typer.Option(
+            "--min",
+            metavar="AXIS=SIZE",
+            help="Smallest size of an axis: batch=1,sequence=4. Repeatable.",
+            rich_help_panel=SHAPES,
+        ),
     ] = None,
     best: Annotated[
-        list[str] | None, typer.Option("--opt", metavar="AXIS=SIZE", help="Size to be fastest at; repeatable.")
+        list[str] | None,
+        typer.Option("--opt", metavar="AXIS=SIZE", help="Size to be fastest at. Repeatable.", rich_help_panel=SHAPES),
     ] = None,
     largest: Annotated[
-        list[str] | None, typer.Option("--max", metavar="AXIS=SIZE", help="Largest size of an axis; repeatable.")
+        list[str] | None,
+        typer.Option("--max", metavar="AXIS=SIZE", help="Largest size. Repeatable.", rich_help_panel=SHAPES),
     ] = None,
     shapes: Annotated[
         Path | None,
         typer.Option(
             "--shapes",
             metavar="LOG",
-            help='Shapes of real calls, a line each as {"batch": 1, "sequence": 12}: the range seen, best at the most frequent.',
+            help='Shapes of real calls, one per line: {"batch": 1, "sequence": 12}. Builds for their range, and to be '
+            "fastest at the most frequent one.",
+            rich_help_panel=SHAPES,
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check every graph and show its shapes; needs neither TensorRT nor a GPU."),
+        typer.Option("--dry-run", help="Only check every graph and show its shapes. Needs neither TensorRT nor a GPU."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile every graph for the GPU of this device and prove each plan against PyTorch; what fails is not kept.
+    """Compile every graph with TensorRT for the GPU of this machine.
 
-    What is built already and fits is left alone, so that a build which was cut off goes on. Exit 4 for a plan that differs, that
-    runs in another precision than asked for, or with --dry-run for a graph that TensorRT would refuse.
+    Each plan file is compared with PyTorch and kept only if it passes. Plan files that already fit are not built again, so an
+    interrupted build continues where it stopped. Exit code 4 if a plan file differs from PyTorch or runs in another precision
+    than asked for; with --dry-run, if TensorRT would refuse a graph.
     """
     from simmim_export.engines import get_engine, require_engine
     from simmim_export.engines.tensorrt import TrtEngine
@@ -90,15 +119,16 @@ def build(
     )
     compiler = get_engine(engine) if dry_run else require_engine(engine)
     if not isinstance(compiler, TrtEngine):
-        raise UsageError(f"engine {engine!r} opens graphs as they are: there is nothing to build", fix="--engine trt")
-    # Now, and not before: where the engine is missing, saying so should not cost what the rest takes to load.
+        what = f"engine {engine!r} opens graphs without building anything"
+        raise UsageError(what, fix=f"simmim-export verify {shlex.quote(str(bundle))} --engine {shlex.quote(engine)}")
+    # If the engine is missing, saying so should not cost the time that these imports take.
     from simmim_export.bundle import Bundle
     from simmim_export.runtime.loading import plan_of
 
     opened = Bundle.open(bundle)
     plan = plan_of(opened, engine, precision=precision or "fp32")
     if dry_run:
-        _dry_run(opened, compiler, plan, request, as_json)
+        _dry_run(opened, compiler, plan=plan, request=request, as_json=as_json)
         return
     from simmim_export.runtime.build import build as build_all
 
@@ -107,16 +137,17 @@ def build(
     if as_json:
         print_json({"bundle": str(bundle), "engine": engine, "graphs": {b.sidecar.graph: b.as_json() for b in built}})
         return
-    table = _table(f"{bundle}: {built[0].sidecar.target}", "precision", "MB", "layers", "error to PyTorch", "")
+    rows = []
     for one in built:
         card = one.sidecar
-        layers = ", ".join(f"{count / sum(card.executed.values()):.0%} {name}" for name, count in card.executed.items())
+        layers = stacked(f"{count / sum(card.executed.values()):.0%} {kind}" for kind, count in card.executed.items())
         figures = (f"{card.bytes / 1e6:.2f}", layers, f"{card.parity['scaled_error']:.1e}")
-        table.add_row(card.graph, card.precision, *figures, "built" if one.new else "was there")
-    stdout_console().print(table)
+        rows.append((card.graph, card.precision, *figures, "new" if one.new else "kept"))
+    columns = ("graph", "precision", ">MB", "layers", ">error to|PyTorch", "plan file")
+    print_table(f"{bundle}: {built[0].sidecar.target}", columns, rows)
 
 
-def _dry_run(bundle: Bundle, engine: TrtEngine, plan: PrecisionPlan, request: Request, as_json: bool) -> None:
+def _dry_run(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request: Request, as_json: bool) -> None:
     from simmim_export.errors import EngineUnavailable
 
     try:
@@ -128,24 +159,17 @@ def _dry_run(bundle: Bundle, engine: TrtEngine, plan: PrecisionPlan, request: Re
     if as_json:
         print_json({"bundle": str(bundle.root), "graphs": {one.graph: one.as_json() for one in rehearsals}})
     else:
-        table = _table(f"{bundle.root}: what TensorRT would be given", "variant", "shapes", "findings")
-        for one in rehearsals:
-            table.add_row(one.graph, one.variant, stacked(str(one.profile).split("; ")), str(len(one.findings)))
-        stdout_console().print(table)
+        rows = (
+            (one.graph, one.variant, stacked(str(one.profile).split("; ")), str(len(one.findings)))
+            for one in rehearsals
+        )
+        columns = ("graph", "variant", "shapes", ">rules|broken")
+        print_table(f"{bundle.root}: what TensorRT would build", columns, rows)
     require_clean(rehearsals, bundle.root)
 
 
-def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in ("graph", *columns):
-        table.add_column(column)
-    return table
-
-
 def _modules(path: Path) -> Callable[[str], str]:
-    """What names the PyTorch module of a node in an error message; onnx is no part of a device's installation."""
+    """What names the PyTorch module of a node in an error message. A device may not have the package onnx, which it needs."""
     try:
         from simmim_export.tensorrt_rules.dry_run import modules
     except ModuleNotFoundError:

@@ -1,131 +1,124 @@
-"""What several commands print: parity, plans, what a model still knows, certificates. Knows their forms; must not know how
-anything was found."""
+"""Tables that several commands print: parity, precision plans, figures on the evidence, certificates."""
 
 from __future__ import annotations
 
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from simmim_export.console import stacked, stdout_console
+from simmim_export.console import Row, print_table, say, stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rich.table import Table
+    from collections.abc import Iterator, Mapping, Sequence
 
     from simmim_export.planning.planner import SearchResult
     from simmim_export.proof.certificate import Certificate
     from simmim_export.proof.parity import ParityReport
 
 
-def by_graph(reports: list[ParityReport]) -> dict[str, dict[str, Any]]:
-    """Each graph's figures at FP32, with those of other precisions under their names."""
-    found: dict[str, dict[str, Any]] = {}
+def print_parity(
+    reports: Sequence[ParityReport], title: str, *, executed: Mapping[str, Mapping[str, int]] | None = None
+) -> None:
+    """Print one row per report. ``executed``: for each graph the number of nodes that ran in each number format."""
+    columns = ["graph", "variant", ">checks", ">worst|error", ">worst|cosine", "passed"]
+    rows = []
     for report in reports:
-        if report.precision == "fp32":
-            found.setdefault(report.graph, {}).update(report.summary())
-        else:
-            found.setdefault(report.graph, {})[report.variant or report.precision] = report.summary()
-    return found
+        figures = (str(len(report.rows)), f"{report.scaled_error:.1e}", f"{report.cosine:.7f}")
+        row: list[Any] = [report.graph, report.variant or report.precision, *figures, "yes" if report.passed else "NO"]
+        if executed is not None:
+            row.append(stacked(f"{count} {kind}" for kind, count in executed[report.graph].items()))
+        rows.append(row)
+    print_table(title, columns if executed is None else [*columns, "nodes|executed"], rows)
 
 
-def print_parity(reports: list[ParityReport], title: str, proof: dict[str, dict[str, int]] | None = None) -> None:
-    """A table of parity, one row a graph."""
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in ("graph", "", "checks", "worst error", "worst cosine", "passed", *(["executed"] if proof else [])):
-        table.add_column(column, justify="left" if column in ("graph", "", "executed") else "right")
-    for report in reports:
-        row: list[Any] = [
-            report.graph,
-            report.variant or report.precision,
-            str(len(report.rows)),
-            f"{report.scaled_error:.1e}",
-            f"{report.cosine:.7f}",
-        ]
-        row.append("yes" if report.passed else "NO")
-        if proof:
-            row.append(", ".join(f"{count} {kind}" for kind, count in proof[report.graph].items()))
-        table.add_row(*row)
-    stdout_console().print(table)
-
-
-def print_plan(result: SearchResult) -> None:
-    """Print the trials of a search, the fastest first, and the plan that it chose; "!" marks a limit that is exceeded."""
-    from rich.table import Table
-
-    best = result.pareto()
-    table = Table(title=f"{result.engine}: plans inside {result.budget}, and what was tried on the way")
-    table.add_column("plan")
-    table.add_column(stacked(["time,", "FP32 = 1"]), justify="right")
-    cells = _limits(table, [[line.as_row() for line in trial.lines] for trial in result.trials])
-    table.add_column("fits")
-    table.add_column(stacked(["best", "so fast"]))
-    for trial, limits in sorted(zip(result.trials, cells, strict=True), key=lambda row: row[0].seconds):
+def print_search(search: SearchResult) -> None:
+    """Print the trials of a search, the fastest first, and the plan that it chose. "!" marks an exceeded limit."""
+    best = search.pareto()
+    limits = _allowed([[line.as_row() for line in trial.lines] for trial in search.trials])
+    rows: list[Row] = []
+    for trial in sorted(search.trials, key=lambda trial: trial.seconds):
         floats = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.float_groups.items()]
-        fits = ("yes" if trial.fits else "NO", "yes" if trial in best else "")
-        plan = stacked([*str(trial.plan).split(","), *floats])
-        table.add_row(plan, f"{trial.share:.2f}", *limits, *fits)
-    console = stdout_console()
-    console.print(table)
-    for note in result.notes:
-        console.print(note)
-    console.print(f"{result.engine}: chosen {result.plan}, {result.chosen.share:.2f}x the time of FP32")
-
-
-def _limits(table: Table, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[str]]:
-    """A column of ``table`` for every limit, and for each row of lines its cells; "!" marks what is exceeded."""
-    from simmim_export.spec import shown
-
-    def cell(found: float | None) -> str:
-        return "not computed" if found is None or not isfinite(found) else shown(found)
-
-    limits = {line["name"]: line["allowed"] for row in rows for line in row}
-    for name, allowed in limits.items():
-        table.add_column(stacked(f"{name} {allowed}".split(" ")), justify="right")
-    cells = [{line["name"]: cell(line["measured"]) + ("" if line["kept"] else " !") for line in row} for row in rows]
-    return [[row.get(name, "") for name in limits] for row in cells]
+        cells = _limit_cells([line.as_row() for line in trial.lines], limits)
+        verdict = ("yes" if trial.fits else "NO", "yes" if trial in best else "")
+        rows.append((stacked([*str(trial.plan).split(","), *floats]), f"{trial.share:.2f}", *cells, *verdict))
+    columns = ("plan", ">time /|FP32", *_limit_columns(limits), "fits", "best at|its speed")
+    say()
+    print_table(f"{search.engine}: precision plans tried, judged by {search.budget}", columns, rows)
+    for note in search.notes:
+        say(note)
+    say(f"{search.engine}: chose {search.plan}, {search.chosen.share:.2f} of the time of FP32")
 
 
 def print_figures(figures: Mapping[str, Any], title: str) -> None:
-    """A table of what the evidence says: embeddings, then tasks. Outputs that are not finite and results that are better than
-    chance explains are marked."""
-    from rich.table import Table
+    """Print what was measured on the evidence: embeddings, then tasks.
 
-    table = Table(title=title)
-    for column in ("", "what", "n", "found", "FP32", "lost|(points)", "95 % sure|at most", "as FP32"):
-        table.add_column(stacked(column.split("|")), justify="left" if column in ("", "what") else "right")
-    for name, row in figures["embeddings"].items():
-        cosine = f"{row['cosine_mean']:.5f}, 1 % {row['cosine_p1']:.5f}, least {row['cosine_min']:.5f}{_broken(row)}"
-        table.add_row(name, f"cosine {cosine}", str(row["n"]), "", "", "", "", f"{row['top1']:.1%}")
-    for name, row in figures["tasks"].items():
-        cells = (f"{row['value']:.2%}", f"{row['reference']:.2%}", f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
-        remark = " (suspicious)" if row["suspicious"] else ""
-        table.add_row(name, row["metric"] + remark + _broken(row), str(row["n"]), *cells, f"{row['top1']:.1%}")
-    stdout_console().print(table)
+    Marks outputs that are not finite, and results that are better than chance can explain.
+    """
+    say()
+    if figures["embeddings"]:
+        columns: tuple[str, ...] = (">n", ">mean|cosine", ">1st per-|centile", ">least", ">same nearest|neighbor")
+        print_table(f"{title}: embeddings", ("embedding", *columns), _embeddings(figures["embeddings"]))
+    if figures["tasks"]:
+        columns = ("metric", ">n", ">here", ">FP32", ">lost|points", ">at most|(95 %)", ">same|answer")
+        print_table(f"{title}: tasks", ("task", *columns), _tasks(figures["tasks"]))
 
 
-def _broken(row: Mapping[str, Any]) -> str:
-    return f" ({row['not_finite']} not finite)" if row["not_finite"] else ""
+def _embeddings(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    for name, row in figures.items():
+        cosines = (f"{row[key]:.5f}" for key in ("cosine_mean", "cosine_p1", "cosine_min"))
+        yield (name + _not_finite(row), str(row["n"]), *cosines, f"{row['top1']:.1%}")
+
+
+def _tasks(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
+    for name, row in figures.items():
+        metric = row["metric"] + (" (suspicious)" if row["suspicious"] else "") + _not_finite(row)
+        values = (f"{row['value']:.2%}", f"{row['reference']:.2%}")
+        losses = (f"{row['loss']:+.2f}", f"{row['interval'][1]:+.2f}")
+        yield (name, metric, str(row["n"]), *values, *losses, f"{row['top1']:.1%}")
 
 
 def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
-    """A table of certificates, the fastest first: latencies by pipeline beside what the budget says."""
-    from rich.table import Table
+    """Print the certificates, the fastest first: latencies by pipeline, then what the budget says."""
+    ordered = sorted(certificates, key=lambda certificate: certificate.speed())
+    pipelines = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
+    limits = _allowed([[line.as_row() for line in certificate.lines] for certificate in certificates])
+    latencies: list[Row] = []
+    losses: list[Row] = []
+    for certificate in ordered:
+        name = stacked(certificate.name.split(","))
+        verdict = ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else "")
+        milliseconds = (f"{1000 * certificate.latency[pipeline]:.2f}" for pipeline in pipelines)
+        latencies.append((name, verdict, *milliseconds))
+        losses.append((name, *_limit_cells([line.as_row() for line in certificate.lines], limits)))
+    columns = (f">{name.replace('_', '|')}|ms" for name in pipelines)
+    print_table(title, ("engine", "certified", *columns), latencies)
+    say()
+    print_table("measured, below its limit; ! marks an exceeded limit", ("engine", *_limit_columns(limits)), losses)
 
-    table = Table(title=title)
-    table.add_column("engine", no_wrap=True)
-    names = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
-    for name in names:
-        table.add_column(stacked([*name.split("_"), "ms"]), justify="right")
-    cells = _limits(table, [[line.as_row() for line in one.lines] for one in certificates])
-    table.add_column("certified")
-    for certificate, found in sorted(zip(certificates, cells, strict=True), key=lambda row: row[0].speed()):
-        table.add_row(
-            stacked(certificate.name.split(",")),
-            *(f"{1000 * certificate.latency[name]:.2f}" for name in names),
-            *found,
-            ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else ""),
-        )
-    stdout_console().print(table)
+
+def _allowed(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """What is allowed for each limit that occurs in ``rows``."""
+    return {line["name"]: line["allowed"] for row in rows for line in row}
+
+
+def _limit_columns(limits: Mapping[str, str]) -> list[str]:
+    """A column for each limit: the words of its name above what is allowed, such as "at most" above "0.5 pt"."""
+    columns = []
+    for name, allowed in limits.items():
+        words = allowed.split(" ")
+        columns.append(">" + "|".join([*name.split(" "), " ".join(words[:2]), " ".join(words[2:])]).rstrip("|"))
+    return columns
+
+
+def _limit_cells(lines: Sequence[Mapping[str, Any]], limits: Mapping[str, str]) -> list[str]:
+    from simmim_export.spec import shown
+
+    cells = {}
+    for line in lines:
+        value = line["measured"]
+        text = "not computed" if value is None or not isfinite(value) else shown(value)
+        cells[line["name"]] = text if line["kept"] else f"{text} !"
+    return [cells.get(name, "") for name in limits]
+
+
+def _not_finite(row: Mapping[str, Any]) -> str:
+    return f" ({row['not_finite']} not finite)" if row["not_finite"] else ""

@@ -1,12 +1,31 @@
-"""What all commands share: errors to exit codes, options, JSON, tables, progress."""
+"""What the three programs share: apps and help, options, exit codes, JSON, tables, progress, warnings."""
 
-from simmim_export.console.commands import Version as Version
-from simmim_export.console.commands import check_output as check_output
-from simmim_export.console.commands import new_app as new_app
-from simmim_export.console.commands import print_json as print_json
-from simmim_export.console.commands import progress_bar as progress_bar
-from simmim_export.console.commands import run_app as run_app
-from simmim_export.console.commands import stacked as stacked
-from simmim_export.console.commands import stdout_console as stdout_console
-from simmim_export.system.printing import printable as printable
-from simmim_export.system.printing import say as say
+from simmim_export.console.app import Version, new_app
+from simmim_export.console.exit_codes import run_app
+from simmim_export.console.output import (
+    Row,
+    check_output,
+    print_json,
+    print_section,
+    print_table,
+    stacked,
+    stdout_console,
+)
+from simmim_export.console.progress import progress_bar
+from simmim_export.system.printing import printable, say
+
+__all__ = [
+    "Row",
+    "Version",
+    "check_output",
+    "new_app",
+    "print_json",
+    "print_section",
+    "print_table",
+    "printable",
+    "progress_bar",
+    "run_app",
+    "say",
+    "stacked",
+    "stdout_console",
+]

@@ -1,68 +1,67 @@
-"""What a checkpoint reached on held-out data, as a table. Knows the form of its metrics; must not know how they are measured."""
+"""The metrics of a checkpoint on held-out data, as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from simmim_export.console import stdout_console
+from simmim_export.console.output import print_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
+Row = tuple[str, str, str, str, str]
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
-    """Every figure beside its controls."""
-    from rich.table import Table
-
-    table = Table(title="held-out data; 95 % intervals")
-    for column in ("task", "figure", "interval", "n", "controls"):
-        table.add_column(column, justify="left" if column in ("task", "controls") else "right")
-    for task, found in metrics.items():
-        if "accuracy" in found:
-            _add_accuracy(table, task, found)
-        elif "text_to_image" in found:
-            _add_recall(table, task, found)
-        else:
-            table.add_row(
-                task, "untrained" if "untrained" in found else "not measured", "", "", found.get("not_measured")
-            )
-    stdout_console().print(table)
+    """Print every figure beside its controls."""
+    columns = ("task", ">result", ">95 % interval", ">n", "controls")
+    print_table("results on held-out data", columns, (row for task in metrics for row in _rows(task, metrics[task])))
 
 
-def control_accuracies(found: Mapping[str, Any]) -> dict[str, float]:
-    """The accuracy in [0, 1] of each control of a figure; what is not measurable on the data is left out."""
-    return {name: row["accuracy"] for name, row in found.get("controls", {}).items() if "accuracy" in row}
+def control_accuracies(metric: Mapping[str, Any]) -> dict[str, float]:
+    """The accuracy in [0, 1] of each control of a metric, without those that the data cannot measure."""
+    return {name: row["accuracy"] for name, row in metric.get("controls", {}).items() if "accuracy" in row}
 
 
-def _add_accuracy(table: Table, task: str, found: Mapping[str, Any]) -> None:
-    controls = control_accuracies(found) | {name: found[name] for name in ("chance", "any_thing") if name in found}
-    shown = [f"{name} {value:.1%}" for name, value in controls.items()]
-    missing = {
-        name: row["not_measurable"] for name, row in found.get("controls", {}).items() if "not_measurable" in row
-    }
-    shown += [f"{name} not measurable ({reason})" for name, reason in missing.items()]
-    table.add_row(task, *_figures(found), ", ".join(shown).replace("_", " "))
-    for family, figure in found.get("by_family", {}).items():
-        table.add_row(f"  {family}", *_figures(figure))
-    recall = found.get("text_to_image_recall_at_1")
+def _rows(task: str, metric: Mapping[str, Any]) -> Iterator[Row]:
+    if "accuracy" in metric:
+        yield from _accuracy_rows(task, metric)
+    elif "text_to_image" in metric:
+        yield from _recall_rows(task, metric)
+    else:
+        state = "untrained" if "untrained" in metric else "not measured"
+        yield task, state, "", "", metric.get("not_measured", "")
+
+
+def _accuracy_rows(task: str, metric: Mapping[str, Any]) -> Iterator[Row]:
+    accuracies = control_accuracies(metric) | {name: metric[name] for name in ("chance", "any_thing") if name in metric}
+    controls = [f"{name} {value:.1%}" for name, value in accuracies.items()]
+    controls += [
+        f"{name} not measurable ({row['not_measurable']})"
+        for name, row in metric.get("controls", {}).items()
+        if "not_measurable" in row
+    ]
+    yield task, *_figures(metric), ", ".join(controls).replace("_", " ")
+    for family, figure in metric.get("by_family", {}).items():
+        yield f"  {family}", *_figures(figure), ""
+    recall = metric.get("text_to_image_recall_at_1")
     if recall:
-        oracle = f", a perfect model {recall['oracle']:.1%}" if "oracle" in recall else ""
-        chance = f"chance {recall['chance']:.1%}{oracle}"
-        table.add_row(f"  text to image R@1 of {recall['among']}", *_figures(recall), chance)
+        yield f"  text to image R@1 of {recall['among']}", *_figures(recall), _chance(recall)
 
 
-def _add_recall(table: Table, task: str, found: Mapping[str, Any]) -> None:
-    table.add_row(task, "", "", "", f"{found['captions']} captions of {found['images']} images")
-    for way in ("text_to_image", "image_to_text"):
-        row = found[way]
-        oracle = f", a perfect model {row['oracle']:.1%}" if "oracle" in row else ""
+def _recall_rows(task: str, metric: Mapping[str, Any]) -> Iterator[Row]:
+    yield task, "", "", "", f"{metric['captions']} captions of {metric['images']} images"
+    for direction in ("text_to_image", "image_to_text"):
+        recall = metric[direction]
         for stage in ("embeddings", "reranked"):
-            for cut, figure in row[stage].items():
-                controls = f"chance {row['chance']:.1%}{oracle}" if cut.endswith("_1") else ""
-                table.add_row(f"  {way} {stage} {cut}".replace("_", " "), *_figures(figure), controls)
+            for cut, figure in recall[stage].items():
+                controls = _chance(recall) if cut.endswith("_1") else ""
+                yield f"  {direction} {stage} {cut}".replace("_", " "), *_figures(figure), controls
 
 
-def _figures(found: Mapping[str, Any]) -> tuple[str, str, str]:
-    low, high = found["interval"]
-    return f"{found['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(found["n"])
+def _chance(recall: Mapping[str, Any]) -> str:
+    oracle = f", a perfect model {recall['oracle']:.1%}" if "oracle" in recall else ""
+    return f"chance {recall['chance']:.1%}{oracle}"
+
+
+def _figures(metric: Mapping[str, Any]) -> tuple[str, str, str]:
+    low, high = metric["interval"]
+    return f"{metric['accuracy']:.1%}", f"{low:.1%} to {high:.1%}", str(metric["n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -16,14 +17,16 @@ from typing import Any
 import pytest
 from support import spoil
 
-from simmim_export.benchmarks import quantization, report
+from simmim_export.benchmarks import document as files
+from simmim_export.benchmarks import quantization
+from simmim_export.benchmarks.compare import compare
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.benchmarks.reference import reference_folder
 from simmim_export.benchmarks.worker import EngineWorker
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
-from simmim_export.errors import BundleError, EngineUnavailable
+from simmim_export.errors import BundleError, DataError, EngineUnavailable
 from simmim_export.proof.certificate import write
 from simmim_export.spec import Pipeline
 
@@ -36,39 +39,58 @@ def document(tmp_path_factory, tiny_bundle: Path, tiny_checkpoint: Path) -> Path
     """The JSON of one real run of both engines on one pipeline."""
     path = tmp_path_factory.mktemp("bench") / "a.json"
     command = [sys.executable, "-m", "simmim_export.benchmarks.cli", "--bundle", str(tiny_bundle), *FAST]
-    command += ["--checkpoint", str(tiny_checkpoint), "--pipeline", "answer", "--json", str(path)]
+    command += ["--checkpoint", str(tiny_checkpoint), "--pipeline", "answer", "--save", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "cold start" in done.stdout and "text_encoder" in done.stdout
+    assert "first result of" in done.stdout and "text_encoder" in done.stdout
     assert "x torch" not in done.stdout and "--rounds 6" in done.stdout
     return path
 
 
 def test_everything_is_kept(document: Path) -> None:
-    found = json.loads(document.read_text())
+    saved = json.loads(document.read_text())
     targets = {"graph:image_encoder", "graph:text_encoder", "graph:fusion", "graph:head.vqa", "pipeline:answer"}
-    assert {(r["target"], r["engine"]) for r in found["results"]} == {(t, e) for t in targets for e in ("torch", "ort")}
-    for row in found["results"]:
+    assert {(r["target"], r["engine"]) for r in saved["results"]} == {(t, e) for t in targets for e in ("torch", "ort")}
+    for row in saved["results"]:
         assert [len(r) for r in row["rounds"]] == [10, 10] and all(s > 0 for r in row["rounds"] for s in r)
         assert row["parity"]["passed"] and row["parity"]["cosine"] >= 0.99999
     for target in targets:
-        assert len({r["inputs"] for r in found["results"] if r["target"] == target}) == 1
-    for row in found["summary"]:
+        assert len({r["inputs"] for r in saved["results"] if r["target"] == target}) == 1
+    for row in saved["summary"]:
         assert row["p50_ms"] > 0 and row["p90_ms"] is None and row["p99_ms"] is None
         assert row["times_torch"] is row["times_own_fp32"] is None and "--rounds 6" in row["no_ratio"]
-    for engine in found["engines"].values():
+    for engine in saved["engines"].values():
         assert engine["cold_start"] == pytest.approx(sum(engine["phases"].values()), abs=0.2)
         assert engine["peak_memory"] > 10e6 and engine["proof"]["fusion"]["executed"]
-    assert found["host"]["packages"]["numpy"] and found["bundle"]["manifest_sha256"]
+    assert saved["host"]["packages"]["numpy"] and saved["bundle"]["manifest_sha256"]
+
+
+def test_json_prints_what_save_writes(tiny_bundle: Path, run_cli, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    words = (
+        "--bundle",
+        tiny_bundle,
+        "--engine",
+        "ort",
+        "--pipeline",
+        "embed_text",
+        "--rounds",
+        "1",
+        "--iterations",
+        "1",
+    )
+    done = run_cli("bench", *words, "--json", "--save", path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(path.read_text())
 
 
 def test_compare(document: Path, run_cli, tmp_path: Path) -> None:
     done = run_cli("bench", "compare", document, document, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["differs"] == [] and len(found["rows"]) == 10
-    assert all(row["times_faster"] is row["low"] is None and not row["difference_shown"] for row in found["rows"])
-    assert all("--rounds 6" in row["reason"] and row["medians_ms"][0] > 0 for row in found["rows"])
+    comparison = json.loads(done.stdout)
+    assert comparison["differs"] == [] and len(comparison["rows"]) == 10
+    assert all(row["times_faster"] is row["low"] is None and not row["difference_shown"] for row in comparison["rows"])
+    assert all("--rounds 6" in row["reason"] and row["medians_ms"][0] > 0 for row in comparison["rows"])
     assert "--rounds 6" in run_cli("bench", "compare", document, document).stdout
     other = json.loads(document.read_text())
     for row in other["results"]:
@@ -92,28 +114,34 @@ ROW = '[{"target": "x", "engine": "ort", "precision": "fp32", "batch": 1, "input
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("content", "named"),
     [
-        (None, "no such benchmark file"),
-        ("{", "cannot be read"),
-        ("[" * 100_000, "cannot be read"),
-        ("[]", "not a benchmark file"),
-        ('{"schema": 99}', "not a benchmark file"),
-        ('{"schema": 1, "bundle": {}, "results": []}', "has no 'host'"),
-        (WHOLE % "[[]]", "damaged"),
-        (WHOLE % '[{"target": "x"}]', "has no 'rounds'"),
-        (WHOLE % (ROW % "[[0.0]]"), "no time"),
-        (WHOLE % (ROW % "[[]]"), "without samples"),
-        (WHOLE % (ROW % "[[1]]").replace('"x"', "[]"), "without a name"),
-        (WHOLE % "[]", "share no row"),
+        (None, ""),
+        ("{", ""),
+        ("[" * 100_000, ""),
+        ("[]", ""),
+        ('{"schema": 99}', ""),
+        ('{"schema": 1, "bundle": {}, "results": []}', "'host'"),
+        (WHOLE % "[[]]", ""),
+        (WHOLE % '[{"target": "x"}]', "'rounds'"),
+        (WHOLE % (ROW % "[[0.0]]"), ""),
+        (WHOLE % (ROW % "[[]]"), ""),
+        (WHOLE % (ROW % "[[1]]").replace('"x"', "[]"), ""),
+        (WHOLE % "[]", ""),
     ],
 )
-def test_bad_files(document: Path, run_cli, tmp_path: Path, content: str | None, expected: str) -> None:
+def test_a_bad_file_is_an_error(document: Path, tmp_path: Path, content: str | None, named: str) -> None:
     path = tmp_path / "bad.json"
     if content is not None:
         path.write_text(content)
-    done = run_cli("bench", "compare", document, path)
-    assert done.returncode == 5 and expected in done.stderr and "next:" in done.stderr
+    with pytest.raises(DataError) as caught:
+        compare(document, path)
+    assert str(path) in str(caught.value.where) and named in caught.value.what and caught.value.fix
+
+
+def test_a_bad_file_ends_the_command_with_5(run_cli, tmp_path: Path) -> None:
+    done = run_cli("bench", "compare", tmp_path / "none.json", tmp_path / "none.json")
+    assert done.returncode == 5 and f"where: {tmp_path / 'none.json'}" in done.stderr
 
 
 def test_an_engine_that_is_missing_ends_at_once(run_cli) -> None:
@@ -126,31 +154,35 @@ def test_an_engine_that_is_missing_ends_at_once(run_cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "expected"),
+    ("arguments", "code", "named"),
     [
-        (("--engine", "tpu"), 2, "unknown engine 'tpu'"),
-        (("--engine", "ort", "--precision", "int8", "--bundle", "{every}"), 3, "has no int8-u8 variant"),
-        (("--engine", "ort", "--bundle", "{tmp}/none"), 5, "no such bundle"),
-        (("--engine", "ort", "--bundle", "{bundle}", "--pipeline", "dance"), 2, "no pipeline 'dance'"),
-        (("--engine", "ort", "--bundle", "{bundle}", "--batch", "64"), 2, "over the bundle's limit of 8"),
-        (("--engine", "ort", "--bundle", "{bundle}", "--json", "{copy}/manifest.json"), 2, "already exists"),
-        (("--engine", "ort", "--bundle", "{bundle}", "--json", "{copy}", "--overwrite"), 2, "is a folder"),
-        (("--rounds", "3", "--bundle", "{bundle}", "compare", "a", "b"), 2, "--bundle, --rounds before compare"),
+        (("--engine", "tpu"), 2, "'tpu'"),
+        (("--engine", "ort", "--precision", "int8", "--bundle", "{every}"), 3, "where: {every}"),
+        (("--engine", "ort", "--bundle", "{tmp}/none"), 5, "where: {tmp}/none"),
+        (("--engine", "ort", "--bundle", "{bundle}", "--pipeline", "dance"), 2, "'dance'"),
+        (("--engine", "ort", "--bundle", "{bundle}", "--batch", "64"), 2, "--batch 8"),
+        (
+            ("--engine", "ort", "--bundle", "{bundle}", "--save", "{copy}/manifest.json"),
+            2,
+            "where: {copy}/manifest.json",
+        ),
+        (("--engine", "ort", "--bundle", "{bundle}", "--save", "{copy}", "--overwrite"), 2, "where: {copy}"),
+        (("--rounds", "3", "--bundle", "{bundle}", "compare", "a", "b"), 2, "--bundle, --rounds"),
         (("--bundle", "{copy}"), 2, "--checkpoint"),
         (("--engine", "ort", "--bundle", "{bundle}", "--checkpoint", "x.pt"), 2, "drop --checkpoint"),
-        (("footprint", "--bundle", "{tmp}/none"), 5, "not a bundle"),
-        (("footprint", "--bundle", "{bundle}", "--source", "{tmp}"), 2, "no source to install"),
+        (("footprint", "--bundle", "{tmp}/none"), 5, "where: {tmp}/none"),
+        (("footprint", "--bundle", "{bundle}", "--source", "{tmp}"), 2, "where: {tmp}"),
     ],
 )
-def test_bad_requests(
-    run_cli, tiny_bundle: Path, every_bundle: Path, tmp_path: Path, arguments, code: int, expected: str
+def test_a_bad_request_is_a_message(
+    run_cli, tiny_bundle: Path, every_bundle: Path, tmp_path: Path, arguments, code: int, named: str
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_bundle, copy)
     places = {"tmp": tmp_path, "bundle": tiny_bundle, "every": every_bundle, "copy": copy}
     done = run_cli("bench", *(a.format(**places) for a in arguments))
     assert done.returncode == code, done.stderr
-    assert expected in done.stderr and "next:" in done.stderr
+    assert named.format(**places) in done.stderr and "next:" in done.stderr
 
 
 def test_a_workers_error_arrives_as_itself(tmp_path: Path, tiny_bundle: Path, every_bundle: Path) -> None:
@@ -183,10 +215,13 @@ def test_ctrl_c_ends_every_worker_without_a_traceback(tiny_bundle: Path) -> None
 def test_targets_are_the_graphs_once_and_then_the_pipelines(tiny_bundle: Path) -> None:
     from simmim_export.benchmarks.suites import targets
 
-    names, graphs = targets(tiny_bundle, None, 1)
+    names, graphs = targets(tiny_bundle, None, batch=1)
     assert len(names) == len(set(names)) and len(graphs) == 5
     assert isinstance(Bundle.open(tiny_bundle).manifest.pipelines[0], Pipeline)
-    assert targets(tiny_bundle, ["embed_text"], 1) == (["graph:text_encoder", "pipeline:embed_text"], ["text_encoder"])
+    assert targets(tiny_bundle, ["embed_text"], batch=1) == (
+        ["graph:text_encoder", "pipeline:embed_text"],
+        ["text_encoder"],
+    )
 
 
 def test_engines_at_several_precisions_meet_in_one_run(tiny_bundle: Path, run_cli, tmp_path: Path) -> None:
@@ -194,22 +229,22 @@ def test_engines_at_several_precisions_meet_in_one_run(tiny_bundle: Path, run_cl
     engines = ("--engine", "ort", "--engine", "openvino:int8", "--precision", "int8")
     bundle = ("--bundle", tiny_bundle)
     done = run_cli(
-        "bench", *bundle, *engines, "--engine", "ort:fp32", "--pipeline", "embed_text", *RATIOS, "--json", path
+        "bench", *bundle, *engines, "--engine", "ort:fp32", "--pipeline", "embed_text", *RATIOS, "--save", path
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(path.read_text())
-    assert {(row["engine"], row["precision"]) for row in found["summary"]} == {
+    saved = json.loads(path.read_text())
+    assert {(row["engine"], row["precision"]) for row in saved["summary"]} == {
         ("ort", "int8"),
         ("ort", "fp32"),
         ("openvino", "int8"),
     }
-    assert set(found["engines"]) == {"ort:int8", "ort", "openvino:int8"}
-    assert "x own fp32" in done.stdout
-    for row in found["summary"]:
+    assert set(saved["engines"]) == {"ort:int8", "ort", "openvino:int8"}
+    assert "x own" in done.stdout
+    for row in saved["summary"]:
         assert row["no_ratio"] is None and row["median_ms"] > 0
         assert (row["times_own_fp32"] is not None) == (row["engine"] == "ort" and row["precision"] == "int8")
     for name in ("ort:int8", "openvino:int8"):
-        assert found["engines"][name]["proof"]["text_encoder"]["executed"]["int8"] > 0
+        assert saved["engines"][name]["proof"]["text_encoder"]["executed"]["int8"] > 0
     refused = run_cli("bench", *bundle, "--engine", "ort:bf16")
     assert refused.returncode == 3 and "has no bf16" in refused.stderr
 
@@ -217,10 +252,10 @@ def test_engines_at_several_precisions_meet_in_one_run(tiny_bundle: Path, run_cl
 def test_pipelines_of_clips_are_measured(every_bundle: Path, run_cli, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     wanted = ("--pipeline", "answer_video", "--pipeline", "classify_video", "--batch", "3")
-    done = run_cli("bench", "--bundle", every_bundle, "--engine", "ort", *wanted, *FAST, "--json", path)
+    done = run_cli("bench", "--bundle", every_bundle, "--engine", "ort", *wanted, *FAST, "--save", path)
     assert done.returncode == 0, done.stderr
-    found = {row["target"] for row in json.loads(path.read_text())["results"]}
-    assert {"graph:video_encoder", "pipeline:answer_video", "pipeline:classify_video"} <= found
+    measured = {row["target"] for row in json.loads(path.read_text())["results"]}
+    assert {"graph:video_encoder", "pipeline:answer_video", "pipeline:classify_video"} <= measured
     assert "classify_video" in done.stdout and "…" not in done.stdout
 
 
@@ -228,23 +263,25 @@ def test_lost_parity_is_written_shown_and_fails(tiny_bundle: Path, run_cli, tmp_
     bundle, path = spoil(tiny_bundle, tmp_path / "spoiled", 1.01), tmp_path / "a.json"
     path.touch()
     words = ("--bundle", bundle, "--engine", "ort", "--pipeline", "embed_text", "--pipeline", "embed_image")
-    done = run_cli("bench", *words, *FAST, "--json", path, "--overwrite")
-    assert done.returncode == 4 and "differs from PyTorch: text_encoder on ort\n" in done.stderr, done.stderr
-    rows = {line.split()[1]: line for line in done.stdout.splitlines() if "fp32" in line}
+    done = run_cli("bench", *words, *FAST, "--save", path, "--overwrite")
+    assert done.returncode == 4 and "text_encoder on ort\n" in done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    # The row of the engine follows the name of the target.
+    rows = {name.strip(): row for name, row in itertools.pairwise(lines) if row.startswith("  ort")}
     assert "FAILED" in rows["embed_text"] and "passed" in rows["embed_image"]
     passed = {row["target"]: row["parity"]["passed"] for row in json.loads(path.read_text())["results"]}
     assert passed["pipeline:embed_image"] and not passed["graph:text_encoder"] and not passed["pipeline:embed_text"]
 
 
 def test_an_error_that_is_no_number_is_written(tmp_path: Path) -> None:
-    report.write({"results": [{"parity": {"passed": False, "scaled_error": float("inf")}}]}, tmp_path / "a.json")
+    files.write({"results": [{"parity": {"passed": False, "scaled_error": float("inf")}}]}, tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text())["results"][0]["parity"]["scaled_error"] is None
 
 
 def test_what_a_machine_lacks_is_left_out_of_the_default_and_said() -> None:
     """BF16 of OpenVINO is not to be had on every processor."""
-    found, absent = quantization.available()
-    assert {str(contestant) for contestant in found} | set(absent) == set(quantization.CONTESTANTS)
+    available, absent = quantization.available()
+    assert {str(contestant) for contestant in available} | set(absent) == set(quantization.CONTESTANTS)
     for name, reason in absent.items():
         with pytest.raises(EngineUnavailable, match=re.escape(reason)):
             Contestant.parse(name).require()
@@ -267,20 +304,21 @@ def test_a_wrong_request_starts_no_worker(
 
 def test_a_busy_machine_is_said() -> None:
     def result(engine: str, *seconds: float) -> BenchmarkResult:
-        return BenchmarkResult("graph:g", engine, "fp32", 1, "x", tuple((second,) * 3 for second in seconds))
+        rounds = tuple((second,) * 3 for second in seconds)
+        return BenchmarkResult(target="graph:g", engine=engine, precision="fp32", batch=1, inputs="x", rounds=rounds)
 
     calm, wild = result("ort", 0.010, 0.011, 0.012), result("torch", 0.010, 0.011, 0.030)
-    assert report.disturbances([calm], 0.1, 2) == []
-    assert len(report.disturbances([calm], 1.5, 2)) == 1
-    (said,) = report.disturbances([calm], 7.5, 2)
+    assert files.disturbances([calm], load=0.1, cores=2) == []
+    assert len(files.disturbances([calm], load=1.5, cores=2)) == 1
+    (said,) = files.disturbances([calm], load=7.5, cores=2)
     assert "7.5" in said
-    (said,) = report.disturbances([calm, wild], 0.1, 2)
+    (said,) = files.disturbances([calm, wild], load=0.1, cores=2)
     assert "torch" in said and "3.0" in said
 
 
 def test_a_full_disk_is_noticed_before_anything_is_measured(run_cli, small_disk, tiny_bundle: Path) -> None:
     path = small_disk(16) / "a.json"
-    done = run_cli("bench", "--bundle", tiny_bundle, "--engine", "ort", "--json", path)
+    done = run_cli("bench", "--bundle", tiny_bundle, "--engine", "ort", "--save", path)
     assert done.returncode == 2 and str(path) in done.stderr and "open ort" not in done.stderr, done.stderr
     assert list(path.parent.iterdir()) == []
 
@@ -289,7 +327,7 @@ def test_a_disk_that_fills_up_meanwhile_does_not_cost_the_tables(small_disk, tin
     disk = small_disk(400)
     path = disk / "a.json"
     command = [sys.executable, "-m", "simmim_export.benchmarks.cli", "--bundle", str(tiny_bundle), "--engine", "ort"]
-    command += ["--pipeline", "embed_text", "--json", str(path)]
+    command += ["--pipeline", "embed_text", "--save", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None and "open ort" in process.stderr.readline()
     # As on a file system that writes to another place than what was reserved.
@@ -302,7 +340,7 @@ def test_a_disk_that_fills_up_meanwhile_does_not_cost_the_tables(small_disk, tin
                 raise OSError
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and str(path) in errors and "Traceback" not in errors, errors
-    assert "embed_text" in said and "cold start" in said
+    assert "embed_text" in said and "first result of" in said
     assert [child.name for child in disk.iterdir()] == ["other"]
 
 
@@ -310,10 +348,10 @@ def test_the_room_that_is_taken_is_enough(tiny_bundle: Path, run_cli, tmp_path: 
     path = tmp_path / "a.json"
     few = ("--rounds", "1", "--iterations", "1", "--warmup", "0")
     engines = ("--engine", "ort", "--engine", "openvino", "--engine", "ort:int8")
-    done = run_cli("bench", "--bundle", tiny_bundle, *engines, *few, "--json", path)
+    done = run_cli("bench", "--bundle", tiny_bundle, *engines, *few, "--save", path)
     assert done.returncode == 0, done.stderr
     rows = len(json.loads(path.read_text())["results"])
-    assert path.stat().st_size < report.FIXED_BYTES + rows * (report.ROW_BYTES + report.SAMPLE_BYTES)
+    assert path.stat().st_size < files.FIXED_BYTES + rows * (files.ROW_BYTES + files.SAMPLE_BYTES)
 
 
 def test_the_reference_bundle_has_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

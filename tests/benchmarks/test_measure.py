@@ -42,10 +42,10 @@ def test_a_ratio_is_paired_by_round() -> None:
     reference, other = [[2.0] * 5, [20.0] * 5, [2.0] * 5], [[1.0] * 5, [10.0] * 5, [1.0] * 5]
     paired = paired_ratio(2 * reference, 2 * other)
     assert (paired.value, paired.low, paired.high) == (2.0, 2.0, 2.0) and paired.shown and paired.span == "2.00 to 2.00"
-    assert paired.inverse() == Ratio(0.5, 0.5, 0.5)
+    assert paired.inverse() == Ratio(value=0.5, low=0.5, high=0.5)
     loose = unpaired_ratio(2 * reference, 2 * other)
     assert loose.value == 2.0 and loose.low < 2.0 < loose.high and not loose.shown
-    assert loose.inverse() == Ratio(0.5, 1 / loose.high, 1 / loose.low)
+    assert loose.inverse() == Ratio(value=0.5, low=1 / loose.high, high=1 / loose.low)
 
 
 @pytest.mark.parametrize(("estimate", "least"), [(paired_ratio, ROUNDS), (unpaired_ratio, ROUNDS_APART)])
@@ -55,13 +55,13 @@ def test_an_interval_holds_the_truth_as_often_as_it_says(
 ) -> None:
     """Rounds of two engines that are alike, with noise that no bell curve describes."""
     draws = np.random.default_rng(rounds).standard_t(2, (2, 1500, rounds, 1))
-    found = [estimate(*pair) for pair in np.exp(draws / 10).swapaxes(0, 1).tolist()]
+    ratios = [estimate(*pair) for pair in np.exp(draws / 10).swapaxes(0, 1).tolist()]
     if rounds < least:
-        assert found == [None] * len(found) and too_few(rounds, least)
+        assert ratios == [None] * len(ratios) and too_few(rounds, least)
     else:
         assert too_few(rounds, least) is None
         # Three standard errors of a share of 1,500.
-        assert np.mean([not ratio.shown for ratio in found]) >= 0.95 - 3 * (0.95 * 0.05 / 1500) ** 0.5
+        assert np.mean([not ratio.shown for ratio in ratios]) >= 0.95 - 3 * (0.95 * 0.05 / 1500) ** 0.5
 
 
 def test_intervals_grow_narrower_with_rounds() -> None:
@@ -80,7 +80,7 @@ def test_intervals_grow_narrower_with_rounds() -> None:
 def test_a_run_against_itself_shows_no_difference(rounds: list[list[float]]) -> None:
     ratio = paired_ratio(rounds, rounds)
     assert (ratio is None) == (len(rounds) < ROUNDS)
-    assert ratio is None or (ratio == Ratio(1, 1, 1) and not ratio.shown)
+    assert ratio is None or (ratio == Ratio(value=1, low=1, high=1) and not ratio.shown)
 
 
 def test_two_wild_rounds_give_no_ratio() -> None:
@@ -91,5 +91,7 @@ def test_two_wild_rounds_give_no_ratio() -> None:
 
 
 def test_result_properties() -> None:
-    result = BenchmarkResult("graph:g", "ort", "fp32", 1, "d", ((1.0,) * 10, (3.0,) * 10))
+    result = BenchmarkResult(
+        target="graph:g", engine="ort", precision="fp32", batch=1, inputs="d", rounds=((1.0,) * 10, (3.0,) * 10)
+    )
     assert result.p50 == 2.0 and result.p90 is None and result.p99 is None

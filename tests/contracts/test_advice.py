@@ -1,4 +1,4 @@
-"""Every command line that a message tells the user to type is one that the program takes."""
+"""Every command line that a message tells the user to type is one that the program accepts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_reference import PROGRAMS, README
+from command_reference import PROGRAMS, ROOT
 
-# From the name of a program to the end of what is to be typed.
-COMMAND = re.compile(r"(simmim-(?:train|export|bench)) ([^\n`]+?)(?=, |; |$| prints)")
-# What stands for an expression of an f-string, where it is more than one word.
+# From the name of a program to the end of the command line.
+COMMAND = re.compile(r"(simmim-(?:train|export|bench)) ([^\n`]+?)(?=, |; | > |$| prints)")
+# The words that replace an expression of an f-string if it is more than one word.
 EXPRESSIONS = {"how": "--engine ort"}
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """The strings in a source file that are not docstrings; ``8``, a number and a path, stands for an expression in them."""
+    """(line, text) of each string in a source file that is not a docstring.
+
+    An expression inside an f-string is replaced by ``8``, which is a number and a path.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     inner |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -37,24 +40,23 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
 
 def advice() -> Iterator[tuple[str, str, str]]:
     """(place, program, words) of each command line that a message shows."""
-    root = README.parent
     for path in sorted(
-        p for folder in ("simmim_export", "training", "benchmarks") for p in (root / folder).rglob("*.py")
+        p for folder in ("simmim_export", "training", "benchmarks") for p in (ROOT / folder).rglob("*.py")
     ):
         for line, text in texts(path):
             for program, words in COMMAND.findall(text):
-                # Anything else is a sentence about a program, such as "what simmim-train wrote".
+                # Anything else is a sentence about a program, such as "the folder that simmim-train wrote".
                 if words.split()[0] not in ("wrote", "does") and re.match(
                     r"--\w+ |[a-z]+$|[a-z]+ (?:-|[A-Z8]|ckpt)", words
                 ):
-                    yield f"{path.relative_to(root)}:{line}", program, words
+                    yield f"{path.relative_to(ROOT)}:{line}", program, words
 
 
 ADVICE = list(advice())
 
 
 @pytest.mark.parametrize(("place", "program", "words"), ADVICE, ids=[place for place, _, _ in ADVICE])
-def test_a_command_that_a_message_shows_can_be_typed(place: str, program: str, words: str) -> None:
+def test_a_command_in_a_message_can_be_typed(place: str, program: str, words: str) -> None:
     group = typer.main.get_command(import_module(PROGRAMS[program]).app)
     arguments = shlex.split(words)
     command, name = group, program
@@ -65,5 +67,5 @@ def test_a_command_that_a_message_shows_can_be_typed(place: str, program: str, w
     command.make_context(name, arguments)
 
 
-def test_the_commands_of_messages_are_seen() -> None:
+def test_every_program_is_named_in_a_message() -> None:
     assert len(ADVICE) >= 20 and {program for _, program, _ in ADVICE} == set(PROGRAMS)

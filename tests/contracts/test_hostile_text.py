@@ -1,4 +1,4 @@
-"""What every command must satisfy: no text of a stranger moves the cursor, hides a line or changes the title of a terminal."""
+"""No text of a stranger moves the cursor, hides a line or changes the title of a terminal, whatever the command."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from support import make_checkpoint
 
 from simmim_export.system.children import child_environment, python_command
 
-# A window's title, a bell, a cleared screen in 7 and 8 bits, a carriage return, changes of reading direction, and DEL.
+# A window title, a bell, clear-screen in 7 and 8 bits, a carriage return, changes of reading direction, and DEL.
 EVIL = "E\x1b]0;own\x07\x1b[2J\x9b31mV\r\u202e\u2066\x7fL"
-# What rich sends to a terminal itself: colors, a hidden cursor, a line that is drawn again.
+# What rich itself sends to a terminal: colors, a hidden cursor, a line that is drawn again.
 STYLE = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A|\r(?=\n|\x1b\[2K|\x1b\[1A|\x1b\[\?25)")
 KEPT = "\n\t\u200c\u200d"
 
 
 def obeyed(text: str) -> set[str]:
-    """The characters of ``text`` that a terminal acts upon."""
+    """The characters of ``text`` that a terminal obeys."""
     return {c for c in text if c not in KEPT and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
 
 
 def run(program: str, *words: object) -> int:
-    """Run a command, once to pipes and once to a terminal; its exit code. Fail where an unsafe character reaches either."""
+    """Run a command, once with pipes and once on a terminal; return its exit code. Fail if an unsafe character reaches either."""
     command, environment = python_command(PROGRAMS[program], *words), child_environment({"TERM": "xterm-256color"})
     done = subprocess.run(command, capture_output=True, timeout=120, env=environment)
     for output in (done.stdout, done.stderr):
@@ -58,7 +58,7 @@ def run(program: str, *words: object) -> int:
 
 
 def rewrite(bundle: Path, change: dict[str, Any]) -> Path:
-    """Put ``change`` into the manifest of ``bundle``, with a digest that fits."""
+    """Apply ``change`` to the manifest of ``bundle`` and give it a digest that fits."""
     path = bundle / "manifest.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     for key, value in change.items():

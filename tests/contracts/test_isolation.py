@@ -50,7 +50,7 @@ COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
         ("--text-encoder", "./none", "--engine", "ort:fp32", "--recipe", "none", "--sentences", "2"),
     ),
 }
-EVERY = [(program, name) for program, name, _ in command_reference.commands()]
+EVERY = [(typed.program, typed.name) for typed in command_reference.commands()]
 
 
 def script(program: str) -> Path:
@@ -199,7 +199,7 @@ def _packages(node: ast.AST) -> set[str]:
 
 
 # What these print is JSON in ASCII, or already escaped.
-PRINTS = ("simmim_export/console/commands.py", "simmim_export/system/printing.py")
+PRINTS = ("simmim_export/console/output.py", "simmim_export/system/printing.py")
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))

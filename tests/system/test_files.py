@@ -85,7 +85,7 @@ def stage(path: Path) -> None:
         raise AssertionError("the block began")
 
 
-OUTPUTS = [write, stage, lambda path: check_output(path, True, "-o")]
+OUTPUTS = [write, stage, lambda path: check_output(path, "-o", overwrite=True)]
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

@@ -1,0 +1,270 @@
+"""The commands that relate an image to texts: ask, match, classify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simmim_export.cli.items import progress_of_many, report_failure, stops_at_failure
+from simmim_export.cli.model import open_model
+from simmim_export.console import check_output, print_json, say
+from simmim_export.console.app import App
+from simmim_export.console.options import AsJson, BundlePath, EngineOptions, Overwrite, Strict
+from simmim_export.spec import Verb
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from simmim_export.runtime.bulk import Outcome
+    from simmim_export.runtime.images import ImageSource
+    from simmim_export.runtime.inputs import EncodedImage
+    from simmim_export.runtime.model import Answer, Model
+
+# A command needs a bundle with one of these verbs.
+VERBS: Mapping[str, tuple[Verb, ...]] = {
+    "embed": (Verb.EMBED_IMAGE, Verb.EMBED_TEXT),
+    "ask": (Verb.ANSWER,),
+    "match": (Verb.MATCH,),
+    "classify": (Verb.CLASSIFY, Verb.CLASSIFY_TEXT),
+}
+ASK_EXAMPLES = (
+    'simmim-export ask bundle photo.jpg "what colour is the circle?"',
+    'simmim-export ask bundle photo.jpg "how many?" "what shape?" --top-k 1',
+    'simmim-export ask bundle photo.jpg "what colour is it?" --explain where.png',
+)
+MATCH_EXAMPLES = ('simmim-export match bundle photo.jpg "a red circle" "two blue squares"',)
+CLASSIFY_EXAMPLES = (
+    "simmim-export classify bundle photo.jpg",
+    "simmim-export classify bundle frames/ --top-k 5",
+    'simmim-export classify bundle photo.jpg "there is a red circle"',
+)
+ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")]
+ImageOrClip = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IMAGE", help="Image file; if the model takes clips, also a folder of frames or an animation."
+    ),
+]
+
+
+def register(app: App) -> None:
+    """Add the commands of this module to ``app``."""
+    app.command(examples=ASK_EXAMPLES)(ask)
+    app.command(examples=MATCH_EXAMPLES)(match)
+    app.command(examples=CLASSIFY_EXAMPLES)(classify)
+
+
+def ask(
+    engine: EngineOptions,
+    bundle: BundlePath,
+    image: ImageOrClip,
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION", help="One or more questions.")],
+    top_k: Annotated[
+        int, typer.Option("--top-k", metavar="N", min=1, help="Number of answers to show for each question.")
+    ] = 3,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            "--explain",
+            metavar="PNG",
+            help="Draw where the model looked. The bundle must have been exported with --attention.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer questions about an image or a clip.
+
+    The image is encoded once for all questions.
+    """
+    from simmim_export.runtime import bulk
+
+    if explain is not None:
+        _check_drawing(explain, overwrite=overwrite)
+    items = bulk.texts(questions, "question")
+    with open_model(bundle, engine) as model, progress_of_many("ask", items) as watch:
+        _require(model, Verb.ANSWER)
+        frames = _frames(model, image, Verb.ANSWER)
+        encoded = _encode(model, frames)
+
+        def answer(asked: list[str]) -> Sequence[tuple[list[Answer], np.ndarray | None]]:
+            if explain is None:
+                return [(row, None) for row in model.answers(encoded, asked, top_k=top_k)]
+            return [model.explain(encoded, question, top_k=top_k) for question in asked]
+
+        stops = stops_at_failure(items, strict=strict, as_json=as_json)
+        outcome = bulk.run_texts(
+            model,
+            items,
+            compute=answer,
+            verb=Verb.ANSWER,
+            clip=encoded.clip,
+            strict=stops,
+            watch=watch,
+            failed=report_failure,
+        )
+        if explain is not None and outcome.rows:
+            rows = list(outcome.rows.values())
+            lines = [f"{question}  {row[0].label}" for question, (row, _) in zip(outcome.sources, rows, strict=True)]
+            _draw(explain, frames[0], maps=[attention for _, attention in rows if attention is not None], lines=lines)
+    answers = {index: row for index, (row, _) in outcome.rows.items()}
+    _show(answers, outcome, keys=("question", "answers", "answer"), as_json=as_json)
+    if explain is not None and outcome.rows and not as_json:
+        say(f"wrote {explain}")
+    outcome.require_all("answered")
+
+
+def match(
+    engine: EngineOptions,
+    bundle: BundlePath,
+    image: ImagePath,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="One or more texts.")],
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rate how well each text describes an image.
+
+    Prints a probability for each text. The probabilities are independent of one another.
+    """
+    from simmim_export.runtime import bulk
+
+    items = bulk.texts(texts)
+    with open_model(bundle, engine) as model, progress_of_many("match", items) as watch:
+        _require(model, Verb.MATCH)
+        encoded = model.encode_image(image)
+
+        def rate(batch: list[str]) -> list[float]:
+            scores: list[float] = model.match(encoded, batch).tolist()
+            return scores
+
+        stops = stops_at_failure(items, strict=strict, as_json=as_json)
+        outcome = bulk.run_texts(
+            model,
+            items,
+            compute=rate,
+            verb=Verb.MATCH,
+            strict=stops,
+            watch=watch,
+            failed=report_failure,
+        )
+    if as_json:
+        print_json(outcome.as_json(lambda text, score: {"text": text, "score": score}))
+    else:
+        for text, score in zip(outcome.sources, outcome.rows.values(), strict=True):
+            say(f"{score:6.1%}  {text}")
+    outcome.require_all("matched")
+
+
+def classify(
+    engine: EngineOptions,
+    bundle: BundlePath,
+    image: ImageOrClip,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="Texts to judge against the image. The bundle needs a text_class head."),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="N", min=1, help="Number of classes to show.")] = 3,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Classify an image or a clip, or judge texts against it."""
+    from simmim_export.runtime import bulk
+
+    items = bulk.texts(texts or [])
+    with open_model(bundle, engine) as model, progress_of_many("classify", items) as watch:
+        verb = Verb.CLASSIFY_TEXT if texts else Verb.CLASSIFY
+        _require(model, verb)
+        encoded = _encode(model, _frames(model, image, verb))
+
+        def judge(batch: list[str]) -> list[list[Answer]]:
+            return model.classify_text(encoded, batch, top_k=top_k)
+
+        if texts:
+            outcome = bulk.run_texts(
+                model,
+                items,
+                compute=judge,
+                verb=verb,
+                clip=encoded.clip,
+                strict=stops_at_failure(items, strict=strict, as_json=as_json),
+                watch=watch,
+                failed=report_failure,
+            )
+        else:
+            named = bulk.Item(image, str(image), str(image))
+            outcome = bulk.Outcome(items=[named], rows={0: model.classify(encoded, top_k=top_k)}, failures={})
+    _show(outcome.rows, outcome, keys=("input", "classes", "label"), as_json=as_json)
+    outcome.require_all("classified")
+
+
+def _show(
+    rows: Mapping[int, list[Answer]], outcome: Outcome[Any], *, keys: tuple[str, str, str], as_json: bool
+) -> None:
+    """Print labels and scores for each item. ``keys``: the JSON keys of the item, of its labels, and of one label."""
+    item_key, labels_key, label_key = keys
+    labeled = replace(outcome, rows=rows)
+
+    def as_row(source: str, answers: list[Answer]) -> dict[str, Any]:
+        return {item_key: source, labels_key: [{label_key: one.label, "score": one.score} for one in answers]}
+
+    if as_json:
+        print_json(labeled.as_json(as_row))
+        return
+    for source, answers in zip(labeled.sources, rows.values(), strict=True):
+        say(f"{source}  " + ", ".join(f"{one.label} {one.score:.1%}" for one in answers))
+
+
+def _require(model: Model, verb: Verb) -> None:
+    """Raise :class:`UsageError` unless the bundle has ``verb``; the error names what the bundle can do."""
+    from simmim_export.errors import UsageError
+
+    present = {pipeline.verb for pipeline in model.bundle.manifest.pipelines}
+    if verb in present:
+        return
+    other = {Verb.CLASSIFY: Verb.CLASSIFY_TEXT, Verb.CLASSIFY_TEXT: Verb.CLASSIFY}.get(verb)
+    if other in present:
+        fix = "leave out the texts" if verb is Verb.CLASSIFY_TEXT else "add texts to judge against the image"
+    else:
+        commands = [command for command, verbs in VERBS.items() if present.intersection(verbs)]
+        fix = f"use {', '.join(commands)} with it, or export a checkpoint that was trained for {verb}"
+    raise UsageError(f"this bundle cannot {verb}: its model has no head for that", where=model.bundle.root, fix=fix)
+
+
+def _frames(model: Model, image: Path, verb: Verb) -> Sequence[ImageSource]:
+    """The frames of a folder, or of an animation if the bundle has ``verb`` for clips; otherwise the one image."""
+    from simmim_export.runtime.clips import is_animation, read_clip
+
+    takes_clips = model.bundle.manifest.pipeline_for(verb, clip=True) is not None
+    if image.is_dir() or (takes_clips and is_animation(image)):
+        return read_clip(image)
+    return [image]
+
+
+def _encode(model: Model, frames: Sequence[ImageSource]) -> EncodedImage:
+    return model.encode_clip(frames) if len(frames) > 1 else model.encode_image(frames[0])
+
+
+def _check_drawing(path: Path, *, overwrite: bool) -> None:
+    """Raise :class:`UsageError`, before anything is computed, if ``path`` is not a PNG file that can be written."""
+    from simmim_export.errors import UsageError
+
+    if path.suffix.lower() != ".png":
+        raise UsageError("the drawing must be a PNG file", where=path, fix="give --explain a name that ends in .png")
+    check_output(path, "--explain", overwrite=overwrite)
+    if not path.absolute().parent.is_dir():
+        raise UsageError("no such folder", where=path.parent, fix="make it with mkdir, or choose another --explain")
+
+
+def _draw(path: Path, image: ImageSource, *, maps: list[np.ndarray], lines: list[str]) -> None:
+    from simmim_export.runtime.explain import sheet
+    from simmim_export.runtime.images import decode
+    from simmim_export.system.outputs import destination, replacing
+
+    drawing = sheet(decode(image), maps, lines)
+    with replacing(destination(path)) as temporary:
+        drawing.save(temporary, format="PNG")

@@ -1,0 +1,132 @@
+"""The command ``onnx``: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simmim_export.cli.tables import print_parity, print_search
+from simmim_export.console import print_json, progress_bar
+from simmim_export.console.app import App
+from simmim_export.console.options import AsJson, Budget, Overwrite, output
+from simmim_export.export.limits import MAX_BATCH, OPSET
+
+EXAMPLES = (
+    "simmim-export onnx ckpt.pt -o bundle",
+    "simmim-export onnx ckpt.pt --precision int8 --precision fp16",
+    "simmim-export onnx ckpt.pt --precision int8 --budget answers=0.5pt",
+)
+LOWER = "Lower precision"
+
+
+def register(app: App) -> None:
+    """Add the command to ``app``."""
+    app.command(examples=EXAMPLES)(onnx)
+
+
+def onnx(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint that simmim-train wrote.")],
+    output: Annotated[Path, output("BUNDLE", "Folder to write.")] = Path("bundle"),
+    overwrite: Overwrite = False,
+    opset: Annotated[int, typer.Option("--opset", metavar="N", help="ONNX opset, 18 to 24.")] = OPSET,
+    max_batch: Annotated[
+        int,
+        typer.Option(
+            "--max-batch",
+            metavar="N",
+            help="Largest batch that the graphs are checked for and accept, 2 to 256. The runtime splits larger batches.",
+        ),
+    ] = MAX_BATCH,
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Also output where each word looked in the image: needed for ask --explain."),
+    ] = False,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            help="fp16 or int8: also write every graph in this precision. Repeatable. fp32 is always written.",
+            rich_help_panel=LOWER,
+        ),
+    ] = None,
+    budget: Budget = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            metavar="DIR",
+            help="Folder of images, and texts.txt with one text per line, to measure ranges on.",
+            show_default="the samples in the checkpoint",
+            rich_help_panel=LOWER,
+        ),
+    ] = None,
+    full_range: Annotated[
+        bool | None,
+        typer.Option(
+            "--full-range/--reduce-range",
+            help="INT8 weights in 8 bits instead of 7. On processors without VNNI, ort is slower with 8 bits and openvino "
+            "refuses them.",
+            show_default="--reduce-range",
+            rich_help_panel=LOWER,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a checkpoint to ONNX and check it against PyTorch.
+
+    Every graph is compared with PyTorch at many shapes. With --budget the command also searches, for every installed engine, the
+    fastest precision plan whose losses stay within the budget. Exit code 4 if a graph differs from PyTorch or no plan stays
+    within the budget.
+    """
+    # These imports are light. A wrong path or number should not cost the seconds that PyTorch takes to load.
+    from simmim_export.bundle import Staging
+    from simmim_export.errors import EngineUnavailable, UsageError
+    from simmim_export.export.limits import family_of, require_batch, require_opset
+    from simmim_export.export.lower import Lower
+    from simmim_export.proof.budget import Budget as Limits
+    from simmim_export.spec import Precision
+    from simmim_export.system.outputs import full_disk, no_empty_folders
+
+    precisions = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
+    if Precision.BF16 in precisions:
+        fix = "export without it, then: simmim-export verify BUNDLE --engine openvino --precision bf16"
+        raise UsageError("--precision bf16 writes nothing: engines run the fp32 graphs at bf16", fix=fix)
+    limits = None if budget is None else Limits.parse(budget)
+    lower = Lower(tuple(p for p in precisions if p is not Precision.FP32), calibration, full_range, limits)
+    require_opset(opset)
+    require_batch(max_batch)
+    family_of(checkpoint)
+    with no_empty_folders(output), Staging(output, overwrite):
+        pass
+    try:
+        from simmim_export.export.exporter import export_bundle
+    except ModuleNotFoundError as error:
+        fix = "pip install 'simmim-export[export]'"
+        raise EngineUnavailable(f"exporting needs the package {error.name}", fix=fix) from error
+    with full_disk(output), progress_bar("export") as progress:
+        exported = export_bundle(
+            checkpoint,
+            output,
+            overwrite=overwrite,
+            opset=opset,
+            max_batch=max_batch,
+            attention=attention,
+            lower=lower,
+            progress=progress,
+        )
+    if as_json:
+        planning = exported.bundle.manifest.provenance.get("planning", [])
+        parity: dict[str, dict[str, object]] = {report.graph: {} for report in exported.reports}
+        for report in exported.reports:
+            figures = report.summary()
+            parity[report.graph] |= (
+                figures if report.precision == "fp32" else {report.variant or report.precision: figures}
+            )
+        print_json({"bundle": str(exported.bundle.root), "parity": parity, "planning": planning})
+        return
+    print_parity(exported.reports, f"{output}: ONNX Runtime compared with PyTorch at every shape checked")
+    for search in exported.searches:
+        print_search(search)
