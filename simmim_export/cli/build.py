@@ -155,7 +155,7 @@ def _dry_run(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request:
     except ModuleNotFoundError as error:
         fix = "pip install 'simmim-export[export]'"
         raise EngineUnavailable(f"a dry run needs the package {error.name}", fix=fix) from error
-    rehearsals = rehearse(bundle, engine, plan, request)
+    rehearsals = rehearse(bundle, engine, plan=plan, request=request)
     if as_json:
         print_json({"bundle": str(bundle.root), "graphs": {one.graph: one.as_json() for one in rehearsals}})
     else:

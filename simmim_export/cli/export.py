@@ -128,5 +128,5 @@ def onnx(
         print_json({"bundle": str(exported.bundle.root), "parity": parity, "planning": planning})
         return
     print_parity(exported.reports, f"{output}: ONNX Runtime compared with PyTorch at every shape checked")
-    for planned in exported.planned:
-        print_plan(planned)
+    for result in exported.searches:
+        print_plan(result)

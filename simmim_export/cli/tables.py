@@ -10,7 +10,7 @@ from simmim_export.console import Row, print_table, say, stacked
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from simmim_export.planning.planner import Planned
+    from simmim_export.planning.planner import SearchResult
     from simmim_export.proof.certificate import Certificate
     from simmim_export.proof.parity import ParityReport
 
@@ -30,22 +30,22 @@ def print_parity(
     print_table(title, columns if executed is None else [*columns, "nodes|executed"], rows)
 
 
-def print_plan(planned: Planned) -> None:
-    """Print what the planner tried, the fastest first, and what it chose. "!" marks an exceeded limit."""
-    best = planned.pareto()
-    limits = _allowed([[line.as_row() for line in trial.lines] for trial in planned.tried])
+def print_plan(result: SearchResult) -> None:
+    """Print the trials of a search, the fastest first, and the plan that it chose. "!" marks an exceeded limit."""
+    best = result.pareto()
+    limits = _allowed([[line.as_row() for line in trial.lines] for trial in result.trials])
     rows: list[Row] = []
-    for trial in sorted(planned.tried, key=lambda trial: trial.seconds):
-        kept = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.kept.items()]
+    for trial in sorted(result.trials, key=lambda trial: trial.seconds):
+        floats = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.float_groups.items()]
         cells = _limit_cells([line.as_row() for line in trial.lines], limits)
         verdict = ("yes" if trial.fits else "NO", "yes" if trial in best else "")
-        rows.append((stacked([*str(trial.plan).split(","), *kept]), f"{trial.share:.2f}", *cells, *verdict))
+        rows.append((stacked([*str(trial.plan).split(","), *floats]), f"{trial.share:.2f}", *cells, *verdict))
     columns = ("plan", ">time /|FP32", *_limit_columns(limits), "fits", "best at|its speed")
     say()
-    print_table(f"{planned.engine}: precision plans tried, judged by {planned.budget}", columns, rows)
-    for note in planned.notes:
+    print_table(f"{result.engine}: precision plans tried, judged by {result.budget}", columns, rows)
+    for note in result.notes:
         say(note)
-    say(f"{planned.engine}: chose {planned.chosen.plan}, {planned.chosen.share:.2f} of the time of FP32")
+    say(f"{result.engine}: chose {result.plan}, {result.chosen.share:.2f} of the time of FP32")
 
 
 def print_figures(figures: Mapping[str, Any], title: str) -> None:
