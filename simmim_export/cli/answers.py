@@ -226,13 +226,14 @@ def _require(model: Model, verb: Verb) -> None:
     present = {pipeline.verb for pipeline in model.bundle.manifest.pipelines}
     if verb in present:
         return
+    words = verb.replace("_", " ")
     other = {Verb.CLASSIFY: Verb.CLASSIFY_TEXT, Verb.CLASSIFY_TEXT: Verb.CLASSIFY}.get(verb)
     if other in present:
         fix = "leave out the texts" if verb is Verb.CLASSIFY_TEXT else "add texts to judge against the image"
     else:
         commands = [command for command, verbs in VERBS.items() if present.intersection(verbs)]
-        fix = f"use {', '.join(commands)} with it, or export a checkpoint that was trained for {verb}"
-    raise UsageError(f"this bundle cannot {verb}: its model has no head for that", where=model.bundle.root, fix=fix)
+        fix = f"use {', '.join(commands)} with it, or export a checkpoint that was trained for {words}"
+    raise UsageError(f"this bundle cannot {words}: its model has no head for that", where=model.bundle.root, fix=fix)
 
 
 def _frames(model: Model, image: Path, verb: Verb) -> Sequence[ImageSource]:

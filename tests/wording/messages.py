@@ -29,7 +29,7 @@ PROGRESS = re.compile(r"^[a-z]+: .+ \(\d+/\d+\)\n", re.MULTILINE)
 MEASURED = re.compile(r"\d+\.\d+(e-\d+)?")
 # Which checks of a graph are worst depends on the machine as well.
 CHECKS = re.compile(r"(^    .*\n)+", re.MULTILINE)
-SIZE = re.compile(r"(?<=says )\d+")
+SIZE = re.compile(r"(?<=says )[\d,]+")
 # Sections of commands. A word such as {bundle} is a path that places.py makes; files named without a folder are made there too.
 COMMANDS: Mapping[str, str] = {
     "words on the command line": """
