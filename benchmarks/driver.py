@@ -16,7 +16,7 @@ from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines import get_engine, on_device, require_engine
 from simmim_export.errors import EngineUnavailable, GateFailed
-from simmim_export.runtime.runtime import PLANNED
+from simmim_export.runtime.loading import PLANNED
 from simmim_export.spec import Precision, PrecisionPlan
 from simmim_export.system.children import child_environment, python_command
 

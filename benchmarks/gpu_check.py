@@ -141,8 +141,8 @@ def check(
         "-q",
         "tests/engines",
         "tests/contracts/test_engines.py",
-        "tests/trt/test_trt_build.py",
-        "tests/trt/test_trt_plan.py",
+        "tests/engines/trt/test_trt_build.py",
+        "tests/engines/trt/test_trt_plan.py",
     )
     return record
 

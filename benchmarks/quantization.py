@@ -127,7 +127,7 @@ def measure(
     for index, contestant in enumerate(everyone):
         watch(f"embed {len(texts)} sentences, {contestant}", index, 2 * len(everyone))
         with (
-            load(contestant.bundle or bundle, contestant.engine, contestant.precision) as model,
+            load(contestant.bundle or bundle, contestant.engine, precision=contestant.precision) as model,
             warnings.catch_warnings(record=True) as said,
         ):
             warnings.simplefilter("always")

@@ -10,7 +10,7 @@ from simmim_export.bundle import Bundle
 from simmim_export.engines.base import require_host
 from simmim_export.errors import UsageError
 from simmim_export.runtime import load
-from simmim_export.runtime.runtime import compiled
+from simmim_export.runtime.loading import compiled
 
 
 def targets(bundle: Path, pipelines: Sequence[str] | None, batch: int) -> tuple[list[str], list[str]]:
@@ -36,10 +36,10 @@ def require(plan: Plan) -> None:
     """
     for each in plan.engines:
         checkpoint = plan.checkpoint if each.reads_checkpoint else None
-        with load(each.bundle or plan.bundle, each.engine, each.precision, checkpoint=checkpoint) as model:
+        with load(each.bundle or plan.bundle, each.engine, precision=each.precision, checkpoint=checkpoint) as model:
             if each.reads_checkpoint:
                 continue
             for graph in plan.graphs:
                 artifact = model.bundle.artifact(graph, model.engine.variant(model.plan.of(graph)))
                 require_host(model.engine, artifact.built_for, artifact.path)
-                compiled(model.bundle, model.engine, graph, model.plan)
+                compiled(model.bundle, model.engine, graph=graph, plan=model.plan)

@@ -30,7 +30,7 @@ from simmim_export.engines.base import GpuTimed  # noqa: E402
 from simmim_export.errors import SimmimError  # noqa: E402
 from simmim_export.proof.examine import Examiner, require_evidence  # noqa: E402
 from simmim_export.proof.parity import compare, invariance  # noqa: E402
-from simmim_export.runtime import Runtime, load  # noqa: E402
+from simmim_export.runtime import Model, load  # noqa: E402
 from simmim_export.system.host import available_threads  # noqa: E402
 from simmim_export.system.libraries import guard_imports  # noqa: E402
 from simmim_export.system.printing import show_warnings_plainly  # noqa: E402
@@ -41,14 +41,14 @@ class Worker:
 
     def __init__(self) -> None:
         self.imported = time.monotonic()
-        self.model: Runtime
+        self.model: Model
         self.golden: Golden
         self.case = ""
         self.batch = 1
 
     def open(self, bundle: str, engine: str, precision: str, checkpoint: str | None, batch: int, first: str) -> Any:
         """Open the bundle and give the first result of the target ``first``; reply with the clock at every phase."""
-        self.model = load(bundle, engine, precision, checkpoint=checkpoint)
+        self.model = load(bundle, engine, precision=precision, checkpoint=checkpoint)
         self.golden = Golden.load(self.model.bundle.file("golden.npz"), graphs=self.model.bundle.manifest.graphs)
         self.case = self.golden.largest()
         self.batch = batch
@@ -58,18 +58,16 @@ class Worker:
         return {"phases": phases, "threads": available_threads()}
 
     def feeds(self, target: str) -> dict[str, np.ndarray]:
-        """The locked inputs of a target: golden rows, repeated to the batch. A pipeline of clips begins with the tokens of their
-        frames, which the host makes by the image encoder."""
+        """The locked inputs of a target: golden rows, repeated to the batch. A pipeline gets every tensor that the host feeds
+        to any graph."""
         kind, _, name = target.partition(":")
         manifest, case = self.model.bundle.manifest, self.golden.cases[self.case]
         if kind == "graph":
-            found = self.golden.feeds(self.case, manifest.graph(name))
+            rows = self.golden.feeds(self.case, manifest.graph(name))
         else:
-            taken = {tensor.name for graph in manifest.pipeline(name).graphs for tensor in manifest.graph(graph).inputs}
-            # The first three always: what was measured before there were clips had them, and is compared by its inputs.
-            wanted = dict.fromkeys(("pixels", "input_ids", "attention_mask", *sorted(taken & set(case))))
-            found = {key: case[key] for key in wanted}
-        return {key: np.take(array, range(self.batch), axis=0, mode="wrap") for key, array in found.items()}
+            inputs = {tensor.name for graph in manifest.graphs for tensor in graph.inputs}
+            rows = {key: array for key, array in case.items() if key in inputs}
+        return {key: np.take(array, range(self.batch), axis=0, mode="wrap") for key, array in rows.items()}
 
     def call(self, target: str, feeds: dict[str, np.ndarray] | None = None) -> None:
         """Run a target once."""

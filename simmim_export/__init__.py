@@ -1,4 +1,11 @@
-"""Run, prove and measure SimMIM vision-language models on edge devices. Importing this package imports nothing heavy."""
+"""Run, prove and measure vision-language models on edge devices.
+
+The public API is the four names in ``__all__``: :func:`load` opens a bundle and gives a :class:`Model`, :class:`Bundle` reads a
+bundle without running it, and ``__version__`` is this version. Everything else in this package is private and may change in any
+release. All errors are described in :mod:`simmim_export.errors`.
+
+Importing this package imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +15,14 @@ from simmim_export.version import __version__
 
 if TYPE_CHECKING:
     from simmim_export.bundle import Bundle as Bundle
-    from simmim_export.runtime import Runtime as Runtime
+    from simmim_export.runtime import Model as Model
     from simmim_export.runtime import load as load
 
-__all__ = ["Bundle", "Runtime", "__version__", "load"]
+__all__ = ["Bundle", "Model", "__version__", "load"]
 
 _HOMES = {
     "Bundle": "simmim_export.bundle",
-    "Runtime": "simmim_export.runtime",
+    "Model": "simmim_export.runtime",
     "load": "simmim_export.runtime",
 }
 
@@ -30,5 +37,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names. Without this, completion offers the private ones and not those that were never used yet."""
+    """The public names. Without this function, completion lists private names and leaves out public ones that were not used
+    yet."""
     return sorted(__all__)

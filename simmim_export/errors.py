@@ -97,6 +97,10 @@ class TruncatedText(UserWarning):
     """A text was longer than the model reads and was cut; the message names the text and both lengths."""
 
 
+class UnknownWords(UserWarning):
+    """A text has words that are not in the model's vocabulary; the message names the text and the words."""
+
+
 class FewSamples(UserWarning):
     """There are fewer calibration samples than are needed for ranges to rely on, or others than were asked for; the message
     gives their number."""

@@ -1,4 +1,4 @@
-"""The vocabulary: what a graph takes and gives, what a pipeline promises, and how close is close enough."""
+"""The vocabulary: precisions, tensors and their kinds, graphs, pipelines and their verbs, and tolerances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simmim_export.errors import UsageError
 
 
 class Precision(StrEnum):
-    """What an engine is asked to compute in. What it really ran is :meth:`engines.base.Session.precision_proof`."""
+    """The number format that an engine is asked to compute in. :meth:`engines.base.Session.precision_proof` says what it ran."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -23,7 +23,7 @@ class Precision(StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> Precision:
-        """Return the precision called ``text``; raise :class:`UsageError` naming the choices."""
+        """The precision called ``text``; raise :class:`UsageError` naming the choices."""
         try:
             return cls(text.lower())
         except ValueError:
@@ -31,7 +31,7 @@ class Precision(StrEnum):
 
 
 class Variant(StrEnum):
-    """An ONNX file of a graph: the form that some engine wants for a precision (:meth:`engines.base.Engine.variant`)."""
+    """One ONNX file of a graph: the form that an engine needs for a precision (:meth:`engines.base.Engine.variant`)."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -46,9 +46,10 @@ class Variant(StrEnum):
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """A precision for every graph: ``graphs`` has its own, everything else runs at ``default``.
+    """A precision for every graph: those in ``graphs`` have their own, all others run at ``default``.
 
-    As text: ``int8``, or ``image_encoder=int8,text_encoder=bf16`` with FP32 for the rest, or ``*=int8,head.vqa=fp32``.
+    As text, a plan is one precision for all graphs (``int8``), or one for each (``a=int8,b=bf16``, with FP32 for the others), or
+    one for each and one for the others (``*=int8,a=fp32``).
     """
 
     default: Precision = Precision.FP32
@@ -56,41 +57,45 @@ class PrecisionPlan:
 
     @classmethod
     def parse(cls, text: str) -> PrecisionPlan:
-        """The plan written as ``text``; raise :class:`UsageError` saying which part does not parse."""
+        """The plan that ``text`` describes; raise :class:`UsageError` saying which part does not parse."""
         if "=" not in text:
             return cls(Precision.parse(text))
-        found: dict[str, Precision] = {}
+        precisions: dict[str, Precision] = {}
         for part in text.split(","):
             graph, equals, precision = (word.strip() for word in part.partition("="))
             if not graph or not equals:
-                fix = "write GRAPH=PRECISION, parted by commas: image_encoder=int8,text_encoder=bf16"
-                raise UsageError(f"{part.strip()!r} of the precision {text!r} is no GRAPH=PRECISION", fix=fix)
-            if graph in found:
+                fix = "write GRAPH=PRECISION,GRAPH=PRECISION,... with * for all other graphs"
+                raise UsageError(f"{part.strip()!r} in the precision {text!r} is not GRAPH=PRECISION", fix=fix)
+            if graph in precisions:
                 raise UsageError(f"the precision {text!r} names {graph} twice", fix="name every graph once")
-            found[graph] = Precision.parse(precision)
-        return cls(found.pop("*", Precision.FP32), tuple(sorted(found.items())))
+            precisions[graph] = Precision.parse(precision)
+        return cls(precisions.pop("*", Precision.FP32), tuple(sorted(precisions.items())))
 
     def of(self, graph: str) -> Precision:
         """The precision of ``graph``."""
         return dict(self.graphs).get(graph, self.default)
 
     def check(self, graphs: Iterable[str]) -> None:
-        """Raise :class:`UsageError` naming what the plan names and ``graphs`` lacks."""
+        """Raise :class:`UsageError` if the plan names a graph that is not in ``graphs``."""
         known = sorted(graphs)
-        strange = [graph for graph, _ in self.graphs if graph not in known]
-        if strange:
-            raise UsageError(f"there is no graph {', '.join(strange)}", fix=f"choose among {', '.join(known)}")
+        unknown = [graph for graph, _ in self.graphs if graph not in known]
+        if unknown:
+            raise UsageError(f"unknown graph {', '.join(unknown)}", fix=f"choose among {', '.join(known)}")
 
     def __str__(self) -> str:
         if not self.graphs:
             return str(self.default)
-        rest = [] if self.default is Precision.FP32 else [("*", self.default)]
-        return ",".join(f"{graph}={precision}" for graph, precision in [*rest, *self.graphs])
+        others = [] if self.default is Precision.FP32 else [("*", self.default)]
+        return ",".join(f"{graph}={precision}" for graph, precision in [*others, *self.graphs])
+
+
+# The first axis of every tensor: the number of images, texts or clips.
+BATCH = "batch"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A dynamic axis and the sizes it may take, both ends included."""
+    """A dynamic axis and the sizes that it may have, from ``minimum`` to ``maximum`` with both included."""
 
     name: str
     minimum: int
@@ -98,17 +103,18 @@ class Axis:
 
 
 class Kind(StrEnum):
-    """What a tensor holds. The host feeds and reads tensors by their kind, so it never needs to know a family's names."""
+    """What a tensor holds. The host feeds and reads tensors by their kind, so it need not know the names of a family."""
 
     # Only graphs read it.
     HIDDEN = "hidden"
-    # Pictures as the host prepared them: uint8 [batch, height, width, 3].
+    # Images after preprocessing: uint8 [batch, height, width, 3].
     IMAGE = "image"
-    # int64 [batch, sequence] each; in the mask 1 is a token and 0 is padding.
+    # int64 [batch, sequence] each; in the mask, 1 is a token and 0 is padding.
     TOKEN_IDS = "token_ids"
     TEXT_MASK = "text_mask"
-    # A tensor of every frame of a clip, stacked by the host: [batch, frames, ...]. In the mask, int64, 1 is a frame.
+    # One tensor of each frame of a clip, stacked by the host: [batch, frames, ...].
     FRAMES = "frames"
+    # int64 [batch, frames]: 1 is a frame and 0 is padding.
     FRAME_MASK = "frame_mask"
     # float32 [batch, channels], each row of unit length.
     EMBEDDING = "embedding"
@@ -118,7 +124,7 @@ class Kind(StrEnum):
     ATTENTION = "attention"
 
 
-# The kinds that the host makes; a graph gives every other one.
+# The kinds that the host makes. Graphs give all others.
 FED = frozenset({Kind.IMAGE, Kind.TOKEN_IDS, Kind.TEXT_MASK, Kind.FRAMES, Kind.FRAME_MASK})
 
 
@@ -135,7 +141,7 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor. ``dtype`` is a NumPy name; in ``shape`` a ``str`` is a dynamic axis, an ``int`` is fixed."""
+    """A named tensor. ``dtype`` is a NumPy name. In ``shape``, a ``str`` is a dynamic axis and an ``int`` a fixed size."""
 
     name: str
     dtype: str
@@ -143,8 +149,8 @@ class TensorSpec:
     kind: Kind = Kind.HIDDEN
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The concrete shape for the given axis sizes. KeyError if one is missing."""
-        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+        """The shape for the given axis sizes. KeyError if one is missing."""
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
 
     def check(self, array: np.ndarray) -> None:
         """Raise :class:`UsageError` unless ``array`` has this dtype, rank and fixed sizes."""
@@ -157,7 +163,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph: its name (``image_encoder``, ``head.vqa``), its tensors, and the range of each dynamic axis."""
+    """One graph: its name, its tensors, and the range of each dynamic axis."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -179,10 +185,10 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Graphs to run in order over one dict of named tensors, and the outputs they promise.
+    """Graphs to run in order over one dict of named tensors, and the outputs that they promise.
 
-    ``verb`` is what it serves, and ``outputs[0]`` is what the verb reads: an embedding or logits. ``labels`` names the entry of
-    the manifest's labels that the logits are for, and the task of the evidence; it is empty for an embedding.
+    It serves ``verb``, which reads ``outputs[0]``: an embedding or logits. ``labels`` is the key of the labels of the logits and
+    the name of their task in the evidence. It is empty for an embedding.
     """
 
     name: str
@@ -194,20 +200,22 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an output may be from the FP32 reference of PyTorch.
+    """How far an output may be from the FP32 output of PyTorch.
 
-    ``scaled_error`` bounds max|a - b| / max(1, rms(b)): an absolute bound for unit-scale outputs (tokens after a
-    LayerNorm, unit-length embeddings), relative to scale for larger ones (logits). ``cosine`` bounds the worst row.
+    ``scaled_error`` is the largest max|a - b| / max(1, rms(b)): an absolute error for outputs of unit scale (tokens after a
+    LayerNorm, unit-length embeddings), and one relative to their scale for larger ones (logits). ``cosine`` is the smallest
+    cosine of a row.
     """
 
     scaled_error: float
     cosine: float
 
 
-# FP32 differs from PyTorch by the order of summation alone. FP16 keeps 11 bits of a number (a step of 2^-11 = 0.05 %): rounded
-# after every node, trained and real weights showed 0.0062 and 0.9999976 at the worst value and row. BF16 keeps 8 bits (a step of
-# 2^-8 = 0.4 %), which add up over layers: a trained tiny showed 0.03 and 0.99993. INT8 has 255 levels: the same model showed
-# 0.16 and 0.9976. Its tolerance finds a graph that is broken; whether a model still answers well is for its own metric.
+# FP32 differs from PyTorch only by the order of summation. FP16 keeps 11 bits of a number (a step of 2^-11 = 0.05 %): with
+# rounding after every node, trained and real weights had an error of 0.0062 and a cosine of 0.9999976 at worst. BF16 keeps 8 bits
+# (a step of 2^-8 = 0.4 %), and the errors add up over layers: a trained tiny model had 0.03 and 0.99993. INT8 has 255 levels: the
+# same model had 0.16 and 0.9976. The tolerance for INT8 finds broken graphs; a task's own metric shows whether a model still
+# answers well.
 TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.FP32: Tolerance(scaled_error=1e-4, cosine=0.99999),
     Precision.FP16: Tolerance(scaled_error=0.03, cosine=0.9999),

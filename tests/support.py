@@ -1,12 +1,12 @@
-"""Material for tests: a small real tokenizer, checkpoints of random weights, and bundles that compute something else."""
+"""Material for tests: a small real tokenizer, checkpoints with random weights, and bundles with a changed graph."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import onnx
@@ -15,15 +15,25 @@ if TYPE_CHECKING:
 
 _TEXT = "a is the there what colour shape size red green blue circle square triangle left right of many how"
 WORDS = (*_TEXT.split(), "?", ",", ".")
+# The classes of each head in the checkpoints of :func:`make_checkpoint`.
+LABELS = {
+    "match": ["no", "yes"],
+    "vqa": ["red", "green", "blue", "none"],
+    "text_class": ["contradiction", "entailment"],
+    "image_class": ["one", "two", "three"],
+    "video_class": ["left", "right"],
+    "video_qa": ["left", "right", "red"],
+}
 
 
-LABELS = {"match": ["no", "yes"], "vqa": ["red", "green", "blue", "none"]}
-LABELS |= {"text_class": ["contradiction", "entailment"], "image_class": ["one", "two", "three"]}
-LABELS |= {"video_class": ["left", "right"], "video_qa": ["left", "right", "red"]}
+class Once(Protocol):
+    """``once(name, make)`` gives the path that ``make(path)`` wrote when a worker of this run first asked for ``name``."""
+
+    def __call__(self, name: str, make: Callable[[Path], object]) -> Path: ...
 
 
 def word_tokenizer() -> str:
-    """The text of a real tokenizer.json over a few words, as training writes it for a small vocabulary."""
+    """The text of a real tokenizer.json over a few words, like those that training writes for a small vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
@@ -37,20 +47,25 @@ def word_tokenizer() -> str:
     return tokenizer.to_str()
 
 
-def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path:
-    """Write a checkpoint of random but real weights: every statistic is as after initialisation, the samples are noise."""
+def make_checkpoint(
+    path: Path, preset: str = "tiny", *, heads: Sequence[str] = ("match", "vqa"), **changes: Any
+) -> Path:
+    """Write a SimMIM checkpoint of a ``preset`` with ``heads``, and return ``path``; ``changes`` are other fields of its
+    configuration.
+
+    The weights are random, as when a training starts, and the sample images are noise.
+    """
     import torch
 
     from simmim_export.models.simmim.checkpoint import Checkpoint, save
     from simmim_export.models.simmim.model import SimMIM
     from simmim_export.models.simmim.presets import PRESETS
 
-    heads = {head: len(LABELS[head]) for head in changes.pop("heads", ("match", "vqa"))}  # type: ignore[attr-defined]
-    config = dataclasses.replace(PRESETS[preset], heads=heads, **changes)  # type: ignore[arg-type]
+    config = dataclasses.replace(PRESETS[preset], heads={head: len(LABELS[head]) for head in heads}, **changes)
     torch.manual_seed(0)
     model = SimMIM(config)
     size = config.image_size
-    pixels = torch.randint(0, 256, (16, size, size, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (16, size, size, 3), dtype=torch.uint8)
     texts = [f"what colour is the {' '.join(WORDS[i % 5 : i % 5 + 1 + i % 4])} circle ?" for i in range(16)]
     checkpoint = Checkpoint(
         config=config,
@@ -61,7 +76,7 @@ def make_checkpoint(path: Path, preset: str = "tiny", **changes: object) -> Path
             "image": {"height": size, "width": size, "resize": "squash", "interpolation": "bilinear"},
             "text": {"max_length": config.max_length},
         },
-        samples={"pixels": pixels, "texts": texts},
+        samples={"pixels": images, "texts": texts},
         provenance={"seed": 0},
     )
     save(checkpoint, path)
@@ -77,32 +92,21 @@ def golden_of(bundle: Path) -> Golden:
 
 
 def spoil(bundle: Path, copy: Path, factor: float) -> Path:
-    """A copy whose text graph has half of one weight times ``factor``, with digests that fit: only parity can see it."""
+    """A copy of ``bundle`` whose text encoder has half of one weight times ``factor``. All digests fit: only parity can see
+    it."""
     import numpy as np
-    import onnx
 
-    from simmim_export.bundle import Bundle
-    from simmim_export.system.files import digest
+    def scale(model: onnx.ModelProto, _: Path) -> None:
+        weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        values = np.frombuffer(weight.raw_data, np.float32).copy()
+        values[: len(values) // 2] *= np.float32(factor)
+        weight.raw_data = values.tobytes()
 
-    spoiled = Path(shutil.copytree(bundle, copy))
-    manifest = Bundle.open(spoiled).manifest
-    path = spoiled / "graphs/text_encoder.fp32.onnx"
-    model = onnx.load(path)
-    weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-    values = np.frombuffer(weight.raw_data, np.float32).copy()
-    values[: len(values) // 2] *= np.float32(factor)
-    weight.raw_data = values.tobytes()
-    onnx.save(model, path)
-    artifacts = tuple(
-        dataclasses.replace(a, sha256=digest(path), bytes=path.stat().st_size) if path.samefile(spoiled / a.path) else a
-        for a in manifest.artifacts
-    )
-    (spoiled / "manifest.json").write_text(dataclasses.replace(manifest, artifacts=artifacts).dumps())
-    return spoiled
+    return change_graph(bundle, copy, "text_encoder", scale)
 
 
 def change_graph(bundle: Path, copy: Path, graph: str, change: Callable[[onnx.ModelProto, Path], None]) -> Path:
-    """A copy of ``bundle`` whose FP32 file of ``graph`` was changed by ``change(model, path)``, which may save it itself; the
+    """A copy of ``bundle`` whose FP32 file of ``graph`` went through ``change(model, path)``, which may save it itself. All
     digests fit."""
     import onnx
 

@@ -18,9 +18,12 @@ from torchvision.models import get_model, list_models
 
 from simmim_export.bundle.vocabulary import rows_needed
 from simmim_export.errors import CheckpointError, UsageError
-from simmim_export.models.simmim.checkpoint import Checkpoint, check_state, check_tokenizer, read_tensors
+from simmim_export.models.files import read_tensors
+from simmim_export.models.simmim.checkpoint import Checkpoint
 from simmim_export.models.simmim.model import SimMIM
 from simmim_export.models.simmim.presets import ModelConfig
+from simmim_export.models.tokenizer import check_tokenizer
+from simmim_export.models.weights import check_state
 from simmim_export.system.files import digest
 from simmim_export.training.assemble import as_checkpoint, samples
 from simmim_export.training.data.shapes import Shapes
@@ -194,7 +197,7 @@ def _tokenizer(path: Path | None, rows: int, notes: list[str]) -> str:
         source = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"not a tokenizer.json: {error}", where=path, fix=fix) from error
-    size = rows_needed(check_tokenizer(source, rows, path, fix))
+    size = rows_needed(check_tokenizer(source, rows, where=path, fix=fix))
     if size < rows:
         notes.append(f"the tokenizer has {size} tokens for {rows} embeddings: the rest are never used")
     return source
@@ -203,7 +206,7 @@ def _tokenizer(path: Path | None, rows: int, notes: list[str]) -> str:
 def _load(module: torch.nn.Module, state: Mapping[str, Tensor], root: str, path: Path) -> None:
     expected = {f"{root}.{key}": value for key, value in module.state_dict().items()}
     fix = "save the whole state dict of the article's class"
-    check_state({f"{root}.{key}": value for key, value in state.items()}, expected, path, fix)
+    check_state({f"{root}.{key}": value for key, value in state.items()}, expected, where=path, fix=fix)
     module.load_state_dict(dict(state), strict=True)
 
 

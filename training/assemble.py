@@ -12,10 +12,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from simmim_export.errors import GateFailed, UsageError
-from simmim_export.models.simmim.checkpoint import Checkpoint, check_state
+from simmim_export.models.simmim.checkpoint import Checkpoint
 from simmim_export.models.simmim.model import SimMIM
 from simmim_export.models.simmim.parts import require_encoder
 from simmim_export.models.simmim.presets import PRESETS, ModelConfig, preset
+from simmim_export.models.weights import check_state
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import untrained
@@ -68,7 +69,7 @@ def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Che
 
 def _load(encoder: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
     """Put pretrained weights in, all of them or none: :class:`CheckpointError` names what does not fit."""
-    check_state(state, encoder.state_dict(), where, fix="give weights of the encoder that was chosen")
+    check_state(state, encoder.state_dict(), where=where, fix="give weights of the encoder that was chosen")
     encoder.load_state_dict(dict(state), strict=True)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim_export.errors import DataError, EngineUnavailable, GateFailed, UsageError
-from simmim_export.models.simmim.checkpoint import save_tensors
+from simmim_export.models.files import save_tensors
 from simmim_export.system.telemetry import without_telemetry
 from simmim_export.training.interrupt import Stopped, deferred
 from simmim_export.training.muon import Muon

@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from simmim_export.errors import CheckpointError, InputError, UsageError
-from simmim_export.models.simmim.checkpoint import check_tokenizer, read_tensors
+from simmim_export.models.files import read_tensors
 from simmim_export.models.simmim.encoders import text_positions
+from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.system.telemetry import without_telemetry
 from simmim_export.training.options import weights_file
 from simmim_export.training.text_folder import FILES, check_text_config, check_text_folder, is_local
@@ -110,7 +111,7 @@ def pretrained_text(source: str) -> PretrainedText:
     check_tokenizer(
         tokenizer,
         getattr(config, "vocab_size", None),
-        where,
+        where=where,
         fix="give the tokenizer.json that the encoder was trained with",
     )
     text = {key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if value is not None}

@@ -17,19 +17,25 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from simmim_export.bundle.checks import Problem, problems
+from simmim_export.bundle.checks import problems
+from simmim_export.bundle.checks.files import REQUIRED_FILES
+from simmim_export.bundle.checks.problem import Problem, refusal
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
 from simmim_export.spec import FED, GraphSpec, Kind, Pipeline, Precision, TensorSpec, Variant, Verb, as_json
 
 SCHEMA = 2
-# How many problems one message lists, and how long each may be: a manifest from a stranger could fill the terminal.
+# How many problems one message lists, and how many characters of each: a hostile manifest could fill the terminal.
 SHOWN, LONGEST = 20, 400
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One file that computes one graph: an ONNX variant (``engine`` is None) or an engine's own compiled form of it."""
+    """One file that computes one graph: an ONNX variant (``engine`` is None), or the form that an engine compiled from one.
+
+    ``bytes`` is the size of the file at ``path``, ``precision`` the one that ``variant`` is written for, ``built_for`` what the
+    file needs of a processor, and ``parity`` how far it was from PyTorch when it was exported.
+    """
 
     graph: str
     variant: Variant
@@ -42,9 +48,9 @@ class Artifact:
     parity: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of manifest.json. ``labels`` names the classes of each head; ``metrics`` is the checkpoint's own."""
+    """The content of manifest.json; docs/format.md says what each field means."""
 
     family: str
     model: Mapping[str, Any]
@@ -57,7 +63,7 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
-    # engine -> the precision of each graph that the planner chose, as PrecisionPlan writes it.
+    # engine -> the precision plan that the planner chose, as PrecisionPlan writes it.
     plans: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -89,9 +95,11 @@ class Manifest:
             tensor.kind: tensor for name in pipeline.graphs for tensor in self.graph(name).inputs if tensor.kind in FED
         }
 
-    def image_graphs(self) -> tuple[str, ...]:
-        """The graphs that read an image alone and are not heads, in order: an image goes through them once for all questions."""
-        known = {tensor.name for graph in self.graphs for tensor in graph.inputs if tensor.kind is Kind.IMAGE}
+    def image_graphs(self, *, clip: bool = False) -> tuple[str, ...]:
+        """The graphs that read an image alone, or with ``clip`` a clip, and do not give logits, in order: they run once per
+        image, for all questions."""
+        kinds = {Kind.FRAMES, Kind.FRAME_MASK} if clip else {Kind.IMAGE}
+        known = {tensor.name for graph in self.graphs for tensor in graph.inputs if tensor.kind in kinds}
         names = []
         for graph in self.graphs:
             if {tensor.name for tensor in graph.inputs} <= known and not graph.is_head:
@@ -108,46 +116,39 @@ class Manifest:
 def digest_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest's content apart from ``digest``, as lower-case hex.
 
-    Raise :class:`BundleError` for a text in it that is not Unicode (half of a surrogate pair).
+    It covers the UTF-8 bytes that Python's ``json.dumps(content, sort_keys=True, ensure_ascii=False)`` gives. Raise
+    :class:`BundleError` if ``content`` holds a text that is not Unicode (half of a surrogate pair).
     """
-    plain = {key: value for key, value in content.items() if key != "digest"}
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(_encoded({key: value for key, value in content.items() if key != "digest"})).hexdigest()
+
+
+def _encoded(content: Any, where: object = None) -> bytes:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     try:
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text.encode()
     except UnicodeEncodeError as error:
         what = f"the manifest holds a text that is not Unicode: {text[error.start : error.end]!r}"
-        raise BundleError(what, fix=EXPORT_AGAIN) from error
+        raise BundleError(what, where=where, fix=EXPORT_AGAIN) from error
 
 
 def parse_manifest(text: str, where: object) -> Manifest:
     """The manifest whose JSON is ``text``, read from the file ``where``.
 
-    Raise :class:`BundleError` for a text that is too long or not JSON, another schema, a digest that does not fit, and any
-    field that has a wrong type, lies outside its bounds, or contradicts another. It names the place, as ``$.graphs[2].axes[0]``.
+    Raise :class:`BundleError` for a text that is too long or not JSON, for another schema, for a digest that does not match, and
+    for any field that has a wrong type, is out of range, or contradicts another. The error names the place, for example
+    ``$.graphs[2].axes[0]``.
     """
     content = _content(text, where)
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if isinstance(schema, int) and schema < SCHEMA:
-        what = f"the bundle has schema {str(schema)[:20]}; this version reads schema {SCHEMA}"
-        raise BundleError(what, where=where, fix=EXPORT_AGAIN)
-    if isinstance(schema, int) and schema > SCHEMA:
-        what = f"the bundle has schema {str(schema)[:20]}; this version reads up to {SCHEMA}"
-        raise BundleError(what, where=where, fix="pip install -U simmim-export")
+    _require_schema(content, where)
     try:
-        # First, because it refuses what is not Unicode, on which msgspec stumbles.
-        digest = digest_of(content) if isinstance(content, dict) else ""
         row = msgspec.convert(content, ManifestRow)
-        if digest != row.digest:
-            raise BundleError("the manifest was altered: its digest does not match", fix=EXPORT_AGAIN)
+        if digest_of(content) != row.digest:
+            what = "the manifest was changed after it was written: its digest does not match"
+            raise BundleError(what, where=where, fix=EXPORT_AGAIN)
         del content["digest"]
         manifest = msgspec.convert(content, Manifest)
     except msgspec.ValidationError as error:
-        _refuse([at(error)], where)
-    except UnicodeEncodeError as error:  # in the digest, which is not part of what it covers
-        what = f"the manifest holds a text that is not Unicode: {error.object[error.start : error.end]!r}"
-        raise BundleError(what, where=where, fix=EXPORT_AGAIN) from error
-    except BundleError as error:
-        raise BundleError(error.what, where=where, fix=error.fix) from error
+        _refuse([refusal(error)], where)
     if wrong := list(islice(problems(manifest), SHOWN + 1)):
         _refuse(wrong, where)
     return manifest
@@ -155,14 +156,23 @@ def parse_manifest(text: str, where: object) -> Manifest:
 
 def check_draft(draft: Manifest, where: object) -> None:
     """Raise :class:`BundleError` for anything in ``draft``, a manifest without files and artifacts, that would keep its bundle
-    from opening. An export calls this before it spends minutes; ``where`` names the checkpoint that ``draft`` comes from."""
-    nothing = "0" * 64
-    parity = {"passed": True, "checks": 1, "scaled_error": 0.0, "cosine": 1.0}
+    from opening. An export calls this before the slow steps; ``where`` names the checkpoint that ``draft`` comes from."""
+    placeholder = "0" * 64
     artifacts = tuple(
-        Artifact(g.name, Variant.FP32, f"graphs/{g.name}", nothing, 1, None, Precision.FP32, {}, parity)
-        for g in draft.graphs
+        Artifact(
+            graph=graph.name,
+            variant=Variant.FP32,
+            path=f"graphs/{graph.name}",
+            sha256=placeholder,
+            bytes=1,
+            engine=None,
+            precision=Precision.FP32,
+            built_for={},
+            parity={"passed": True, "checks": 1, "scaled_error": 0.0, "cosine": 1.0},
+        )
+        for graph in draft.graphs
     )
-    whole = replace(draft, artifacts=artifacts, files={"tokenizer.json": nothing, "golden.npz": nothing})
+    whole = replace(draft, artifacts=artifacts, files=dict.fromkeys(REQUIRED_FILES, placeholder))
     try:
         parse_manifest(whole.dumps(), where)
     except BundleError as error:
@@ -170,26 +180,35 @@ def check_draft(draft: Manifest, where: object) -> None:
         raise BundleError(what, where=where, fix="make the checkpoint again, with simmim-train") from error
 
 
+def _require_schema(content: Any, where: object) -> None:
+    """Raise :class:`BundleError` for the schema of another version; a value that is not a number is left to the row's type."""
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if type(schema) is int and schema != SCHEMA:
+        what = f"the bundle has schema {str(schema)[:20]}, and this version reads schema {SCHEMA}"
+        fix = EXPORT_AGAIN if schema < SCHEMA else "pip install -U simmim-export"
+        raise BundleError(what, where=where, fix=fix)
+
+
 def _content(text: str, where: object) -> Any:
-    """The JSON value of ``text``; raise :class:`BundleError` unless every reader would understand the same by it."""
+    """The JSON value of ``text``; raise :class:`BundleError` for a text that two readers could understand differently."""
     if len(text) > MAX_BYTES:
         what = f"the manifest is longer than {MAX_BYTES / 2**20:.0f} MiB"
         raise BundleError(what, where=where, fix=EXPORT_AGAIN)
     try:
-        content = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_constant)
-    except RecursionError as error:
-        raise BundleError("the manifest is nested too deeply", where=where, fix=EXPORT_AGAIN) from error
+        content = _parse_json(text)
     except ValueError as error:
         what = f"the manifest is not JSON: {str(error)[:LONGEST]}"
         raise BundleError(what, where=where, fix=EXPORT_AGAIN) from error
     if _depth(content) > MAX_DEPTH:
         what = f"the manifest is nested more than {MAX_DEPTH} levels deep"
         raise BundleError(what, where=where, fix=EXPORT_AGAIN)
+    # msgspec does not report a text that is not Unicode as its own kind of error.
+    _encoded(content, where)
     return content
 
 
 def _depth(value: Any) -> int:
-    """How deep ``value`` is nested: 0 for a number or a text. Without recursion, whose own limit is a matter of the machine."""
+    """How deep ``value`` is nested: 0 for a number or a text. Not recursive, because Python's limit differs between machines."""
     depth, level = 0, [value]
     while level := [held for held in level if isinstance(held, dict | list)]:
         level = list(chain.from_iterable(held.values() if isinstance(held, dict) else held for held in level))
@@ -197,32 +216,30 @@ def _depth(value: Any) -> int:
     return depth
 
 
+def _parse_json(text: str) -> Any:
+    """The value of a JSON text without duplicate keys and without numbers that are not finite. Raise ValueError otherwise."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_number)
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply: {error}") from error
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: of two equal ones, readers disagree about which counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"an object has the key {twice!r} twice")
-    return found
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise ValueError(f"an object has the key {key!r} twice")
+        seen.add(key)
+    return dict(pairs)
 
 
 def _finite(text: str) -> float:
     value = float(text)
-    return value if isfinite(value) else _constant(text)
+    return value if isfinite(value) else _refuse_number(text)
 
 
-def _constant(text: str) -> NoReturn:
+def _refuse_number(text: str) -> NoReturn:
     raise ValueError(f"{text[:20]} is not a finite number")
-
-
-def at(error: msgspec.ValidationError) -> Problem:
-    """The place and the words of what msgspec refused."""
-    what, _, place = str(error).rpartition(" - at ")
-    if not what:
-        return "$", place
-    # "`$.labels[...]`", or "`key` in `$.labels`"
-    return place.replace("`key` in", "a key of").replace("`", ""), what.replace("`", "")
 
 
 def _refuse(wrong: list[Problem], where: object) -> NoReturn:

@@ -1,4 +1,4 @@
-"""A bundle that was opened: its manifest, and its files once their digests were checked."""
+"""An opened bundle: its manifest, and its files as soon as their digests have been checked."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.spec import as_json
 from simmim_export.system.files import MAX_UNPACKED, as_path, digest, leftovers, reading
 
-# The end of the name of a bundle that an export moved aside, for the moment until the new one is in its place.
+# The end of the name of a bundle that an export moved aside until the new one is in its place.
 REPLACED = ".replaced"
-# The most bytes of a file that the manifest names without a size, checked before anything reads it.
+# The most bytes of a file whose size is not in the manifest. They are checked before anything reads the file.
 MOST_BYTES = {"tokenizer.json": 4 * (40 << 20)}
 
 
@@ -29,10 +29,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read the manifest and see that every file it names is there, of the right size and inside the folder.
+        """Read the manifest, and check that every file it names exists, has the right size and lies inside the folder.
 
-        Digests of the files are checked when a file is first used, so that a device which only embeds images does not
-        read the text tower; :meth:`check` reads them all. Raise :class:`BundleError` for anything that is wrong.
+        The digest of a file is checked when the file is first used, so that a device that only embeds images does not read the
+        graphs for texts; :meth:`check` reads all files. Raise :class:`BundleError` for anything that is wrong.
         """
         root = as_path("bundle", path)
         with reading(root, BundleError):
@@ -48,7 +48,7 @@ class Bundle:
         if not manifest_path.is_file():
             raise BundleError("not a bundle: it has no manifest.json", where=root, fix=fix)
         with manifest_path.open("rb") as stream:
-            # One byte more than parse_manifest accepts, however many there are.
+            # One byte more than parse_manifest accepts is enough to refuse the rest.
             data = stream.read(MAX_BYTES + 1)
         try:
             text = data.decode("utf-8")
@@ -64,7 +64,7 @@ class Bundle:
             size = bundle._locate(artifact.path).stat().st_size
             if size != artifact.bytes:
                 raise BundleError(
-                    f"{artifact.path} has {size} bytes, the manifest says {artifact.bytes}",
+                    f"{artifact.path} has {size:,} bytes, and the manifest says {artifact.bytes:,}",
                     where=root,
                     fix="copy the bundle again, whole",
                 )
@@ -72,32 +72,35 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest's content, which holds the digest of every file: one name for these very graphs."""
+        """SHA-256 of the manifest's content, which holds the digest of every file: it identifies the whole bundle."""
         return digest_of(as_json(self.manifest))
 
     def _digests(self) -> dict[str, str]:
         return dict(self.manifest.files) | {artifact.path: artifact.sha256 for artifact in self.manifest.artifacts}
 
     def inside(self, relative: str) -> Path:
-        """The path of a file in the bundle, whether it is there or not; raise :class:`BundleError` if links lead outside."""
+        """The path of a file in the bundle, which need not exist; raise :class:`BundleError` if a link leads outside."""
         return _inside(self.root, relative)
 
     def _locate(self, relative: str) -> Path:
-        # The manifest has only relative paths without ".."; a link may lead outside all the same.
+        # The manifest has only relative paths without "..", but a link may lead outside.
         path = self.inside(relative)
         if not path.is_file():
             raise BundleError(f"the bundle lacks {relative}", where=self.root, fix="copy the bundle again, whole")
         return path
 
     def file(self, relative: str) -> Path:
-        """The path of a file that the manifest names, once its digest has been checked and, for an ONNX file, that it holds the
-        graph that the manifest says and nothing else."""
+        """The path of a file that the manifest names.
+
+        On first use, check its digest and, for an ONNX file, that it holds the graph in the manifest and nothing else. Raise
+        :class:`BundleError` if it does not.
+        """
         with reading(self.root / relative, BundleError):
             path = self._locate(relative)
             if relative not in self._checked:
                 if digest(path) != self._digests()[relative]:
                     raise BundleError(
-                        f"{relative} was altered: its SHA-256 is not the manifest's",
+                        f"{relative} was changed: its SHA-256 is not the one in the manifest",
                         where=path,
                         fix="copy the bundle again, whole",
                     )
@@ -106,29 +109,31 @@ class Bundle:
             return path
 
     def check_graphs(self, path: str | None = None) -> None:
-        """Raise :class:`BundleError` for an ONNX file (only the one at ``path``, if given) that is not a graph of ours or does
-        not compute what the manifest says; see :func:`~simmim_export.bundle.onnx_file.check_graph_file`."""
+        """Check every ONNX file, or only the one at ``path``, as :func:`~simmim_export.bundle.onnx_file.check_graph_file` does.
+
+        Raise :class:`BundleError` for a file that is not a graph of ours or does not compute what the manifest says.
+        """
         for artifact in self.manifest.artifacts:
             if artifact.engine is None and path in (None, artifact.path):
                 check_graph_file(self._locate(artifact.path), self.manifest.graph(artifact.graph))
 
     def check(self) -> int:
-        """Check the digest of every file, and return how many there are."""
+        """Check the digest of every file, and return the number of files."""
         for name in self._digests():
             self.file(name)
         return len(self._digests())
 
     def artifact(self, graph: str, variant: str, engine: str | None = None) -> Artifact:
-        """The artifact for ``graph``; raise :class:`EngineUnavailable` naming what the bundle has instead."""
-        mine = [a for a in self.manifest.artifacts if a.graph == graph and a.engine == engine]
-        for artifact in mine:
-            if artifact.variant == variant:
+        """The artifact for ``graph``; raise :class:`EngineUnavailable` naming the variants that the bundle has instead."""
+        variants = {a.variant: a for a in self.manifest.artifacts if a.graph == graph and a.engine == engine}
+        for own, artifact in variants.items():
+            if own == variant:
                 return artifact
-        have = ", ".join(sorted({a.variant for a in mine})) or "none"
+        have = ", ".join(sorted(variants)) or "none"
         raise EngineUnavailable(
             f"the bundle has no {variant} variant of {graph} (it has: {have})",
             where=self.root,
-            fix=f"simmim-export onnx ckpt.pt -o {self.root} --overwrite, with a --precision that makes it",
+            fix=f"add the --precision that makes it: simmim-export onnx ckpt.pt -o {self.root} --overwrite --precision ...",
         )
 
 
@@ -141,10 +146,10 @@ def _inside(root: Path, relative: str) -> Path:
 
 
 def _missing(root: Path, fix: str) -> BundleError:
-    """The error for a bundle that is not there; it says where an export that was killed left it."""
+    """The error for a bundle that does not exist. It says where to find the old one if an export was killed meanwhile."""
     real = Path(os.path.realpath(root))
     aside = leftovers(real, REPLACED) if real.parent.is_dir() else []
     if not aside:
         return BundleError("no such bundle", where=root, fix=fix)
-    what = f"no such bundle: an export was killed while it replaced it, and left the old one at {aside[-1]}"
+    what = f"no such bundle: an export was killed while replacing it, and left the old one at {aside[-1]}"
     return BundleError(what, where=root, fix=f"put it back: mv {shlex.quote(str(aside[-1]))} {shlex.quote(str(real))}")

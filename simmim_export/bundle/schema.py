@@ -1,8 +1,8 @@
-"""The form of manifest.json: the type and the bounds of every field, as :mod:`msgspec` checks them.
+"""The type and the range of every field of manifest.json, as :mod:`msgspec` checks them. docs/format.md explains the fields.
 
-:mod:`.checks` then checks what one field says about another. Classes that forbid unknown fields are written by this project
-alone; the others (:class:`Model`, :class:`Provenance`, the metrics) hold what a checkpoint brings, and only the fields that
-are read somewhere are typed.
+:mod:`.checks` then checks that the fields agree. A :class:`Row` has exactly the fields listed here. The other classes
+(:class:`Model`, :class:`Provenance`, :class:`Parity`, the metrics) may have more, because a checkpoint or a later version brings
+them; only the fields that this project reads are typed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from msgspec import Meta, Struct
 
 from simmim_export.spec import Kind, Precision, Variant, Verb
 
-# The manifest of a planned model with 23 answers takes 22 kB; 100,000 labels take 2 MB.
+# The manifest of a planned model with 23 answers has 22 kB; 100,000 labels have 2 MB.
 MAX_BYTES = 4 * 2**20
-# How deep objects and arrays may be nested. Each training run that started from another adds two levels of provenance.
+# How deep objects and arrays may be nested. Each training run that starts from another adds two levels of provenance.
 MAX_DEPTH = 100
 # The longest side of an image in pixels.
 MAX_SIDE = 4096
 # The most tokens of a text.
 MAX_TOKENS = 8192
-# What a tensor may take at its largest batch, in bytes.
+# The most bytes of a tensor at its largest batch.
 MAX_TENSOR_BYTES = 2**32
 
 Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]*\Z", max_length=128)]
@@ -36,7 +36,7 @@ class Row(Struct, frozen=True, forbid_unknown_fields=True):
     """An object that has exactly these fields."""
 
 
-class AxisRow(Row, frozen=True, forbid_unknown_fields=True):
+class AxisRow(Row, frozen=True):
     """:class:`simmim_export.spec.Axis`."""
 
     name: Name
@@ -44,8 +44,8 @@ class AxisRow(Row, frozen=True, forbid_unknown_fields=True):
     maximum: Annotated[int, Meta(ge=1, le=2**16)]
 
 
-class TensorRow(Row, frozen=True, forbid_unknown_fields=True):
-    """:class:`simmim_export.spec.TensorSpec`. The first dimension is always the batch."""
+class TensorRow(Row, frozen=True):
+    """:class:`simmim_export.spec.TensorSpec`. The first dimension is the batch."""
 
     name: Name
     dtype: Literal["uint8", "int64", "float32"]
@@ -53,7 +53,7 @@ class TensorRow(Row, frozen=True, forbid_unknown_fields=True):
     kind: Kind
 
 
-class GraphRow(Row, frozen=True, forbid_unknown_fields=True):
+class GraphRow(Row, frozen=True):
     """:class:`simmim_export.spec.GraphSpec`."""
 
     name: Name
@@ -62,7 +62,7 @@ class GraphRow(Row, frozen=True, forbid_unknown_fields=True):
     axes: Annotated[tuple[AxisRow, ...], Meta(min_length=1, max_length=16)]
 
 
-class PipelineRow(Row, frozen=True, forbid_unknown_fields=True):
+class PipelineRow(Row, frozen=True):
     """:class:`simmim_export.spec.Pipeline`."""
 
     name: Name
@@ -72,7 +72,7 @@ class PipelineRow(Row, frozen=True, forbid_unknown_fields=True):
     labels: Annotated[str, Meta(pattern=r"\A([A-Za-z0-9][A-Za-z0-9_.-]*)?\Z", max_length=128)]
 
 
-class ImageRow(Row, frozen=True, forbid_unknown_fields=True):
+class ImageRow(Row, frozen=True):
     """:class:`simmim_export.runtime.images.ImagePreprocessing`; sides in pixels."""
 
     height: Annotated[int, Meta(ge=1, le=MAX_SIDE)]
@@ -81,35 +81,35 @@ class ImageRow(Row, frozen=True, forbid_unknown_fields=True):
     interpolation: Literal["bilinear"]
 
 
-class TextRow(Row, frozen=True, forbid_unknown_fields=True):
-    """The most tokens of a text: [CLS], at least one word, [SEP]."""
+class TextRow(Row, frozen=True):
+    """The most tokens of a text, its special tokens included."""
 
     max_length: Annotated[int, Meta(ge=3, le=MAX_TOKENS)]
 
 
-class ClipRow(Row, frozen=True, forbid_unknown_fields=True):
-    """The tensor that the image's graphs give for each frame, and that the host stacks over the frames of a clip."""
+class ClipRow(Row, frozen=True):
+    """The tensor that the image's graphs give for each frame; the host stacks it over the frames of a clip."""
 
     stacked: Name
 
 
-class PreprocessingRow(Row, frozen=True, forbid_unknown_fields=True):
-    """What the host does to an image, to a text and to a clip."""
+class PreprocessingRow(Row, frozen=True):
+    """What the host does to images, texts and clips before it feeds them."""
 
     image: ImageRow
     text: TextRow
     clip: ClipRow | None = None
 
 
-class EmbeddingRow(Row, frozen=True, forbid_unknown_fields=True):
-    """The channels of both embeddings, and the digest of the space they live in."""
+class EmbeddingRow(Row, frozen=True):
+    """The channels of an embedding (0 for a model that gives none), and a digest of all that decides one."""
 
     dim: Annotated[int, Meta(ge=0, le=2**16)]
     digest: Sha256
 
 
 class Parity(Struct, frozen=True):
-    """How far an artifact was from PyTorch when it was exported (:meth:`simmim_export.proof.parity.ParityReport.summary`)."""
+    """How far an artifact was from PyTorch when it was exported: the worst error and cosine of so many comparisons."""
 
     passed: bool
     checks: Annotated[int, Meta(ge=1, le=2**31)]
@@ -118,8 +118,8 @@ class Parity(Struct, frozen=True):
     engine: Short = ""
 
 
-class ArtifactRow(Row, frozen=True, forbid_unknown_fields=True):
-    """:class:`simmim_export.bundle.manifest.Artifact`. ONNX is protobuf, which ends at 2 GiB."""
+class ArtifactRow(Row, frozen=True):
+    """:class:`simmim_export.bundle.manifest.Artifact`. An ONNX file is a protobuf message, so it ends at 2 GiB."""
 
     graph: Name
     variant: Variant
@@ -133,19 +133,19 @@ class ArtifactRow(Row, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(Struct, frozen=True):
-    """The configuration of the model; the preset is for people to read."""
+    """The configuration of the model, for people to read."""
 
     preset: Short
 
 
 class Provenance(Struct, frozen=True):
-    """Where the bundle comes from. The digest ties it to its checkpoint, for the engine that runs from one."""
+    """Where the bundle comes from. The engine that runs from a checkpoint compares the digest."""
 
     checkpoint_sha256: Sha256
     planning: Annotated[tuple[dict[str, Any], ...], Meta(max_length=64)] = ()
 
 
-class ManifestRow(Row, frozen=True, forbid_unknown_fields=True):
+class ManifestRow(Row, frozen=True):
     """:class:`simmim_export.bundle.manifest.Manifest`, with its own digest."""
 
     schema: Literal[2]
@@ -164,26 +164,26 @@ class ManifestRow(Row, frozen=True, forbid_unknown_fields=True):
     artifacts: Annotated[tuple[ArtifactRow, ...], Meta(min_length=1, max_length=2048)]
     metrics: Annotated[dict[Short, dict[str, Any]], Meta(max_length=256)]
     provenance: Provenance
-    # Bundles from before there was a planner have none.
+    # Only bundles that were exported with a budget have plans.
     plans: Annotated[dict[EngineName, Annotated[str, Meta(max_length=2**16)]], Meta(max_length=64)] = {}
 
 
-# The rows of ``metrics``, as simmim_export.console.metrics prints them.
+# -- the rows of ``metrics``, as simmim_export.console.metrics prints them --------------------------------------------------
 
 
 class Control(Struct, frozen=True):
-    """A blind control of a head: its accuracy, or why it could not be measured."""
+    """The accuracy of a blind control, which lacks part of the input, or why it could not be measured."""
 
     accuracy: float | None = None
     not_measurable: Annotated[str, Meta(max_length=1024)] | None = None
 
     def __post_init__(self) -> None:
         if (self.accuracy is None) == (self.not_measurable is None):
-            raise ValueError("a control has an accuracy, or says why it is not measurable")
+            raise ValueError("a control has either an accuracy or a reason why it is not measurable")
 
 
 class Figure(Struct, frozen=True):
-    """A share in [0, 1] of ``n`` examples, with its 95 % interval."""
+    """A share in [0, 1] of ``n`` examples, with its 95 % confidence interval."""
 
     accuracy: float
     n: Count
@@ -191,14 +191,14 @@ class Figure(Struct, frozen=True):
 
 
 class RecallFigure(Figure, frozen=True):
-    """Recall at 1 among so many candidates, and what guessing reaches."""
+    """Recall at 1 among ``among`` candidates, and the recall of guessing."""
 
     among: Count
     chance: float
 
 
 class Accuracy(Figure, frozen=True):
-    """A head's accuracy beside its controls."""
+    """The accuracy of a task beside its controls."""
 
     controls: Annotated[dict[Short, Control], Meta(max_length=256)] = {}
     by_family: Annotated[dict[Short, Figure], Meta(max_length=2**12)] = {}
@@ -208,7 +208,7 @@ class Accuracy(Figure, frozen=True):
 
 
 class Way(Struct, frozen=True):
-    """Retrieval in one direction, by embeddings and ranked again by the match head."""
+    """Retrieval in one direction: by embeddings alone, and with the best candidates ranked again by ``match``."""
 
     embeddings: Annotated[dict[Short, Figure], Meta(max_length=64)]
     reranked: Annotated[dict[Short, Figure], Meta(max_length=64)]
@@ -226,13 +226,13 @@ class Recall(Struct, frozen=True):
 
 
 class Unmeasured(Struct, frozen=True):
-    """A head that was not measured, or not trained."""
+    """A task that was not measured or not trained."""
 
     not_measured: Annotated[str, Meta(max_length=1024)] | None = None
 
 
 def metrics_row(row: dict[str, Any]) -> type[Struct]:
-    """The class that a row of ``metrics`` has to fit, chosen by the keys that decide how it is printed."""
+    """The class that ``row`` of the metrics must fit. The same keys decide how it is printed."""
     if "accuracy" in row:
         return Accuracy
     return Recall if "text_to_image" in row else Unmeasured

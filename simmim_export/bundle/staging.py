@@ -1,4 +1,4 @@
-"""A bundle in the making: invisible until it is whole, and put in place in one step."""
+"""Writes a bundle: it is invisible until it is complete, and is then put in place in one step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from simmim_export.bundle.checks.files import REQUIRED_FILES
 from simmim_export.bundle.manifest import Manifest
 from simmim_export.bundle.opened import REPLACED, Bundle
 from simmim_export.bundle.schema import MAX_BYTES
@@ -18,18 +19,18 @@ from simmim_export.errors import BundleRestored, UsageError
 from simmim_export.system.files import digest, leftovers, parse_json, read_file, require_new, room_for
 from simmim_export.system.signals import ending_cleanly
 
-# All that a bundle may hold, beside what certify leaves there for a moment.
+# Everything that a bundle may hold, apart from the temporary files of certify.
 _OURS = {"manifest.json", "graphs", "tokenizer.json", "golden.npz", "evidence.npz", "certificate.json", "engines"}
-# The end of the name of a bundle that is being written. Its name begins as one that was moved aside (REPLACED) does: with a dot,
-# the name of the bundle, and the number of the process.
+# The end of the name of a bundle that is being written. Like the name of one that was moved aside (REPLACED), it begins with a
+# dot, the name of the bundle and the number of the process.
 PARTIAL = ".partial"
 
 
 class Staging:
-    """A new bundle in the making, beside its final place and invisible until :meth:`publish`: a context manager.
+    """A context manager for a new bundle, which is written beside its final place and is invisible until :meth:`publish`.
 
-    An export that is killed leaves the old bundle or the new one, never a mixture. SIGTERM, SIGHUP and Ctrl-C remove what was
-    made so far; what SIGKILL leaves is put back or removed by the next export to the same place.
+    A killed export leaves the old bundle or the new one, never a mixture. After SIGTERM, SIGHUP and Ctrl-C, what was written is
+    removed. After SIGKILL, the next export to the same place puts back the old bundle and removes what is left.
     """
 
     root: Path
@@ -37,7 +38,7 @@ class Staging:
     def __init__(self, target: Path, overwrite: bool) -> None:
         """Raise :class:`UsageError` if ``target`` exists and may not be overwritten, is not a bundle, or cannot be written.
 
-        If ``target`` is a link, what it points to is replaced, and the link stays.
+        If ``target`` is a link, the folder that it points to is replaced and the link stays.
         """
         # A folder cannot be exchanged with a link.
         asked, self.target = target, Path(os.path.realpath(target)) if target.is_symlink() else target
@@ -51,7 +52,7 @@ class Staging:
                 raise UsageError("the output exists and is not a bundle", where=self.target, fix=fix)
 
     def __enter__(self) -> Staging:
-        """Make the folder; raise :class:`UsageError` where that fails."""
+        """Make the folder; raise :class:`UsageError` if that fails."""
         with ExitStack() as stack:
             stack.enter_context(ending_cleanly())
             with room_for(self.target):
@@ -65,7 +66,7 @@ class Staging:
             shutil.rmtree(self.root, ignore_errors=True)
 
     def add(self, relative: str, data: bytes | str | None = None) -> Path:
-        """The path of a file to be written under the new bundle; with ``data``, write it."""
+        """The path of a file in the new bundle. With ``data``, write it."""
         path = self.root / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         if data is not None:
@@ -75,7 +76,7 @@ class Staging:
     def publish(self, manifest: Manifest, digested: tuple[str, ...]) -> Bundle:
         """Fill in the digests of the files named in ``digested``, write the manifest, and put the bundle in place.
 
-        Raise :class:`BundleError`, and leave what is at the target alone, for a bundle that would not open.
+        Raise :class:`BundleError` for a bundle that would not open, and leave the target alone.
         """
         manifest = replace(manifest, files={name: digest(self.root / name) for name in digested})
         self.add("manifest.json", manifest.dumps())
@@ -93,7 +94,7 @@ class Staging:
 
 
 def _replace_in_two_steps(new: Path, target: Path) -> None:
-    """Put ``new`` in the place of ``target`` where the two cannot be exchanged; :func:`_recover` mends what a kill interrupts."""
+    """Replace ``target`` by ``new`` on a system that cannot exchange them; :func:`_recover` repairs what a kill interrupts."""
     aside = target.absolute().with_name(f".{target.name}.{os.getpid()}{REPLACED}")
     target.rename(aside)
     try:
@@ -106,15 +107,15 @@ def _replace_in_two_steps(new: Path, target: Path) -> None:
 
 
 def _recover(target: Path) -> None:
-    """Put back the bundle that a killed export had moved aside to replace it, unless a new one is in its place, and remove
-    what else killed exports to ``target`` left. Warn :class:`BundleRestored`."""
+    """Put back the bundle that a killed export had moved aside, unless a new one is in its place, and remove everything else
+    that killed exports to ``target`` left. Warn :class:`BundleRestored`."""
     aside = sorted(leftovers(target, REPLACED), key=lambda path: path.lstat().st_ctime)
     # We move folders aside, never links.
     aside, links = [p for p in aside if not p.is_symlink() and p.is_dir()], [p for p in aside if p.is_symlink()]
     if aside and not target.exists() and not target.is_symlink():
         restored = aside.pop()
         restored.rename(target)
-        what = f"{target} was missing because an export was killed while it replaced it; the old bundle is back"
+        what = f"{target} was missing because an export was killed while replacing it; the old bundle is back"
         warnings.warn(what, BundleRestored, stacklevel=3)
     for path in (*aside, *links, *leftovers(target, PARTIAL)):
         if path.is_symlink() or not path.is_dir():
@@ -124,23 +125,24 @@ def _recover(target: Path) -> None:
 
 
 def _may_replace(target: Path) -> bool:
-    """Whether ``target``, which exists, is a bundle or an empty folder."""
+    """Whether ``target``, which exists, is a bundle or an empty folder and not anything else of the user's."""
     return target.is_dir() and (_is_ours(target) or not any(target.iterdir()))
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether ``folder`` is a bundle, perhaps a damaged one: its manifest has the keys that only ours have together or, if it is
-    not JSON any more, the other files of a bundle lie beside it, and nothing else. Other projects have a manifest.json too."""
+    """Whether ``folder`` is a bundle, perhaps a damaged one. Other projects have a manifest.json too.
+
+    Our manifest has a set of keys that no other project's has. If it is not JSON any more, the other files of a bundle must lie
+    beside it, and nothing else.
+    """
     try:
         content = parse_json(read_file(folder / "manifest.json", most=MAX_BYTES).decode("utf-8"))
     except OSError:
         return False
     except ValueError:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".certificate.json.")}
-        whole = (folder / "graphs").is_dir() and all(
-            (folder / name).is_file() for name in ("tokenizer.json", "golden.npz")
-        )
-        return whole and names <= _OURS
+        complete = (folder / "graphs").is_dir() and all((folder / name).is_file() for name in REQUIRED_FILES)
+        return complete and names <= _OURS
     keys = {"schema": int, "digest": str, "graphs": list, "artifacts": list}
     return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items())
 
@@ -154,7 +156,7 @@ def _sync(path: Path) -> None:
 
 
 def _exchange(left: Path, right: Path) -> bool:
-    """Swap two folders in one step (Linux renameat2, RENAME_EXCHANGE); False where the system cannot."""
+    """Swap two folders in one step (Linux renameat2, RENAME_EXCHANGE); return False if the system cannot."""
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "renameat2"):
         return False

@@ -1,4 +1,4 @@
-"""The types of a tokenizer.json: every component that is allowed, with its fields and their ranges, for msgspec to parse."""
+"""The types of a tokenizer.json, which msgspec parses: every component that is allowed, with its fields and their ranges."""
 
 from __future__ import annotations
 
@@ -6,29 +6,10 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from simmim_export.bundle.tokenizer_patterns import Pattern
+
 # The highest id, and how many special tokens may surround a text.
 MAX_ID, MAX_SPECIALS = (1 << 21) - 1, 16
-
-# Regular expressions of public tokenizers, each with the fewest characters that it matches. Oniguruma backtracks, so a pattern
-# like (a+)+$ takes exponential time, until the library panics at ten million steps. No option of the library limits that, so only
-# these are accepted: each was measured to take linear time. A String pattern is literal and always accepted.
-_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-_ENDS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-REGEXES = {
-    " {2,}": 2,
-    r"\s+": 1,
-    r"\n": 1,
-    r"[\n\r\t]": 1,
-    r"\s{2,}|[\n\r\t]": 1,
-    r"^▁+$": 1,
-    # CLIP
-    rf"{_CONTRACTIONS}|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+": 1,
-    rf"<\|startoftext\|>|<\|endoftext\|>|{_CONTRACTIONS}|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+": 1,
-    # GPT-2, GPT-4 and Llama 3, Qwen
-    rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+": 1,
-    rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_ENDS}": 1,
-    rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_ENDS}": 1,
-}
 
 NULL = Raw(b"null")
 Id = Annotated[int, Meta(ge=0, le=MAX_ID)]
@@ -39,7 +20,7 @@ Char = Annotated[str, Meta(min_length=1, max_length=1)]
 
 
 class _Part(Struct, tag_field="type", forbid_unknown_fields=True):
-    """A component; its class is named like its ``type``."""
+    """A component. The name of its class is its ``type``."""
 
 
 # -- normalizers -----------------------------------------------------------------------------------------------------------
@@ -93,27 +74,8 @@ class Precompiled(_Part):
     precompiled_charsmap: Annotated[str, Meta(max_length=4 << 20)]
 
 
-class Literally(Struct, forbid_unknown_fields=True):
-    """A pattern of a Replace or Split: text, or one of the known regular expressions."""
-
-    String: Piece | UnsetType = UNSET
-    Regex: str | UnsetType = UNSET
-
-    def __post_init__(self) -> None:
-        if (self.String is UNSET) == (self.Regex is UNSET):
-            raise ValueError("a pattern is either a String or a Regex")
-        if self.Regex is not UNSET and self.Regex not in REGEXES:
-            raise ValueError(
-                f"the regular expression {self.Regex[:60]!r} is not one of those known to take linear time"
-            )
-
-    def shortest(self) -> int:
-        """The fewest characters that it matches."""
-        return REGEXES[self.Regex] if isinstance(self.Regex, str) else len(str(self.String))
-
-
 class Replace(_Part):
-    pattern: Literally
+    pattern: Pattern
     content: Short
 
 
@@ -190,7 +152,7 @@ class Metaspace(_Part):
 
 
 class Split(_Part):
-    pattern: Literally
+    pattern: Pattern
     behavior: Behavior
     invert: bool
 
@@ -225,14 +187,14 @@ class WordPiece(_Part):
     vocab: dict[Token, Id]
     unk_token: Token
     continuing_subword_prefix: Short
-    # Time grows with its square. Public tokenizers have 100.
+    # The time grows with the square of it. Public tokenizers have 100.
     max_input_chars_per_word: Annotated[int, Meta(ge=1, le=100)]
 
 
 class BPE(_Part):
     vocab: dict[Token, Id]
     merges: Annotated[list[str | tuple[Token, Token]], Meta(max_length=1 << 20)]
-    # Dropout would make the same text give other tokens each time.
+    # With dropout, the same text would give other tokens each time.
     dropout: None = None
     unk_token: Token | None = None
     continuing_subword_prefix: Short | None = None
@@ -276,7 +238,7 @@ class Special(Struct, forbid_unknown_fields=True):
 class TemplateProcessing(_Part):
     single: Annotated[list[TemplatePiece], Meta(max_length=MAX_SPECIALS + 1)]
     special_tokens: Annotated[dict[Token, Special], Meta(max_length=64)]
-    # Never applied: this project tokenizes one text at a time.
+    # Never used: this project tokenizes one text at a time.
     pair: Raw = NULL
 
 

@@ -1,10 +1,10 @@
-"""Reads a tokenizer.json that may come from a stranger, before the Rust library sees it.
+"""Reads a tokenizer.json that may be hostile, before the Rust library sees it.
 
 The library trusts its input: it panics (with a backtrace on stderr) on a damaged character map, pads a text to any length
 that the file asks for, and lets a chain of replacements grow a text without limit. So the file is first parsed into the types
-of :mod:`simmim_export.bundle.tokenizer_json`, which list what is allowed, and only what was parsed is handed to the library. The
-sections for padding, truncation, decoding and pairs of texts, which this project does not use, are left out; only the id to
-pad with is kept.
+of :mod:`simmim_export.bundle.tokenizer_json`, which list what is allowed, and only the parsed parts are handed to the library.
+This project does not use the sections for padding, truncation, decoding and pairs of texts, so they are removed, except for the
+id to pad with.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from simmim_export.bundle import tokenizer_json as parts
 
 # Characters of a tokenizer.json; the largest public one, Gemma's, has 33 million.
 MAX_FILE = 40 << 20
-# Characters of a text, and what a normalizer and a pre-tokenizer may make of it.
+# The most characters of a text, before and after the normalizer and the pre-tokenizer.
 MAX_TEXT, MAX_GROWN = 50_000, 300_000
-# By how much a text may grow: the longest accepted text then still has 300 characters.
+# The most times that they may make a text longer. The longest accepted text then still has 300 characters.
 MAX_GROWTH = 1000
-# Each takes time for every text. ALBERT's normalizer has 7 parts.
+# The most parts of each step, which all take time for every text. ALBERT's normalizer has 7 parts.
 MAX_NORMALIZERS, MAX_PRE_TOKENIZERS, MAX_PROCESSORS, MAX_DEPTH = 12, 8, 4, 4
-# The most characters that Unicode's canonical and compatible forms, in upper and lower case, have for one character.
+# The most characters that one character has in Unicode's canonical and compatible forms, in upper and lower case.
 CANONICAL, COMPATIBLE = 4, 18
 
 _PAIR = Raw(b'[{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":1}}]')
@@ -44,7 +44,7 @@ class _Padding(Struct):
 class Vocabulary:
     """A tokenizer that is safe to apply to texts of up to ``longest_text`` characters.
 
-    ``pad`` is the id that rows are padded with: that of the file's padding section, else of ``[PAD]`` or ``<pad>``, else 0.
+    Rows are padded with the id ``pad``: the one in the file's padding section, or that of ``[PAD]`` or ``<pad>``, or 0.
     """
 
     tokenizer: Tokenizer
@@ -53,9 +53,9 @@ class Vocabulary:
 
 
 def read(text: str) -> Vocabulary:
-    """Read the content of a tokenizer.json. Raise :class:`ValueError` saying what is wrong, or above which limit, and where.
+    """The tokenizer in ``text``, the content of a tokenizer.json. It does not pad or truncate, and cannot decode.
 
-    The tokenizer neither pads nor truncates, and has no decoder.
+    Raise :class:`ValueError` saying what is wrong, or which limit is exceeded, and where.
     """
     if len(text) > MAX_FILE:
         raise ValueError(f"it has {len(text):,} characters; the limit is {MAX_FILE:,}")
@@ -71,14 +71,14 @@ def read(text: str) -> Vocabulary:
     characters = sum(len(token.content) for token in file.added_tokens)
     if characters * growth > 10 * MAX_GROWN:
         raise ValueError(
-            f"its added tokens have {characters:,} characters, which its normalizer may grow {growth:.0f} times"
+            f"its added tokens have {characters:,} characters, which its normalizer may make {growth:.0f} times longer"
         )
     _check_processors(file.post_processor, rows)
     tokenizer = _build(file)
     for token in file.added_tokens:
         if tokenizer.token_to_id(token.content) != token.id:
             raise ValueError(
-                f"the added token {token.content[:60]!r} has id {token.id}, and the model gives it another"
+                f"the added token {token.content[:60]!r} has id {token.id}, and the model gives it another one"
             )
     named = (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>"))
     pad = next((index for index in named if index is not None), 0) if padding is None else padding.pad_id
@@ -93,7 +93,7 @@ def parse(text: str) -> Tokenizer:
 
 
 def rows_needed(tokenizer: Tokenizer) -> int:
-    """How many embeddings its ids need: the highest id plus one, even if ids below it are unused; 0 without tokens."""
+    """The number of embeddings that its ids need: the highest id plus one, even if lower ids are unused; 0 without tokens."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
@@ -102,8 +102,8 @@ def _build(file: parts.TokenizerFile) -> Tokenizer:
     try:
         return Tokenizer.from_str(msgspec.json.encode(file).decode())
     except BaseException as error:
-        # The library raises plain Exception for everything. A panic, which the checks above are there to prevent, is not an
-        # Exception, and its class cannot be imported.
+        # The library raises plain Exception for everything. A panic, which the checks above prevent, is not an Exception, and its
+        # class cannot be imported.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ValueError(str(error)) from error
         raise
@@ -137,16 +137,16 @@ def _check_merges(model: parts.BPE) -> None:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if len(pair) != 2 or not all(part in model.vocab for part in pair):
             raise ValueError(f"the merge {str(merge)[:60]!r} is not of two tokens")
-        # The library cuts the prefix off without looking.
+        # The library cuts the prefix off without checking that it is there.
         if not pair[1].startswith(prefix) or pair[0] + pair[1][len(prefix) :] not in model.vocab:
             raise ValueError(f"the merge {str(merge)[:60]!r} does not give a token")
 
 
 def _growth(file: parts.TokenizerFile) -> float:
-    """How many characters the pre-tokenizer may hand to the model for each character of a text.
+    """The most characters that the pre-tokenizer can hand to the model for one character of a text.
 
-    Sizes are measured as :func:`_unfolded` does, so that Unicode's forms and lower case, in any number and order, count once. All
-    other steps multiply. Raise ValueError for too many steps, or growth above MAX_GROWTH.
+    Sizes are those of :func:`_unfolded`, so Unicode's forms and lower case, in any number and order, count once. All other steps
+    multiply. Raise ValueError for too many steps or for growth above MAX_GROWTH.
     """
     normalizers = _flat(file.normalizer, "normalizers", MAX_NORMALIZERS)
     pre_tokenizers = _flat(file.pre_tokenizer, "pretokenizers", MAX_PRE_TOKENIZERS)
@@ -163,59 +163,59 @@ def _growth(file: parts.TokenizerFile) -> float:
         elif isinstance(step, parts.Replace):
             growth *= max(1.0, _unfolded(step.content) / step.pattern.shortest())
         elif isinstance(step, parts.Prepend):
-            # Added tokens cut a text into pieces of one character or more, and each piece gets its own.
+            # Added tokens cut a text into pieces of one character or more, and each piece gets its own prefix.
             growth *= 1 + _unfolded(step.prepend)
         elif isinstance(step, parts.Precompiled):
             growth *= max(1, _longest_replacement(step.precompiled_charsmap))
-    for cut in pre_tokenizers:
-        if isinstance(cut, parts.ByteLevel):
-            growth *= 8 if cut.add_prefix_space else 4
-        elif isinstance(cut, parts.Metaspace):
-            growth *= 1 if cut.prepend_scheme == "never" or cut.add_prefix_space is False else 2
+    for step in pre_tokenizers:
+        if isinstance(step, parts.ByteLevel):
+            growth *= 8 if step.add_prefix_space else 4
+        elif isinstance(step, parts.Metaspace):
+            growth *= 1 if step.prepend_scheme == "never" or step.add_prefix_space is False else 2
     if forms * growth > MAX_GROWTH:
-        raise ValueError(f"its normalizer may grow a text {forms * growth:.4g} times; the limit is {MAX_GROWTH}")
+        what = f"its normalizer may make a text {forms * growth:.4g} times longer; the limit is {MAX_GROWTH} times"
+        raise ValueError(what)
     return forms * growth
 
 
 def _unfolded(text: str) -> int:
-    """The most characters that Unicode's forms and lower case can make of ``text``."""
+    """The most characters that Unicode's forms and lower case can turn ``text`` into."""
 
     def longest(char: str) -> int:
-        whole = unicodedata.normalize("NFKD", char)
-        return max(1, len(whole), len(whole.lower()), len(unicodedata.normalize("NFKD", char.lower())))
+        decomposed = unicodedata.normalize("NFKD", char)
+        return max(1, len(decomposed), len(decomposed.lower()), len(unicodedata.normalize("NFKD", char.lower())))
 
     return sum(longest(char) for char in text)
 
 
 def _flat(part: Struct | None, name: str, most: int) -> list[Struct]:
-    """The components of ``part``, whose sequences keep theirs in a field ``name``. Raise ValueError for more than ``most``."""
+    """The components of ``part``; a sequence keeps its own in the field ``name``. Raise ValueError for more than ``most``."""
     level, depth = [part] if part is not None else [], 0
     while any(hasattr(step, name) for step in level):
         level = [child for step in level for child in getattr(step, name, [step])]
         depth += 1
         if len(level) > most or depth > MAX_DEPTH:
-            raise ValueError(f"its {name} are more than {most}, or nested more than {MAX_DEPTH} deep")
+            raise ValueError(f"it has more than {most} {name}, or they are nested more than {MAX_DEPTH} deep")
     return level
 
 
 def _check_processors(processor: parts.PostProcessor | None, rows: int) -> None:
     """Raise ValueError unless a text stays in one piece between at most MAX_SPECIALS tokens with ids below ``rows``."""
-    adding = 0
+    added = []
     for step in _flat(processor, "processors", MAX_PROCESSORS):
         if isinstance(step, parts.BertProcessing | parts.RobertaProcessing):
-            adding, ids = adding + 1, [step.sep[1], step.cls[1]]
+            added.append([step.sep[1], step.cls[1]])
         elif isinstance(step, parts.TemplateProcessing):
-            adding, ids = adding + 1, _check_template(step)
-        else:
-            continue
+            added.append(_check_template(step))
+    for ids in added:
         if max(ids, default=0) >= max(rows, 1):
             raise ValueError(f"a special token has id {max(ids)}, and the highest id is {rows - 1}")
-    if adding > 1:
-        raise ValueError(f"{adding} post-processors add special tokens; the limit is 1")
+    if len(added) > 1:
+        raise ValueError(f"{len(added)} post-processors add special tokens; the limit is 1")
 
 
 def _check_template(template: parts.TemplateProcessing) -> list[int]:
-    """The ids that it adds. Raise ValueError unless it applies to one text. Its form for pairs is replaced."""
+    """The ids that ``template`` adds. Raise ValueError unless it is for one text. Its form for pairs is replaced."""
     template.pair = _PAIR
     names = [piece.Sequence.id for piece in template.single if isinstance(piece.Sequence, parts.TypedId)]
     if names != ["A"]:
@@ -231,16 +231,16 @@ def _check_template(template: parts.TemplateProcessing) -> list[int]:
         raise ValueError(f"the template adds {len(ids)} tokens; the limit is {parts.MAX_SPECIALS}")
     for name, special in template.special_tokens.items():
         if special.id != name or len(special.ids) != len(special.tokens):
-            raise ValueError(f"the template's token {name[:60]!r} contradicts itself")
+            raise ValueError(f"the template's token {name[:60]!r} has another id, or another number of ids than tokens")
     return ids
 
 
 def _longest_replacement(charsmap: str) -> int:
     """The characters of the longest replacement of a SentencePiece character map, as :func:`_unfolded` counts them.
 
-    The map is base64 of: the number of bytes of a double-array trie (uint32), the trie (uint32 each), and the replacements, each
-    ended by a NUL. Raise ValueError unless every step that the trie allows stays within it and ends at the start of a character:
-    the library does not check.
+    The map is three parts in base64: the number of bytes of a double-array trie (uint32), the trie (uint32 each), and the
+    replacements, each of which ends with a NUL. Raise ValueError unless every step that the trie allows stays within it and ends
+    at the start of a character: the library does not check that.
     """
     try:
         data = base64.b64decode(charsmap, validate=True)
@@ -256,7 +256,7 @@ def _longest_replacement(charsmap: str) -> int:
     # Bit 31 marks a leaf, bit 8 a unit that has one; the offset to the children is in bits 10 to 30, in blocks of 256 with bit 9.
     offsets = (units >> 10) << ((units & 512) >> 6)
     inner = units >> 31 == 0
-    inner[0] = True  # the root's own mark is not looked at
+    inner[0] = True  # the root is inner whatever its bit 31 says
     children = np.arange(len(units)) ^ offsets
     leaves = children[inner & (units & 256 != 0)]
     if ((children | 255)[inner] >= len(units)).any():

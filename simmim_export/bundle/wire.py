@@ -1,7 +1,7 @@
 """Reads the wire format of protocol buffers strictly, without the protobuf package and without trusting a length.
 
-The format: https://protobuf.dev/programming-guides/encoding. Anything that a serializer does not write is an error here, even
-where a parser would accept it: a field that is unknown, has another wire type, or appears twice where one is expected.
+The format: https://protobuf.dev/programming-guides/encoding. Whatever a serializer does not write is an error here, even if a
+parser would accept it: a field that is unknown, has another wire type, or appears twice although it may appear once.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Mapping
 
-# The wire types that are read. Groups and 8-byte numbers are in no message of ours.
+# The wire types that are read. Our messages have neither groups nor 8-byte numbers.
 VARINT, BYTES, FOUR_BYTES = 0, 2, 5
-# A file that is all empty fields would take minutes. MiniLM's text encoder has 4,000.
+# A file of nothing but empty fields would take minutes. MiniLM's text encoder has 4,000 fields.
 MAX_FIELDS = 2_000_000
 MAX_NAME = 4096
 
 
 class Malformed(ValueError):
-    """The bytes are not a message of the expected form; the text says what is wrong, and where."""
+    """The bytes are not a message of the expected form. The text says what is wrong, and at which byte."""
 
 
 class Fields:
-    """The fields of a message, by number: ``one`` may appear once, ``many`` any number of times; each has a wire type."""
+    """The fields of a message: ``one`` and ``many`` map their numbers to wire types. Those of ``one`` may appear once."""
 
     def __init__(self, one: Mapping[int, int], many: Mapping[int, int]) -> None:
         self.wires = {**one, **many}
@@ -29,19 +29,19 @@ class Fields:
 
 
 def of(wire: int, *numbers: int) -> dict[int, int]:
-    """The fields ``numbers``, all of one wire type."""
+    """The fields ``numbers``, all of the same wire type."""
     return dict.fromkeys(numbers, wire)
 
 
 class Wire:
-    """The bytes of one file. A span is a pair of offsets, so that nothing is copied before it is asked for."""
+    """The bytes of one file. A span is a pair of offsets, so that nothing is copied before it is needed."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
         self._count = 0
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
-        """The number at ``at``, below 2**64, and the offset behind it."""
+        """The number at ``at``, below 2**64, and the offset after it."""
         value = shift = 0
         while at < end and shift < 70:
             byte = self._data[at]
@@ -55,8 +55,10 @@ class Wire:
         raise Malformed(f"a number that does not end, at byte {at}")
 
     def fields(self, start: int, end: int, known: Fields) -> Iterator[tuple[int, int, int]]:
-        """Every field of the message from ``start`` to ``end``: its number, and its value (a varint; then 0) or span. Lists of
-        numbers may be packed, and are then a span."""
+        """Every field of the message from ``start`` to ``end``: its number, and its span, or for a varint its value and 0.
+
+        A list of varints may be packed into one span.
+        """
         at, seen = start, set[int]()
         while at < end:
             self._count += 1
@@ -67,10 +69,10 @@ class Wire:
             number, wire = key >> 3, key & 7
             packed = wire == BYTES and number in known.wires and number not in known.one
             if known.wires.get(number) != wire and not packed:
-                raise Malformed(f"a field {number} of kind {wire} at byte {begin}, which no graph of ours has")
+                raise Malformed(f"field {number} of wire type {wire} at byte {begin}, which we do not write")
             if number in known.one:
                 if number in seen:
-                    raise Malformed(f"a second field {number} at byte {begin}")
+                    raise Malformed(f"field {number} again at byte {begin}")
                 seen.add(number)
             if wire == VARINT:
                 value, at = self.varint(at, end)

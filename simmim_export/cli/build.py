@@ -93,10 +93,10 @@ def build(
         raise UsageError(f"engine {engine!r} opens graphs as they are: there is nothing to build", fix="--engine trt")
     # Now, and not before: where the engine is missing, saying so should not cost what the rest takes to load.
     from simmim_export.bundle import Bundle
-    from simmim_export.runtime.runtime import plan_of
+    from simmim_export.runtime.loading import plan_of
 
     opened = Bundle.open(bundle)
-    plan = plan_of(opened, engine, precision or "fp32")
+    plan = plan_of(opened, engine, precision=precision or "fp32")
     if dry_run:
         _dry_run(opened, compiler, plan, request, as_json)
         return

@@ -95,7 +95,7 @@ def onnx(
             overwrite=overwrite,
             opset=opset,
             max_batch=max_batch,
-            maps=attention,
+            attention=attention,
             lower=lower,
             progress=progress,
         )

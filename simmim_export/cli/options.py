@@ -10,7 +10,7 @@ import typer
 from simmim_export.console import say
 
 if TYPE_CHECKING:
-    from simmim_export.runtime import Runtime
+    from simmim_export.runtime import Model
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that simmim-export onnx wrote.")]
 EngineName = Annotated[
@@ -57,11 +57,11 @@ def opened(
     precision: str | None,
     checkpoint: Path | None,
     threads: int | None,
-) -> Runtime:
+) -> Model:
     """The model that these options ask for; what ``auto`` chose is said on stderr."""
     from simmim_export.runtime import load
 
-    model = load(bundle, engine, precision, device=device, checkpoint=checkpoint, threads=threads)
+    model = load(bundle, engine, precision=precision, device=device, checkpoint=checkpoint, threads=threads)
     if model.why is not None:
         say(f"engine auto: {model.engine.name} at {model.plan}: {model.why}", error=True)
     return model

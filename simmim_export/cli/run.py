@@ -21,21 +21,22 @@ from simmim_export.cli.options import (
     opened,
 )
 from simmim_export.console import check_output, print_json, progress_bar, say
+from simmim_export.spec import Verb
 
 if TYPE_CHECKING:
     import numpy as np
 
     from simmim_export.runtime.bulk import Failure, Item, Outcome, Watch
     from simmim_export.runtime.images import ImageSource
-    from simmim_export.runtime.runtime import Answer, EncodedImage, Runtime
+    from simmim_export.runtime.inputs import EncodedImage
+    from simmim_export.runtime.model import Answer, Model
 
-# What each command needs of a bundle: one of these pipelines. With texts classify needs JUDGE.
-CLASSIFY, JUDGE = ("classify_image", "classify_video"), ("classify_text",)
-PIPELINES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("embed_image", "embed_text"),
-    "ask": ("answer", "answer_video"),
-    "match": ("match",),
-    "classify": CLASSIFY,
+# A command needs a bundle with one of these verbs.
+VERBS: Mapping[str, tuple[Verb, ...]] = {
+    "embed": (Verb.EMBED_IMAGE, Verb.EMBED_TEXT),
+    "ask": (Verb.ANSWER,),
+    "match": (Verb.MATCH,),
+    "classify": (Verb.CLASSIFY, Verb.CLASSIFY_TEXT),
 }
 # From so many items on there is a progress bar.
 MANY = 50
@@ -101,7 +102,8 @@ def embed(
     failures = list(outcome.failures.values())
     vectors = bulk.stacked(outcome) if outcome.rows else None
     if output is not None and vectors is not None:
-        save_vectors(output, vectors, outcome.sources, space, failed=[failure.source for failure in failures])
+        lost = [failure.source for failure in failures]
+        save_vectors(output, vectors, sources=outcome.sources, space=space, failed=lost)
     if as_json:
         failed = [failure.as_json() for failure in failures]
         rows = [] if vectors is None else vectors.tolist()
@@ -142,18 +144,17 @@ def ask(
         _check_drawing(explain, overwrite)
     items = bulk.texts(questions, "question")
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("ask", items) as watch:
-        _require(model, "ask")
-        frames = _frames(model, image, "answer_video")
+        _require(model, Verb.ANSWER)
+        frames = _frames(model, image, Verb.ANSWER)
         seen = _see(model, frames)
 
         def answer(asked: list[str]) -> Sequence[tuple[list[Answer], np.ndarray | None]]:
             if explain is None:
-                return [(row, None) for row in model.answers(seen, asked, top_k)]
-            return [model.explain(seen, question, top_k) for question in asked]
+                return [(row, None) for row in model.answers(seen, asked, top_k=top_k)]
+            return [model.explain(seen, question, top_k=top_k) for question in asked]
 
-        pipeline = "answer_video" if seen.clip else "answer"
         options = {"strict": _stops(strict, items, as_json), "watch": watch, "failed": _report}
-        outcome = bulk.run_texts(model, items, answer, pipeline, **options)
+        outcome = bulk.run_texts(model, items, compute=answer, verb=Verb.ANSWER, clip=seen.clip, **options)
         if explain is not None and outcome.rows:
             rows = list(outcome.rows.values())
             lines = [f"{question}  {row[0].label}" for question, (row, _) in zip(outcome.sources, rows, strict=True)]
@@ -185,16 +186,19 @@ def classify(
 
     items = bulk.texts(texts or [])
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("classify", items) as watch:
-        _require(model, "classify", texts=bool(texts))
-        seen = _see(model, _frames(model, image, "classify_video"))
+        verb = Verb.CLASSIFY_TEXT if texts else Verb.CLASSIFY
+        _require(model, verb)
+        seen = _see(model, _frames(model, image, verb))
         if texts:
             options = {"strict": _stops(strict, items, as_json), "watch": watch, "failed": _report}
-            outcome = bulk.run_texts(
-                model, items, lambda batch: model.classify_text(seen, batch, top_k), "classify_text", **options
-            )
+
+            def judge(judged: list[str]) -> list[list[Answer]]:
+                return model.classify_text(seen, judged, top_k=top_k)
+
+            outcome = bulk.run_texts(model, items, compute=judge, verb=verb, clip=seen.clip, **options)
         else:
             named = bulk.Item(image, str(image), str(image))
-            outcome = bulk.Outcome([named], {0: model.classify(seen, top_k)}, {})
+            outcome = bulk.Outcome(items=[named], rows={0: model.classify(seen, top_k=top_k)}, failures={})
     _show(outcome.rows, outcome, ("input", "classes", "label"), as_json)
     outcome.require_all("classified")
 
@@ -228,24 +232,20 @@ def _stops(strict: bool, items: Sequence[Item], as_json: bool) -> bool:
     return strict or (len(items) == 1 and not as_json)
 
 
-def _require(model: Runtime, command: str, *, texts: bool = False) -> None:
-    """Raise :class:`UsageError`, which says what the bundle is made for, unless it has a pipeline for ``command``.
-
-    ``texts``: whether classify was given texts to judge.
-    """
+def _require(model: Model, verb: Verb) -> None:
+    """Raise :class:`UsageError`, which names the commands that the bundle can serve, unless it has ``verb``."""
     from simmim_export.errors import UsageError
 
-    present = {pipeline.name for pipeline in model.bundle.manifest.pipelines}
-    needed, otherwise = (JUDGE, CLASSIFY) if texts else (PIPELINES[command], JUDGE)
-    if present.intersection(needed):
+    present = {pipeline.verb for pipeline in model.bundle.manifest.pipelines}
+    if verb in present:
         return
-    if command == "classify" and present.intersection(otherwise):
-        fix = "leave out the texts" if texts else "add texts to judge against the image"
+    other = {Verb.CLASSIFY: Verb.CLASSIFY_TEXT, Verb.CLASSIFY_TEXT: Verb.CLASSIFY}.get(verb)
+    if other in present:
+        fix = "leave out the texts" if verb is Verb.CLASSIFY_TEXT else "add texts to judge against the image"
     else:
-        others = [name for name, pipelines in PIPELINES.items() if present.intersection(pipelines)]
-        fix = f"use it with {', '.join(others)}, or export a checkpoint that was trained for {command}"
-    what = f"this bundle cannot {command}{' texts' if texts else ''}: it has no head for it"
-    raise UsageError(what, where=model.bundle.root, fix=fix)
+        commands = [command for command, verbs in VERBS.items() if present.intersection(verbs)]
+        fix = f"use it with {', '.join(commands)}, or export a checkpoint that was trained for {verb}"
+    raise UsageError(f"this bundle cannot {verb}: it has no head for it", where=model.bundle.root, fix=fix)
 
 
 @contextmanager
@@ -258,17 +258,17 @@ def _progress(title: str, items: Sequence[Item]) -> Iterator[Watch]:
         yield watch
 
 
-def _frames(model: Runtime, image: Path, video_pipeline: str) -> Sequence[ImageSource]:
-    """The frames of a clip: of a folder, or of an animation where the bundle has ``video_pipeline``; else the one picture."""
+def _frames(model: Model, image: Path, verb: Verb) -> Sequence[ImageSource]:
+    """The frames of a clip: of a folder, or of an animation where the bundle has ``verb`` for clips; else the one picture."""
     from simmim_export.runtime.clips import is_animation, read_clip
 
-    has_video = video_pipeline in (pipeline.name for pipeline in model.bundle.manifest.pipelines)
-    if image.is_dir() or (has_video and is_animation(image)):
+    takes_clips = model.bundle.manifest.pipeline_for(verb, clip=True) is not None
+    if image.is_dir() or (takes_clips and is_animation(image)):
         return read_clip(image)
     return [image]
 
 
-def _see(model: Runtime, frames: Sequence[ImageSource]) -> EncodedImage:
+def _see(model: Model, frames: Sequence[ImageSource]) -> EncodedImage:
     """What :func:`_frames` gave, through the tower."""
     return model.encode_clip(frames) if len(frames) > 1 else model.encode_image(frames[0])
 
@@ -311,10 +311,22 @@ def match(
 
     items = bulk.texts(texts)
     with opened(bundle, engine, device, precision, checkpoint, threads) as model, _progress("match", items) as watch:
-        _require(model, "match")
+        _require(model, Verb.MATCH)
         seen = model.encode_image(image)
-        options = {"strict": _stops(strict, items, as_json), "watch": watch, "failed": _report}
-        outcome = bulk.run_texts(model, items, lambda batch: model.match(seen, batch).tolist(), "match", **options)
+
+        def rate(rated: list[str]) -> list[float]:
+            scores: list[float] = model.match(seen, rated).tolist()
+            return scores
+
+        outcome = bulk.run_texts(
+            model,
+            items,
+            compute=rate,
+            verb=Verb.MATCH,
+            strict=_stops(strict, items, as_json),
+            watch=watch,
+            failed=_report,
+        )
     if as_json:
         print_json(outcome.as_json(lambda text, score: {"text": text, "score": score}))
     else:

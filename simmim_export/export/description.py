@@ -1,4 +1,4 @@
-"""What the manifest says of a model before any file exists: graphs, labels, the embedding's space, where it comes from."""
+"""What the manifest says about a model before any file exists: its graphs, labels and embeddings, and where it comes from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from simmim_export.system.files import digest
 from simmim_export.version import __version__
 
 
-def describe(model: SourceModel, family: str, provenance: Mapping[str, object]) -> Manifest:
-    """The manifest of ``model`` without files."""
+def describe(model: SourceModel, family: str, *, provenance: Mapping[str, object]) -> Manifest:
+    """The manifest of ``model`` without files and artifacts."""
     return Manifest(
         family=family,
         model=model.config,
@@ -34,7 +34,7 @@ def describe(model: SourceModel, family: str, provenance: Mapping[str, object]) 
 
 
 def embedding_channels(model: SourceModel) -> int:
-    """The length of an embedding, and 0 for a model that gives none."""
+    """How many channels the model's embeddings have; 0 if it gives none."""
     for graph in model.graphs.values():
         for tensor in graph.spec.outputs:
             if tensor.kind is Kind.EMBEDDING and isinstance(tensor.shape[-1], int):
@@ -43,9 +43,9 @@ def embedding_channels(model: SourceModel) -> int:
 
 
 def embedding_digest(model: SourceModel) -> str:
-    """SHA-256 of all that decides an embedding: the weights behind it, the tokenizer, the preprocessing.
+    """SHA-256 of everything that decides an embedding: the weights behind it, the tokenizer and the preprocessing.
 
-    Vectors of different digests live in different spaces and must not be compared.
+    Vectors with different digests live in different spaces and must not be compared.
     """
     content = hashlib.sha256(model.tokenizer.encode() + repr(sorted(model.preprocessing.items())).encode())
     for pipeline in model.pipelines:
@@ -56,11 +56,11 @@ def embedding_digest(model: SourceModel) -> str:
     return content.hexdigest()
 
 
-def provenance(path: Path, model: SourceModel, opset: int) -> dict[str, object]:
-    """Where a bundle comes from: the checkpoint's digest and history, and the versions that exported it."""
+def provenance(checkpoint: Path, model: SourceModel, *, opset: int) -> dict[str, object]:
+    """Where a bundle comes from: the digest and history of its checkpoint, and the versions of the packages that exported it."""
     packages = {"onnx": version("onnx"), **versions("torch"), **versions("ort")}
     return {
-        "checkpoint_sha256": digest(path),
+        "checkpoint_sha256": digest(checkpoint),
         "training": model.provenance,
         "opset": opset,
         "simmim_export": __version__,

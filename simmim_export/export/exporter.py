@@ -1,39 +1,34 @@
-"""A checkpoint to a bundle: trace every graph, prove it in ONNX Runtime against PyTorch, publish."""
+"""From a checkpoint to a bundle: trace every graph, write its lower precisions, prove every file against PyTorch, publish."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, check_draft
 from simmim_export.bundle.golden import Golden
-from simmim_export.engines import get_engine, require_engine
-from simmim_export.errors import GateFailed, LeftOut
+from simmim_export.engines import require_engine
+from simmim_export.errors import GateFailed, LeftOut, UsageError
 from simmim_export.export.description import describe, provenance
 from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
 from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import trace
+from simmim_export.export.plans import GOLDEN, TOKENIZER, as_table, can_spare, search_plans
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.shortcuts import warn_of_shortcuts
-from simmim_export.export.variants import Choice, Variants
+from simmim_export.export.variants import Variants
 from simmim_export.models.family import SourceModel, family_of
-from simmim_export.planning.judge import Judge
-from simmim_export.planning.planner import Planned, Planner
+from simmim_export.planning.planner import Planned
 from simmim_export.precision.calibration import Calibration, calibrate
 from simmim_export.precision.passes import VARIANTS, Passes, provable
-from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.parity import ParityReport, compare
-from simmim_export.spec import GraphSpec, Precision, Variant
+from simmim_export.spec import GraphSpec, Kind, Precision, Variant
 from simmim_export.system.files import digest
-
-# Engines that INT8 is planned for, where they are installed.
-PLANNED_ENGINES = ("ort", "openvino")
-GOLDEN, TOKENIZER = "golden.npz", "tokenizer.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,9 +37,9 @@ def _quiet(step: str, done: int, total: int) -> None:
     """The progress of a caller who does not watch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exported:
-    """The bundle, a parity report for each graph and variant, and for each engine what its planner found."""
+    """The bundle, a parity report for each graph and variant, and the search for a plan for each engine."""
 
     bundle: Bundle
     reports: list[ParityReport]
@@ -58,16 +53,19 @@ def export_bundle(
     overwrite: bool = False,
     opset: int = OPSET,
     max_batch: int = MAX_BATCH,
-    maps: bool = False,
+    attention: bool = False,
     lower: Lower = Lower(),
     progress: Progress = _quiet,
 ) -> Exported:
-    """Export every graph of a checkpoint.
+    """Export every graph of ``checkpoint`` to a bundle at ``output``.
 
-    With ``maps``, graphs that can also give where each token looked. ``progress(step, done, total)`` is called before each step.
-    Raises :class:`CheckpointError` for the input, :class:`DataError` for the calibration samples, :class:`UsageError` for the
-    output, the opset, the batch or a budget that cannot be measured, :class:`GateFailed` if a graph is not clean, differs from
-    PyTorch, or no plan keeps the budget. In every case nothing has been written at ``output``.
+    The graphs take 1 to ``max_batch`` rows. With ``attention``, a graph also gives where each token looked. ``lower`` says
+    what to write besides FP32. ``progress(step, done, total)`` is called before each step.
+
+    Raise :class:`CheckpointError` for the input; :class:`DataError` for the calibration samples; :class:`UsageError` for the
+    output, the opset, the batch, attention that the model does not have, and a budget that cannot be measured;
+    :class:`GateFailed` if a graph is not clean or differs from PyTorch, or no plan is within the budget. In every case nothing
+    has been written at ``output``.
     """
     require_opset(opset)
     require_batch(max_batch)
@@ -75,203 +73,151 @@ def export_bundle(
     with Staging(output, overwrite) as staging:
         progress("load the checkpoint", 0, 1)
         family = family_of(checkpoint)
-        model = family.load(checkpoint, max_batch=max_batch, attention=maps)
+        model = family.load(checkpoint, max_batch=max_batch, attention=attention)
+        _check_attention(model, asked=attention)
         warn_of_shortcuts(model.metrics)
-        origin = provenance(checkpoint, model, opset)
-        draft = describe(model, family.name, origin)
+        origin = provenance(checkpoint, model, opset=opset)
+        draft = describe(model, family.name, provenance=origin)
         check_draft(draft, checkpoint)
         calibration = _calibration(model, lower)
-        export = _Export(model, draft, staging, lower, progress)
-        export.write_golden(max_batch)
-        export.trace(opset)
-        export.write_evidence(checkpoint)
-        export.write_variants(calibration)
-        export.plan()
-        artifacts = export.prove()
-        progress("write the bundle", export.total - 1, export.total)
-        plans = {plan.engine: str(plan.chosen.plan) for plan in export.planned}
-        lowered = export.provenance(calibration)
-        manifest = replace(draft, artifacts=tuple(artifacts), provenance=origin | lowered, plans=plans)
+        steps = _Steps(model=model, draft=draft, staging=staging, lower=lower, progress=progress)
+        golden = steps.write_golden(max_batch)
+        steps.trace(opset)
+        steps.write_evidence(checkpoint)
+        files = steps.write_variants(calibration)
+        planned = steps.search_plans(files)
+        reports = steps.prove(golden, files=files, planned=planned)
+        steps.begin("write the bundle")
+        manifest = replace(
+            draft,
+            artifacts=tuple(steps.artifact(report, files=files) for report in reports),
+            plans={plan.engine: str(plan.chosen.plan) for plan in planned},
+            provenance=origin | _how_lowered(calibration, lower, files=files, planned=planned),
+        )
         bundle = staging.publish(manifest, (TOKENIZER, GOLDEN, EVIDENCE))
-    return Exported(bundle, export.reports, export.planned)
+    return Exported(bundle=bundle, reports=reports, planned=planned)
 
 
-class _Export:
-    """The steps of an export, and what each leaves for the next."""
+def _check_attention(model: SourceModel, *, asked: bool) -> None:
+    if asked and not any(t.kind is Kind.ATTENTION for graph in model.graphs.values() for t in graph.spec.outputs):
+        what = f"no graph of the model {model.config['preset']!r} can give where a token looked"
+        raise UsageError(what, fix="leave out --attention")
 
-    def __init__(self, model: SourceModel, draft: Manifest, staging: Staging, lower: Lower, progress: Progress) -> None:
-        self._model, self._draft, self._staging, self._lower = model, draft, staging, lower
+
+def _calibration(model: SourceModel, lower: Lower) -> Calibration | None:
+    """The samples that the lower precisions are calibrated on; None if none are asked for."""
+    if not lower.precisions:
+        return None
+    image = model.preprocessing["image"]
+    return calibrate(model.images, model.texts, folder=lower.calibration, preprocessing=image)
+
+
+@dataclass(kw_only=True)
+class _Steps:
+    """The steps of an export that write files, each with its progress."""
+
+    model: SourceModel
+    draft: Manifest
+    staging: Staging
+    lower: Lower
+    progress: Progress
+    _begun: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._folder = self.staging.add("graphs/x").parent
         self._wanted = [
-            (name, precision, Variant(variant))
-            for name in model.graphs
-            for precision in (Precision.FP32, *lower.precisions)
+            (graph, Variant(variant))
+            for graph in self.model.graphs
+            for precision in (Precision.FP32, *self.lower.precisions)
             for variant in VARIANTS.get(precision, (str(precision),))
         ]
-        self._progress, self._done = progress, 0
-        self.total = len(self._wanted) + 3
-        self._folder = staging.add("graphs/x").parent
-        self._golden: Golden
-        self._variants: Variants | None = None
-        self.planned: list[Planned] = []
-        self.reports: list[ParityReport] = []
+        # Besides the files: the golden tensors, the evidence, the calibration inputs, the proofs and the manifest.
+        self._total = len(self._wanted) + 4 + bool(self.lower.precisions)
 
-    def _step(self, what: str) -> None:
-        self._progress(what, self._done, self.total)
-        self._done += 1
+    def begin(self, step: str) -> None:
+        self.progress(step, self._begun, self._total)
+        self._begun += 1
 
     def _within(self, what: str, done: int, of: int) -> None:
-        """The progress inside of a step: its words alone."""
-        self._progress(f"{what} {done}/{of}", self.total - 2, self.total)
+        """The progress inside a step: only its words change."""
+        self.progress(f"{what} {done}/{of}", self._begun - 1, self._total)
 
     def _path(self, graph: str, variant: Variant) -> Path:
         return self._folder / f"{graph}.{variant}.onnx"
 
-    def write_golden(self, max_batch: int) -> None:
-        self._step("golden tensors")
-        self._golden = make_golden(self._model, max_batch)
-        self._staging.add(GOLDEN, self._golden.save())
-        self._staging.add(TOKENIZER, self._model.tokenizer)
+    def write_golden(self, max_batch: int) -> Golden:
+        self.begin("golden tensors")
+        golden = make_golden(self.model, max_batch)
+        self.staging.add(GOLDEN, golden.save())
+        self.staging.add(TOKENIZER, self.model.tokenizer)
+        return golden
 
     def trace(self, opset: int) -> None:
-        for name, graph in self._model.graphs.items():
-            self._step(name)
-            trace(graph, self._path(name, Variant.FP32), opset)
+        for name, graph in self.model.graphs.items():
+            self.begin(name)
+            trace(graph, self._path(name, Variant.FP32), opset=opset)
 
     def write_evidence(self, checkpoint: Path) -> None:
-        self._step("what PyTorch answers to the evidence")
-        evidence = make_evidence(self._model, self._draft, where=checkpoint, watch=self._within)
-        self._staging.add(EVIDENCE, evidence.save())
+        self.begin("what PyTorch answers to the evidence")
+        evidence = make_evidence(self.model, self.draft, where=checkpoint, watch=self._within)
+        self.staging.add(EVIDENCE, evidence.save())
 
-    def write_variants(self, calibration: Calibration | None) -> None:
+    def write_variants(self, calibration: Calibration | None) -> Variants | None:
         if calibration is None:
-            return
-        self._step("real inputs of every graph")
-        passes = Passes(make_feeds(self._model, calibration))
-        self._variants = Variants(self._folder, list(self._model.graphs), passes, bool(self._lower.full_range))
-        for name, precision, variant in self._wanted:
-            if precision is not Precision.FP32:
-                self._step(f"{name}.{variant}")
-                self._variants.make(name, variant)
+            return None
+        self.begin("real inputs of every graph")
+        passes = Passes(make_feeds(self.model, calibration))
+        files = Variants(self._folder, list(self.model.graphs), passes, bool(self.lower.full_range))
+        for graph, variant in self._wanted:
+            if variant is not Variant.FP32:
+                self.begin(f"{graph}.{variant}")
+                files.make(graph, variant)
+        return files
 
-    def plan(self) -> None:
-        if self._lower.budget is not None and self._variants is not None:
-            self.planned = _plan(self._staging, self._draft, self._variants, self._lower.budget, self._within)
+    def search_plans(self, files: Variants | None) -> list[Planned]:
+        if self.lower.budget is None or files is None:
+            return []
+        return search_plans(self.staging.root, self.draft, files=files, budget=self.lower.budget, watch=self._within)
 
-    def prove(self) -> list[Artifact]:
-        """Compare every file with PyTorch, and describe those that stay in the bundle."""
-        artifacts = []
-        for name, precision, variant in self._wanted:
-            self._progress(f"prove {name}.{variant}", self.total - 1, self.total)
-            path, spec = self._path(name, variant), self._model.graphs[name].spec
+    def prove(self, golden: Golden, *, files: Variants | None, planned: list[Planned]) -> list[ParityReport]:
+        """Compare every file with PyTorch. Remove a file that differs if no plan needs it, with a :class:`LeftOut` warning; else
+        raise :class:`GateFailed`."""
+        self.begin("prove")
+        reports = []
+        for index, (graph, variant) in enumerate(self._wanted):
+            self._within(f"prove {graph}.{variant}", index + 1, len(self._wanted))
+            path, spec = self._path(graph, variant), self.model.graphs[graph].spec
             try:
-                report = _prove(path, variant, spec, precision, self._golden, bool(self.planned))
+                reports.append(_prove(path, variant, spec=spec, golden=golden, planned=bool(planned)))
             except GateFailed as error:
-                if not spare(self.planned, name, variant):
+                if not can_spare(planned, graph, variant):
                     raise
                 reason = error.what.splitlines()[0].rstrip(":")
                 what = f"{reason}: no plan needs it, and the bundle has no {variant} of it"
                 warnings.warn(what, LeftOut, stacklevel=3)
                 path.unlink()
-                continue
-            self.reports.append(report)
-            artifacts.append(
-                Artifact(
-                    graph=name,
-                    variant=variant,
-                    path=str(path.relative_to(self._staging.root)),
-                    sha256=digest(path),
-                    bytes=path.stat().st_size,
-                    engine=None,
-                    precision=precision,
-                    built_for={} if self._variants is None else self._variants.needs(name, variant),
-                    parity=report.summary() | {"engine": "ort"},
-                )
-            )
-        return artifacts
+        return reports
 
-    def provenance(self, calibration: Calibration | None) -> dict[str, object]:
-        """How the lower precisions were made."""
-        rows: dict[str, object] = {}
-        if calibration is not None:
-            rows = {"calibration": _describe(calibration), "full_range": bool(self._lower.full_range)}
-        if self.planned and self._variants is not None:
-            rows |= {"planning": [_as_table(plan) for plan in self.planned], "budget": str(self._lower.budget)}
-            # One file serves every engine, so this is what any of their plans keeps.
-            rows |= {"kept_float": {graph: sorted(groups) for graph, groups in self._variants.kept.items()}}
-        return rows
+    def artifact(self, report: ParityReport, *, files: Variants | None) -> Artifact:
+        """The file that ``report`` is about, as the manifest describes it."""
+        variant = Variant(report.variant)
+        path = self._path(report.graph, variant)
+        return Artifact(
+            graph=report.graph,
+            variant=variant,
+            path=str(path.relative_to(self.staging.root)),
+            sha256=digest(path),
+            bytes=path.stat().st_size,
+            engine=None,
+            precision=variant.precision,
+            built_for={} if files is None else files.needs(report.graph, variant),
+            parity=report.summary() | {"engine": "ort"},
+        )
 
 
-def _calibration(model: SourceModel, lower: Lower) -> Calibration | None:
-    if not lower.precisions:
-        return None
-    return calibrate(model.images, model.texts, lower.calibration, model.preprocessing["image"])
-
-
-def _describe(samples: Calibration) -> dict[str, object]:
-    return {
-        "images": len(samples.pixels),
-        "texts": len(samples.texts),
-        "sha256": samples.digest,
-        "source": samples.source,
-    }
-
-
-def _plan(staging: Staging, manifest: Manifest, made: Variants, budget: Budget, watch: Progress) -> list[Planned]:
-    """A plan for every engine that runs INT8 here; what one of them needs float is float for all, in one file."""
-    found: dict[str, Planned] = {}
-    root = staging.root
-    waiting = [name for name in PLANNED_ENGINES if get_engine(name).why_unavailable() is None]
-    while waiting:
-        name = waiting.pop(0)
-        with tempfile.TemporaryDirectory() as scratch:
-            files = (root / EVIDENCE, root / GOLDEN)
-            tokenizer = (root / TOKENIZER).read_text(encoding="utf-8")
-            with Judge(name, manifest, tokenizer, *files) as judge:
-                choice = Choice(made, get_engine(name), Path(scratch))
-                found[name] = Planner(judge, choice, budget, watch).run()
-                found[name].notes.extend(choice.refused.values())
-        for graph, groups in found[name].chosen.kept.items():
-            if made.keep(graph, groups):
-                # What was measured of this graph at INT8 for another engine was another file.
-                again = [e for e, plan in found.items() if e != name and plan.chosen.plan.of(graph) is Precision.INT8]
-                waiting += [engine for engine in again if engine not in waiting]
-    return list(found.values())
-
-
-def _as_table(plan: Planned) -> dict[str, object]:
-    best = plan.pareto()
-    rows = [
-        {
-            "plan": str(tried.plan),
-            "float": {graph: list(groups) for graph, groups in tried.kept.items()},
-            "why": tried.why,
-            "share_of_fp32": round(tried.share, 4),
-            "costs": [str(line) for line in tried.lines],
-            "fits": tried.fits,
-            "pareto": tried in best,
-        }
-        for tried in plan.tried
-    ]
-    return {"engine": plan.engine, "chosen": str(plan.chosen.plan), "notes": plan.notes, "tried": rows}
-
-
-def spare(planned: Sequence[Planned], graph: str, variant: str) -> bool:
-    """Whether a bundle that was planned can do without ``variant`` of ``graph``: an INT8 file that no plan chose. What TensorRT
-    would run is in no plan."""
-    if not planned or variant not in VARIANTS[Precision.INT8]:
-        return False
-    chosen = any(plan.chosen.plan.of(graph) is Precision.INT8 for plan in planned)
-    return variant != VARIANTS[Precision.INT8][0] or not chosen
-
-
-def _prove(
-    path: Path,
-    variant: str,
-    spec: GraphSpec,
-    precision: Precision,
-    golden: Golden,
-    planned: bool,
-) -> ParityReport:
+def _prove(path: Path, variant: Variant, *, spec: GraphSpec, golden: Golden, planned: bool) -> ParityReport:
+    """Compare the file at ``path`` with PyTorch; raise :class:`GateFailed` if they differ too much."""
+    precision = variant.precision
     with tempfile.TemporaryDirectory() as scratch:
         session = require_engine("ort").open(provable(variant, path, Path(scratch)), spec, Precision.FP32)
         report = replace(compare(session, spec, golden=golden, precision=precision), variant=variant)
@@ -285,3 +231,23 @@ def _prove(
         fix = f"leave out --precision {precision}"
     report.require(spec.name, fix)
     return report
+
+
+def _how_lowered(
+    samples: Calibration | None, lower: Lower, *, files: Variants | None, planned: list[Planned]
+) -> dict[str, object]:
+    """How the lower precisions were made, for the manifest's provenance."""
+    if samples is None or files is None:
+        return {}
+    calibration = {
+        "images": len(samples.images),
+        "texts": len(samples.texts),
+        "sha256": samples.digest,
+        "source": samples.source,
+    }
+    made: dict[str, object] = {"calibration": calibration, "full_range": bool(lower.full_range)}
+    if planned:
+        made |= {"planning": [as_table(plan) for plan in planned], "budget": str(lower.budget)}
+        # One file serves every engine, so this is what any of their plans keeps in float.
+        made |= {"kept_float": {graph: sorted(groups) for graph, groups in files.kept.items()}}
+    return made

@@ -1,8 +1,4 @@
-"""One graph wrapper to one ONNX file, and what that file must satisfy.
-
-Knows torch.onnx and onnx. Must not know which graphs a model has, or bundles. requires: a module in eval mode and its
-spec; ensures: names, dtypes, symbolic axes and operators as promised, or :class:`GateFailed`.
-"""
+"""Traces one PyTorch module to one ONNX file, and checks that the file is what the module's spec promises."""
 
 from __future__ import annotations
 
@@ -26,23 +22,23 @@ from simmim_export.export.limits import OPSET, require_opset
 from simmim_export.models.family import Graph
 from simmim_export.spec import GraphSpec, TensorSpec
 
-# Operators that no graph of ours may hold, and why. Range is fine outside an encoder (it builds positions from a shape).
+# Operators that a graph must not hold, and why.
 FORBIDDEN: Mapping[str, str] = {
-    "IsNaN": "left over from a fully masked softmax row; our masks never mask a whole row",
-    "NonZero": "its output shape depends on the data, which TensorRT cannot plan for",
-    "GatherND": "a scatter-gather of mask building; no fused kernel takes it",
+    "IsNaN": "left over from softmax rows that are masked entirely; our masks never do that",
+    "NonZero": "the shape of its output depends on the data; TensorRT cannot plan for that",
+    "GatherND": "comes from building a mask; no fused kernel takes it",
     "ScatterND": "restricted in TensorRT, slow everywhere",
-    "Loop": "control flow hides nodes from every optimiser",
-    "If": "control flow hides nodes from every optimiser",
-    "Range": "positions are constants here; a Range means that a mask or a position is built at run time",
+    "Loop": "control flow hides nodes from every optimizer",
+    "If": "control flow hides nodes from every optimizer",
+    "Range": "a mask or positions are built at run time; make them constants",
 }
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:
     """A copy of ``module`` (in eval mode) with every BatchNorm folded into the convolution before it.
 
-    Source: Jacob et al., 2018, section 3.2. Done here and not by an engine, so that every engine and every quantiser
-    sees the same weights.
+    Source: Jacob et al., 2018, section 3.2. The exporter does this and not an engine, so that every engine and every
+    quantizer sees the same weights.
     """
     folded = copy.deepcopy(module)
     for parent in folded.modules():
@@ -56,16 +52,21 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def example_inputs(spec: GraphSpec) -> tuple[torch.Tensor, ...]:
-    """Tensors to trace with. Every dynamic axis has its own size above 1, so that none is mistaken for another."""
-    sizes = {axis.name: 2 + index for index, axis in enumerate(spec.axes)}
-    sizes = {name: max(size, spec.axis(name).minimum) for name, size in sizes.items()}
+    """Tensors of ones to trace ``spec`` with. Each dynamic axis has a size of its own above 1, so that the tracer does not
+    take one for another."""
+    sizes: dict[str, int] = {}
+    for axis in spec.axes:
+        size = max(2, axis.minimum)
+        while size in sizes.values():
+            size += 1
+        sizes[axis.name] = size
     return tuple(torch.ones(t.resolve(sizes), dtype=getattr(torch, t.dtype)) for t in spec.inputs)
 
 
-def trace(graph: Graph, path: Path, opset: int = OPSET) -> onnx.ModelProto:
-    """Export ``graph`` to ``path`` and return the checked model.
+def trace(graph: Graph, path: Path, *, opset: int = OPSET) -> onnx.ModelProto:
+    """Export ``graph`` to ``path`` and return the ONNX model, checked by :func:`check`.
 
-    Raise :class:`UsageError` for an opset out of range and :class:`GateFailed` if the graph is not what its spec says.
+    Raise :class:`UsageError` for an opset that is not offered and :class:`GateFailed` if the model is not what the spec promises.
     """
     require_opset(opset)
     spec = graph.spec
@@ -76,7 +77,7 @@ def trace(graph: Graph, path: Path, opset: int = OPSET) -> onnx.ModelProto:
     level = onnx_log.level
     onnx_log.setLevel(logging.ERROR)
     try:
-        # The exporter prints its steps and warns about its own internals; an error still arrives as an exception.
+        # The exporter prints its steps and warns about its own internals. Its errors are exceptions and still arrive.
         with warnings.catch_warnings(), contextlib.redirect_stdout(log):
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -94,22 +95,23 @@ def trace(graph: Graph, path: Path, opset: int = OPSET) -> onnx.ModelProto:
     finally:
         onnx_log.setLevel(level)
     model = onnx.load(str(path))
-    name_outputs(model, spec)
+    name_axes(model, spec)
     onnx.save(model, str(path))
-    check(model, spec, opset)
+    check(model, spec, opset=opset)
     return model
 
 
-def name_outputs(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Give each output the symbolic axes of ``spec``: the exporter names a derived axis after itself (``s77 + 1``)."""
+def name_axes(model: onnx.ModelProto, spec: GraphSpec) -> None:
+    """Name the dynamic axes of each output as in ``spec``. PyTorch's exporter calls a derived axis by its formula, ``s7 + 1``."""
     for value, tensor in zip(model.graph.output, spec.outputs, strict=True):
-        for found, wanted in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
-            if isinstance(wanted, str) and not found.HasField("dim_value"):
-                found.dim_param = wanted
+        for dimension, size in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
+            if isinstance(size, str) and not dimension.HasField("dim_value"):
+                dimension.dim_param = size
 
 
-def check(model: onnx.ModelProto, spec: GraphSpec, opset: int) -> None:
-    """Raise :class:`GateFailed` naming every way in which ``model`` is not what ``spec`` promises."""
+def check(model: onnx.ModelProto, spec: GraphSpec, *, opset: int) -> None:
+    """Raise :class:`GateFailed`, naming every problem, unless ``model`` has the tensors of ``spec`` with their names, dtypes and
+    axes, is written in ``opset``, and uses only operators that every engine runs."""
     problems = [
         *_tensor_problems("input", model.graph.input, spec.inputs),
         *_tensor_problems("output", model.graph.output, spec.outputs),
@@ -119,21 +121,18 @@ def check(model: onnx.ModelProto, spec: GraphSpec, opset: int) -> None:
         problems.append(f"opset is {domains.get('', 0)}, asked for {opset}")
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
-            problems.append(f"{node.name}: operator {node.op_type} of domain {node.domain!r} runs in no other engine")
+            problems.append(f"{node.name}: operator {node.op_type} of domain {node.domain!r} runs in one engine only")
         elif node.op_type in FORBIDDEN:
             problems.append(f"{node.name}: {node.op_type}: {FORBIDDEN[node.op_type]}")
         elif node.op_type not in OPERATORS:
             problems.append(
-                f"{node.name}: {node.op_type} is not in onnx_file.OPERATORS, so no device would open the graph"
+                f"{node.name}: {node.op_type} is not in onnx_file.OPERATORS: devices would refuse the graph"
             )
     if model.functions:
         problems.append(f"{len(model.functions)} local functions were not inlined")
     if problems:
-        raise GateFailed(
-            f"the exported graph {spec.name} is not what it must be:\n  " + "\n  ".join(problems[:20]),
-            where=spec.name,
-            fix="report this with the versions that simmim-export doctor prints",
-        )
+        what = f"the exported graph {spec.name} is not what its spec promises:\n  " + "\n  ".join(problems[:20])
+        raise GateFailed(what, where=spec.name, fix="report this with the versions that simmim-export doctor prints")
     onnx.checker.check_model(model, full_check=True)
 
 

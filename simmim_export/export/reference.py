@@ -1,4 +1,4 @@
-"""PyTorch's answers to the evidence, which travel with it."""
+"""PyTorch's answers to the evidence. They travel with it, so that a device needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simmim_export.proof.examine import Examiner
 from simmim_export.proof.fitting import require_fit
 from simmim_export.runtime.text import Tokenizer
 
-# Larger than a device's batch: the reference is the same, sooner.
+# Larger than the batch of a device. The answers are the same, and come sooner.
 BATCH = 64
 
 
@@ -22,9 +22,9 @@ def make_evidence(
 ) -> Evidence:
     """The model's evidence with PyTorch's FP32 outputs for it.
 
-    A model without any (untrained, or imported) gives its samples beyond those for calibration, or all if there are no more.
-    Unlabeled, they show how embeddings change. Raise :class:`BundleError`, naming ``where``, for evidence that cannot be read or
-    is about another model, and for answers of PyTorch that are not finite.
+    A model that has none (because it is untrained, or was imported) gives its samples: those that calibration does not use,
+    or all if there are no others. They have no labels, and show how embeddings change. Raise :class:`BundleError`, naming
+    ``where``, for evidence that cannot be read or is about another model, and for outputs of PyTorch that are not finite.
     """
     if model.evidence:
         evidence = Evidence.load(model.evidence, where)
@@ -34,9 +34,9 @@ def make_evidence(
         held_out = images[MOST:] if len(images) > MOST else images
         plain = tuple(texts[MOST:] or texts)
         evidence = Evidence(images={"samples": held_out}, tasks={}, source={"name": "samples"}, plain=plain)
-    tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"])
+    tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"], graphs=manifest.graphs)
     require_fit(evidence, manifest, where, referenced=False)
     examiner = Examiner(manifest, evidence, tokens=tokenizer.feeds, watch=watch, batch=BATCH)
-    answers = examiner.outputs(lambda name: TorchSession(model.graphs[name].module, model.graphs[name].spec))
-    # PyTorch's answers may not be finite either: a model that overflows proves nothing.
-    return require_fit(evidence.with_reference(answers), manifest, where)
+    outputs = examiner.outputs(lambda name: TorchSession(model.graphs[name].module, model.graphs[name].spec))
+    # PyTorch's own outputs may not be finite. Such a model proves nothing.
+    return require_fit(evidence.with_reference(outputs), manifest, where)

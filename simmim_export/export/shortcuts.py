@@ -9,10 +9,10 @@ from typing import Any
 from simmim_export.console.metrics import control_accuracies
 from simmim_export.errors import ShortcutLearned
 
-# The least gap, as a share, between a head and its best blind control. Below it, the head has learned the questions and not the
+# The least gap, as a share, between a head and its best blind control. A head below it has learned the questions and not the
 # images.
 LEAST_GAP = 0.05
-# What a head that is hardly better than a control may not use; of any other control, its input.
+# What a head may ignore if it is hardly better than this control. For any other control: its input.
 _UNUSED = {
     "question_only": "its image",
     "shuffled_image": "its image",
@@ -23,17 +23,17 @@ _UNUSED = {
 
 
 def warn_of_shortcuts(metrics: Mapping[str, Any]) -> None:
-    """Warn :class:`ShortcutLearned` of every head that is less than :data:`LEAST_GAP` above its best blind control.
+    """Warn with :class:`ShortcutLearned` of every head that is less than :data:`LEAST_GAP` above its best blind control.
 
-    A control that could not be measured on the data says nothing. One that was measured on some questions only is compared with
-    the model's accuracy on those.
+    Controls that could not be measured on the data are left out. A control that was measured on some of the questions is compared
+    with the model's accuracy on those.
     """
     for name, figure in metrics.items():
         if "accuracy" not in figure:
             continue
         blind = control_accuracies(figure)
         gaps = {key: figure["controls"][key].get("model", figure["accuracy"]) - value for key, value in blind.items()}
-        closest = min(gaps, key=lambda key: gaps[key], default=None)
+        closest = min(gaps, key=gaps.__getitem__, default=None)
         if closest is not None and gaps[closest] < LEAST_GAP:
             accuracy, unused = blind[closest] + gaps[closest], _UNUSED.get(closest, "its input")
             what = f"{accuracy:.1%} correct, and {blind[closest]:.1%} by {closest.replace('_', ' ')}"

@@ -1,28 +1,30 @@
 """What a model family provides, and which families there are: the only way from a checkpoint to graphs.
 
-A family is a kind of model that can be exported. The exporter, the PyTorch engine and everything behind them work on
-:class:`SourceModel` and know no tensor by name. To add a family, write a class with the two methods of :class:`ModelFamily` and
-name it in :data:`FAMILIES`, before SimMIM, or in the entry point group :data:`GROUP` of a package of your own.
+A family is a kind of model that can be exported. The exporter and the PyTorch engine work on its :class:`SourceModel`, and find
+tensors by their kind, never by name. To add a family, write a class with the two methods of :class:`ModelFamily`, and name it in
+:data:`FAMILIES`, before SimMIM, or in the entry point group :data:`GROUP` of a package of your own. A whole family of under 80
+lines is in tests/contracts/second_family.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from simmim_export.errors import CheckpointError
+from simmim_export.errors import CheckpointError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Pipeline
 
 if TYPE_CHECKING:
     from torch import nn
 
-# The families of this package: name -> module:class. A string, so that looking for one imports no other, and no PyTorch.
+# The families of this package: name -> module:class. A family is imported only when it is asked.
 FAMILIES: Mapping[str, str] = {"simmim": "simmim_export.models.simmim.family:SimMIMFamily"}
 # Installed packages add families under this name.
 GROUP = "simmim_export.families"
@@ -30,7 +32,10 @@ GROUP = "simmim_export.families"
 
 @dataclass(frozen=True)
 class Graph:
-    """A module in eval mode, ready to be run or traced, and what it takes and gives."""
+    """A module in eval mode, ready to be run and traced, and its spec.
+
+    The module takes the spec's inputs as positional arguments, in order, and returns its outputs: one tensor, or a tuple.
+    """
 
     module: nn.Module
     spec: GraphSpec
@@ -38,15 +43,16 @@ class Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceModel:
-    """A model as its checkpoint holds it, in PyTorch.
+    """A model from a checkpoint, in PyTorch, and everything that its bundle will say about it.
 
-    ``config`` describes it to people and is copied to the manifest; it has a ``preset``, the short name of its size.
-    ``graphs`` are in an order in which they can run. ``preprocessing`` is the manifest's: ``image`` (height, width, resize,
-    interpolation), ``text`` (max_length) and, for clips, ``clip`` (stacked). ``tokenizer`` is the text of a tokenizer.json;
-    ``labels`` names the classes that the logits of each pipeline are for. ``images`` uint8 [n, height, width, 3] and ``texts``,
-    one or more of each, are real samples: the golden tensors are made of them, and INT8 is calibrated on them. ``evidence`` holds
-    labeled examples that were kept out of training (:meth:`simmim_export.proof.evidence.Evidence.save`), or nothing. ``metrics``
-    are its figures with their controls; ``provenance`` says how it was trained.
+    ``config`` describes the model to people and is copied to the manifest; its ``preset`` is the short name of the model's size.
+    ``graphs`` are in an order in which they can run. ``preprocessing`` is the manifest's: ``image`` (height and width in pixels,
+    resize, interpolation), ``text`` (max_length in tokens) and, for clips, ``clip`` (stacked). ``tokenizer`` is the text of a
+    tokenizer.json. ``labels`` names the classes of each pipeline's logits, by :attr:`simmim_export.spec.Pipeline.labels`.
+    ``images`` uint8 [n, height, width, 3] and ``texts``, at least one of each, are real samples: the golden tensors are made of
+    them, and INT8 is calibrated on them. ``evidence`` holds labeled examples that were kept out of training
+    (:meth:`simmim_export.proof.evidence.Evidence.save`), or is empty. ``metrics`` are the model's figures with their controls;
+    ``provenance`` says how it was trained.
     """
 
     config: Mapping[str, Any]
@@ -63,31 +69,32 @@ class SourceModel:
 
 
 class ModelFamily(Protocol):
-    """A kind of model. Its module, constructor and :meth:`recognize` must not import PyTorch: they run before that is needed."""
+    """A kind of model. Importing its module, making one and :meth:`recognize` must not import PyTorch, which takes seconds."""
 
     name: str
 
     def recognize(self, path: Path) -> None:
-        """Raise :class:`CheckpointError` unless what is at ``path`` looks like a checkpoint of this family."""
+        """Raise :class:`CheckpointError` unless ``path`` looks like a checkpoint of this family."""
         ...
 
     def load(self, path: Path, *, max_batch: int, attention: bool) -> SourceModel:
-        """The model at ``path``, whose graphs take 1 to ``max_batch`` rows; with ``attention``, a graph that can also gives where
-        each token looked.
+        """The model at ``path``. Its graphs take 1 to ``max_batch`` rows. With ``attention``, a graph also gives where each token
+        looked, if the model has such a graph.
 
-        Raise :class:`CheckpointError` for a checkpoint that is missing, damaged or hostile, and :class:`UsageError` if the model
-        has no attention to give.
+        Raise :class:`CheckpointError` for a checkpoint that is missing, damaged or hostile. Read files from strangers with
+        :mod:`simmim_export.models.files`, and compare weights with :func:`simmim_export.models.weights.check_state`.
         """
         ...
 
 
 def family_of(path: Path) -> ModelFamily:
-    """The family whose checkpoint is at ``path``: installed packages are asked first, and SimMIM last.
+    """The family whose checkpoint is at ``path``. Families of other packages are asked first, and SimMIM last.
 
-    Raise :class:`CheckpointError`, as the last family words it, if no family recognizes what is there.
+    Raise :class:`CheckpointError`, with the last family's reason, if no family recognizes the checkpoint, and
+    :class:`EngineUnavailable` if a family of another package cannot be imported.
     """
-    others = [entry.load() for entry in entry_points(group=GROUP)]
-    for cls in [*others, *map(_imported, FAMILIES.values())]:
+    refusal = CheckpointError("no such model family", where=path)
+    for cls in (*_installed(), *map(_imported, FAMILIES.values())):
         family: ModelFamily = cls()
         try:
             family.recognize(path)
@@ -96,6 +103,28 @@ def family_of(path: Path) -> ModelFamily:
         else:
             return family
     raise refusal
+
+
+def _installed() -> Iterator[Any]:
+    """The families of installed packages.
+
+    A package in the working directory is not installed, even where ``python -m`` searches there: a stranger may have put it
+    beside a checkpoint.
+    """
+    try:
+        here: Path | None = Path.cwd()
+    except FileNotFoundError:  # it was removed
+        here = None
+    folders = [folder for folder in sys.path if Path(folder).is_absolute() and Path(folder).resolve() != here]
+    for distribution in distributions(path=folders):
+        for entry in distribution.entry_points.select(group=GROUP):
+            try:
+                yield entry.load()
+            # Whatever its import raises.
+            except Exception as error:
+                package = distribution.metadata["Name"]
+                what = f"the model family {entry.name!r} of the package {package} cannot be imported: {error}"
+                raise EngineUnavailable(what, fix=f"install what it needs, or pip uninstall {package}") from error
 
 
 def _imported(place: str) -> Any:

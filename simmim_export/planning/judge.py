@@ -45,7 +45,7 @@ class _Bench:
 
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine, self.manifest = require_engine(engine), manifest
-        read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"])
+        read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"], graphs=manifest.graphs)
         held_out = require_fit(Evidence.load(evidence), manifest, evidence)
         self.examiner = Examiner(manifest, held_out, tokens=read.feeds)
         self.golden = Golden.load(golden, graphs=manifest.graphs)

@@ -1,6 +1,6 @@
-"""Real images and texts to measure ranges on. Knows samples and digests; must not know graphs or quantisers.
+"""Real images and texts on which the passes measure ranges.
 
-Never random and never one sample repeated: ranges of noise or of one picture fit nothing else.
+They are never random, and never one sample repeated: ranges of noise or of a single picture fit no other input.
 """
 
 from __future__ import annotations
@@ -20,36 +20,35 @@ from simmim_export.runtime.images import ImagePreprocessing, load_pixels
 from simmim_export.runtime.text import check_text
 
 LEAST, ENOUGH = 8, 32
-# So many of each are used: more moved no range on real weights, and every graph runs all of them.
+# At most so many of each are used, because every graph runs all of them. On real weights, more samples changed no range.
 MOST = 128
 TEXTS = "texts.txt"
 _FIX = f"give a folder of {ENOUGH} or more pictures ({', '.join(SUFFIXES)}) and {TEXTS}, a text a line"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """``pixels`` uint8 [n, height, width, 3] and m ``texts``, n and m >= 8, each all distinct; ``source`` says where they
-    are from.
+    """At least 8 different ``images``, uint8 [n, height, width, 3], and at least 8 different ``texts``; ``source`` says where
+    they come from.
 
-    Raise :class:`DataError` for fewer, for another type or rank, or for two that are the same; warn
-    :class:`FewSamples` for fewer than 32.
+    Raise :class:`DataError` for fewer samples, another type or rank, or two equal samples; warn with :class:`FewSamples` for
+    fewer than 32.
     """
 
-    pixels: np.ndarray
+    images: np.ndarray
     texts: tuple[str, ...]
     source: str
 
     def __post_init__(self) -> None:
-        pixels = self.pixels
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            what = f"calibration takes images uint8 [n, height, width, 3], got {pixels.dtype} {list(pixels.shape)}"
-            raise DataError(
-                what, where=self.source, fix=f"give {ENOUGH} or more different images with --calibration DIR"
-            )
-        self._enough("images", "picture", [image.tobytes() for image in pixels])
-        self._enough("texts", "text", [text.encode() for text in self.texts])
+        images = self.images
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            what = f"calibration takes images uint8 [n, height, width, 3], got {images.dtype} {list(images.shape)}"
+            fix = f"give {ENOUGH} or more different images with --calibration DIR"
+            raise DataError(what, where=self.source, fix=fix)
+        self._require_enough("images", [image.tobytes() for image in images])
+        self._require_enough("texts", [text.encode() for text in self.texts])
 
-    def _enough(self, many: str, one: str, samples: Sequence[bytes]) -> None:
+    def _require_enough(self, many: str, samples: Sequence[bytes]) -> None:
         fix = f"give {ENOUGH} or more different {many} with --calibration DIR"
         if len(samples) < LEAST:
             raise DataError(f"{len(samples)} {many} are too few to calibrate on", where=self.source, fix=fix)
@@ -57,7 +56,7 @@ class Calibration:
         for index, sample in enumerate(samples):
             other = first.setdefault(hashlib.sha256(sample).digest(), index)
             if other != index:
-                what = f"calibration {many} {other} and {index} are the same {one}"
+                what = f"calibration {many} {other} and {index} are the same"
                 raise DataError(what, where=self.source, fix="remove one of them")
         if len(samples) < ENOUGH:
             what = f"calibrated on {len(samples)} {many} of {self.source}; {ENOUGH} or more are better"
@@ -65,70 +64,66 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over shape, pixels and texts."""
-        found = hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes())
-        found.update("\n".join(self.texts).encode())
-        return found.hexdigest()
+        """SHA-256 over the images with their shape and the texts."""
+        content = hashlib.sha256(repr(self.images.shape).encode() + self.images.tobytes())
+        content.update("\n".join(self.texts).encode())
+        return content.hexdigest()
 
 
 def calibrate(
-    pixels: np.ndarray, texts: Sequence[str], folder: Path | None, preprocessing: Mapping[str, Any]
+    images: np.ndarray, texts: Sequence[str], *, folder: Path | None, preprocessing: Mapping[str, Any]
 ) -> Calibration:
-    """The samples of ``folder``, prepared as the manifest's ``preprocessing`` says, or else the checkpoint's own ``pixels``
-    and ``texts``, distinct ones, at most 128 of each.
+    """The samples in ``folder``, or if it is None the model's own ``images`` uint8 [n, H, W, 3] and ``texts``: each once, at most
+    128 of each.
 
-    A folder without texts.txt takes the checkpoint's texts, one without pictures the checkpoint's pictures, with a
-    :class:`FewSamples` warning.
+    Pictures in ``folder`` are prepared as ``preprocessing``, the manifest's for images, says. If it lacks texts.txt or pictures,
+    the model's own stand in, with a :class:`FewSamples` warning. Raise :class:`DataError` for a folder that is missing or has too
+    few samples, :class:`ImageError` for a damaged picture and :class:`TextError` for a line that is not UTF-8.
     """
-    pixels, own = distinct_images(pixels)[:MOST], distinct_texts(texts)[:MOST]
+    images, texts = distinct_images(images)[:MOST], distinct_texts(texts)[:MOST]
     if folder is None:
-        return Calibration(pixels, own, "the checkpoint's samples")
-    return from_folder(folder, ImagePreprocessing.from_json(preprocessing), pixels, own)
+        return Calibration(images=images, texts=texts, source="the checkpoint's samples")
+    require_folder(folder)
+    pictures = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
+    lines = _lines(folder / TEXTS)
+    if not pictures and lines is None:
+        raise DataError("no calibration images, and no texts", where=folder, fix=_FIX)
+    for name, count in (("images", len(pictures)), ("texts", len(lines or ()))):
+        if count > MOST:
+            warnings.warn(f"{folder} has {count} {name}: the first {MOST} are used", FewSamples, stacklevel=2)
+    if pictures:
+        images = load_pixels(pictures[:MOST], ImagePreprocessing.from_json(preprocessing))
+    else:
+        warnings.warn(f"{folder} has no pictures: the checkpoint's own are used", FewSamples, stacklevel=2)
+    if lines is not None:
+        texts = tuple(lines[:MOST])
+    else:
+        warnings.warn(f"{folder} has no {TEXTS}: the checkpoint's own texts are used", FewSamples, stacklevel=2)
+    return Calibration(images=images, texts=texts, source=str(folder))
+
+
+def _lines(path: Path) -> list[str] | None:
+    """The lines of ``path`` that are not blank; None if there is no such file."""
+    if not path.is_file():
+        return None
+    lines = enumerate(path.read_bytes().splitlines(), start=1)
+    return [check_text(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
 def distinct_texts(texts: Sequence[str]) -> tuple[str, ...]:
-    """Each of ``texts`` once: a data set of few texts repeats them beside its images."""
+    """Each of ``texts`` once. A small data set repeats its texts for many images."""
     return tuple(dict.fromkeys(texts))
 
 
-def distinct_images(pixels: np.ndarray) -> np.ndarray:
-    """Each image of ``pixels`` [n, H, W, 3] once: the frames of a clip in which nothing moves are one picture."""
+def distinct_images(images: np.ndarray) -> np.ndarray:
+    """Each image of ``images`` [n, H, W, 3] once. The frames of a clip in which nothing moves are all the same."""
     first: dict[bytes, int] = {}
-    for index, image in enumerate(pixels):
+    for index, image in enumerate(images):
         first.setdefault(hashlib.sha256(image.tobytes()).digest(), index)
-    return pixels[list(first.values())]
+    return images[list(first.values())]
 
 
 def require_folder(folder: Path) -> None:
-    """Raise :class:`DataError` if there is no such folder."""
+    """Raise :class:`DataError` unless ``folder`` is a directory."""
     if not folder.is_dir():
         raise DataError("no such folder of calibration samples", where=folder, fix=_FIX)
-
-
-def from_folder(
-    folder: Path, preprocessing: ImagePreprocessing, pixels: np.ndarray, texts: Sequence[str]
-) -> Calibration:
-    """Every picture directly in ``folder``, prepared as the runtime prepares it, and the lines of its texts.txt; ``pixels`` or
-    ``texts`` in place of what it lacks.
-
-    Raise :class:`DataError` for a folder that is missing or has too few, :class:`ImageError` for a damaged picture,
-    :class:`TextError` for a line that is not UTF-8.
-    """
-    require_folder(folder)
-    found = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
-    if not found and not (folder / TEXTS).is_file():
-        raise DataError("no calibration images, and no texts", where=folder, fix=_FIX)
-    if (folder / TEXTS).is_file():
-        lines = (folder / TEXTS).read_bytes().splitlines()
-        named = ((f"{folder / TEXTS}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
-        texts = [check_text(line, where) for where, line in named]
-    else:
-        warnings.warn(f"{folder} has no {TEXTS}: the checkpoint's own texts are used", FewSamples, stacklevel=3)
-    for kind, count in (("images", len(found)), ("texts", len(texts))):
-        if count > MOST:
-            warnings.warn(f"{folder} has {count} {kind}: the first {MOST} are used", FewSamples, stacklevel=3)
-    if found:
-        pixels = load_pixels(found[:MOST], preprocessing)
-    else:
-        warnings.warn(f"{folder} has no pictures: the checkpoint's own are used", FewSamples, stacklevel=3)
-    return Calibration(pixels, tuple(texts[:MOST]), str(folder))

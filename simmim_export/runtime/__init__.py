@@ -1,5 +1,6 @@
-"""What a device runs: decode and tokenise on the host, everything else in the graphs. Never imports PyTorch or ONNX."""
+"""What a device runs: the host decodes and tokenizes, the graphs do everything else. Never imports PyTorch or ONNX."""
 
-from simmim_export.runtime.runtime import Answer, Runtime, load
+from simmim_export.runtime.loading import load
+from simmim_export.runtime.model import Model
 
-__all__ = ["Answer", "Runtime", "load"]
+__all__ = ["Model", "load"]

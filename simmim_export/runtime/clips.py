@@ -1,6 +1,7 @@
-"""A clip on disk to its frames. Knows folders and animations; must not know graphs or how a frame is resized.
+"""Reads the frames of a clip from a folder of pictures or an animated picture.
 
-An animation is decoded frame by frame, and only those that are asked for are kept: how long it is costs time and no memory.
+An animation is decoded frame by frame, and only the frames that are asked for are kept: a longer one takes more time, not more
+memory.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Animation(Sequence[ImageSource]):
-    """The ``count`` frames of the animated picture at ``path``, as RGB or RGBA, decoded when they are taken: each time anew.
-    Raise :class:`ImageError` then for damaged ones, and for more pixels at once than are decoded safely."""
+    """The ``count`` frames of the animated picture at ``path``, as RGB or RGBA. They are decoded every time that they are taken.
+
+    Taking frames raises :class:`ImageError` for damaged ones, and for more pixels at once than are decoded safely.
+    """
 
     def __init__(self, path: Path, count: int) -> None:
         self._path, self._count = path, count
@@ -39,59 +42,59 @@ class Animation(Sequence[ImageSource]):
         return iter(self.take(range(self._count)))
 
     def take(self, indices: Sequence[int]) -> list[ImageSource]:
-        """Those of ``indices``, in one pass over the file if they ascend."""
+        """The frames ``indices``, in one pass over the file if they ascend."""
         with opened(self._path, len(indices)) as image:
             return [_frame(image, index) for index in indices]
 
 
 def _frame(image: Image.Image, index: int) -> Image.Image:
     image.seek(index)
-    # A copy in either mode: the next frame is drawn over this one.
+    # In either mode this is a copy: Pillow draws the next frame over this one.
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 class SampledFrames(UserWarning):
-    """A clip with more frames than the model takes, of which some were chosen; the message says how many of how many."""
+    """A clip has more frames than the model takes, and some were chosen; the message says how many of how many."""
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts frame2 before frame10; a digit that is no decimal, such as ², is a letter."""
+    """A key that sorts frame2 before frame10. A digit that is not decimal, such as ², counts as a letter."""
     return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name) if part]
 
 
 def is_animation(path: Path) -> bool:
-    """Whether the file is a picture of several frames, whatever its name. The second picture of an MPO is a thumbnail or the
-    other eye. Raise :class:`ImageError` for a file that is no picture."""
-    if not path.is_file():  # a pipe can be read once only
+    """Whether the file is a picture of several frames, whatever its name. An MPO is not: its second picture is a thumbnail or the
+    other eye. Raise :class:`ImageError` for a file that is not a picture."""
+    if not path.is_file():  # A pipe can be read only once.
         return False
     with opened(path) as image:
         return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
 
 
 def read_clip(path: str | os.PathLike[str]) -> Sequence[ImageSource]:
-    """The frames of a folder of pictures, in natural order of their names, or of an animated picture (GIF, WebP, PNG), which
-    are decoded when they are used.
+    """The frames of a folder of pictures, in natural order of their names, or of an animated picture (GIF, WebP, PNG), which are
+    decoded when they are used.
 
-    Raise :class:`ImageError` if there is no such path, or fewer than two frames.
+    Raise :class:`ImageError` for a path that does not exist and for fewer than two frames.
     """
     source = Path(path)
-    found: Sequence[ImageSource]
+    frames: Sequence[ImageSource]
     if source.is_dir():
         names = (child for child in source.iterdir() if child.suffix.lower() in SUFFIXES)
-        found = [*sorted(names, key=lambda child: natural(child.name))]
-        what = f"a folder with {len(found)} pictures is no clip"
+        frames = [*sorted(names, key=lambda child: natural(child.name))]
+        what = f"a folder with {len(frames)} pictures is not a clip"
     else:
         with opened(source) as image:
-            found = Animation(source, getattr(image, "n_frames", 1))
-        what = f"a picture with {len(found)} frame is no clip"
-    if len(found) < 2:
+            frames = Animation(source, getattr(image, "n_frames", 1))
+        what = f"a picture with {len(frames)} frame is not a clip"
+    if len(frames) < 2:
         fix = f"give a folder of 2 or more frames ({', '.join(SUFFIXES)}) or an animation"
         raise ImageError(what, where=source, fix=fix)
-    return found
+    return frames
 
 
-def choose_frames(frames: Sequence[ImageSource], least: int, most: int) -> list[ImageSource]:
-    """``frames`` themselves, or ``most`` of them at even distances with a :class:`SampledFrames` warning.
+def choose_frames(frames: Sequence[ImageSource], *, least: int, most: int) -> list[ImageSource]:
+    """All ``frames``, or ``most`` of them at even distances with a :class:`SampledFrames` warning.
 
     Raise :class:`ImageError` for fewer than ``least``.
     """
@@ -100,5 +103,5 @@ def choose_frames(frames: Sequence[ImageSource], least: int, most: int) -> list[
     if len(frames) <= most:
         return list(frames)
     chosen = np.linspace(0, len(frames) - 1, most).round().astype(int)
-    warnings.warn(f"{most} of the clip's {len(frames)} frames are used", SampledFrames, stacklevel=3)
+    warnings.warn(f"{most} of the clip's {len(frames)} frames are used", SampledFrames, stacklevel=4)
     return frames.take(chosen.tolist()) if isinstance(frames, Animation) else [frames[index] for index in chosen]

@@ -1,7 +1,6 @@
-"""Pictures to ``pixels: uint8 [batch, height, width, 3]``.
+"""Decodes and resizes pictures to uint8 [batch, height, width, 3].
 
-Knows files and Pillow. Must not know graphs, engines or bundles: scaling and normalisation are inside the graph. The
-resize is pinned by the manifest, so that a device computes what training saw.
+Scaling and normalization are inside the graph. The manifest fixes the resize, so that a device computes on what training saw.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,22 +23,22 @@ from simmim_export.errors import BundleError, ImageError
 
 ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 
-# Larger pictures are refused from their header, before a pixel is decoded. The number is where Pillow begins to warn of a
-# decompression bomb, 256 MiB of RGB. Pillow itself refuses from twice that on, which bounds what a header does not say.
+# A larger picture is refused by its header, before a pixel is decoded. From this size on, 256 MiB of RGB, Pillow warns of a
+# decompression bomb; it refuses twice this size itself, which bounds pictures that are larger than their header says.
 MAX_PIXELS = 2**28 // 3
-# Of an animation every frame up to the last that is used is decoded, and few are kept: this bounds time, and not memory.
+# Every frame of an animation up to the last that is used is decoded, and few are kept: this bounds time, not memory.
 MAX_ANIMATED = 32 * MAX_PIXELS
-# Pillow compares each page of a TIFF with all pages before it, so that time grows with the square of their number.
+# Pillow compares each page of a TIFF with all pages before it, so the time grows with the square of their number.
 MAX_PAGES = 10_000
-# Twice what the largest picture takes uncompressed. A path may be a device or a pipe that never ends.
+# Twice the size of the largest picture when uncompressed. A path may be a device or a pipe that never ends.
 MAX_BYTES = 2**29
-# Above this a JPEG is decoded at a fraction of its size; below, path, bytes, PIL and array give the same pixels.
+# A JPEG of more pixels is decoded at a fraction of its size. Below this, path, bytes, PIL image and array give the same pixels.
 DRAFT_PIXELS = 2_000_000
 # Raster formats only: Pillow hands EPS to Ghostscript, which executes PostScript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO", "AVIF", "JPEG2000")
-# What Pillow raises on damaged bytes, since each plugin parses its header by hand. OSError, SyntaxError and EOFError are its
-# own words for broken data; ValueError to struct.error come from tags, sizes and offsets that are used unchecked; zlib.error
-# and RuntimeError from codecs; MemoryError from a length field that asks for more than there is.
+# What Pillow raises for damaged bytes; each of its plugins parses headers by hand. It raises OSError, SyntaxError and EOFError
+# on purpose. ValueError to struct.error come from tags, sizes and offsets that are used unchecked, zlib.error and RuntimeError
+# from codecs, and MemoryError from a length field that asks for too much.
 _DAMAGE: tuple[type[Exception], ...] = (OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError)
 _DAMAGE += (ArithmeticError, AttributeError, AssertionError, struct.error, zlib.error, RuntimeError, MemoryError)
 
@@ -48,40 +47,41 @@ _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR}
 
 
 class AnimatedImage(UserWarning):
-    """An animated picture of which only one frame is used; the message says which, and of how many."""
+    """Only one frame of an animated picture is used; the message says which, and of how many."""
 
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
     """The size that the graph takes, in pixels, and how a picture gets there.
 
-    ``squash`` scales both sides independently: nothing is cut off, since a question may be about an edge. ``bilinear`` is
-    Pillow's antialiased filter. A picture of exactly this size is passed through unchanged.
+    ``squash`` scales both sides independently and cuts nothing off, because a question may be about an edge. ``bilinear`` is
+    Pillow's antialiased filter. A picture of exactly this size stays unchanged.
     """
 
     height: int
     width: int
+    _: KW_ONLY
     resize: str = "squash"
     interpolation: str = "bilinear"
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ImagePreprocessing:
-        """From the manifest (:func:`spec.as_json` writes it). Raise :class:`BundleError` for other keys than this class
-        has, or a resize or interpolation that this version does not have."""
+        """Read what :func:`spec.as_json` wrote to a manifest or checkpoint. Raise :class:`BundleError` for unknown or missing
+        keys, and for a resize or interpolation that this version does not have."""
         try:
-            found = cls(**data)
+            preprocessing = cls(**data)
         except TypeError as error:
             raise BundleError(f"malformed image preprocessing: {error}", fix="export the bundle again") from error
-        if found.resize != "squash" or found.interpolation not in tuple(_INTERPOLATIONS):
-            raise BundleError(
-                f"the bundle wants resize {found.resize!r} with {found.interpolation!r}, unknown to this version",
-                fix="pip install -U simmim-export",
-            )
-        return found
+        resize, interpolation = preprocessing.resize, preprocessing.interpolation
+        if resize != "squash" or interpolation not in tuple(_INTERPOLATIONS):
+            what = f"this version does not know resize {resize!r} with interpolation {interpolation!r}"
+            raise BundleError(what, fix="pip install -U simmim-export")
+        return preprocessing
 
 
 def load_pixels(sources: Sequence[ImageSource], preprocessing: ImagePreprocessing) -> np.ndarray:
-    """Decode and resize; uint8 [n, height, width, 3], C-contiguous. Raise :class:`ImageError` naming the bad one."""
+    """Decode and resize ``sources``: uint8 [n, height, width, 3], C-contiguous. Raise :class:`ImageError`, naming it, for one
+    that cannot be read."""
     size = (preprocessing.width, preprocessing.height)
     batch = np.empty((len(sources), preprocessing.height, preprocessing.width, 3), np.uint8)
     for row, source in zip(batch, sources, strict=True):
@@ -93,24 +93,25 @@ def load_pixels(sources: Sequence[ImageSource], preprocessing: ImagePreprocessin
 
 
 def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.Image:
-    """An RGB picture, upright. Raise :class:`ImageError` for whatever cannot be read as one.
+    """An RGB picture, upright. Raise :class:`ImageError` for anything that cannot be read as one.
 
-    EXIF orientation is applied; CMYK is converted; 16-bit grey is scaled to 8 bits, 65535 being white (so that 12 bits kept in
-    16 are dark: scale them first); transparency is laid over white; of an animation the first frame is taken (of a PIL image,
-    the frame it stands at), with an :class:`AnimatedImage` warning. A PIL image that is handed in keeps its size, mode and frame.
+    EXIF orientation is applied and CMYK is converted. Gray values of 16 bits are scaled to 8 bits, with 65535 as white; 12
+    bits that are stored in 16 become dark, so scale them first. Transparency is laid over white. An animation gives its first
+    frame (a PIL image the frame that it stands at), with an :class:`AnimatedImage` warning. A PIL image that is handed in
+    keeps its size, mode and frame.
 
-    ``target`` (width, height, in pixels) allows a JPEG of more than ``DRAFT_PIXELS`` that is not decoded yet to be decoded
-    straight to 1/2, 1/4 or 1/8 of its size, as long as that leaves twice ``target`` in both axes and divides both sides:
-    the remainder would be padding, and stretch the picture by up to a pixel. The gain for 12 megapixels, 224 x 224: some 15
-    to 40 ms instead of 110 to 140. The price: these pixels differ from a full decode by 0.1 to 0.5 of 255 in the mean and
-    by at most 5 (measured on photographs), so such a path differs from the same picture as an array.
+    With ``target`` (width, height, in pixels), a JPEG of more than ``DRAFT_PIXELS`` that is not decoded yet may be decoded
+    straight to 1/2, 1/4 or 1/8 of its size. That scale must leave twice ``target`` in both axes and divide both sides; a
+    remainder would be padded, and stretch the picture by up to a pixel. For 12 megapixels to 224 x 224 this takes 15 to 40 ms
+    instead of 110 to 140. The pixels differ from a full decode by 0.1 to 0.5 of 255 on average and by at most 5 (measured on
+    photographs), so such a path differs from the same picture as an array.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
         where, undecoded = "PIL image", _undecoded_jpeg(source) if target else None
         if undecoded is None:
-            return _to_rgb(source, where, None)
+            return _to_rgb(source, where)
         source = undecoded
     elif isinstance(source, bytes):
         where = "bytes"
@@ -121,18 +122,18 @@ def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.
         fix = "give a path, bytes, a PIL image or a uint8 array"
         raise ImageError(f"not an image: {type(source).__name__}", fix=fix)
     with _opened(source, where) as image:
-        return _to_rgb(image, where, target)
+        return _to_rgb(image, where, target=target)
 
 
 @contextmanager
 def opened(path: Path, kept: int = 1) -> Iterator[Image.Image]:
-    """The picture at ``path``, not decoded yet, of which so many frames are to be ``kept`` at once. Whatever Pillow raises inside
-    is an :class:`ImageError`."""
+    """The picture at ``path``, not decoded yet. ``kept`` is how many of its frames the caller keeps at once. Whatever Pillow
+    raises inside the block becomes an :class:`ImageError`."""
     with _opened(_read(path), path) as image, _decoding(path):
         pixels, frames = image.width * image.height, getattr(image, "n_frames", 1)
         size = f"{image.width} x {image.height} pixels, {frames} frames"
         if pixels * frames > MAX_ANIMATED:
-            raise _too_large(size, path, MAX_ANIMATED)
+            raise _too_large(size, path, limit=MAX_ANIMATED)
         if pixels * kept > MAX_PIXELS:
             raise _too_large(size if kept == 1 else f"{size}, {kept} of them at once", path)
         yield image
@@ -154,13 +155,16 @@ def _opened(data: bytes, where: object) -> Iterator[Image.Image]:
 
 @contextmanager
 def _decoding(where: object) -> Iterator[None]:
-    """The one place where what Pillow raises becomes an :class:`ImageError`. Its warning of a decompression bomb is left as it
-    is, and sizes are checked beside it: filters of warnings belong to the process, and threads decode at once."""
+    """The one place where what Pillow raises becomes an :class:`ImageError`.
+
+    Pillow's warning of a decompression bomb stays as it is, and sizes are checked separately: warning filters belong to the
+    whole process, and several threads decode at once.
+    """
     try:
         yield
     except UnidentifiedImageError as error:
         fix = f"give one of {', '.join(FORMATS)}"
-        raise ImageError("not an image, or not of a format that is read", where=where, fix=fix) from error
+        raise ImageError("not an image, or not in a format that can be read", where=where, fix=fix) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error).split(" exceeds")[0], where) from error
     except _DAMAGE as error:
@@ -168,7 +172,8 @@ def _decoding(where: object) -> Iterator[None]:
 
 
 def _undecoded_jpeg(image: Image.Image) -> bytes | None:
-    """The bytes of a large JPEG that is open but not decoded: a draft of ``image`` itself would shrink it for its owner."""
+    """The bytes of a large JPEG that is open but not decoded; None for any other picture. A draft of ``image`` itself would
+    shrink it for its owner."""
     large = image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS
     if not large or not isinstance(image, ImageFile.ImageFile) or image.tell() != 0:
         return None
@@ -182,7 +187,7 @@ def _undecoded_jpeg(image: Image.Image) -> bytes | None:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Open with the plugins that Pillow loads at once, and with the rarer ones only if none of those fits."""
+    """Open with the plugins that Pillow always loads, and try its rarer ones only if none of them fits."""
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         try:
@@ -201,14 +206,15 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         raise ImageError(f"the image cannot be read: {error}", where=path, fix="give a readable image file") from error
     if len(data) > MAX_BYTES:
-        what = f"the file is larger than {MAX_BYTES:,} bytes, or has no end"
+        what = f"the file is larger than {MAX_BYTES:,} bytes, or never ends"
         raise ImageError(what, where=path, fix="give a picture, or shrink it first")
     return data
 
 
 def _check_pages(data: bytes, where: object) -> None:
-    """Raise :class:`ImageError` for a TIFF of more than ``MAX_PAGES`` pages, found by following its chain of directories."""
-    order, big = "<" if data.startswith(b"II") else ">", data[2] == 43  # as Pillow reads its header
+    """Raise :class:`ImageError` for a TIFF of more than ``MAX_PAGES`` pages. Counts them by following the chain of
+    directories."""
+    order, big = "<" if data.startswith(b"II") else ">", data[2] == 43  # Pillow reads the header so.
     count, entry, offset = (f"{order}Q", 20, f"{order}Q") if big else (f"{order}H", 12, f"{order}I")
     seen: set[int] = set()
     try:
@@ -217,15 +223,18 @@ def _check_pages(data: bytes, where: object) -> None:
             seen.add(place)
             (entries,) = struct.unpack_from(count, data, place)
             (place,) = struct.unpack_from(offset, data, place + struct.calcsize(count) + entry * entries)
-    except (struct.error, OverflowError):  # the chain ends outside the file: what is before it counts
+    except (struct.error, OverflowError):  # The chain ends outside the file; the pages before that count.
         pass
     if len(seen) > MAX_PAGES:
         raise ImageError(f"the image has more than {MAX_PAGES:,} pages", where=where, fix="split it first")
 
 
 def _check_icon(data: bytes, where: object) -> None:
-    """Raise :class:`ImageError` for an icon with a picture in it that is too large: its own header says 256 at most, and what the
-    pictures say (a PNG, or a bitmap without its file's header) Pillow decodes as soon as it opens them."""
+    """Raise :class:`ImageError` for an icon that contains a picture which is too large.
+
+    The header of the icon itself allows only 256 pixels. Pillow goes by the headers of the pictures inside (a PNG, or a bitmap
+    without a file header) and decodes them as soon as it opens the icon.
+    """
     (count,) = struct.unpack_from("<H", data, 4)
     for entry in range(count):
         (offset,) = struct.unpack_from("<I", data, 6 + 16 * entry + 12)
@@ -238,12 +247,12 @@ def _check_icon(data: bytes, where: object) -> None:
             raise _too_large(f"{width} x {abs(height)} pixels in an icon", where)
 
 
-def _too_large(size: str, where: object, limit: int | None = None) -> ImageError:
+def _too_large(size: str, where: object, *, limit: int | None = None) -> ImageError:
     what = f"the image is too large to decode safely: {size}; the limit is {limit or MAX_PIXELS:,} pixels"
     return ImageError(what, where=where, fix="shrink it first")
 
 
-def _to_rgb(image: Image.Image, where: object, target: tuple[int, int] | None) -> Image.Image:
+def _to_rgb(image: Image.Image, where: object, *, target: tuple[int, int] | None = None) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise _too_large(f"{width} x {height} pixels", where)
@@ -252,39 +261,42 @@ def _to_rgb(image: Image.Image, where: object, target: tuple[int, int] | None) -
     with _decoding(where):
         frames = getattr(image, "n_frames", 1)
         if target and image.format in ("JPEG", "MPO") and width * height > DRAFT_PIXELS:
-            # A quarter turn comes later and swaps the sides: both must do for the larger of the target's.
+            # A quarter turn comes later and swaps the sides, so both must be large enough for the larger side of the target.
             least = 2 * max(target)
-            fits = (s for s in (8, 4, 2) if width % s == height % s == 0 and min(width, height) // s >= least)
-            scale = next(fits, 1)
+            scales = (s for s in (8, 4, 2) if width % s == height % s == 0 and min(width, height) // s >= least)
+            scale = next(scales, 1)
             image.draft("RGB", (width // scale, height // scale))
         upright = ImageOps.exif_transpose(image)
         if upright.width * upright.height > MAX_PIXELS:
             raise _too_large(f"{upright.width} x {upright.height} pixels behind its header", where)
-        found = _flatten(upright, where)
-    # The second picture of an MPO is a thumbnail or the other eye, not a moment later.
+        rgb = _flatten(upright, where)
+    # The second picture of an MPO is a thumbnail or the other eye, not a later moment.
     if frames > 1 and image.format != "MPO":
         used = "the first" if image.tell() == 0 else f"frame {image.tell() + 1}"
-        message = f"{where}: only {used} of {frames} frames is used, {frames - 1} ignored"
-        warnings.warn(message, AnimatedImage, stacklevel=4)
-    return found
+        # In quotes: whoever counts repeated warnings takes messages that differ only in quotations and numbers as equal.
+        warnings.warn(f"only {used} of {frames} frames is used: {str(where)!r}", AnimatedImage, stacklevel=4)
+    return rgb
 
 
 def _flatten(image: Image.Image, where: object) -> Image.Image:
     """8-bit RGB without transparency."""
-    if image.mode.startswith("I"):  # convert() would clip 16 bits at 255 instead of scaling them
+    if image.mode.startswith("I"):  # convert() would clip 16 bits at 255 instead of scaling them.
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             span = f"{values.min()} to {values.max()}"
-            raise ImageError(f"grey values {span} are not 16 bits", where=where, fix="scale them to 0 to 65535")
-        if image.mode == "I" and 0 < values.max() <= 255:  # white is 255 as likely as 65535, which would make it black
-            what = f"grey values up to {values.max()} in 32 bits have no known white"
+            raise ImageError(f"gray values {span} are not 16 bits", where=where, fix="scale them to 0 to 65535")
+        if (
+            image.mode == "I" and 0 < values.max() <= 255
+        ):  # White may be 255 or 65535, and the latter would make it black.
+            what = f"gray values up to {values.max()} in 32 bits have no known white"
             raise ImageError(what, where=where, fix="save it with 8 bits, or scale its values to 0 to 65535")
-        # Exactly rint(values / 257), since 257 is odd; as floats a picture of the largest size takes 2 GB and twice the time.
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        # This is exactly rint(values / 257), because 257 is odd. With floats the largest picture would take 2 GB and twice as
+        # long.
+        gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         if "transparency" in image.info:
-            grey[values == image.info["transparency"]] = 255
-        image = Image.fromarray(grey)
-    if image.mode == "F":  # any number may be white there; a wrong guess would be black in silence
+            gray[values == image.info["transparency"]] = 255
+        image = Image.fromarray(gray)
+    if image.mode == "F":  # Any number may be white, and a wrong guess would be black without a word.
         raise ImageError("a picture of floats has no known white", where=where, fix="save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Checks what a caller hands in: names, paths, one item or many, and an image that was encoded before."""
+"""Checks what a caller hands in, and finds the tensors that the host feeds to a bundle's graphs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import numpy as np
 from PIL import Image
 
 from simmim_export.errors import UsageError
+from simmim_export.spec import FED, GraphSpec, Kind, TensorSpec
 
 Item = TypeVar("Item")
 Tensors: TypeAlias = dict[str, np.ndarray]
 
 
 class EncodedImage:
-    """An image, or a ``clip``, that has been through the tower; every verb of a model of the same ``space`` takes it in place of
-    an image and reuses it. ``space`` names the weights and the preprocessing that made ``tensors``: other weights give numbers
-    that fit and mean something else."""
+    """An image, or with ``clip`` a clip, that went through the graphs which read it alone.
+
+    A verb takes it in place of an image and reuses ``tensors``. ``space`` names the weights and the preprocessing that made them:
+    tensors of other weights would fit a graph and mean something else.
+    """
 
     def __init__(self, tensors: Tensors, *, space: str, clip: bool = False) -> None:
         self.tensors = tensors
@@ -26,30 +29,63 @@ class EncodedImage:
         self.clip = clip
 
 
-def a_name(argument: str, value: object, example: str) -> str:
-    """``value`` if it is a str, else raise :class:`UsageError` that names the ``argument`` and an ``example`` of it."""
+def fed_tensors(graphs: Iterable[GraphSpec]) -> dict[Kind, TensorSpec]:
+    """The tensors that the host feeds to ``graphs``, by kind."""
+    fed: dict[Kind, TensorSpec] = {}
+    for graph in graphs:
+        for tensor in graph.inputs:
+            if tensor.kind in FED:
+                fed.setdefault(tensor.kind, tensor)
+    return fed
+
+
+def second_axis(graphs: Iterable[GraphSpec], kind: Kind) -> tuple[int, int]:
+    """The least and the greatest size of the second axis of the tensor of ``kind`` that all ``graphs`` accept.
+
+    (0, 0) if no graph reads such a tensor.
+    """
+    ranges = []
+    for graph in graphs:
+        for tensor in graph.inputs:
+            if tensor.kind is kind:
+                size = tensor.shape[1]
+                if isinstance(size, int):
+                    ranges.append((size, size))
+                else:
+                    axis = graph.axis(size)
+                    ranges.append((axis.minimum, axis.maximum))
+    return max((least for least, _ in ranges), default=0), min((most for _, most in ranges), default=0)
+
+
+def require_name(argument: str, value: object, *, example: str) -> str:
+    """``value`` if it is a str; else raise :class:`UsageError` that names the ``argument`` and gives an ``example``."""
     if not isinstance(value, str):
         raise UsageError(f"{argument} is {value!r}, which is not a name", fix=f"give a string like {example!r}")
     return value
 
 
-def is_picture(item: object) -> bool:
-    """Whether ``item`` is one picture. An array is many from its fourth axis on: the rows of one would each be a grey picture."""
-    one = isinstance(item, str | bytes | os.PathLike | Image.Image)
-    return one or (isinstance(item, np.ndarray) and item.ndim < 4)
+def picture_list(verb: str, items: Iterable[Item], *, noun: str = "image", least: int = 1) -> Sequence[Item]:
+    """``items`` as a sequence of pictures, for the method ``verb``.
+
+    Raise :class:`UsageError` for a single picture and for fewer than ``least``. An array is a list from its fourth axis on;
+    the rows of a smaller one would each pass as a gray picture.
+    """
+    alone = isinstance(items, str | bytes | os.PathLike | Image.Image)
+    alone = alone or (isinstance(items, np.ndarray) and items.ndim < 4)
+    return _listed(verb, items, noun=noun, alone=alone, least=least)
 
 
-def is_text(item: object) -> bool:
-    """Whether ``item`` is one text."""
-    return isinstance(item, str | bytes) or (isinstance(item, np.ndarray) and item.ndim < 1)
+def text_list(verb: str, items: Iterable[Item]) -> Sequence[Item]:
+    """``items`` as a sequence of one or more texts, for the method ``verb``; raise :class:`UsageError` for a single text."""
+    alone = isinstance(items, str | bytes) or (isinstance(items, np.ndarray) and items.ndim < 1)
+    return _listed(verb, items, noun="text", alone=alone, least=1)
 
 
-def listed(verb: str, kind: str, items: Iterable[Item], one: bool, least: int = 1) -> Sequence[Item]:
-    """``items``, of which there can be any number. Raise :class:`UsageError` for ``one`` alone, and for fewer than ``least``."""
-    if one or not isinstance(items, Iterable):
-        what = f"{verb} takes a list of {kind}s, and this is {'one' if one else 'no list'}: {type(items).__name__}"
-        raise UsageError(what, fix=f"write [{kind}]")
-    found = items if isinstance(items, Sequence) else list(items)
-    if len(found) < least:
-        raise UsageError(f"{verb} takes a list of one or more {kind}s, and this is empty", fix=f"write [{kind}]")
-    return found
+def _listed(verb: str, items: Iterable[Item], *, noun: str, alone: bool, least: int) -> Sequence[Item]:
+    if alone or not isinstance(items, Iterable):
+        what = f"{verb} takes a list of {noun}s, not {'one' if alone else 'this'}: {type(items).__name__}"
+        raise UsageError(what, fix=f"write [{noun}]")
+    sequence = items if isinstance(items, Sequence) else list(items)
+    if len(sequence) < least:
+        raise UsageError(f"{verb} takes a list of one or more {noun}s, and this list is empty", fix=f"write [{noun}]")
+    return sequence

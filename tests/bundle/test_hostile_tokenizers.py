@@ -25,7 +25,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.vocabulary import CANONICAL, COMPATIBLE, MAX_FILE, MAX_GROWN, MAX_TEXT, read
 from simmim_export.errors import BundleError, CheckpointError, TextError, TruncatedText
-from simmim_export.models.simmim.checkpoint import check_tokenizer
+from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.system.files import digest
 
@@ -300,7 +300,7 @@ def test_a_hostile_tokenizer_is_refused_at_once(name: str, capfd: pytest.Capture
         Tokenizer(HOSTILE[name], 20)
     assert caught.value.exit_code == 5 and caught.value.fix and len(str(caught.value)) < 1000
     with pytest.raises(CheckpointError):
-        check_tokenizer(HOSTILE[name], 30_000, "ckpt.pt")
+        check_tokenizer(HOSTILE[name], 30_000, where="ckpt.pt")
     assert capfd.readouterr() == ("", "") and time.process_time() - before < 2
 
 
@@ -336,7 +336,7 @@ def test_its_own_padding_and_truncation_are_ignored() -> None:
         == Tokenizer(word_tokenizer(), 20).encode(["red circle"])[0].tolist()
     )
     assert read(text).tokenizer.padding is None and read(text).tokenizer.truncation is None
-    assert check_tokenizer(text, 100, "ckpt.pt").encode("").ids == [2, 3]
+    assert check_tokenizer(text, 100, where="ckpt.pt").encode("").ids == [2, 3]
 
 
 def test_a_text_that_is_too_long_is_refused_before_it_is_read() -> None:

@@ -38,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("hint", [LATENCY, THROUGHPUT])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_many_threads_get_what_one_gets(tiny_bundle: Path, hint: str, precision: str) -> None:
-    with load(tiny_bundle, "openvino", precision, hint=hint) as model:
+    with load(tiny_bundle, "openvino", precision=precision, hint=hint) as model:
         session = model.session("image_encoder")
         pixels = np.random.default_rng(0).integers(0, 256, (24, 1, 64, 64, 3), dtype=np.uint8)
         alone = [session.run({"pixels": image})["image_embed"] for image in pixels]
@@ -56,7 +56,7 @@ def test_hints_that_are_none_and_hints_that_an_engine_lacks(tiny_bundle: Path) -
 
 
 def opened(bundle: Path, precision: str = "fp32") -> dict[str, np.ndarray]:
-    with load(bundle, "openvino", precision) as model:
+    with load(bundle, "openvino", precision=precision) as model:
         found: np.ndarray = model.embed_text(["a red circle"])
         report = compare(
             model.session("text_encoder"),
@@ -145,7 +145,7 @@ def test_the_cache_does_not_grow_for_ever(
 @pytest.mark.parametrize("graph", ["image_encoder", "text_encoder", "fusion"])
 def test_int8_gives_the_same_every_time(tiny_bundle: Path, graph: str) -> None:
     """On AVX2 without VNNI convolutions on two threads did not, from a batch of 2 on."""
-    with load(tiny_bundle, "openvino", "int8", threads=2) as model:
+    with load(tiny_bundle, "openvino", precision="int8", threads=2) as model:
         golden, session = golden_of(tiny_bundle), model.session(graph)
         case = max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size)
         feeds = golden.feeds(case, model.bundle.manifest.graph(graph))

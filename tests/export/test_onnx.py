@@ -1,4 +1,4 @@
-"""The exported graphs are clean, and each check of the exporter refuses a graph that breaks it."""
+"""Exported graphs are what their specs promise, and a graph that breaks a promise is an error."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from simmim_export.engines import get_engine
 from simmim_export.errors import GateFailed, UsageError
 from simmim_export.export.golden import probes
 from simmim_export.export.onnx import FORBIDDEN, check, fold_batch_norms, trace
+from simmim_export.models.family import Graph
 from simmim_export.models.simmim.checkpoint import build, load
-from simmim_export.models.simmim.graphs import Graph, graphs, pipelines
+from simmim_export.models.simmim.graphs import graphs, pipelines
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
 
 SPEC = GraphSpec(
@@ -43,11 +44,11 @@ RELU = [helper.make_node("Relu", ["x"], ["y"], "relu")]
 
 
 def test_a_good_graph_passes() -> None:
-    check(model(RELU), SPEC, 20)
+    check(model(RELU), SPEC, opset=20)
 
 
 @pytest.mark.parametrize(
-    ("bad", "expected"),
+    ("bad", "named"),
     [
         (model([helper.make_node("Relu", ["x"], ["z"]), helper.make_node("IsNaN", ["z"], ["q"]), *RELU]), "IsNaN"),
         (model([helper.make_node("NonZero", ["x"], ["q"]), *RELU]), "NonZero"),
@@ -65,31 +66,31 @@ def test_a_good_graph_passes() -> None:
         (model([helper.make_node("Relu", ["x"], ["z"], "relu")], output_shape=("batch", 3)), ""),
     ],
 )
-def test_a_bad_graph_is_refused(bad: onnx.ModelProto, expected: str) -> None:
+def test_a_graph_that_breaks_a_promise_is_an_error(bad: onnx.ModelProto, named: str) -> None:
     with pytest.raises((GateFailed, onnx.checker.ValidationError)) as caught:
-        check(bad, SPEC, 20)
-    assert expected in str(caught.value)
+        check(bad, SPEC, opset=20)
+    assert named in str(caught.value)
 
 
-def test_wrong_names_are_refused() -> None:
+def test_wrong_names_are_an_error() -> None:
     renamed = GraphSpec("g", SPEC.inputs, (TensorSpec("other", "float32", ("batch", 3)),), SPEC.axes)
-    with pytest.raises(GateFailed, match=r"outputs are \['y'\], not \['other'\]"):
-        check(model(RELU), renamed, 20)
+    with pytest.raises(GateFailed, match="'other'"):
+        check(model(RELU), renamed, opset=20)
 
 
-def test_an_axis_that_tracing_fixed_is_refused(tmp_path: Path) -> None:
-    """A module that bakes the example's batch into its result must not pass for dynamic."""
+def test_an_axis_that_tracing_fixed_is_an_error(tmp_path: Path) -> None:
+    """A module that bakes the example's batch into its result is not dynamic."""
 
     class Baked(nn.Module):
         def forward(self, x):
             return x.sum(dim=0, keepdim=True) * torch.ones(2, 3)
 
-    with pytest.raises(GateFailed, match=r"output y is float32 \[2, 3\]"):
+    with pytest.raises(GateFailed, match="output y"):
         trace(Graph(Baked().eval(), SPEC), tmp_path / "g.onnx")
 
 
-def test_opset_out_of_range(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="opset 9"):
+def test_an_opset_that_is_not_offered_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="9"):
         trace(Graph(nn.ReLU(), SPEC), tmp_path / "g.onnx", opset=9)
 
 
@@ -112,15 +113,15 @@ def test_every_graph_of_the_bundle_is_clean(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     assert [g.name for g in manifest.graphs] == ["image_encoder", "text_encoder", "fusion", "head.match", "head.vqa"]
     for artifact in manifest.artifacts:
-        found = onnx.load(tiny_bundle / artifact.path)
+        exported = onnx.load(tiny_bundle / artifact.path)
         # Weights in blocks need opset 21, where there are any.
-        opset = next(opset.version for opset in found.opset_import if opset.domain == "")
+        opset = next(opset.version for opset in exported.opset_import if opset.domain == "")
         assert opset == 20 or (opset == 21 and artifact.precision == "int8")
-        check(found, manifest.graph(artifact.graph), opset)
-        operators = {node.op_type for node in found.graph.node}
+        check(exported, manifest.graph(artifact.graph), opset=opset)
+        operators = {node.op_type for node in exported.graph.node}
         assert not operators & set(FORBIDDEN)
         assert not operators & {"BatchNormalization", "Where", "And", "GatherElements"}
-        scopes = [p.value for n in found.graph.node for p in n.metadata_props if "name_scopes" in p.key]
+        scopes = [p.value for n in exported.graph.node for p in n.metadata_props if "name_scopes" in p.key]
         assert scopes, "the nodes no longer say which PyTorch module they come from"
 
 
@@ -130,13 +131,14 @@ def test_every_opset_we_offer_exports_the_text_encoder(tiny_checkpoint: Path, tm
     expected = graph.module(torch.from_numpy(ids), torch.from_numpy(ids))[1].detach().numpy()
     for opset in (18, 21):
         path = tmp_path / f"{opset}.onnx"
-        trace(graph, path, opset)
-        found = get_engine("ort").open(path, graph.spec, Precision.FP32).run({"input_ids": ids, "attention_mask": ids})
-        np.testing.assert_allclose(found["text_embed"], expected, atol=1e-5)
+        trace(graph, path, opset=opset)
+        outputs = (
+            get_engine("ort").open(path, graph.spec, Precision.FP32).run({"input_ids": ids, "attention_mask": ids})
+        )
+        np.testing.assert_allclose(outputs["text_embed"], expected, atol=1e-5)
 
 
-def test_an_all_ones_example_mask_does_not_remove_padding(tiny_bundle: Path) -> None:
-    """The tracer sees only ones; the graph must still read the mask."""
+def test_the_graph_reads_the_mask_although_the_tracer_saw_only_ones(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     spec = manifest.graph("text_encoder")
     session = get_engine("ort").open(tiny_bundle / "graphs/text_encoder.fp32.onnx", spec, Precision.FP32)
@@ -150,10 +152,14 @@ def test_an_all_ones_example_mask_does_not_remove_padding(tiny_bundle: Path) -> 
     assert not np.allclose(masked, session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["text_embed"])
 
 
-def test_probes_cover_what_is_promised() -> None:
-    found = probes(8, 32)
-    assert {batch for batch, _ in found} == {1, 2, 5, 8} and {s for _, s in found} == {3, 7, 32}
-    assert {batch for batch, _ in probes(2, 3)} == {1, 2}
+def test_probes_cover_every_batch_and_length_that_is_promised() -> None:
+    pairs = probes(8, shortest=3, longest=32)
+    assert {batch for batch, _ in pairs} == {1, 2, 5, 8} and {length for _, length in pairs} == {3, 7, 32}
+    assert {batch for batch, _ in probes(2, shortest=3, longest=3)} == {1, 2}
+
+
+def test_a_text_axis_of_fixed_length_is_probed_at_that_length() -> None:
+    assert {length for _, length in probes(8, shortest=64, longest=64)} == {64}
 
 
 def test_pipelines_name_graphs_that_exist(tiny_checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Evidence of a checkpoint that has none of its own."""
+"""The evidence of a bundle: PyTorch's answers to the model's own, or to samples if the model has none."""
 
 from __future__ import annotations
 
@@ -9,51 +9,58 @@ import numpy as np
 import pytest
 import torch
 
-from simmim_export.bundle import Bundle
+from simmim_export.bundle import Bundle, Manifest
 from simmim_export.errors import BundleError
 from simmim_export.export.reference import make_evidence
-from simmim_export.models.simmim.checkpoint import build, load
-from simmim_export.models.simmim.graphs import graphs
+from simmim_export.models.family import SourceModel, family_of
 from simmim_export.precision.calibration import MOST, calibrate
 from simmim_export.proof.evidence import Evidence, Task
 
 
+@pytest.fixture
+def model(tiny_checkpoint: Path) -> SourceModel:
+    """The model of ``tiny_checkpoint``, which has no evidence of its own."""
+    return family_of(tiny_checkpoint).load(tiny_checkpoint, max_batch=4, attention=False)
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_bundle: Path) -> Manifest:
+    return Bundle.open(tiny_bundle).manifest
+
+
+def evidence_of(model: SourceModel, manifest: Manifest) -> Evidence:
+    return make_evidence(model, manifest, where="here", watch=lambda *_: None)
+
+
 @pytest.mark.parametrize(("head", "size", "label"), [("other", 64, 0), ("vqa", 32, 0), ("vqa", 64, 99)])
-def test_evidence_for_another_model_is_not_exported(
-    tiny_checkpoint: Path, tiny_bundle: Path, head: str, size: int, label: int
+def test_evidence_about_another_model_is_an_error(
+    model: SourceModel, manifest: Manifest, head: str, size: int, label: int
 ) -> None:
-    checkpoint = load(tiny_checkpoint)
     task = Task(images="s", texts=(("a",), ("b",)), labels=np.full((2, 1), label, np.int64))
-    evidence = Evidence(images={"s": np.zeros((2, size, size, 3), np.uint8)}, tasks={head: task}, source={}).save()
-    asked = replace(checkpoint, evidence=torch.from_numpy(np.frombuffer(evidence, np.uint8).copy()))
-    made = graphs(build(checkpoint, tiny_checkpoint), 4)
+    other = Evidence(images={"s": np.zeros((2, size, size, 3), np.uint8)}, tasks={head: task}, source={}).save()
     with pytest.raises(BundleError) as caught:
-        make_evidence(asked, Bundle.open(tiny_bundle).manifest, made, "here", lambda *_: None)
+        evidence_of(replace(model, evidence=other), manifest)
     assert caught.value.exit_code == 5 and caught.value.where == "here"
 
 
-def test_answers_that_are_not_finite_are_no_references(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
-    checkpoint = load(tiny_checkpoint)
-    made = graphs(build(checkpoint, tiny_checkpoint), 4)
+def test_outputs_that_are_not_finite_are_an_error(model: SourceModel, manifest: Manifest) -> None:
     with torch.no_grad():
-        next(made["text_encoder"].module.parameters()).fill_(float("inf"))
+        next(model.graphs["text_encoder"].module.parameters()).fill_(float("inf"))
     with pytest.raises(BundleError) as caught:
-        make_evidence(checkpoint, Bundle.open(tiny_bundle).manifest, made, "here", lambda *_: None)
+        evidence_of(model, manifest)
     assert "texts" in caught.value.what
 
 
-def test_samples_that_calibrate_do_not_judge(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
-    checkpoint = load(tiny_checkpoint)
-    made = graphs(build(checkpoint, tiny_checkpoint), 4)
+def test_samples_that_calibrate_are_not_evidence(model: SourceModel, manifest: Manifest) -> None:
     texts = [f"what colour is the circle {'? ' * (n % 7)}{n}" for n in range(140)]
-    size = checkpoint.config.image_size
-    drawn = torch.randint(0, 256, (140, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    # Every text and every picture comes twice, as a small data set gives them.
-    twice = torch.arange(280) // 2
-    checkpoint.samples.update(pixels=drawn[twice], texts=[texts[n] for n in twice])
-    found = make_evidence(checkpoint, Bundle.open(tiny_bundle).manifest, made, "here", lambda *_: None)
-    own = calibrate(checkpoint.samples["pixels"].numpy(), checkpoint.samples["texts"], None, {})
-    assert len(own.texts) == len(own.pixels) == MOST and len(found.plain) == len(found.images["samples"]) == 140 - MOST
-    assert not set(found.plain) & set(own.texts)
-    assert not {image.tobytes() for image in found.images["samples"]} & {image.tobytes() for image in own.pixels}
-    assert found.reference["texts"].shape == (140 - MOST, checkpoint.config.embed_dim)
+    drawn = np.random.default_rng(0).integers(0, 256, (140, *model.images.shape[1:]), dtype=np.uint8)
+    # Every text and every picture comes twice, as in a small data set.
+    twice = np.arange(280) // 2
+    model = replace(model, images=drawn[twice], texts=tuple(texts[n] for n in twice))
+    evidence = evidence_of(model, manifest)
+    own = calibrate(model.images, model.texts, folder=None, preprocessing={})
+    assert len(own.texts) == len(own.images) == MOST
+    assert len(evidence.plain) == len(evidence.images["samples"]) == 140 - MOST
+    assert not set(evidence.plain) & set(own.texts)
+    assert not {image.tobytes() for image in evidence.images["samples"]} & {image.tobytes() for image in own.images}
+    assert evidence.reference["texts"].shape == (140 - MOST, manifest.embedding["dim"])

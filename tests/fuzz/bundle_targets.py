@@ -52,23 +52,25 @@ class ManifestTarget(OfBundle):
 
 
 def use(model: Any) -> None:
-    """Every verb whose pipeline the bundle has, on one picture and one text."""
-    image = np.zeros((9, 7, 3), np.uint8)
-    verbs: dict[str, Callable[[], object]] = {
-        "embed_image": lambda: model.embed_image([image]),
-        "embed_text": lambda: model.embed_text([TEXTS[0]]),
-        "match": lambda: model.match(image, [TEXTS[0]]),
-        "answer": lambda: model.answer(image, TEXTS[0]),
-        "classify_image": lambda: model.classify(image),
-        "classify_text": lambda: model.classify_text(image, [TEXTS[0]]),
-        "explain": lambda: model.explain(image, TEXTS[0]),
-        "answer_video": lambda: model.answer(model.encode_clip([image, image]), TEXTS[0]),
+    """Every verb that the bundle serves, on one picture and one text, and on a clip of two frames."""
+    from simmim_export.spec import Kind, Verb
+
+    image, manifest = np.zeros((9, 7, 3), np.uint8), model.bundle.manifest
+    verbs: dict[Verb, Callable[[], object]] = {
+        Verb.EMBED_IMAGE: lambda: model.embed_image([image]),
+        Verb.EMBED_TEXT: lambda: model.embed_text([TEXTS[0]]),
+        Verb.MATCH: lambda: model.match(image, [TEXTS[0]]),
+        Verb.ANSWER: lambda: model.answer(image, TEXTS[0]),
+        Verb.CLASSIFY: lambda: model.classify(image),
+        Verb.CLASSIFY_TEXT: lambda: model.classify_text(image, [TEXTS[0]]),
     }
-    present = {pipeline.name for pipeline in model.bundle.manifest.pipelines}
-    if any("attention" in [tensor.name for tensor in graph.outputs] for graph in model.bundle.manifest.graphs):
-        present.add("explain")
+    steps = [step for verb, step in verbs.items() if manifest.pipeline_for(verb) is not None]
+    if any(tensor.kind is Kind.ATTENTION for graph in manifest.graphs for tensor in graph.outputs):
+        steps.append(lambda: model.explain(image, TEXTS[0]))
+    if manifest.pipeline_for(Verb.ANSWER, clip=True) is not None:
+        steps.append(lambda: model.answer(model.encode_clip([image, image]), TEXTS[0]))
     with model:
-        attempt(*(step for name, step in verbs.items() if name in present))
+        attempt(*steps)
 
 
 class GoldenTarget(OfBundle):

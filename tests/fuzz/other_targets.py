@@ -198,7 +198,7 @@ class ClipsTarget(Target):
 
         def frames() -> None:
             clip = read_clip(folder / "input")
-            chosen = choose_frames(clip, 2, 4)
+            chosen = choose_frames(clip, least=2, most=4)
             pixels = load_pixels(chosen, ImagePreprocessing(64, 48))
             assert pixels.shape[1:] == (64, 48, 3) and 2 <= len(pixels) <= 4
 

@@ -252,7 +252,7 @@ def test_real_weights_keep_their_neighbours(minilm_bundle: Path, engine: str) ->
 
     assert Bundle.open(minilm_bundle).artifact("text_encoder", "int8-u8").built_for == {}
     texts = sentences()[:200]
-    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, "int8") as model:
+    with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, precision="int8") as model:
         found = agreement(exact.embed_text(texts), model.embed_text(texts))
     assert found["cosine_mean"] >= 0.998 and found["cosine_min"] >= 0.99 and found["top1"] >= 0.9
 

@@ -68,7 +68,7 @@ def fusions(name: str) -> Iterator[tuple[str, Graph]]:
     for fusion, mixing in pairs():
         model = _model(replace(small, fusion=fusion, interaction=mixing))
         yield f"fusion {fusion} x {mixing}", graphs(model, MAX_BATCH)["fusion"]
-    yield "fusion with maps", graphs(_model(small), MAX_BATCH, maps=True)["fusion"]
+    yield "fusion with maps", graphs(_model(small), MAX_BATCH, attention=True)["fusion"]
 
 
 def _model(config: ModelConfig) -> SimMIM:

@@ -39,7 +39,7 @@ def test_references_that_fp32_does_not_give_are_not_certified(asked_bundle: Path
 
 def test_answers_that_are_better_than_fp32_are_suspicious(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
     """References with too few right answers: at INT8 no reference is checked, but the gain is shown."""
-    with load(asked_bundle, "ort", "int8") as model:
+    with load(asked_bundle, "ort", precision="int8") as model:
         evidence = require_evidence(model.bundle)
         answers = Examiner(model.bundle.manifest, evidence, tokens=model.tokens).outputs(model.session)["logits/vqa"]
 

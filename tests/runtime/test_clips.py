@@ -1,4 +1,4 @@
-"""Clips, classes and maps through a real bundle: the same from a folder, an animation and the engine that trained it."""
+"""Clips from folders and animations, classes and attention maps, on a real bundle."""
 
 from __future__ import annotations
 
@@ -43,23 +43,22 @@ def test_names_sort_by_their_numbers() -> None:
     assert sorted(["f²", "f1"], key=natural) == ["f1", "f²"]  # str.isdigit says yes, int() says no
 
 
-def test_a_folder_and_an_animation_are_the_same_clip(model, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_and_an_animation_give_the_same_clip(model, tmp_path: Path) -> None:
     eight = frames(8)
     eight[0].save(tmp_path / "clip.webp", save_all=True, append_images=eight[1:], lossless=True, duration=100)
     (tmp_path / "eight").mkdir()
     for number, frame in enumerate(eight):
         frame.save(tmp_path / "eight" / f"{number}.png")
-    found = [model.encode_clip(source).tensors["image_tokens"] for source in
-             (eight, read_clip(tmp_path / "eight"), read_clip(tmp_path / "clip.webp"))]  # fmt: skip
-    assert found[0].shape == (1, 16, 96)
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
-    backwards = model.encode_clip(eight[::-1]).tensors["image_tokens"]
-    assert np.abs(backwards - found[0]).max() > 1e-2
+    sources = (eight, read_clip(tmp_path / "eight"), read_clip(tmp_path / "clip.webp"), eight[::-1])
+    listed, folder, animated, backwards = (model.encode_clip(source).tensors["image_tokens"] for source in sources)
+    assert listed.shape == (1, 16, 96)
+    np.testing.assert_array_equal(folder, listed)
+    np.testing.assert_array_equal(animated, listed)
+    assert np.abs(backwards - listed).max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_what_moves_is_told_by_its_frames_and_not_by_its_name(tmp_path: Path, kind: str) -> None:
+def test_an_animation_is_recognized_by_its_frames_and_not_by_its_name(tmp_path: Path, kind: str) -> None:
     still, moving = tmp_path / "still.gif", tmp_path / "moving.jpg"
     two = frames(2)
     two[0].save(still, format=kind)
@@ -67,7 +66,7 @@ def test_what_moves_is_told_by_its_frames_and_not_by_its_name(tmp_path: Path, ki
     assert not is_animation(still) and is_animation(moving)
 
 
-def test_two_views_at_once_do_not_move(tmp_path: Path) -> None:
+def test_an_mpo_with_two_pictures_is_not_an_animation(tmp_path: Path) -> None:
     two = frames(2)
     two[0].save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=two[1:])
     with Image.open(tmp_path / "photo.jpg") as opened:
@@ -75,15 +74,15 @@ def test_two_views_at_once_do_not_move(tmp_path: Path) -> None:
     assert not is_animation(tmp_path / "photo.jpg") and not is_animation(tmp_path / "none.gif")
 
 
-def test_too_many_frames_are_sampled_with_a_word(model, folder: Path) -> None:
-    with pytest.warns(SampledFrames, match="8 of the clip's 12 frames"):
+def test_too_many_frames_are_sampled_with_a_warning(model, folder: Path) -> None:
+    with pytest.warns(SampledFrames, match="8 .* 12"):
         model.encode_clip(read_clip(folder))
     with pytest.warns(SampledFrames):
-        assert choose_frames(list(range(12)), 2, 4) == [0, 4, 7, 11]  # type: ignore[arg-type]
+        assert choose_frames(list(range(12)), least=2, most=4) == [0, 4, 7, 11]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_a_long_animation_only_what_is_used_is_kept(
+def test_only_the_used_frames_of_a_long_animation_are_in_memory(
     model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     twelve, path = frames(12), tmp_path / "clip"
@@ -93,52 +92,46 @@ def test_of_a_long_animation_only_what_is_used_is_kept(
     clip = read_clip(path)
     assert len(clip) == 12 and clip[-1].size == clip[11].size == (64, 64)  # type: ignore[union-attr]
     with pytest.warns(SampledFrames):
-        found = model.encode_clip(clip).tensors["image_tokens"]
-    if kind != "GIF":  # which has 256 colours
+        sampled = model.encode_clip(clip).tensors["image_tokens"]
+    if kind != "GIF":  # A GIF has only 256 colors.
         with pytest.warns(SampledFrames):
-            np.testing.assert_array_equal(found, model.encode_clip(twelve).tensors["image_tokens"])
-    with pytest.raises(ImageError, match="12 frames, 12 of them at once; the limit is 32,768"):
+            np.testing.assert_array_equal(sampled, model.encode_clip(twelve).tensors["image_tokens"])
+    with pytest.raises(ImageError, match="32,768") as caught:
         list(clip)
+    assert caught.value.where == str(path)
     monkeypatch.setattr(images, "MAX_ANIMATED", 64 * 64 * 11)
-    with pytest.raises(ImageError, match="64 x 64 pixels, 12 frames; the limit is 45,056"):
+    with pytest.raises(ImageError, match="45,056") as caught:
         read_clip(path)
+    assert caught.value.where == str(path)
 
 
 @pytest.mark.parametrize("alone", ["img", Path("img"), b"img", *frames(1), np.zeros((48, 64, 3), np.uint8)])
-def test_one_picture_is_no_list_of_frames(model, alone) -> None:
-    with pytest.raises(UsageError, match=r"encode_clip takes a list of frames.*\n.*\[frame\]"):
+def test_a_single_picture_is_not_a_list_of_frames(model, alone) -> None:
+    with pytest.raises(UsageError, match="encode_clip"):
         model.encode_clip(alone)
 
 
-def test_what_is_for_images_says_so_of_a_clip(model) -> None:
-    clip = model.encode_clip(np.zeros((4, 64, 64, 3), np.uint8))
-    for verb in (model.match, model.classify_text):
-        with pytest.raises(UsageError, match="is for images, and this is a clip") as caught:
-            verb(clip, ["a circle"])
-        assert "one of its frames" in str(caught.value)
-
-
-def test_too_few_frames_are_refused(model, tmp_path: Path) -> None:
+def test_too_few_frames_are_an_error(model, tmp_path: Path) -> None:
     for count in (0, 1):
-        with pytest.raises(ImageError, match=f"a clip of {count} frames"):
+        with pytest.raises(ImageError) as caught:
             model.encode_clip(frames(count))
+        assert caught.value.where == "clip"
     frames(1)[0].save(tmp_path / "one.png")
-    with pytest.raises(ImageError, match="1 frame is no clip"):
-        read_clip(tmp_path / "one.png")
-    with pytest.raises(ImageError, match="1 pictures is no clip"):
-        read_clip(tmp_path)
-    with pytest.raises(ImageError, match="no such image"):
-        read_clip(tmp_path / "none.gif")
+    for path in (tmp_path / "one.png", tmp_path, tmp_path / "none.gif"):
+        with pytest.raises(ImageError) as caught:
+            read_clip(path)
+        assert caught.value.where == str(path) and caught.value.fix
 
 
-def test_every_verb_on_images_and_clips(model, every_bundle: Path) -> None:
+def test_verbs_answer_as_pytorch_does_on_images_and_clips(model, every_bundle: Path) -> None:
     eight, image = frames(8), frames(1)[0]
     with simmim_export.load(every_bundle, "torch", checkpoint=every_bundle.parent / "every.pt") as reference:
-        for runs in (lambda m: m.answers(m.encode_clip(eight), ["what colour ?", "how many ?"]),
-                     lambda m: [m.classify(m.encode_clip(eight)), m.classify(image)],
-                     lambda m: m.classify_text(image, ["a red circle"])):  # fmt: skip
-            found, wanted = runs(model), runs(reference)
-            for row, expected in zip(found, wanted, strict=True):
+        for ask in (
+            lambda m: m.answers(m.encode_clip(eight), ["what colour ?", "how many ?"]),
+            lambda m: [m.classify(m.encode_clip(eight)), m.classify(image)],
+            lambda m: m.classify_text(image, ["a red circle"]),
+        ):
+            for row, expected in zip(ask(model), ask(reference), strict=True):
                 assert [a.label for a in row] == [a.label for a in expected]
                 np.testing.assert_allclose([a.score for a in row], [a.score for a in expected], atol=1e-5)
     labels = model.bundle.manifest.labels
@@ -147,22 +140,28 @@ def test_every_verb_on_images_and_clips(model, every_bundle: Path) -> None:
     assert {a.label for a in model.classify_text(image, ["a"])[0]} == set(labels["text_class"])
 
 
-def test_where_the_model_looked(model, tiny_bundle: Path) -> None:
-    found = model.explain(frames(1)[0], "what colour is the circle ?")
-    assert found.attention.shape == (4, 4) and found.attention.sum() == pytest.approx(1, abs=1e-5)
-    assert found.answers == model.answer(frames(1)[0], "what colour is the circle ?")
+def test_explain_gives_answers_and_an_attention_map(model) -> None:
+    explanation = model.explain(frames(1)[0], "what colour is the circle ?")
+    assert explanation.attention.shape == (4, 4) and explanation.attention.sum() == pytest.approx(1, abs=1e-5)
+    assert explanation.answers == model.answer(frames(1)[0], "what colour is the circle ?")
+
+
+def test_a_verb_that_the_bundle_lacks_is_an_error(tiny_bundle: Path) -> None:
+    image = frames(1)[0]
     with simmim_export.load(tiny_bundle) as plain:
-        with pytest.raises(UsageError, match="no attention maps") as caught:
-            plain.explain(frames(1)[0], "how many?")
-        assert "--attention" in caught.value.fix
-        with pytest.raises(UsageError, match="made for images"):
-            plain.encode_clip(frames(2))
-        with pytest.raises(UsageError, match="no pipeline 'classify_image'"):
-            plain.classify(frames(1)[0])
+        for call, named in (
+            (lambda: plain.explain(image, "how many?"), "--attention"),
+            (lambda: plain.encode_clip([image, image]), "clips"),
+            (lambda: plain.classify(image), "embed_image, embed_text, match, answer"),
+            (lambda: plain.classify_text(image, ["a circle"]), "embed_image, embed_text, match, answer"),
+        ):
+            with pytest.raises(UsageError) as caught:
+                call()
+            assert caught.value.exit_code == 2 and named in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("factor", [0.0, float("nan"), float("inf"), -1.0])
-def test_attention_that_shows_no_place_is_an_error(every_bundle: Path, tmp_path: Path, factor: float) -> None:
+def test_attention_that_points_nowhere_is_an_error(every_bundle: Path, tmp_path: Path, factor: float) -> None:
     def scale(model: onnx.ModelProto, path: Path) -> None:
         for node in model.graph.node:
             node.output[:] = ["before" if name == "attention" else name for name in node.output]
@@ -175,7 +174,7 @@ def test_attention_that_shows_no_place_is_an_error(every_bundle: Path, tmp_path:
     assert caught.value.exit_code == 5 and caught.value.fix
 
 
-def test_the_hottest_cell_is_framed_and_bright() -> None:
+def test_an_overlay_frames_the_hottest_cell_and_keeps_it_bright() -> None:
     heat = np.full((4, 4), 0.01)
     heat[1, 2] = 0.5
     drawn = np.asarray(overlay(Image.new("RGB", (64, 64), "white"), heat)).astype(int)
@@ -187,7 +186,9 @@ def test_the_hottest_cell_is_framed_and_bright() -> None:
     assert sheet(Image.new("RGB", (64, 64)), [heat, heat], ["a", "b"]).size == (3 * SIDE + 16, SIDE + 28)
 
 
-def test_commands(run_cli, every_bundle: Path, folder: Path, picture: Path, tmp_path: Path) -> None:
+def test_ask_and_classify_take_folders_and_draw_explanations(
+    run_cli, every_bundle: Path, folder: Path, picture: Path, tmp_path: Path
+) -> None:
     done = run_cli("export", "ask", every_bundle, folder, "what colour ?", "--json")
     assert done.returncode == 0, done.stderr
     assert "8 of the clip's 12 frames" in done.stderr
@@ -197,7 +198,7 @@ def test_commands(run_cli, every_bundle: Path, folder: Path, picture: Path, tmp_
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.size == (3 * SIDE + 16, SIDE + 28)
     done = run_cli("export", "ask", every_bundle, picture, "what ?", "--explain", tmp_path / "out.png")
-    assert done.returncode == 2 and "already exists" in done.stderr
+    assert done.returncode == 2 and str(tmp_path / "out.png") in done.stderr
     assert not list(tmp_path.glob(".*"))
     for arguments in ((picture,), (folder,), (picture, "a red circle", "a square")):
         done = run_cli("export", "classify", every_bundle, *arguments, "--json")
@@ -205,11 +206,13 @@ def test_commands(run_cli, every_bundle: Path, folder: Path, picture: Path, tmp_
         assert len(json.loads(done.stdout)) == max(1, len(arguments) - 1)
 
 
-def test_a_still_picture_is_no_clip_whatever_its_name(run_cli, every_bundle: Path, tmp_path: Path) -> None:
+def test_the_command_takes_a_still_picture_for_an_image_whatever_its_name(
+    run_cli, every_bundle: Path, tmp_path: Path
+) -> None:
     from simmim_export.bundle import Bundle
 
     labels, eight = Bundle.open(every_bundle).manifest.labels, frames(8)
-    paths = {"still.webp": "image_class", "still.gif": "image_class", "moving.png": "video_class"}
+    paths = {"still.gif": "image_class", "moving.png": "video_class"}
     for name, head in paths.items():
         more = {"save_all": True, "append_images": eight[1:]} if head == "video_class" else {}
         eight[0].save(tmp_path / name, **more)

@@ -1,4 +1,4 @@
-"""A bundle whose digests fit and whose graphs are not what its manifest says never answers."""
+"""A bundle with graphs that are not what its manifest says never answers, even if all digests fit."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ ENGINES = ["ort", "openvino"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_head_with_the_file_of_another_head(tiny_bundle: Path, tmp_path: Path, engine: str) -> None:
+def test_a_head_with_the_file_of_another_head_is_an_error(tiny_bundle: Path, tmp_path: Path, engine: str) -> None:
     def exchange(model: onnx.ModelProto, path: Path) -> None:
         shutil.copy(path.with_name("head.vqa.fp32.onnx"), path)
 
     bundle = change_graph(tiny_bundle, tmp_path / "bundle", "head.match", exchange)
-    with simmim_export.load(bundle, engine) as model, pytest.raises(BundleError, match="logits"):
+    with simmim_export.load(bundle, engine) as model, pytest.raises(BundleError, match=r"head\.match"):
         model.match(IMAGE, ["red"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_head_with_more_classes_than_it_says(tiny_bundle: Path, tmp_path: Path, engine: str) -> None:
-    """The file declares two classes and gives three: only a run can tell."""
+def test_a_head_that_gives_more_classes_than_its_file_declares_is_an_error(
+    tiny_bundle: Path, tmp_path: Path, engine: str
+) -> None:
+    """Only a run shows it."""
 
     def widen(model: onnx.ModelProto, path: Path) -> None:
         model.graph.node[-1].output[0] = "inner"
@@ -54,7 +56,9 @@ def test_a_head_with_more_classes_than_it_says(tiny_bundle: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_graph_that_gives_another_number_of_rows(run_cli, tiny_bundle: Path, tmp_path: Path, engine: str) -> None:
+def test_a_graph_that_gives_another_number_of_rows_is_an_error(
+    run_cli, tiny_bundle: Path, tmp_path: Path, engine: str
+) -> None:
     def double(model: onnx.ModelProto, path: Path) -> None:
         model.graph.node[-1].output[0] = "inner"
         model.graph.node.append(helper.make_node("Concat", ["inner", "inner"], ["logits"], axis=0))
@@ -67,7 +71,7 @@ def test_a_graph_that_gives_another_number_of_rows(run_cli, tiny_bundle: Path, t
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_tokenizer_with_ids_that_the_graph_does_not_have(
+def test_a_token_id_without_a_row_in_the_graph_is_an_error(
     run_cli, tiny_bundle: Path, tmp_path: Path, engine: str
 ) -> None:
     """OpenVINO would answer with whatever lies behind its table."""
@@ -89,8 +93,8 @@ def test_a_tokenizer_with_ids_that_the_graph_does_not_have(
     assert done.returncode == 5 and "Traceback" not in done.stderr
 
 
-def test_match_needs_two_classes(tiny_bundle: Path, tmp_path: Path) -> None:
-    """Manifest and file agree on four, and no verb gets that far."""
+def test_a_match_head_of_four_classes_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Manifest and file agree on four classes."""
 
     def exchange(model: onnx.ModelProto, path: Path) -> None:
         shutil.copy(path.with_name("head.vqa.fp32.onnx"), path)

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes the right pixels or one clear ImageError."""
+"""Every kind of picture becomes the right pixels or an ImageError."""
 
 from __future__ import annotations
 
@@ -53,12 +53,13 @@ def photographs() -> list[Path]:
     return [folder / "china.jpg", folder / "flower.jpg"]
 
 
-def refused(source, *expected: str) -> None:
+def refused(source, where: object = "bytes", *, names: str = "") -> None:
+    """Loading ``source`` is an ImageError at ``where`` (None: any place) whose message ``names`` this."""
     with pytest.raises(ImageError) as caught:
         load_pixels([source], SMALL)
     assert caught.value.exit_code == 5 and caught.value.fix
-    for text in expected:
-        assert text in str(caught.value)
+    assert where is None or caught.value.where == str(where)
+    assert names in str(caught.value)
 
 
 @pytest.mark.parametrize("path", photographs(), ids=lambda p: p.stem)
@@ -78,18 +79,17 @@ def test_a_picture_of_the_right_size_is_untouched() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(orientation: int) -> None:
+def test_exif_orientation_is_applied(orientation: int) -> None:
     """The stored picture is turned so that the tag turns it back."""
     back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> the Transpose that undoes it
     upright = Image.fromarray(smooth())
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(back[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = decode(encoded(stored, "PNG", exif=exif))
-    np.testing.assert_array_equal(np.asarray(found), smooth())
+    np.testing.assert_array_equal(np.asarray(decode(encoded(stored, "PNG", exif=exif))), smooth())
 
 
-def test_cmyk() -> None:
+def test_cmyk_is_converted() -> None:
     data = encoded(Image.fromarray(smooth()).convert("CMYK"), "JPEG", quality=95)
     assert np.abs(np.asarray(decode(data)).astype(int) - smooth()).mean() < 4
 
@@ -97,22 +97,22 @@ def test_cmyk() -> None:
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     values = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
     for form in ("PNG", "TIFF"):
-        found = np.asarray(decode(encoded(Image.fromarray(values), form)))
-        np.testing.assert_array_equal(found[..., 0], np.rint(values / 257).astype(np.uint8))
+        gray = np.asarray(decode(encoded(Image.fromarray(values), form)))
+        np.testing.assert_array_equal(gray[..., 0], np.rint(values / 257).astype(np.uint8))
 
 
-def test_a_transparent_sixteen_bit_grey_is_white() -> None:
+def test_a_transparent_sixteen_bit_gray_is_white() -> None:
     rows = b"".join(b"\0" + struct.pack(">HH", 1000, 20000) for _ in range(2))
     data = png(2, 2, 16, 0, rows, ("tRNS", struct.pack(">H", 1000)))
     assert np.asarray(decode(data))[0, :, 0].tolist() == [255, round(20000 / 257)]
 
 
-def test_grey_of_unknown_range_is_refused_and_not_guessed() -> None:
-    refused(encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"), "70000 to 70000 are not 16 bits")
-    refused(Image.fromarray(np.full((2, 2), -1, np.int32)), "not 16 bits", "PIL image")
-    refused(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "floats")
+def test_gray_of_unknown_range_is_an_error_and_not_a_guess() -> None:
+    refused(encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"), names="70000")
+    refused(Image.fromarray(np.full((2, 2), -1, np.int32)), "PIL image", names="-1")
+    refused(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
     for image in (Image.fromarray(np.array([[0, 255]], np.int32)), Image.fromarray(np.array([[0, 1]], np.int32))):
-        refused(encoded(image, "TIFF"), "in 32 bits have no known white", "8 bits")
+        refused(encoded(image, "TIFF"), names="32 bits")
     assert np.asarray(decode(Image.fromarray(np.array([[0, 65535]], np.int32))))[0, :, 0].tolist() == [0, 255]
     assert not np.asarray(decode(Image.fromarray(np.zeros((2, 2), np.int32)))).any()
 
@@ -122,34 +122,34 @@ def test_transparency_lies_over_white() -> None:
     rgba[:2] = (255, 0, 0, 255)
     palette = Image.fromarray(rgba).quantize(4)
     for image in (Image.fromarray(rgba), palette):
-        found = np.asarray(decode(encoded(image, "PNG")))
-        assert found[0, 0].tolist() == [255, 0, 0] and found[3, 3].tolist() == [255, 255, 255]
+        rgb = np.asarray(decode(encoded(image, "PNG")))
+        assert rgb[0, 0].tolist() == [255, 0, 0] and rgb[3, 3].tolist() == [255, 255, 255]
     named = Image.new("P", (2, 2))
     named.putpalette([0, 0, 0, 0, 255, 0])
     assert np.asarray(decode(encoded(named, "PNG", transparency=0)))[0, 0].tolist() == [255, 255, 255]
 
 
 def animation(form: str) -> bytes:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "green")]
     return encoded(frames[0], form, save_all=True, append_images=frames[1:])
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
-def test_an_animation_gives_its_first_frame_and_says_so(form: str) -> None:
-    with pytest.warns(AnimatedImage, match="bytes: only the first of 3 frames is used, 2 ignored"):
-        found = decode(animation(form))
-    assert np.abs(np.asarray(found)[0, 0].astype(int) - [255, 0, 0]).max() <= 2
+def test_an_animation_gives_its_first_frame_with_a_warning(form: str) -> None:
+    with pytest.warns(AnimatedImage, match=r" 3 .*bytes"):
+        first = np.asarray(decode(animation(form)))
+    assert np.abs(first[0, 0].astype(int) - [255, 0, 0]).max() <= 2
 
 
-def test_an_animation_opened_by_its_owner_gives_the_frame_it_stands_at() -> None:
+def test_an_open_animation_gives_the_frame_that_it_stands_at() -> None:
     image = Image.open(io.BytesIO(animation("GIF")))
     image.seek(1)
-    with pytest.warns(AnimatedImage, match="only frame 2 of 3"):
-        found = decode(image)
-    assert np.asarray(found)[0, 0].tolist() == [0, 0, 255] and image.tell() == 1
+    with pytest.warns(AnimatedImage, match="frame 2 of 3"):
+        second = np.asarray(decode(image))
+    assert second[0, 0].tolist() == [0, 0, 255] and image.tell() == 1
 
 
-def test_one_pixel_grey_and_bilevel() -> None:
+def test_one_pixel_and_every_mode_become_rgb() -> None:
     assert load_pixels([encoded(Image.new("RGB", (1, 1), "blue"), "PNG")], SMALL)[0, 5, 5].tolist() == [0, 0, 255]
     for mode in ("L", "1", "LA", "HSV", "YCbCr"):
         form = "PNG" if mode in ("L", "1", "LA") else "JPEG" if mode == "YCbCr" else "TIFF"
@@ -159,80 +159,76 @@ def test_one_pixel_grey_and_bilevel() -> None:
             assert decode(encoded(Image.new(mode, (2, 2)), form)).mode == "RGB"
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, *extra: tuple[str, bytes]) -> bytes:
-    """A PNG written by hand: what its header claims need not be true."""
+def png(width: int, height: int, bits: int, color: int, rows: bytes, *extra: tuple[str, bytes]) -> bytes:
+    """A PNG written by hand; its header may lie."""
 
     def chunk(kind: str, data: bytes) -> bytes:
         named = kind.encode() + data
         return struct.pack(">I", len(data)) + named + struct.pack(">I", zlib.crc32(named))
 
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     chunks = [("IHDR", header), *extra, ("IDAT", zlib.compress(rows)), ("IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 @pytest.mark.parametrize("size", [(MAX_PIXELS, 1), (MAX_PIXELS // 1000 + 1, 1001), (18000, 10001), (60000, 60000)])
-def test_a_decompression_bomb_is_refused_from_its_header(size: tuple[int, int]) -> None:
+def test_a_decompression_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
     """Just under the limit, over it, over the double at which Pillow refuses, and far over."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        refused(png(*size, 8, 2, b"\0" * 100), "too large" if size[0] * size[1] > MAX_PIXELS else "damaged", "bytes")
+        too_large = size[0] * size[1] > MAX_PIXELS
+        refused(png(*size, 8, 2, b"\0" * 100), names=f"{MAX_PIXELS:,}" if too_large else "")
 
 
-def test_a_decompression_bomb_opened_by_its_owner() -> None:
+def test_an_open_decompression_bomb_is_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(png(MAX_PIXELS // 1000 + 1, 1001, 8, 2, b"")))
-    refused(image, "too large", "PIL image")
+    refused(image, "PIL image", names=f"{MAX_PIXELS:,}")
 
 
-def test_a_decompression_bomb_hidden_in_an_icon() -> None:
+def test_a_decompression_bomb_in_an_icon_is_refused() -> None:
     """The icon's own header says 32 x 32; the PNG in it claims more than the limit."""
     hidden = png(12000, 12000, 8, 2, b"")
-    refused(
-        struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 32, len(hidden), 22) + hidden,
-        "too large",
-        "12000 x 12000",
-    )
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 32, len(hidden), 22) + hidden
+    refused(icon, names="12000 x 12000")
 
 
 @pytest.mark.parametrize("length", [12, 40])
-def test_a_bitmap_in_an_icon_too(length: int) -> None:
+def test_a_large_bitmap_in_an_icon_is_refused(length: int) -> None:
     bitmap = struct.pack("<IHHHH" if length == 12 else "<IiiHH", length, 12000, 24000, 1, 24) + bytes(40)
-    refused(struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 24, len(bitmap), 22) + bitmap, "too large", "12000")
-    refused(struct.pack("<HHH", 0, 1, 9), "damaged")
+    refused(struct.pack("<HHHBBBBHHII", 0, 1, 1, 32, 32, 0, 0, 1, 24, len(bitmap), 22) + bitmap, names="12000")
+    refused(struct.pack("<HHH", 0, 1, 9))
 
 
-def test_an_icon() -> None:
+def test_an_icon_is_decoded() -> None:
     assert decode(encoded(Image.fromarray(smooth(32, 32)), "ICO", sizes=[(32, 32)])).size == (32, 32)
 
 
-def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
-    """They belong to the process: what one thread sets for a while, another takes for what was there before."""
+def test_threads_leave_the_warning_filters_as_they_were() -> None:
+    """Filters belong to the process: one thread would save and restore what another had set for a while."""
     data, before = encoded(Image.fromarray(smooth()), "PNG"), list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: decode(data), range(400)))
     assert list(warnings.filters) == before
 
 
-def test_an_array_over_the_limit() -> None:
-    refused(np.broadcast_to(np.uint8(0), (MAX_PIXELS // 1000 + 1, 1001)), "too large", "array")
+def test_an_array_over_the_limit_is_refused() -> None:
+    refused(np.broadcast_to(np.uint8(0), (MAX_PIXELS // 1000 + 1, 1001)), "array", names=f"{MAX_PIXELS:,}")
 
 
-def test_missing_empty_folder_and_nonsense(tmp_path: Path) -> None:
-    refused(tmp_path / "none.png", "no such image", "none.png")
-    refused(str(tmp_path / "none.png"), "no such image")
+def test_a_source_that_is_not_a_picture_is_an_error(tmp_path: Path) -> None:
+    refused(str(tmp_path / "none.png"), tmp_path / "none.png")
     (tmp_path / "empty.png").touch()
-    refused(tmp_path / "empty.png", "empty")
-    refused(b"", "empty")
-    refused(tmp_path, "cannot be read")
     (tmp_path / "text.png").write_text("hello")
-    refused(tmp_path / "text.png", "not an image")
-    refused("a\0b", "cannot be read")
-    refused(3, "not an image: int")
+    for path in (tmp_path / "none.png", tmp_path / "empty.png", tmp_path / "text.png", tmp_path):
+        refused(path, path)
+    refused(b"")
+    refused("a\0b", None)
+    refused(3, None, names="int")
 
 
-def test_a_path_of_bytes(tmp_path: Path) -> None:
+def test_a_path_may_be_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(smooth()), "PNG"))
     with os.scandir(os.fsencode(tmp_path)) as entries:
         assert decode(next(entries)).size == (60, 40)
@@ -246,13 +242,13 @@ def test_no_file_is_left_open(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load_pixels([path], SMALL)
-        refused(tmp_path / "cut.jpg")
-        refused(tmp_path / "text.jpg")
+        refused(tmp_path / "cut.jpg", tmp_path / "cut.jpg")
+        refused(tmp_path / "text.jpg", tmp_path / "text.jpg")
         gc.collect()
     assert not caught
 
 
-def test_no_images_are_an_empty_batch() -> None:
+def test_no_images_give_an_empty_batch() -> None:
     assert load_pixels([], SMALL).shape == (0, 32, 48, 3)
 
 
@@ -267,48 +263,48 @@ def tiff_of_pages(count: int) -> bytes:
     return b"".join(pages)
 
 
-def test_a_tiff_of_many_pages_takes_no_time(tmp_path: Path) -> None:
+def test_a_tiff_of_many_pages_is_refused_quickly(tmp_path: Path) -> None:
     path = tmp_path / "pages.tif"
     path.write_bytes(tiff_of_pages(60_000))
     started = time.process_time()
-    refused(path, "pages")
+    refused(path, path)
     with pytest.raises(ImageError):
         read_clip(path)
     assert time.process_time() - started < 8, "counting all of them takes half a minute"
 
 
-def test_a_tiff_of_some_pages_gives_its_first() -> None:
-    with pytest.warns(AnimatedImage, match="of 3 frames"):
+def test_a_tiff_of_a_few_pages_gives_its_first() -> None:
+    with pytest.warns(AnimatedImage, match=" 3 "):
         assert decode(tiff_of_pages(3)).size == (1, 1)
 
 
 def test_every_value_of_sixteen_bits_is_rounded_to_the_nearest_of_eight() -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    found = np.asarray(decode(Image.fromarray(values)))[..., 0]
-    assert (found == np.rint(values / 257.0)).all()
+    gray = np.asarray(decode(Image.fromarray(values)))[..., 0]
+    assert (gray == np.rint(values / 257.0)).all()
 
 
 def test_postscript_is_never_handed_to_an_interpreter() -> None:
-    refused(encoded(Image.new("RGB", (4, 4)), "EPS"), "not an image")
+    refused(encoded(Image.new("RGB", (4, 4)), "EPS"))
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-def test_truncated(form: str, tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error(form: str, tmp_path: Path) -> None:
     data = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), form)
     path = tmp_path / "cut"
     path.write_bytes(data[: len(data) // 2])
-    refused(path, str(path))
+    refused(path, path)
 
 
 @pytest.mark.parametrize(
     "array",
     [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4, 3), np.uint8)],
 )
-def test_arrays_that_are_no_image(array: np.ndarray) -> None:
-    refused(array, "not an image: array", "uint8")
+def test_an_array_of_another_type_or_shape_is_an_error(array: np.ndarray) -> None:
+    refused(array, "array", names="uint8")
 
 
-def test_grey_and_rgba_arrays() -> None:
+def test_gray_and_rgba_arrays_become_rgb() -> None:
     assert np.asarray(decode(np.full((3, 3), 7, np.uint8)))[0, 0].tolist() == [7, 7, 7]
     assert np.asarray(decode(np.zeros((3, 3, 4), np.uint8)))[0, 0].tolist() == [255, 255, 255]
 
@@ -332,8 +328,8 @@ def test_a_large_jpeg_is_drafted_and_stays_close(twelve_megapixels: bytes) -> No
     np.testing.assert_array_equal(from_pil, drafted)
     closed = Image.open(io.BytesIO(twelve_megapixels))
     closed.close()
-    refused(closed, "damaged", "PIL image")
-    # Drafting is our affair: the owner's picture keeps its size, and a decoded one is not drafted.
+    refused(closed, "PIL image")
+    # The owner's picture keeps its size, and a picture that is decoded already is not drafted.
     assert opened.size == (3840, 2976)
     np.testing.assert_array_equal(np.asarray(opened), full)
     np.testing.assert_array_equal(load_pixels([opened], ImagePreprocessing(224, 224))[0], expected)
@@ -350,7 +346,9 @@ def test_a_large_jpeg_is_drafted_and_stays_close(twelve_megapixels: bytes) -> No
         ((1600, 1248), (64, 64), (1600, 1248)),  # under DRAFT_PIXELS
     ],
 )
-def test_the_scale_of_a_draft(size: tuple[int, int], target: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_a_draft_has_the_smallest_scale_that_fits(
+    size: tuple[int, int], target: tuple[int, int], expected: tuple[int, int]
+) -> None:
     data = encoded(Image.new("RGB", size, "red"), "JPEG")
     assert decode(data).size == size
     assert decode(data, target).size == expected
@@ -361,10 +359,10 @@ def test_a_drafted_jpeg_keeps_its_orientation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(Image.fromarray(smooth(1500, 2400)), "JPEG", quality=95, exif=exif)
-    found = decode(data, (64, 64))
-    assert found.height > found.width
+    drafted = decode(data, (64, 64))
+    assert drafted.height > drafted.width
     expected = np.rot90(smooth(1500, 2400), -1)
-    corner = np.asarray(found)[2, -3].astype(int)
+    corner = np.asarray(drafted)[2, -3].astype(int)
     assert np.abs(corner - expected[8, -8].astype(int)).max() < 12
 
 
@@ -374,14 +372,14 @@ def test_a_drafted_jpeg_keeps_its_orientation() -> None:
 def test_unknown_preprocessing_is_a_bundle_error(change: dict) -> None:
     data = as_json(SMALL)
     assert ImagePreprocessing.from_json(data) == SMALL
-    with pytest.raises(BundleError, match=r"unknown to this version|malformed") as caught:
+    with pytest.raises(BundleError) as caught:
         ImagePreprocessing.from_json(data | change)
     assert caught.value.exit_code == 5 and caught.value.fix
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=200))
-def test_random_bytes(data: bytes) -> None:
+def test_random_bytes_are_an_error(data: bytes) -> None:
     with pytest.raises(ImageError):
         load_pixels([data], SMALL)
 
@@ -392,7 +390,7 @@ def test_random_bytes(data: bytes) -> None:
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4),
     keep=st.floats(0.2, 1),
 )
-def test_damaged_files_decode_or_are_refused(form: str, flips: list[tuple[float, int]], keep: float) -> None:
+def test_a_damaged_file_is_decoded_or_an_error(form: str, flips: list[tuple[float, int]], keep: float) -> None:
     data = bytearray(encoded(Image.fromarray(smooth(16, 16)), form))
     for position, value in flips:
         data[int(position * len(data))] ^= value
@@ -404,6 +402,5 @@ def test_damaged_files_decode_or_are_refused(form: str, flips: list[tuple[float,
             assert error.fix
 
 
-def test_a_path_that_never_ends_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="or has no end"):
-        decode(Path("/dev/zero"))
+def test_a_path_that_never_ends_is_an_error() -> None:
+    refused(Path("/dev/zero"), "/dev/zero")

@@ -14,7 +14,7 @@ import pytest
 from simmim_export.system import nvidia
 
 pytestmark = pytest.mark.skipif(nvidia.driver() is not None, reason="there is a GPU here, with libraries of its own")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install"
 CUDA_13 = {"nvidia-cuda-runtime": "13.0.96", "nvidia-cublas": "13.1.1", "nvidia-cudnn-cu13": "9.24.0"}
 CUDA_12 = {"nvidia-cuda-runtime-cu12": "12.8.90", "nvidia-cublas-cu12": "12.8.4", "nvidia-cudnn-cu12": "9.8.0"}

@@ -186,7 +186,7 @@ def test_a_link_is_replaced_and_its_destination_left_alone(tmp_path: Path) -> No
 def test_an_output_that_a_user_named_by_a_link_goes_where_the_link_points(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "link.npz").symlink_to("below/real.npz")
-    save_vectors(tmp_path / "link.npz", np.zeros((1, 2), np.float32), ["a"], "space")
+    save_vectors(tmp_path / "link.npz", np.zeros((1, 2), np.float32), sources=["a"], space="space")
     assert (tmp_path / "link.npz").is_symlink()
     assert [path.name for path in (tmp_path / "below").iterdir()] == ["real.npz"]
 

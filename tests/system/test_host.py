@@ -166,13 +166,13 @@ def test_int8_of_full_range_is_refused_without_vnni_by_what_saturates(
     )
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     (bundle / "manifest.json").write_text(replace(manifest, artifacts=whole).dumps(), encoding="utf-8")
-    with load(bundle, "openvino", "int8") as model:
+    with load(bundle, "openvino", precision="int8") as model:
         with pytest.raises(EngineUnavailable, match="saturate in engine 'openvino' without VNNI") as caught:
             model.session("image_encoder")
         assert caught.value.exit_code == 3 and "--full-range" in str(caught.value)
         model.session("head.match")
     for engine, precision in (("openvino", "image_encoder=fp32"), ("ort", "int8")):
-        with load(bundle, engine, precision) as model:
+        with load(bundle, engine, precision=precision) as model:
             model.session("image_encoder")
 
 

@@ -1,1 +1,1 @@
-"""PyTorch modules of a SimMIM model: encoders, fusion, interaction, heads, and the checkpoint they are kept in."""
+"""The SimMIM family: its PyTorch modules (encoders, fusion, interaction, heads), its graphs and its checkpoint."""

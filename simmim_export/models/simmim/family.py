@@ -1,4 +1,4 @@
-"""SimMIM as a model family: its checkpoint to graphs, pipelines, labels and samples."""
+"""SimMIM as a model family: from its checkpoint to graphs, pipelines, labels and samples."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class SimMIMFamily:
     name = "simmim"
 
     def recognize(self, path: Path) -> None:
-        """Any file will do, and a folder with a checkpoint.json: :meth:`load` says what is wrong with one."""
+        """Accept any file, and a folder with a checkpoint.json; :meth:`load` says what is wrong with one."""
         require_checkpoint(path)
 
     def load(self, path: Path, *, max_batch: int, attention: bool) -> SourceModel:
         """See :meth:`simmim_export.models.family.ModelFamily.load`."""
-        from simmim_export.models.simmim import checkpoint as ckpt
+        from simmim_export.models.simmim.checkpoint import build, load
         from simmim_export.models.simmim.graphs import STACKED, graphs, pipelines
 
-        checkpoint = ckpt.load(path)
-        model = ckpt.build(checkpoint, path)
+        checkpoint = load(path)
+        model = build(checkpoint, path)
         preprocessing = {name: checkpoint.preprocessing[name] for name in ("image", "text")}
         if checkpoint.config.frames:
             preprocessing["clip"] = {"stacked": STACKED}
         return SourceModel(
             config=asdict(checkpoint.config),
-            graphs=graphs(model, max_batch, maps=attention),
+            graphs=graphs(model, max_batch, attention=attention),
             pipelines=pipelines(model),
             preprocessing=preprocessing,
             tokenizer=checkpoint.tokenizer,

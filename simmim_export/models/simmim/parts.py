@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.models.files import require_weights as require_weights
 
 # torchvision's ResNets, and the trunk for 64-pixel images.
 RESNETS: tuple[str, ...] = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
@@ -79,16 +80,6 @@ def require_checkpoint(path: Path) -> None:
             "give the ckpt.pt that simmim-train wrote",
         )
     raise CheckpointError(what, where=path, fix=fix)
-
-
-def require_weights(path: Path) -> None:
-    """Raise :class:`CheckpointError` unless ``path`` is a file of weights."""
-    if path.is_dir():
-        raise CheckpointError(
-            "this is a folder, and a file of weights is needed", where=path, fix="give the file in it"
-        )
-    if not path.is_file():
-        raise CheckpointError("no such checkpoint", where=path, fix="check the path")
 
 
 # Hugging Face's model_type of each text encoder that computes the same here as in transformers, padded or not. Of others

@@ -1,6 +1,6 @@
 """The real Python bindings of TensorRT and CUDA, each version in a folder of its own, importable without a GPU.
 
-``python tests/trt/bindings.py`` (``make`` does it) installs what is missing into the virtual environment; they are plain
+``python tests/engines/trt/bindings.py`` (``make`` does it) installs what is missing into the virtual environment; they are plain
 wheels, and unpack packages of the same name, so they cannot be in the environment itself. TensorRT's link three libraries that
 only NVIDIA's own index has: empty ones take their place, which is enough to read every name and signature.
 """

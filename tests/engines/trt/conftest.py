@@ -20,7 +20,7 @@ import simmim_export.engines.tensorrt as package
 from simmim_export.bundle import Bundle
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.runtime.build import Built, build
-from simmim_export.runtime.runtime import plan_of
+from simmim_export.runtime.loading import plan_of
 
 # TensorRT of the first needs CUDA of the second.
 PAIRS = {"10": ("tensorrt-10", "cuda-12"), "11": ("tensorrt-11", "cuda-13")}
@@ -55,7 +55,7 @@ class Rig:
 
         opened = Bundle.open(self.bundle)
         watch = watch or (lambda step, done, total: None)
-        plan = plan_of(opened, "trt", precision)
+        plan = plan_of(opened, "trt", precision=precision)
         return build(opened, TrtEngine(), plan, request or Request(), modules, watch)
 
     def plan(self, graph: str = "image_encoder", precision: str = "fp32") -> Path:

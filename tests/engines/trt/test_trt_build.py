@@ -45,7 +45,7 @@ def test_a_built_bundle_agrees_with_pytorch_and_runs_at_what_was_asked(rig: Rig,
     assert KINDS[precision] in built[0].sidecar.executed
     # A plan belongs to a device: the bundle is the same bundle.
     assert Bundle.open(rig.bundle).digest == before
-    with load(rig.bundle, "trt", precision) as model, load(rig.bundle, "ort") as other:
+    with load(rig.bundle, "trt", precision=precision) as model, load(rig.bundle, "ort") as other:
         assert all(report.passed for report in model.verify())
         pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         assert (model.embed_image([pixels]) * other.embed_image([pixels])).sum() > 0.97
@@ -88,7 +88,7 @@ def test_every_graph_at_its_own_precision(rig: Rig) -> None:
     rig.build("image_encoder=int8,text_encoder=fp16")
     names = sorted(path.name for path in rig.plan().parent.glob("*.plan"))
     assert "image_encoder.int8.plan" in names and "text_encoder.fp16.plan" in names and len(names) == 5
-    with load(rig.bundle, "trt", "image_encoder=int8,text_encoder=fp16") as model:
+    with load(rig.bundle, "trt", precision="image_encoder=int8,text_encoder=fp16") as model:
         assert all(report.passed for report in model.verify())
 
 
@@ -302,5 +302,5 @@ def test_on_a_real_gpu(tiny_bundle: Path, tmp_path: Path, precision: str) -> Non
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     done = CliRunner().invoke(app, ["build", str(tmp_path / "bundle"), "--precision", precision, "--json"])
     assert done.exception is None, done.exception
-    with load(tmp_path / "bundle", "trt", precision) as model:
+    with load(tmp_path / "bundle", "trt", precision=precision) as model:
         assert all(report.passed for report in model.verify())

@@ -11,7 +11,7 @@ import typed
 from conftest import PAIRS, surface
 from stub_library import write_library
 
-PACKAGE = Path(__file__).parents[2] / "simmim_export/engines/tensorrt"
+PACKAGE = Path(__file__).parents[3] / "simmim_export/engines/tensorrt"
 SOURCES = {
     f"simmim_export.engines.tensorrt.{path.stem}": path for path in PACKAGE.glob("*.py") if path.stem != "__init__"
 }

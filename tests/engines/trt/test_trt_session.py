@@ -13,11 +13,11 @@ from simmim_export.engines.base import KeepsOnDevice, Session
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import EngineUnavailable, NotCaptured, UsageError
 from simmim_export.proof.parity import Limited
-from simmim_export.runtime import Runtime, load
+from simmim_export.runtime import Model, load
 
 
 @pytest.fixture
-def model(rig: Rig) -> Runtime:
+def model(rig: Rig) -> Model:
     rig.build("fp32", Request(largest={"sequence": 20}))
     rig.gpu.calls.clear()
     return load(rig.bundle, "trt")
@@ -28,12 +28,12 @@ def text(batch: int, length: int) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": np.ones((batch, length), np.int64)}
 
 
-def test_it_is_a_session_that_keeps_on_the_device(model: Runtime) -> None:
+def test_it_is_a_session_that_keeps_on_the_device(model: Model) -> None:
     session = model.session("text_encoder")
     assert isinstance(session, Session) and isinstance(session, KeepsOnDevice) and isinstance(session, Limited)
 
 
-def test_first_as_it_is_then_as_a_cuda_graph(rig: Rig, model: Runtime) -> None:
+def test_first_as_it_is_then_as_a_cuda_graph(rig: Rig, model: Model) -> None:
     session = model.session("text_encoder")
     found = [session.run(text(1, 5))["text_embed"] for _ in range(4)]
     # Run, captured, and launched from then on; nothing is executed twice.
@@ -43,7 +43,7 @@ def test_first_as_it_is_then_as_a_cuda_graph(rig: Rig, model: Runtime) -> None:
     assert rig.gpu.calls[5:] == ["execute"]
 
 
-def test_what_cannot_be_captured_runs_and_says_so(rig: Rig, model: Runtime) -> None:
+def test_what_cannot_be_captured_runs_and_says_so(rig: Rig, model: Model) -> None:
     rig.gpu.captures = False
     session = model.session("text_encoder")
     first = session.run(text(1, 5))["text_embed"]
@@ -55,7 +55,7 @@ def test_what_cannot_be_captured_runs_and_says_so(rig: Rig, model: Runtime) -> N
     assert np.array_equal(first, second) and np.array_equal(first, third) and "graph" not in rig.gpu.calls
 
 
-def test_the_least_recently_used_shape_goes(rig: Rig, model: Runtime) -> None:
+def test_the_least_recently_used_shape_goes(rig: Rig, model: Model) -> None:
     session = model.session("text_encoder")
     for length in (*range(3, 11), 3, 11):
         session.run(text(1, length))
@@ -67,7 +67,7 @@ def test_the_least_recently_used_shape_goes(rig: Rig, model: Runtime) -> None:
     assert rig.gpu.calls == ["graph", "execute"]
 
 
-def test_shapes_outside_the_profile_are_refused_with_the_profile(model: Runtime) -> None:
+def test_shapes_outside_the_profile_are_refused_with_the_profile(model: Model) -> None:
     session = model.session("text_encoder")
     with pytest.raises(
         UsageError, match="not built for batch 1, sequence 25; its profile: batch 1 to 8, best at 1"
@@ -78,7 +78,7 @@ def test_shapes_outside_the_profile_are_refused_with_the_profile(model: Runtime)
         session.run(text(9, 5))
 
 
-def test_tensors_stay_on_the_gpu_between_graphs(rig: Rig, model: Runtime) -> None:
+def test_tensors_stay_on_the_gpu_between_graphs(rig: Rig, model: Model) -> None:
     image = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     feeds = {"pixels": image} | text(2, 6)
     tensors = model.run("answer", feeds)
@@ -98,7 +98,7 @@ def test_tensors_stay_on_the_gpu_between_graphs(rig: Rig, model: Runtime) -> Non
         np.asarray(tensors["fused"], copy=False)
 
 
-def test_a_tensor_that_stayed_has_to_fit_too(model: Runtime) -> None:
+def test_a_tensor_that_stayed_has_to_fit_too(model: Model) -> None:
     found = model.session("text_encoder").run_on_device(text(1, 5))  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="'image_tokens' is missing"):
         model.session("fusion").run(found)
@@ -108,11 +108,11 @@ def test_a_tensor_that_stayed_has_to_fit_too(model: Runtime) -> None:
         )
 
 
-def test_time_is_taken_by_events(model: Runtime) -> None:
+def test_time_is_taken_by_events(model: Model) -> None:
     assert model.session("text_encoder").gpu_seconds(text(1, 5)) == 0.0015  # type: ignore[attr-defined]
 
 
-def test_memory_goes_back(rig: Rig, model: Runtime) -> None:
+def test_memory_goes_back(rig: Rig, model: Model) -> None:
     free = rig.gpu.free
     for length in (5, 6, 7):
         model.run("answer", {"pixels": np.zeros((1, 64, 64, 3), np.uint8)} | text(1, length))
@@ -126,7 +126,7 @@ def test_memory_goes_back(rig: Rig, model: Runtime) -> None:
     assert rig.gpu.free == free and not rig.gpu.live and not rig.gpu.graphs
 
 
-def test_idle_memory_of_other_shapes_is_used_before_there_is_none(rig: Rig, model: Runtime) -> None:
+def test_idle_memory_of_other_shapes_is_used_before_there_is_none(rig: Rig, model: Model) -> None:
     from simmim_export.engines.tensorrt.device import Memory, queue
 
     kept = Memory(1 << 20)
@@ -138,7 +138,7 @@ def test_idle_memory_of_other_shapes_is_used_before_there_is_none(rig: Rig, mode
     del wanted
 
 
-def test_a_capture_that_is_broken_off_leaves_the_stream_as_it_was(rig: Rig, model: Runtime) -> None:
+def test_a_capture_that_is_broken_off_leaves_the_stream_as_it_was(rig: Rig, model: Model) -> None:
     from simmim_export.engines.tensorrt.device import queue
 
     def interrupted() -> bool:
@@ -152,7 +152,7 @@ def test_a_capture_that_is_broken_off_leaves_the_stream_as_it_was(rig: Rig, mode
     assert np.array_equal(first, second)
 
 
-def test_a_gpu_without_memory(rig: Rig, model: Runtime) -> None:
+def test_a_gpu_without_memory(rig: Rig, model: Model) -> None:
     rig.gpu.free = 100
     with pytest.raises(EngineUnavailable, match="the GPU is out of memory") as caught:
         model.session("text_encoder").run(text(1, 5))

@@ -19,7 +19,7 @@ from mypy.nodes import MemberExpr, MypyFile, RefExpr, TypeInfo
 from mypy.options import Options
 from mypy.types import AnyType, Instance, get_proper_type
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PREFIXES = ("tensorrt.", "cuda.bindings.runtime.")
 HEAD = "from collections.abc import Buffer\nfrom typing import Any, overload\n\n"
 

@@ -1,4 +1,4 @@
-"""The text tower of other families than BERT."""
+"""Text encoders of every Hugging Face model type that is accepted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ DISTIL = SMALL | {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "dro
         ("roberta", BERT | {"hidden_dropout_prob": 0.5, "pad_token_id": 1}, 16),
     ],
 )
-def test_no_dropout_and_as_many_tokens_as_positions(family: str, config: dict, positions: int) -> None:
+def test_an_encoder_has_no_dropout_and_takes_as_many_tokens_as_it_has_positions(
+    family: str, config: dict, positions: int
+) -> None:
     torch.manual_seed(0)
     encoder = TextEncoder({"model_type": family, **config}, 16, 8).train()
     assert encoder.positions == positions
@@ -51,7 +53,7 @@ FAMILY["mobilebert"] = {
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 def test_every_accepted_family_computes_what_transformers_computes(family: str) -> None:
-    """On padded texts, and no token depends on padding."""
+    """On padded texts; and padding changes no token."""
     from transformers import AutoConfig, AutoModel
 
     from simmim_export.models.simmim.attention import mask_bias
@@ -69,9 +71,9 @@ def test_every_accepted_family_computes_what_transformers_computes(family: str) 
     ids[~mask] = config.pad_token_id or 0
     with torch.no_grad():
         segments = dict.fromkeys(encoder.segment_names, encoder.segment)
-        found = encoder.encoder(input_ids=ids, attention_mask=mask_bias(mask.long()), **segments).last_hidden_state
+        tokens = encoder.encoder(input_ids=ids, attention_mask=mask_bias(mask.long()), **segments).last_hidden_state
         wanted = original(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        assert torch.allclose(found[mask], wanted[mask], atol=1e-5)
+        assert torch.allclose(tokens[mask], wanted[mask], atol=1e-5)
         alone, padded = encoder(ids[2:, :3], mask[2:, :3].long())[0], encoder(ids[2:], mask[2:].long())[0]
     assert torch.allclose(alone, padded[:, :3], atol=1e-5)
 
@@ -81,7 +83,7 @@ def test_a_family_that_would_compute_something_else_is_an_error() -> None:
         TextEncoder({"model_type": "deberta-v2", **BERT}, 16, 8)
 
 
-def test_names_of_parts_are_those_that_there_are() -> None:
+def test_parts_are_named_as_they_are_built() -> None:
     from torchvision.models import list_models
 
     from simmim_export.models.simmim.fusion import FUSIONS
@@ -93,6 +95,6 @@ def test_names_of_parts_are_those_that_there_are() -> None:
 
 
 def test_the_docs_name_every_accepted_family() -> None:
-    text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs/training.md").read_text(encoding="utf-8")
     accepted = text.partition("These model types are accepted:")[2].partition(".")[0]
     assert sorted(accepted.replace("\n", " ").replace(" ", "").split(",")) == sorted(TEXT_FAMILIES)

@@ -1,4 +1,4 @@
-"""Turns what a weights file holds into plain float32 or integer tensors, or refuses it by name."""
+"""Weights from strangers: made plain (dense, float32 or integers), compared with what a model expects, or refused by name."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ MOST_VALUES, DEEPEST = 200_000, 50
 _RESAVE = (
     "save dense tensors of real numbers on the CPU: tensor.to_dense(), .dequantize(), .float() or .clone() makes one"
 )
+# How many lines one message has.
+_SHOWN = 20
 
 
 class ConvertedWeights(UserWarning):
@@ -30,7 +32,7 @@ class ConvertedWeights(UserWarning):
 
 
 def _oddity(value: Tensor) -> str | None:
-    """What is wrong with ``value`` as a weight; None if nothing. No property is read that an odd tensor does not have."""
+    """Why ``value`` cannot be a weight, or None. The order matters: odd tensors lack the properties that are read later."""
     if type(value) not in (Tensor, nn.Parameter, nn.Buffer):
         return f"a tensor of the class {type(value).__name__}"
     kinds = {"nested": value.is_nested, "quantized": value.is_quantized}
@@ -52,17 +54,17 @@ def _oddity(value: Tensor) -> str | None:
 
 
 def plain_tensors(content: Any, where: Path) -> Any:
-    """``content`` of the file or folder ``where`` with every tensor in its dicts, lists and tuples dense, on the CPU, contiguous,
-    without gradient, and floats as float32. Parameters become tensors.
+    """``content``, read from the file or folder ``where``, with plain tensors: dense, contiguous, on the CPU, without gradient,
+    floats as float32, and parameters as tensors.
 
-    Warn once with :class:`ConvertedWeights` if any was stored in another format. Raise :class:`CheckpointError`, naming the
-    place, for an odd tensor: a subclass, a sparse, quantized, nested or meta tensor, one of another device, elements that are
-    neither real floats of 16 bits or more nor integers, and an expanded one, whose elements take more memory than its storage.
-    Raise it also for tensors that together take more than ``MOST_SHARED`` times what is stored, for storages larger than the
-    file, and for more than ``MOST_VALUES`` values or ``DEEPEST`` levels.
+    Warn once with :class:`ConvertedWeights` if floats were stored in another format. Raise :class:`CheckpointError`, naming the
+    place, for an odd tensor: a subclass; a sparse, quantized, nested or meta tensor; a tensor on another device; elements that
+    are neither integers nor real floats of at least 16 bits; an expanded tensor, whose elements take more memory than its
+    storage. Raise it also if all tensors together take more than ``MOST_SHARED`` times what is stored, if the storages are larger
+    than the file, and for more than ``MOST_VALUES`` values or ``DEEPEST`` levels.
     """
     tensors = {name: value for name, value in _walk(content, where) if isinstance(value, Tensor)}
-    # Everything is checked before anything is copied: copies take memory.
+    # Check everything before copying anything: copies take memory.
     for name, value in tensors.items():
         if (odd := _oddity(value)) is not None:
             raise CheckpointError(f"{name} is {odd}", where=where, fix=_RESAVE)
@@ -83,7 +85,7 @@ def plain_tensors(content: Any, where: Path) -> Any:
 
 
 def require_data(content: Any, where: object) -> None:
-    """Raise :class:`CheckpointError` unless ``content`` is what JSON can hold: dicts by name, lists, texts, numbers, None."""
+    """Raise :class:`CheckpointError` unless JSON can hold ``content``: dicts with texts as keys, lists, texts, numbers, None."""
     for name, value in _walk(content, where):
         odd = f"is {type(value).__name__}"
         good = value is None or isinstance(value, str | int | float | list | tuple | dict)
@@ -129,8 +131,31 @@ def _converted(value: Any) -> Any:
     return value
 
 
-def misfit(key: str, value: Tensor, expected: Tensor) -> str | None:
-    """How ``value`` differs from ``expected`` in shape or in kind (floats, integers, truth values); None if it fits."""
+def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, where: object, fix: str) -> None:
+    """Raise :class:`CheckpointError` unless ``state`` has the names, shapes and kinds of numbers of ``expected``, and no NaN or
+    infinity.
+
+    ``expected`` may be on the meta device: only its shapes and types are read.
+    """
+    problems = [f"missing: {key}" for key in expected if key not in state]
+    problems += [f"unexpected: {key}" for key in state if key not in expected]
+    both = [(key, state[key], tensor) for key, tensor in expected.items() if key in state]
+    problems += [problem for key, value, tensor in both if (problem := _misfit(key, value, tensor))]
+    if problems:
+        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        what = "the weights do not fit the configuration:\n  " + "\n  ".join(problems[:_SHOWN]) + more
+        raise CheckpointError(what, where=where, fix=fix)
+    for key, value in state.items():
+        # A sum is quick, and not finite if any value is not.
+        if value.is_floating_point() and not math.isfinite(float(value.sum())):
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                what = f"{key} holds {bad} NaN or Inf values of {value.numel()}"
+                raise CheckpointError(what, where=where, fix="train again from an earlier checkpoint")
+
+
+def _misfit(key: str, value: Tensor, expected: Tensor) -> str | None:
+    """How ``value`` differs from ``expected`` in shape or in kind (floats, integers, truth values), or None."""
     if value.shape != expected.shape:
         return f"misshapen: {key} is {list(value.shape)}, the configuration says {list(expected.shape)}"
     if _kind(value) != _kind(expected):
@@ -142,12 +167,3 @@ def _kind(value: Tensor) -> str:
     if value.is_floating_point():
         return "floats"
     return "truth values" if value.dtype == torch.bool else "integers"
-
-
-def require_finite(state: Mapping[str, Tensor], where: object, fix: str) -> None:
-    """Raise :class:`CheckpointError` naming the first tensor of ``state`` with NaN or infinite values."""
-    for key, value in state.items():
-        if value.is_floating_point() and not math.isfinite(float(value.sum())):
-            bad = int((~torch.isfinite(value)).sum())
-            if bad:
-                raise CheckpointError(f"{key} holds {bad} NaN or Inf values of {value.numel()}", where=where, fix=fix)

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from simmim_export.errors import CheckpointError
+from simmim_export.models.files import read_tensors
 from simmim_export.models.simmim import checkpoint as ckpt
-from simmim_export.models.simmim.weights import ConvertedWeights
+from simmim_export.models.weights import ConvertedWeights
 
 KEY = "image_encoder.embed.weight"
 
@@ -76,7 +77,7 @@ def test_a_plain_form_of_a_weight_is_accepted(tiny_checkpoint: Path, tmp_path: P
 @pytest.mark.parametrize("kind", ODD)
 def test_an_odd_weight_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path, kind: str) -> None:
     path = with_weight(tiny_checkpoint, tmp_path / "odd.pt", ODD[kind])
-    for read in (ckpt.load, ckpt.read_tensors):
+    for read in (ckpt.load, read_tensors):
         with pytest.raises(CheckpointError) as caught:
             read(path)
         assert KEY in caught.value.what and caught.value.where == str(path) and caught.value.fix
@@ -115,7 +116,7 @@ def test_an_odd_weight_in_a_folder_is_refused_by_name(tiny_checkpoint: Path, tmp
 def test_an_odd_tensor_of_a_foreign_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     save_file({"a": torch.ones(2), "b": ODD[kind](torch.ones(2, 2))}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        ckpt.read_tensors(tmp_path / "foreign.safetensors")
+        read_tensors(tmp_path / "foreign.safetensors")
     assert caught.value.what.startswith("b ")
 
 
@@ -227,7 +228,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path, compression: int) -> No
     path = tmp_path / "bomb.pt"
     path.write_bytes(archive(packed.getvalue(), lambda name, part: part, compression))
     assert path.stat().st_size < 100_000
-    for read in (ckpt.load, ckpt.read_tensors):
+    for read in (ckpt.load, read_tensors):
         with pytest.raises(CheckpointError):
             read(path)
 
@@ -283,7 +284,7 @@ def edit(data: bytes, edits: list[tuple[float, int]], end: int | None = None) ->
 
 def only_checkpoint_errors(path: Path) -> None:
     """Reading and building ``path`` works, or raises a CheckpointError that says what to do."""
-    reads = [ckpt.load] if path.is_dir() else [ckpt.load, ckpt.read_tensors]
+    reads = [ckpt.load] if path.is_dir() else [ckpt.load, read_tensors]
     for read in reads:
         try:
             with warnings.catch_warnings():
@@ -359,4 +360,4 @@ def test_an_absurd_safetensors_header_is_refused(tmp_path: Path, header: dict) -
         path = tmp_path / "absurd.safetensors"
         path.write_bytes(struct.pack("<Q", size) + text + bytes(1))
         with pytest.raises(CheckpointError):
-            ckpt.read_tensors(path)
+            read_tensors(path)

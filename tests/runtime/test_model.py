@@ -1,4 +1,4 @@
-"""The runtime on a real bundle and real photographs: the same vectors whatever the source, the batch or the engine."""
+"""The verbs on a real bundle and real photographs: equal vectors for every source, batch and engine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from PIL import Image
 
 import simmim_export
 from simmim_export.bundle import Bundle
-from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, TextError, UsageError
-from simmim_export.runtime.runtime import softmax
+from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, TextError, UnknownWords, UsageError
 from simmim_export.system.files import digest
 
 
@@ -35,7 +34,7 @@ def model(tiny_bundle: Path):
 
 
 @pytest.mark.parametrize("path", photographs(), ids=lambda p: p.stem)
-def test_two_photographs_from_every_source_alone_and_among_seven(model, path: Path) -> None:
+def test_a_photograph_embeds_the_same_from_every_source_and_in_every_batch(model, path: Path) -> None:
     with Image.open(path) as opened:
         loaded = opened.copy()
     alone = model.embed_image([path])
@@ -51,7 +50,7 @@ def test_two_photographs_from_every_source_alone_and_among_seven(model, path: Pa
     assert not np.allclose(batch[0], alone[0], atol=1e-4)
 
 
-def test_more_images_than_the_largest_batch(model) -> None:
+def test_more_images_than_the_largest_batch_are_embedded(model) -> None:
     many = model.embed_image(photographs() * 10)
     assert many.shape == (20, 64)
     np.testing.assert_allclose(many[::2], np.repeat(many[:1], 10, axis=0), atol=1e-6)
@@ -64,11 +63,11 @@ def test_a_text_embeds_the_same_beside_longer_ones(model) -> None:
     np.testing.assert_allclose(np.linalg.norm(among, axis=1), 1, atol=1e-6)
 
 
-def test_an_encoded_image_answers_as_the_image_does(model) -> None:
+def test_an_encoded_image_answers_as_the_image_itself(model) -> None:
     path = photographs()[0]
     encoded = model.encode_image(path)
     questions = ["what colour is the circle?", "how many?"] * 6
-    from_image, from_tokens = model.answers(path, questions, 4), model.answers(encoded, questions, 4)
+    from_image, from_tokens = (model.answers(image, questions, top_k=4) for image in (path, encoded))
     assert len(from_image) == 12 and from_image == from_tokens
     for row in from_image:
         assert sum(answer.score for answer in row) == pytest.approx(1, abs=1e-5)
@@ -76,7 +75,7 @@ def test_an_encoded_image_answers_as_the_image_does(model) -> None:
     assert model.answer(path, questions[0], top_k=1) == from_image[0][:1]
 
 
-def test_the_image_tower_runs_once_for_many_questions(tiny_bundle: Path) -> None:
+def test_an_image_is_encoded_once_for_many_questions(tiny_bundle: Path) -> None:
     with simmim_export.load(tiny_bundle) as model:
         session, calls = model.session("image_encoder"), []
         run = session.run
@@ -96,11 +95,11 @@ def test_torch_and_ort_agree_on_every_verb(tiny_bundle: Path, tiny_checkpoint: P
         np.testing.assert_allclose(model.embed_image([path]), reference.embed_image([path]), atol=1e-5)
         np.testing.assert_allclose(model.embed_text(texts), reference.embed_text(texts), atol=1e-5)
         np.testing.assert_allclose(model.match(path, texts), reference.match(path, texts), atol=1e-5)
-        found, wanted = (m._scores("answer", m.encode_image(path), texts) for m in (model, reference))
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        for row, expected in zip(model.answers(path, texts), reference.answers(path, texts), strict=True):
+            assert dict(row) == pytest.approx(dict(expected), abs=1e-5)
 
 
-def test_a_checkpoint_in_folder_form_is_the_bundles_own_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_may_be_a_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from simmim_export.export.exporter import export_bundle
     from simmim_export.models.simmim.checkpoint import load, save
 
@@ -108,43 +107,61 @@ def test_a_checkpoint_in_folder_form_is_the_bundles_own_too(tiny_checkpoint: Pat
     export_bundle(tmp_path / "folder", tmp_path / "bundle", max_batch=2)
     with simmim_export.load(tmp_path / "bundle", engine="torch", checkpoint=tmp_path / "folder") as reference:
         assert reference.embed_text(["red circle"]).shape == (1, 64)
-    with pytest.raises(CheckpointError, match="another checkpoint"):
+    with pytest.raises(CheckpointError) as caught:
         simmim_export.load(tmp_path / "bundle", engine="torch", checkpoint=tiny_checkpoint)
+    assert caught.value.where == str(tiny_checkpoint)
 
 
-def test_only_what_is_needed_is_opened(tiny_bundle: Path) -> None:
-    with simmim_export.load(tiny_bundle) as model:
+def test_a_verb_opens_only_the_graphs_that_it_needs(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The others may even be damaged."""
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    for path in bundle.glob("graphs/*.fp32.onnx"):
+        if "text_encoder" not in path.name:
+            path.write_bytes(b"x" * path.stat().st_size)
+    with simmim_export.load(bundle) as model:
         model.embed_text(["red"])
-        assert set(model._sessions) == {"text_encoder"}
+        with pytest.raises(BundleError):
+            model.match(photographs()[0], ["red"])
 
 
-def test_requests_that_make_no_sense(model, tiny_bundle: Path) -> None:
+def test_a_single_image_or_text_in_place_of_a_list_is_an_error(model) -> None:
     one = np.zeros((48, 64, 3), np.uint8)
     for alone in ("a.jpg", Path("a.jpg"), b"", one, one[0], Image.fromarray(one), 3):
-        with pytest.raises(UsageError, match=r"embed_image takes a list of images.*\n.*write \[image\]"):
+        with pytest.raises(UsageError) as caught:
             model.embed_image(alone)
+        assert "[image]" in str(caught.value.fix)
     for call in (model.embed_text, lambda texts: model.match(one, texts), lambda texts: model.answers(one, texts)):
         for alone in ("red", b"red", np.array("red"), 3):
-            with pytest.raises(UsageError, match=r"takes a list of texts.*\n.*write \[text\]"):
+            with pytest.raises(UsageError) as caught:
                 call(alone)
+            assert "[text]" in str(caught.value.fix)
+
+
+def test_an_empty_list_is_an_error(model) -> None:
+    one = np.zeros((48, 64, 3), np.uint8)
+    for call in (model.embed_text, lambda texts: model.match(one, texts), lambda texts: model.answers(one, texts)):
         for nothing in ([], (), np.array([]), iter(())):
-            with pytest.raises(UsageError, match="list of one or more texts, and this is empty"):
+            with pytest.raises(UsageError):
                 call(nothing)
-    with pytest.raises(UsageError, match="list of one or more images, and this is empty"):
+    with pytest.raises(UsageError):
         model.embed_image([])
-    with pytest.raises(UsageError, match="top_k is 0"):
-        model.answer(photographs()[0], "how many?", top_k=0)
-    with pytest.raises(UsageError, match="no pipeline 'dance'"):
-        model.run("dance", {})
-    with pytest.raises(EngineUnavailable, match="has no bf16"):
+
+
+def test_a_precision_that_the_engine_lacks_is_an_error(tiny_bundle: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="bf16"):
         simmim_export.load(tiny_bundle, precision="bf16")
-    for engine in ("ort", "openvino", "auto"):
-        for threads in (0, -1):
-            with pytest.raises(UsageError, match=f"threads is {threads}"):
-                simmim_export.load(tiny_bundle, engine, threads=threads)
+    with pytest.raises(UsageError):
+        simmim_export.load(tiny_bundle, precision="")
 
 
-def test_lists_of_every_kind(model) -> None:
+@pytest.mark.parametrize("engine", ["ort", "openvino", "auto"])
+def test_fewer_than_one_thread_is_an_error(tiny_bundle: Path, engine: str) -> None:
+    for threads in (0, -1):
+        with pytest.raises(UsageError, match="threads"):
+            simmim_export.load(tiny_bundle, engine, threads=threads)
+
+
+def test_arrays_tuples_and_generators_are_lists(model) -> None:
     one, texts = np.zeros((48, 64, 3), np.uint8), ["a red circle", "a square"]
     np.testing.assert_array_equal(model.embed_image(np.stack([one, one])), model.embed_image(one for _ in range(2)))
     scores = model.match(one, texts)
@@ -153,22 +170,33 @@ def test_lists_of_every_kind(model) -> None:
     assert model.answers(one, iter(texts)) == model.answers(one, tuple(texts))
 
 
-def test_a_text_that_says_nothing_is_named_before_anything_runs(model) -> None:
+def test_an_empty_text_is_named_before_anything_runs(tiny_bundle: Path) -> None:
     texts = ["red circle"] * 20
-    texts[17] = "\U0001f600"
-    with pytest.raises(TextError, match="knows no word") as caught:
-        model.embed_text(texts)
+    texts[17] = " "
+    with simmim_export.load(tiny_bundle) as model:
+        model.engine.open = lambda *_, **__: pytest.fail("a graph was opened")  # type: ignore[method-assign]
+        with pytest.raises(TextError) as caught:
+            model.embed_text(texts)
     assert caught.value.where == "texts[17]" and caught.value.exit_code == 5
 
 
-def test_threads_that_start_at_once_open_a_graph_once(tiny_bundle: Path) -> None:
-    with simmim_export.load(tiny_bundle) as model:
-        opened, engine, start = [], model.engine.open, Barrier(8)
+def test_unknown_words_are_answered_with_a_warning_that_names_them(model) -> None:
+    image = photographs()[0]
+    for call in (model.embed_text, lambda texts: model.match(image, texts), lambda texts: model.answers(image, texts)):
+        with pytest.warns(UnknownWords) as caught:
+            assert len(call(["red circle", "zebra", "red zebra"])) == 3
+        assert [str(warning.message)[:8] for warning in caught] == ["texts[1]", "texts[2]"]
+        assert all("zebra" in str(warning.message) for warning in caught)
 
-        def open_slowly(*arguments):
-            opened.append(arguments[1].name)
+
+def test_threads_that_start_together_open_a_graph_once(tiny_bundle: Path) -> None:
+    with simmim_export.load(tiny_bundle) as model:
+        opened, open_graph, start = [], model.engine.open, Barrier(8)
+
+        def open_slowly(path, spec, **options):
+            opened.append(spec.name)
             time.sleep(0.1)
-            return engine(*arguments)
+            return open_graph(path, spec, **options)
 
         def ask(_: int) -> np.ndarray:
             start.wait()
@@ -176,8 +204,8 @@ def test_threads_that_start_at_once_open_a_graph_once(tiny_bundle: Path) -> None
 
         model.engine.open = open_slowly
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(ask, range(8)))
-        assert opened == ["text_encoder"] and all(np.array_equal(row, found[0]) for row in found)
+            rows = list(pool.map(ask, range(8)))
+        assert opened == ["text_encoder"] and all(np.array_equal(row, rows[0]) for row in rows)
 
 
 def test_a_closed_model_stays_closed(tiny_bundle: Path) -> None:
@@ -186,51 +214,38 @@ def test_a_closed_model_stays_closed(tiny_bundle: Path) -> None:
     for _ in range(2):
         model.close()
     for call in (lambda: model.embed_text(["red"]), model.verify, lambda: model.session("fusion")):
-        with pytest.raises(UsageError, match="this model was closed") as caught:
+        with pytest.raises(UsageError) as caught:
             call()
-        assert "load" in caught.value.fix
-    assert not model._sessions
+        assert caught.value.where == str(tiny_bundle) and "load" in str(caught.value.fix)
 
 
-def test_what_is_not_finite_is_no_answer(tiny_bundle: Path, tmp_path: Path, run_cli, picture: Path) -> None:
+def test_an_answer_that_is_not_finite_is_an_error(tiny_bundle: Path, tmp_path: Path, run_cli, picture: Path) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     manifest, artifacts = Bundle.open(bundle).manifest, []
     for artifact in manifest.artifacts:
         path = bundle / artifact.path
         if artifact.graph == "head.vqa":
             graph = onnx.load(path)
-            for held in graph.graph.initializer:
-                values = onnx.numpy_helper.to_array(held)
+            for weight in graph.graph.initializer:
+                values = onnx.numpy_helper.to_array(weight)
                 if values.dtype == np.float32:
-                    held.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), held.name))
+                    weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan), weight.name))
             onnx.save(graph, path)
         artifacts.append(replace(artifact, sha256=digest(path), bytes=path.stat().st_size))
     (bundle / "manifest.json").write_text(replace(manifest, artifacts=tuple(artifacts)).dumps(), encoding="utf-8")
     with simmim_export.load(bundle) as model:
         model.match(picture, ["a circle"])
-        with pytest.raises(BundleError, match=r"head\.vqa gave a logits that is not finite, in engine 'ort' at fp32"):
+        with pytest.raises(BundleError, match=r"head\.vqa"):
             model.answer(picture, "what colour ?")
-    for more in ((), ("--json",)):
-        done = run_cli("export", "ask", bundle, picture, "what colour ?", *more)
-        assert done.returncode == 5 and not done.stdout and "not finite" in done.stderr
-        assert f"simmim-export verify {bundle} --engine ort --precision fp32" in done.stderr
+    done = run_cli("export", "ask", bundle, picture, "what colour ?", "--json")
+    assert done.returncode == 5 and not done.stdout
+    assert f"simmim-export verify {bundle} --engine ort --precision fp32" in done.stderr
 
 
-def test_a_checkpoint_that_cannot_be_read(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "loop.pt").symlink_to("loop.pt")
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "loop.pt", tmp_path / "file" / "ckpt.pt", tmp_path / "none.pt"):
         with pytest.raises(CheckpointError) as caught:
             simmim_export.load(tiny_bundle, "torch", checkpoint=path)
         assert caught.value.where == str(path) and caught.value.fix
-
-
-def test_public_names() -> None:
-    assert sorted(simmim_export.__all__) == ["Bundle", "Runtime", "__version__", "load"]
-    assert simmim_export.Bundle is Bundle and simmim_export.load and simmim_export.Runtime
-    with pytest.raises(AttributeError):
-        simmim_export.nothing  # noqa: B018
-
-
-def test_softmax_of_large_logits() -> None:
-    np.testing.assert_allclose(softmax(np.array([[1e4, 1e4 - np.log(3)]])), [[0.75, 0.25]], rtol=1e-6)
