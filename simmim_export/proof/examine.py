@@ -1,6 +1,6 @@
 """Examines a model on the evidence: asks it everything, and compares its answers with the references.
 
-What sessions return is judged as it is: a wrong shape is an error, and what is not finite is counted in the figures.
+A wrong shape is an error; outputs that are not finite are counted in the figures.
 """
 
 from __future__ import annotations

@@ -34,6 +34,11 @@ class Rows:
     read: Callable[[], np.ndarray]
 
 
+def rows_of(array: np.ndarray, *, each: str, origin: tuple[str, ...]) -> Rows:
+    """An array that is there already."""
+    return Rows(each=each, origin=origin, read=lambda: array)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowSession:
     """One graph. ``open()`` gives its session, and is called only if it has to run; ``made_by`` names what that session runs.
@@ -63,7 +68,7 @@ class RowSession:
 
         key = (self.spec.name, *origin)
         outputs = compute() if each == QUESTIONS else self.keep(key, compute)
-        return {name: Rows(each=each, origin=origin, read=lambda array=array: array) for name, array in outputs.items()}
+        return {name: rows_of(array, each=each, origin=origin) for name, array in outputs.items()}
 
     def _compute(self, inputs: Mapping[str, Rows], each: str) -> dict[str, np.ndarray]:
         """All rows, in batches. Texts of like length go together, without the padding that none of them needs, as a caller would
@@ -74,18 +79,18 @@ class RowSession:
         name = next(iter(arrays))
         count = len(picked.get(name, arrays[name]))
 
-        def rows_of(name: str, rows: np.ndarray) -> np.ndarray:
+        def pick(name: str, rows: np.ndarray) -> np.ndarray:
             return arrays[name][picked[name][rows] if name in picked else rows]
 
         everything = np.arange(count)
-        lengths = {axis: rows_of(mask, everything).sum(axis=1) for mask, axis in padded_axes(self.spec).items()}
-        full = {axis: arrays[mask].shape[1] for mask, axis in padded_axes(self.spec).items()}
+        lengths = {axis: pick(mask, everything).sum(axis=1) for mask, axis in padded_axes(self.spec).items()}
+        full: dict[int | str, int] = {axis: arrays[mask].shape[1] for mask, axis in padded_axes(self.spec).items()}
         order = np.argsort(sum(lengths.values(), np.zeros(count, np.int64)), kind="stable")
         session, outputs = self.open(), dict[str, np.ndarray]()
         for start in range(0, count, self.batch):
             self.watch(f"ask {self.spec.name}", start, count)
             rows = order[start : start + self.batch]
-            feeds = {name: rows_of(name, rows) for name in arrays}
+            feeds = {name: pick(name, rows) for name in arrays}
             for axis, all_lengths in lengths.items():
                 length = max(int(all_lengths[rows].max()), self.spec.axis(axis).minimum)
                 feeds = cut(feeds, self.spec.inputs, axis=axis, length=length)
@@ -97,8 +102,9 @@ class RowSession:
                     raise GateFailed(what, fix="export the bundle again")
                 if tensor.name not in outputs:
                     sizes = zip(tensor.shape[1:], values.shape[1:], strict=True)
-                    shape = [full.get(str(axis), size) for axis, size in sizes]
+                    shape = [full.get(axis, size) for axis, size in sizes]
                     outputs[tensor.name] = np.zeros((count, *shape), values.dtype)
                 # What was cut off stays zero.
-                outputs[tensor.name][(rows, *map(slice, values.shape[1:]))] = values
+                place: tuple[Any, ...] = (rows, *(slice(size) for size in values.shape[1:]))
+                outputs[tensor.name][place] = values
         return outputs
