@@ -14,7 +14,8 @@ import msgspec
 from simmim_export.benchmarks import driver
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, versions
-from simmim_export.engines.base import Engine, require_host
+from simmim_export.engines.base import Engine
+from simmim_export.engines.checks import require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
@@ -60,7 +61,7 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
 def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
     for graph in bundle.manifest.graphs:
         artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
-        require_host(engine, artifact.built_for, artifact.path)
+        require_host(engine, artifact.built_for, where=artifact.path)
         # What is compiled ahead of time and is not yet is no candidate.
         compiled(bundle, engine, graph=graph.name, plan=plan)
 
@@ -84,10 +85,21 @@ def certify(
     witness = choose_witness(bundle, contestants)
     targets = [f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines]
     graphs = [graph.name for graph in bundle.manifest.graphs]
-    plan = driver.Plan(path, None, contestants, targets, graphs, 1, rounds, iterations=20, warmup=3, evidence=True)
+    plan = driver.Plan(
+        bundle=path,
+        checkpoint=None,
+        engines=contestants,
+        targets=targets,
+        graphs=graphs,
+        batch=1,
+        rounds=rounds,
+        iterations=20,
+        warmup=3,
+        evidence=True,
+    )
     run = datetime.now(UTC).isoformat(timespec="seconds")
     measured = driver.measure(plan, watch)
-    witnessed = references(bundle, contestants, measured, witness, watch)
+    witnessed = references(bundle, contestants, measured, witness, plan, watch)
     certificates = []
     for contestant in contestants:
         info = measured.engines[str(contestant)]
@@ -196,6 +208,7 @@ def references(
     contestants: Sequence[driver.Contestant],
     measured: driver.Measured,
     witness: driver.Contestant,
+    plan: driver.Plan,
     watch: Watch,
 ) -> dict[driver.Contestant, dict[str, Any]]:
     """For each contestant the line that says whether the graphs at FP32 give the evidence's references.
@@ -208,11 +221,7 @@ def references(
     figures = {c: measured.engines[str(c)]["figures"] for c in contestants if c.precision == driver.FP32}
     if witness not in figures:
         watch(f"what {witness} at FP32 gives for the references", 0, 1)
-        target = f"pipeline:{bundle.manifest.pipelines[0].name}"
-        words = {"bundle": str(bundle.root), "engine": witness.engine, "precision": witness.precision}
-        with driver.Process(witness) as process:
-            process.ask("open", **words, checkpoint=None, batch=1, first=target)
-            figures[witness] = process.ask("examine")
+        figures[witness] = driver.examine(witness, plan=plan)
     lines = {contestant: _required(bundle, found, exact) for contestant, found in figures.items()}
     by_engine = {contestant.engine: line for contestant, line in lines.items()}
     return {c: lines.get(c) or by_engine.get(c.engine) or lines[witness] for c in contestants}

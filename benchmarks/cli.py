@@ -69,7 +69,7 @@ def bench(
     if json_file is not None:
         check_output(json_file, overwrite, "--json")
     engines = list(
-        dict.fromkeys(driver.Contestant.parse(text, precision, device) for text in engine or ["torch", "ort"])
+        dict.fromkeys(driver.Contestant.parse(text, precision, device=device) for text in engine or ["torch", "ort"])
     )
     # First of all: an engine that is not there should say so at once, not after a bundle was built.
     for contestant in engines:
@@ -84,7 +84,17 @@ def bench(
     if read:
         checkpoint = reference.require_checkpoint(checkpoint, bundle)
     targets, graphs = suites.targets(bundle, pipeline, batch)
-    plan = driver.Plan(bundle, checkpoint, engines, targets, graphs, batch, rounds, iterations, warmup)
+    plan = driver.Plan(
+        bundle=bundle,
+        checkpoint=checkpoint,
+        engines=engines,
+        targets=targets,
+        graphs=graphs,
+        batch=batch,
+        rounds=rounds,
+        iterations=iterations,
+        warmup=warmup,
+    )
     suites.require(plan)
     load = os.getloadavg()[0]
     with report.room(json_file, len(targets) * len(engines), rounds * iterations) as write:
@@ -160,7 +170,7 @@ def footprint(
     from simmim_export.benchmarks import footprint as measure
 
     with progress_bar("footprint") as watch:
-        found = measure.footprint(bundle, source, environment, watch)
+        found = measure.footprint(bundle, source=source, environment=environment, watch=watch)
     if as_json:
         print_json(found)
         return

@@ -1,24 +1,21 @@
-"""Several workers, one at a time. Knows processes and the order of rounds; must not know what a worker runs."""
+"""Measures several engines, each in a worker of its own, one at a time and in alternated rounds."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from simmim_export import errors
 from simmim_export.benchmarks.measure import BenchmarkResult
+from simmim_export.benchmarks.worker import EngineWorker, Opened, Samples
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines import get_engine, on_device, require_engine
-from simmim_export.errors import EngineUnavailable, GateFailed
+from simmim_export.errors import GateFailed
 from simmim_export.runtime.loading import PLANNED
 from simmim_export.spec import Precision, PrecisionPlan
-from simmim_export.system.children import child_environment, python_command
+from simmim_export.system.workers import Worker
 
 Watch = Callable[[str, int, int], None]
 FP32 = str(Precision.FP32)
@@ -27,7 +24,8 @@ FP32 = str(Precision.FP32)
 @dataclass(frozen=True)
 class Contestant:
     """An engine (with its device, as in ``ort@cuda``) at a precision, or at one for each graph, written as for
-    :func:`simmim_export.load`. ``recipe`` names another ``bundle`` than the plan's, of which it runs the graphs."""
+    :func:`simmim_export.load`. With a ``recipe`` it runs the graphs of another ``bundle`` than the measurement's, which that
+    recipe made."""
 
     engine: str
     precision: str = FP32
@@ -35,9 +33,9 @@ class Contestant:
     bundle: Path | None = None
 
     @classmethod
-    def parse(cls, text: str, default: str = FP32, device: str | None = None) -> Contestant:
-        """``openvino:bf16``, or ``openvino`` at the ``default``; PyTorch alone is the reference and stays at FP32. One that
-        names no device runs on ``device``."""
+    def parse(cls, text: str, default: str = FP32, *, device: str | None = None) -> Contestant:
+        """Read ``openvino:bf16``, or ``openvino``, which runs at the ``default`` precision. PyTorch is the reference and stays at
+        FP32 unless the text names a precision. An engine that names no device runs on ``device``."""
         engine, colon, precision = text.partition(":")
         if "@" not in engine:
             engine = on_device(engine, device)
@@ -47,85 +45,30 @@ class Contestant:
 
     @property
     def reads_checkpoint(self) -> bool:
-        """Whether it runs from the checkpoint; :class:`UsageError` for an unknown engine."""
+        """Whether it runs from the checkpoint; raise :class:`UsageError` for an unknown engine."""
         return get_engine(self.engine).reads_checkpoint
 
     def require(self) -> None:
-        """Raise :class:`EngineUnavailable` if the engine, or one of its precisions, is not to be had here."""
+        """Raise :class:`EngineUnavailable` if the engine cannot run here or lacks one of the precisions."""
         engine = require_engine(self.engine)
         if self.precision != PLANNED:
             plan = PrecisionPlan.parse(self.precision)
             for precision in dict.fromkeys((plan.default, *(own for _, own in plan.graphs))):
                 engine.variant(precision)
 
+    def worker(self) -> Worker:
+        """A process for it, just started."""
+        return Worker(EngineWorker, name=f"engine '{self}'")
+
     def __str__(self) -> str:
         name = self.engine if self.precision == FP32 else f"{self.engine}:{self.precision}"
         return f"{name} ({self.recipe})" if self.recipe else name
 
 
-class WorkerDied(EngineUnavailable):
-    """A signal ended a worker in the middle of a measurement: there was too little memory, or the engine crashed."""
-
-
-class Process:
-    """A worker process: :meth:`ask` sends a request and waits for its reply. A block that fails kills it, whatever it does."""
-
-    def __init__(self, contestant: Contestant) -> None:
-        self.contestant = contestant
-        self.spawned = time.monotonic()
-        self._process = subprocess.Popen(
-            python_command("simmim_export.benchmarks.worker"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=child_environment(),
-            text=True,
-        )
-
-    def ask(self, do: str, **arguments: Any) -> Any:
-        """The worker's reply. Raises the worker's own error, :class:`WorkerDied` if it was killed, or RuntimeError if it ended by
-        a bug, whose traceback was shown as it came."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            code = self._process.wait()
-            what = f"the worker of engine '{self.contestant}' ended with code {code} while asked to {do}"
-            if code >= 0:
-                raise RuntimeError(f"{what}: its own traceback is above")
-            raise WorkerDied(
-                what, fix="give it more memory if the code is -9, a smaller --batch, or choose another --engine"
-            )
-        reply = json.loads(line)
-        if "error" in reply:
-            found = reply["error"]
-            raise getattr(errors, found["kind"])(found["what"], where=found["where"], fix=found["fix"])
-        return reply["ok"]
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._process.kill()
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure: a bundle on several engines; targets are ``graph:NAME`` or ``pipeline:NAME``. With ``evidence`` each
-    engine is also asked everything that travels with the bundle."""
+    """What to measure: a bundle on several engines, ``iterations`` timed runs of each target in each of ``rounds``. A target is
+    ``graph:NAME`` or ``pipeline:NAME``. With ``evidence`` each engine also answers everything that travels with the bundle."""
 
     bundle: Path
     checkpoint: Path | None
@@ -141,47 +84,48 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything a run gave: results, and by contestant's name cold start (seconds), memory (bytes), parity and proof."""
+    """The results, and by contestant's name its cold start (seconds), memory (bytes), parity and proof."""
 
     results: list[BenchmarkResult]
     engines: dict[str, dict[str, Any]]
 
 
-def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
-    """Open one worker an engine, then for each round and target let each engine run once, the others idle.
+def open_bundle(worker: Worker, contestant: Contestant, *, plan: Plan) -> Opened:
+    """Let ``worker`` open the contestant's bundle and compute the first target of ``plan`` once."""
+    return worker.ask(
+        EngineWorker.open,
+        contestant.bundle or plan.bundle,
+        engine=contestant.engine,
+        precision=contestant.precision,
+        checkpoint=plan.checkpoint if contestant.reads_checkpoint else None,
+        batch=plan.batch,
+        first=plan.targets[0],
+    )
 
-    The order of engines is turned by one place each round, so that none always follows the same other. Raises
-    :class:`GateFailed` if two engines did not get the same inputs.
+
+def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
+    """Open one worker for each engine; then in each round let each engine run each target once, while the others are idle.
+
+    The order of engines turns by one place each round, so that none always follows the same other. Raise :class:`GateFailed` if
+    two engines did not get the same inputs.
     """
-    workers: dict[Contestant, Process] = {}
+    workers: dict[Contestant, Worker] = {}
     info: dict[Contestant, dict[str, Any]] = {}
-    samples: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
-    on_the_gpu: dict[tuple[str, Contestant], list[tuple[float, ...]]] = {}
-    inputs: dict[str, set[str]] = {}
+    samples: dict[tuple[str, Contestant], list[Samples]] = {}
     with ExitStack() as stack:
         for engine in plan.engines:
             watch(f"open {engine}", 0, plan.rounds)
-            process = workers[engine] = stack.enter_context(Process(engine))
-            checkpoint = str(plan.checkpoint) if engine.reads_checkpoint else None
-            opened = process.ask(
-                "open",
-                bundle=str(engine.bundle or plan.bundle),
-                engine=engine.engine,
-                precision=engine.precision,
-                checkpoint=checkpoint,
-                batch=plan.batch,
-                first=plan.targets[0],
-            )
-            clock = opened["phases"]
+            worker = workers[engine] = stack.enter_context(engine.worker())
+            opened = open_bundle(worker, engine, plan=plan)
             info[engine] = {
-                "cold_start": clock["first"] - process.spawned,
+                "cold_start": opened.first - worker.started,
                 "phases": {
-                    "import": clock["imported"] - process.spawned,
-                    "open": clock["opened"] - clock["imported"],
-                    "first result": clock["first"] - clock["opened"],
+                    "import": opened.imported - worker.started,
+                    "open": opened.opened - opened.imported,
+                    "first result": opened.first - opened.opened,
                 },
                 "first_target": plan.targets[0],
-                "threads": opened["threads"],
+                "threads": opened.threads,
             }
         for number in range(plan.rounds):
             turn = number % len(plan.engines)
@@ -189,38 +133,53 @@ def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
             for target in plan.targets:
                 for engine in order:
                     watch(f"round {number + 1}, {target.partition(':')[2]}, {engine}", number, plan.rounds)
-                    found = workers[engine].ask("round", target=target, iterations=plan.iterations, warmup=plan.warmup)
-                    samples.setdefault((target, engine), []).append(tuple(found["samples"]))
-                    if found["gpu"]:
-                        on_the_gpu.setdefault((target, engine), []).append(tuple(found["gpu"]))
-                    inputs.setdefault(target, set()).add(found["inputs"])
-        for engine, process in workers.items():
+                    timed = workers[engine].ask(
+                        EngineWorker.time_round, target, iterations=plan.iterations, warmup=plan.warmup
+                    )
+                    samples.setdefault((target, engine), []).append(timed)
+        for engine, worker in workers.items():
             watch(f"parity of {engine}", plan.rounds, plan.rounds)
-            info[engine] |= process.ask("finish", graphs=list(plan.graphs))
+            info[engine] |= asdict(worker.ask(EngineWorker.prove, list(plan.graphs)))
             if plan.evidence:
-                watch(f"what {engine} still knows", plan.rounds, plan.rounds)
-                info[engine]["figures"] = process.ask("examine")
+                watch(f"{engine} on the evidence", plan.rounds, plan.rounds)
+                info[engine]["figures"] = worker.ask(EngineWorker.examine)
+    return Measured(_results(plan, samples, info), {str(engine): figures for engine, figures in info.items()})
+
+
+def examine(contestant: Contestant, *, plan: Plan) -> dict[str, Any]:
+    """The figures that the evidence gives for ``contestant`` on the bundle of ``plan``, without any timing."""
+    with contestant.worker() as worker:
+        open_bundle(worker, contestant, plan=plan)
+        return worker.ask(EngineWorker.examine)
+
+
+def _results(
+    plan: Plan, samples: dict[tuple[str, Contestant], list[Samples]], info: dict[Contestant, dict[str, Any]]
+) -> list[BenchmarkResult]:
+    """A result for each target and engine; raise :class:`GateFailed` for a target whose engines got different inputs."""
+    inputs: dict[str, set[str]] = {}
+    for (target, _), rounds in samples.items():
+        inputs.setdefault(target, set()).update(one.inputs for one in rounds)
     mixed = [target for target, digests in inputs.items() if len(digests) != 1]
     if mixed:
         raise GateFailed(f"the engines did not get the same inputs: {mixed}", fix="report this")
     manifest = Bundle.open(plan.bundle).manifest
-    results = [
+    return [
         BenchmarkResult(
-            target,
-            engine.engine,
-            engine.precision,
-            plan.batch,
-            next(iter(inputs[target])),
-            tuple(rounds),
-            _worst(info[engine]["parity"], target, manifest),
-            tuple(on_the_gpu.get((target, engine), ())),
+            target=target,
+            engine=engine.engine,
+            precision=engine.precision,
+            batch=plan.batch,
+            inputs=rounds[0].inputs,
+            rounds=tuple(one.host for one in rounds),
+            parity=_worst(info[engine]["parity"], target, manifest=manifest),
+            gpu_rounds=tuple(one.gpu for one in rounds if one.gpu),
         )
         for (target, engine), rounds in samples.items()
     ]
-    return Measured(results, {str(engine): found for engine, found in info.items()})
 
 
-def _worst(parity: dict[str, Any], target: str, manifest: Manifest) -> dict[str, Any]:
+def _worst(parity: dict[str, Any], target: str, *, manifest: Manifest) -> dict[str, Any]:
     """The parity of a graph, or for a pipeline the worst of its graphs."""
     kind, _, name = target.partition(":")
     names = [name] if kind == "graph" else list(manifest.pipeline(name).graphs)

@@ -1,28 +1,27 @@
-"""What a device has to carry: an environment with one engine and nothing else. Knows pip and processes.
+"""Measures what a device has to carry: an environment with one engine and nothing else.
 
-Everything is measured from outside, in the environment's own interpreter, through the commands a user would type.
+Everything is measured from outside, with the environment's own interpreter and the commands that a user types.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import simmim_export
 from simmim_export.errors import BundleError, GateFailed, UsageError
-from simmim_export.system.children import child_environment, python_code, python_command
+from simmim_export.system.children import python_code, python_command, run
 
 FORBIDDEN = ("torch", "torchvision", "transformers", "onnx", "accelerate")
 RUNS = 5
 
-# Run with the environment's interpreter: an embedding from scratch, and what it took.
+# Run by the environment's interpreter: computes one embedding from scratch and prints what that took.
 _FIRST = """
 import time; started = time.monotonic()
 import json, sys
@@ -39,12 +38,12 @@ Watch = Callable[[str, int, int], None]
 
 
 def footprint(
-    bundle: Path, source: Path | None, environment: Path | None, watch: Watch = lambda *_: None
+    bundle: Path, *, source: Path | None, environment: Path | None, watch: Watch = lambda *_: None
 ) -> dict[str, Any]:
     """Install ``source``[ort] into a fresh environment (or use ``environment``), check what is in it, and measure it.
 
-    Returns sizes in bytes, times in seconds (medians of ``RUNS``). Raises :class:`GateFailed` if a forbidden package is
-    there or a command fails.
+    Returns sizes in bytes and times in seconds (medians of :data:`RUNS`). Raise :class:`GateFailed` if a forbidden package is
+    installed there or a command fails.
     """
     if not (bundle / "manifest.json").is_file():
         raise BundleError("not a bundle", where=bundle, fix="make demo, or simmim-export onnx ckpt.pt -o BUNDLE")
@@ -56,16 +55,14 @@ def footprint(
         python = environment / "bin" / "python"
         watch("inspect", 1, 4)
         packages = _packages(python)
-        found = sorted(set(FORBIDDEN) & set(packages))
-        if found:
-            raise GateFailed(
-                f"the runtime's environment holds {', '.join(found)}", where=environment, fix="use a fresh one"
-            )
+        if forbidden := sorted(set(FORBIDDEN) & set(packages)):
+            what = f"the runtime's environment holds {', '.join(forbidden)}"
+            raise GateFailed(what, where=environment, fix="use a fresh environment")
         picture = Path(folder) / "picture.png"
         _picture(python, picture)
         watch("cold start", 2, 4)
         starts = {
-            kind: [_first(python, bundle, argument, kind) for _ in range(RUNS)]
+            kind: [_first(python, bundle, argument=argument, kind=kind) for _ in range(RUNS)]
             for kind, argument in (("image", str(picture)), ("text", "what colour is the circle?"))
         }
         watch("commands", 3, 4)
@@ -80,7 +77,7 @@ def footprint(
 
 
 def _install(environment: Path, source: Path | None) -> None:
-    # The checkout that this code runs from, and never the working directory: installing a folder executes what it says.
+    # The checkout that this code runs from, and never the working directory: installing a folder executes code in it.
     source = source or Path(simmim_export.__file__).resolve().parents[1]
     if not (source / "pyproject.toml").is_file():
         raise UsageError(
@@ -94,10 +91,11 @@ def _install(environment: Path, source: Path | None) -> None:
     _run(python_command("pip", *words, python=environment / "bin/python"))
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
-    if done.returncode:
-        raise GateFailed(f"{' '.join(command[:4])} ... failed:\n{done.stderr.strip()}", fix="see the message above")
+def _run(command: Sequence[str]) -> str:
+    """What ``command`` prints. Raise :class:`GateFailed` if it fails."""
+    done = run(command)
+    if done.code:
+        raise GateFailed(done.failure, fix="run that command yourself to see all that it says")
     return done.stdout
 
 
@@ -109,25 +107,25 @@ def _packages(python: Path) -> list[str]:
 
 
 def _picture(python: Path, path: Path) -> None:
-    """A photograph-sized picture, 640 x 480, made in the environment itself."""
+    """Write a picture of 640 x 480 pixels, made by the environment's own Pillow."""
     code = "import sys; from PIL import Image; Image.radial_gradient('L').resize((640, 480)).convert('RGB').save(sys.argv[1])"
     _run(python_code(code, path, python=python))
 
 
-def _first(python: Path, bundle: Path, argument: str, kind: str) -> dict[str, float]:
+def _first(python: Path, bundle: Path, *, argument: str, kind: str) -> dict[str, float]:
     spawned = time.monotonic()
-    found = json.loads(_run(python_code(_FIRST, bundle, argument, kind, python=python)))
+    clock = json.loads(_run(python_code(_FIRST, bundle, argument, kind, python=python)))
     return {
-        "total": found["done"] - spawned,
-        "interpreter": found["started"] - spawned,
-        "import_and_open": found["opened"] - found["started"],
-        "first_result": found["done"] - found["opened"],
-        "peak_memory": found["memory"],
+        "total": clock["done"] - spawned,
+        "interpreter": clock["started"] - spawned,
+        "import_and_open": clock["opened"] - clock["started"],
+        "first_result": clock["done"] - clock["opened"],
+        "peak_memory": clock["memory"],
     }
 
 
 def _commands(environment: Path, bundle: Path, picture: Path) -> dict[str, float]:
-    """Seconds that each command took; a failing one raises."""
+    """How many seconds each command took."""
     program = str(environment / "bin" / "simmim-export")
     taken = {}
     for name, arguments in {

@@ -1,7 +1,7 @@
-"""The proof on a machine with an NVIDIA GPU, by the commands that a user types: ``make gpu-check``.
+"""Proves on a machine with an NVIDIA GPU that everything works there, with the commands that a user types: ``make gpu-check``.
 
-Knows commands and the JSON that they print; must hold no logic of theirs. Every step is written down with its exit code, into one
-file. One that fails is written down as failed and leaves out what needs it; the others go on, and the whole ends with 4.
+Every step is recorded with its exit code in one file. A step that fails is recorded as failed, and steps that need it are left
+out; the others go on, and the whole ends with exit code 4.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import shlex
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,7 @@ from simmim_export.console import progress_bar, run_app, say
 from simmim_export.engines import versions
 from simmim_export.errors import GateFailed
 from simmim_export.system import nvidia
-from simmim_export.system.children import PROGRAMS, child_environment, python_command
+from simmim_export.system.children import PROGRAMS, QUOTED_LINES, python_command, run
 from simmim_export.system.host import fingerprint
 
 SCHEMA = 1
@@ -36,78 +35,84 @@ CONTESTANTS = (
     *(f"trt:{precision}" for precision in BUILT),
 )
 BASELINE = "torch-compile@cuda"
-# Of a step that failed, so many of the last lines that it wrote.
-LINES = 12
-# Seconds that a step may take: TensorRT builds base in minutes; what hangs must not keep the others from being known.
+# The tests that need a GPU, or say more where there is one.
+TESTS = ("tests/engines", "tests/contracts/test_engines.py")
+# Seconds that a step may take. TensorRT builds preset base in minutes; a step that hangs must not hide the results of the others.
 LONGEST = 3600
-EVENTS, WALL = "events of the GPU, without copies", "wall time from host arrays to host arrays, GPU idle again"
+EVENTS = "events of the GPU, without copies"
+WALL = "wall time from host arrays to host arrays, until the GPU is idle again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a command gave: ``found`` is its JSON, ``error`` the end of what it wrote where it failed. ``exit_code`` is None for
-    one that was not run, and ``error`` then says why."""
+    """One command. ``printed`` is the JSON that it printed, and ``error`` the end of what it wrote if it failed. ``exit_code`` is
+    None for a step that was not run; ``error`` then says why."""
 
     name: str
     command: str
     exit_code: int | None
     seconds: float
-    found: Any = None
+    printed: Any = None
     error: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether it ran and ended with 0."""
+        """Whether it ran and ended with exit code 0."""
         return self.exit_code == 0
 
 
 @dataclass
 class Record:
-    """Steps in order, run as they are added; ``saved`` is told of each, so that what is known outlives a kill."""
+    """Steps in order, run as they are added. ``save`` is called after each one, so a kill does not lose what is known."""
 
     steps: list[Step] = field(default_factory=list)
-    saved: Callable[[Record], None] = lambda record: None
+    save: Callable[[Record], None] = lambda record: None
 
     def passed(self, name: str) -> bool:
         """Whether the step called ``name`` was run and passed."""
         return any(step.passed for step in self.steps if step.name == name)
 
     def run(self, name: str, program: str, *arguments: object, needs: Sequence[str] = ()) -> Step:
-        """Run a command of ours (or a module of Python's), unless a step that it ``needs`` has not passed."""
+        """Run one of our programs, or a module of Python's, unless a step that it ``needs`` has not passed."""
         words = [program, *map(str, arguments)]
-        lacking = [step for step in needs if not self.passed(step)]
-        if lacking:
-            step = Step(name, shlex.join(words), None, 0.0, error=f"not run: {', '.join(lacking)} did not pass")
+        missing = [step for step in needs if not self.passed(step)]
+        if missing:
+            why = f"not run: {', '.join(missing)} did not pass"
+            step = Step(name=name, command=shlex.join(words), exit_code=None, seconds=0.0, error=why)
         else:
-            started = time.monotonic()
-            command = python_command(PROGRAMS.get(program, program), *words[1:])
-            code, out, err = _run(command)
-            seconds = round(time.monotonic() - started, 2)
-            found = None
-            with contextlib.suppress(ValueError):
-                found = json.loads(out)
-            said = "\n".join((out if found is None else "", err)).strip().splitlines()[-LINES:]
-            step = Step(name, shlex.join(words), code, seconds, found, "\n".join(said) if code else None)
+            step = _run(name, words)
         self.steps.append(step)
-        self.saved(self)
+        self.save(self)
         return step
 
 
-def _run(command: Sequence[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr; 124, as of timeout(1), for one that did not end in :data:`LONGEST` seconds."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, env=child_environment())
-    except subprocess.TimeoutExpired as error:
-        out, err = ((text or b"").decode(errors="replace") for text in (error.stdout, error.stderr))
-        return 124, out, f"{err}\nit did not end in {LONGEST} s and was killed"
-    return done.returncode, done.stdout, done.stderr
+def _run(name: str, words: Sequence[str]) -> Step:
+    started = time.monotonic()
+    done = run(python_command(PROGRAMS.get(words[0], words[0]), *words[1:]), seconds=LONGEST)
+    seconds = round(time.monotonic() - started, 2)
+    printed = None
+    with contextlib.suppress(ValueError):
+        printed = json.loads(done.stdout)
+    said = "\n".join(("" if printed is not None else done.stdout, done.stderr)).strip().splitlines()[-QUOTED_LINES:]
+    return Step(
+        name=name,
+        command=shlex.join(words),
+        exit_code=done.code,
+        seconds=seconds,
+        printed=printed,
+        error="\n".join(said) if done.code else None,
+    )
 
 
 def check(
-    folder: Path, preset: str, watch: Any = lambda *_: None, saved: Callable[[Record], None] = lambda record: None
+    folder: Path,
+    preset: str,
+    *,
+    watch: Callable[[str, int, int], None] = lambda *_: None,
+    save: Callable[[Record], None] = lambda record: None,
 ) -> Record:
-    """Every step, with what it makes in ``folder``; bench.json there is the measurement, if it came to that."""
-    record, checkpoint, bundle = Record(saved=saved), folder / "ckpt.pt", folder / "bundle"
+    """Run every step, with what it makes in ``folder``; bench.json there is the measurement, if the steps got that far."""
+    record, checkpoint, bundle = Record(save=save), folder / "ckpt.pt", folder / "bundle"
     total = len(CONTESTANTS) + len(BUILT) + 5
 
     def step(name: str, program: str, *arguments: object, needs: Sequence[str] = ()) -> None:
@@ -123,34 +128,26 @@ def check(
         wanted = ("--engine", "trt", "--precision", precision, "--json")
         step(f"build trt:{precision}", "simmim-export", "build", bundle, *wanted, needs=["export"])
     for name in CONTESTANTS:
-        one = Contestant.parse(name)
-        wanted = ("--engine", one.engine, "--precision", one.precision, "--json")
-        source = ("--checkpoint", checkpoint) if one.reads_checkpoint else ()
-        needs = [f"build {name}" if one.engine == "trt" else "export"]
+        contestant = Contestant.parse(name)
+        wanted = ("--engine", contestant.engine, "--precision", contestant.precision, "--json")
+        source = ("--checkpoint", checkpoint) if contestant.reads_checkpoint else ()
+        needs = [f"build {name}" if contestant.engine == "trt" else "export"]
         step(f"verify {name}", "simmim-export", "verify", bundle, *wanted, *source, needs=needs)
     proven = [name for name in CONTESTANTS if record.passed(f"verify {name}")]
     engines = [word for name in proven for word in ("--engine", name)]
-    # With nothing to measure the benchmark is not run, and that is no pass.
+    # If no engine was proven, the benchmark is not run, and that does not count as passed.
     needs = [f"verify {name}" for name in proven or CONTESTANTS]
     source = ("--checkpoint", checkpoint) if any(Contestant.parse(name).reads_checkpoint for name in proven) else ()
     bench = ("--bundle", bundle, *source, *engines, "--json", folder / "bench.json", "--overwrite")
     step("bench", "simmim-bench", *bench, needs=needs)
-    step(
-        "tests",
-        "pytest",
-        "-q",
-        "tests/engines",
-        "tests/contracts/test_engines.py",
-        "tests/engines/trt/test_trt_build.py",
-        "tests/engines/trt/test_trt_plan.py",
-    )
+    step("tests", "pytest", "-q", *TESTS)
     return record
 
 
 def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
-    """For every target and contestant its median in milliseconds, by which clock, and how many times faster than torch.compile
-    at the same precision (at FP16 for INT8, which PyTorch has not), both by one clock; None where that was not measured, or
-    in too few rounds."""
+    """For every target and contestant: its median in milliseconds, by which clock, and how many times faster it is than
+    torch.compile at the same precision (for INT8, which PyTorch lacks, at FP16), both by the same clock. The ratio is None if it
+    was not measured or took too few rounds."""
     rows = []
     for result in results:
         precision = "fp16" if result.precision == "int8" else result.precision
@@ -178,47 +175,46 @@ def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def certificate(record: Record, measured: Sequence[BenchmarkResult], whole: bool = True) -> dict[str, Any]:
-    """The content of the file. ``passed`` is true only if every step was run and passed, which nothing is before it is
-    ``whole``."""
+def certificate(record: Record, measured: Sequence[BenchmarkResult], *, complete: bool = True) -> dict[str, Any]:
+    """The content of the file. ``passed`` is true only if the record is ``complete`` and every step was run and passed."""
     driver = nvidia.driver()
     return {
         "schema": SCHEMA,
         "host": fingerprint(),
         "driver": None if driver is None else asdict(driver),
         "versions": versions(),
-        "passed": whole and bool(record.steps) and all(step.passed for step in record.steps),
+        "passed": complete and bool(record.steps) and all(step.passed for step in record.steps),
         "steps": [asdict(step) | {"passed": step.passed} for step in record.steps],
         "figures": figures(measured),
     }
 
 
 def require_passed(document: Mapping[str, Any], path: Path) -> None:
-    """Raise :class:`GateFailed` naming the steps that failed and those that were not run."""
+    """Raise :class:`GateFailed` naming the steps that failed or were not run."""
     failed = [step["name"] for step in document["steps"] if not step["passed"]]
     if not document["passed"]:
         what = f"{len(failed)} of {len(document['steps'])} steps did not pass: {', '.join(failed)}"
-        raise GateFailed(what, where=path, fix="read there what each of them said, and run its command again")
+        raise GateFailed(what, where=path, fix="read in that file what each of them said, and run its command again")
 
 
 def main() -> None:
-    """Prove everything that needs a GPU, and write it down; exit with 3 where there is none."""
+    """Prove everything that needs a GPU, and record it; exit with 3 if there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="base", help="the model that is built, with random weights")
     parser.add_argument("--folder", type=Path, default=Path("gpu-check"), help="where model, bundle and samples go")
     parser.add_argument("--output", type=Path, default=FILE)
     options = parser.parse_args()
-    # First of all: everything else takes minutes.
+    # First, because everything else takes minutes.
     nvidia.require_gpu()
     options.folder.mkdir(parents=True, exist_ok=True)
     bench = options.folder / "bench.json"
-    bench.unlink(missing_ok=True)  # that of an earlier run is none of this one
+    bench.unlink(missing_ok=True)  # which an earlier run may have left
     with progress_bar("gpu-check") as watch:
         record = check(
             options.folder,
             options.preset,
-            watch,
-            lambda known: report.write(certificate(known, [], whole=False), options.output),
+            watch=watch,
+            save=lambda record: report.write(certificate(record, [], complete=False), options.output),
         )
     document = certificate(record, report.read(bench)["results"] if record.passed("bench") else [])
     report.write(document, options.output)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from simmim_export.benchmarks import commands, driver
+from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.report import ratio_to
 from simmim_export.bundle import Bundle
 from simmim_export.errors import EngineUnavailable, TruncatedText
@@ -23,6 +23,7 @@ from simmim_export.precision import peers
 from simmim_export.precision.int8 import to_int8
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
+from simmim_export.system.children import our_command, run
 from simmim_export.system.files import digest
 
 EXACT = driver.Contestant("ort")
@@ -78,11 +79,10 @@ def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Pa
     samples.mkdir()
     (samples / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     lowered = ("--precision", "int8", "--calibration", str(samples))
-    for module, *words in (
-        ("training.cli", "init", "--preset", preset, "--text-encoder", text_encoder, "-o", str(checkpoint)),
-        ("cli", "onnx", str(checkpoint), *lowered, "-o", str(bundle)),
-    ):
-        commands.run(module, *words)
+    run(
+        our_command("simmim-train", "init", "--preset", preset, "--text-encoder", text_encoder, "-o", checkpoint)
+    ).output()
+    run(our_command("simmim-export", "onnx", checkpoint, *lowered, "-o", bundle)).output()
     return bundle
 
 
@@ -138,7 +138,17 @@ def measure(
         found[broken] = 0
         name = {"engine": contestant.engine, "precision": contestant.precision, "recipe": contestant.recipe}
         rows.append(name | {"broken": int(broken.sum())} | agreement(exact, found))
-    plan = driver.Plan(bundle, None, everyone, [f"graph:{GRAPH}"], [GRAPH], 1, rounds, iterations=30, warmup=5)
+    plan = driver.Plan(
+        bundle=bundle,
+        checkpoint=None,
+        engines=everyone,
+        targets=[f"graph:{GRAPH}"],
+        graphs=[GRAPH],
+        batch=1,
+        rounds=rounds,
+        iterations=30,
+        warmup=5,
+    )
     measured = driver.measure(plan, lambda step, done, total: watch(step, total + done, 2 * total))
     for row, result in zip(rows, measured.results, strict=True):
         assert (row["engine"], row["precision"]) == (result.engine, result.precision)

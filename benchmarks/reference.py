@@ -1,15 +1,12 @@
-"""Which bundle to measure when none was named: ./bundle, else a reference of random weights, built once and cached.
+"""Chooses the bundle to measure when none was named: ./bundle, or else a reference with random weights, built once and cached.
 
-Knows the commands that make a bundle, and runs them as a user would. Random weights are right for speed and wrong for
-everything else: no accuracy is ever claimed from them.
+Random weights are fine for measuring speed and useless for everything else: no accuracy is ever claimed from them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,30 +14,32 @@ import simmim_export
 from simmim_export.bundle import Bundle
 from simmim_export.console import say
 from simmim_export.errors import EngineUnavailable, UsageError
-from simmim_export.system.children import child_environment, python_command
-from simmim_export.system.host import cache_folder
+from simmim_export.system.cache import cache_folder
+from simmim_export.system.children import our_command, run
 from simmim_export.version import __version__
 
 PRESET = "base"
+# The code that decides what the reference bundle contains.
+_SOURCES = ("models/**/*.py", "export/*.py", "bundle/*.py", "spec.py")
 
 
 def reference_folder() -> Path:
-    """Where the reference bundle of this very code is kept: another model or exporter makes another one. Raise
-    :class:`UsageError` where nothing may be cached."""
+    """Where the reference bundle of this very code is kept: changed code gets another folder.
+
+    Raise :class:`UsageError` if there is no cache.
+    """
     base = cache_folder("reference")
     if base is None:
         raise UsageError("there is no cache to keep the reference bundle in", fix="give --bundle")
     root = Path(simmim_export.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(
-        [*root.glob("models/*.py"), *root.glob("export/*.py"), *root.glob("bundle/*.py"), root / "spec.py"]
-    ):
+    for path in sorted(path for pattern in _SOURCES for path in root.glob(pattern)):
         digest.update(path.read_bytes())
     return base / f"{PRESET}-{__version__}-{digest.hexdigest()[:12]}"
 
 
 def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | None]:
-    """The bundle to measure and its checkpoint (None if there is none to be found), building the reference if needed.
+    """The bundle to measure, and its checkpoint or None. Build the reference bundle if it is needed.
 
     Raise :class:`BundleError` for a ``bundle`` that cannot be opened.
     """
@@ -57,19 +56,19 @@ def find(bundle: Path | None, checkpoint: Path | None) -> tuple[Path, Path | Non
 
 
 def build(folder: Path) -> None:
-    """Build the reference with the real commands, in place or not at all. About a minute and 1.4 GB."""
+    """Build the reference bundle in ``folder`` with the real commands, whole or not at all. About a minute and 1.4 GB."""
     say(f"building the reference bundle of preset {PRESET} once, in {folder}", error=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for module, *arguments in (
-            ("simmim_export.training.cli", "init", "--preset", PRESET, "-o", str(staged / "ckpt.pt")),
-            ("simmim_export.cli", "onnx", str(staged / "ckpt.pt"), "-o", str(staged / "bundle")),
+        for command in (
+            our_command("simmim-train", "init", "--preset", PRESET, "-o", staged / "ckpt.pt"),
+            our_command("simmim-export", "onnx", staged / "ckpt.pt", "-o", staged / "bundle"),
         ):
-            done = subprocess.run(python_command(module, *arguments), stdout=sys.stderr, env=child_environment())
-            if done.returncode:
+            done = run(command, show_stderr=True)
+            if done.code:
                 raise EngineUnavailable(
-                    "the reference bundle could not be built here (see above)",
+                    "the reference bundle could not be built here; the reason is above",
                     fix="pip install 'simmim-export[bench]', or give --bundle",
                 )
         if folder.exists():
@@ -80,11 +79,11 @@ def build(folder: Path) -> None:
 
 
 def require_checkpoint(checkpoint: Path | None, bundle: Path) -> Path:
-    """``checkpoint``; raise :class:`UsageError` if there is none, since PyTorch runs from nothing else."""
+    """``checkpoint``; raise :class:`UsageError` if it is None, because PyTorch runs from nothing else."""
     if checkpoint is None:
         raise UsageError(
             "engine 'torch' needs the checkpoint that the bundle was made from",
             where=bundle,
-            fix="give --checkpoint ckpt.pt, or name engines without it: --engine ort",
+            fix="give --checkpoint ckpt.pt, or name engines that do not need it: --engine ort",
         )
     return checkpoint

@@ -24,7 +24,8 @@ from simmim_export.console import stacked, stdout_console
 from simmim_export.engines.doctor import examine
 from simmim_export.errors import DataError, GateFailed, UsageError
 from simmim_export.spec import as_json
-from simmim_export.system.files import destination, digest, parse_json, replacing
+from simmim_export.system.files import digest, parse_json
+from simmim_export.system.outputs import destination, replacing
 
 SCHEMA = 1
 # What a document takes at most: for host and engines, for each target on an engine, and for each latency.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from simmim_export.benchmarks.driver import Plan
 from simmim_export.bundle import Bundle
-from simmim_export.engines.base import require_host
+from simmim_export.engines.checks import require_host
 from simmim_export.errors import UsageError
 from simmim_export.runtime import load
 from simmim_export.runtime.loading import compiled
@@ -41,5 +41,5 @@ def require(plan: Plan) -> None:
                 continue
             for graph in plan.graphs:
                 artifact = model.bundle.artifact(graph, model.engine.variant(model.plan.of(graph)))
-                require_host(model.engine, artifact.built_for, artifact.path)
+                require_host(model.engine, artifact.built_for, where=artifact.path)
                 compiled(model.bundle, model.engine, graph=graph, plan=model.plan)

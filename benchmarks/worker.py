@@ -1,122 +1,136 @@
-"""One engine in one process, told what to do over a pipe.
+"""One engine in one process: opens a bundle, times its graphs and pipelines, and compares them with PyTorch.
 
-Knows how to open a runtime and time it. Must not import PyTorch itself: only the engine that needs it does. Requests and
-replies are JSON, one a line, over the process's own stdin and stdout; anything that a library prints goes to stderr. Ctrl-C is
-for the process that started this one, which ends it.
+Served by :class:`~simmim_export.system.workers.Worker`. PyTorch is imported only by the engine that needs it.
 """
 
 from __future__ import annotations
 
-import signal
+import hashlib
+import sys
 import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-STARTED = time.monotonic()
-if __name__ == "__main__":
-    # Before the imports, which take most of a second.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+import numpy as np
 
-import hashlib  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import numpy as np  # noqa: E402
-
-from simmim_export import errors  # noqa: E402
-from simmim_export.bundle.golden import Golden  # noqa: E402
-from simmim_export.engines.base import GpuTimed  # noqa: E402
-from simmim_export.errors import SimmimError  # noqa: E402
-from simmim_export.proof.examine import Examiner, require_evidence  # noqa: E402
-from simmim_export.proof.parity import compare, invariance  # noqa: E402
-from simmim_export.runtime import Model, load  # noqa: E402
-from simmim_export.system.host import available_threads  # noqa: E402
-from simmim_export.system.libraries import guard_imports  # noqa: E402
-from simmim_export.system.printing import show_warnings_plainly  # noqa: E402
+from simmim_export.bundle.golden import Golden
+from simmim_export.engines.base import GpuTimed
+from simmim_export.proof.examine import Examiner, require_evidence
+from simmim_export.proof.parity import compare, invariance
+from simmim_export.runtime import Model, load
+from simmim_export.system.host import available_threads
 
 
-class Worker:
-    """The state of a worker: an open runtime, the golden tensors, and the inputs of each target."""
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """When a worker had imported its code, opened its bundle and computed its first result (``time.monotonic``, which all
+    processes share), and how many threads it may use."""
+
+    imported: float
+    opened: float
+    first: float
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Latencies in seconds of one round: ``host`` from host arrays to host arrays, ``gpu`` by the GPU's own events (empty where
+    the session has none). ``inputs`` is the SHA-256 of what was fed."""
+
+    host: tuple[float, ...]
+    gpu: tuple[float, ...]
+    inputs: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proofs:
+    """The largest memory of the timed runs in bytes; and by graph its parity with PyTorch, whether it is invariant to batch and
+    padding, and how many nodes ran in each type."""
+
+    peak_memory: int
+    parity: dict[str, Any]
+    invariance: dict[str, Any]
+    proof: dict[str, Any]
+
+
+class EngineWorker:
+    """An open runtime, the golden tensors, and the inputs of each target. A target is ``graph:NAME`` or ``pipeline:NAME``."""
 
     def __init__(self) -> None:
         self.imported = time.monotonic()
         self.model: Model
         self.golden: Golden
-        self.case = ""
         self.batch = 1
 
-    def open(self, bundle: str, engine: str, precision: str, checkpoint: str | None, batch: int, first: str) -> Any:
-        """Open the bundle and give the first result of the target ``first``; reply with the clock at every phase."""
+    def open(
+        self, bundle: Path, *, engine: str, precision: str | None, checkpoint: Path | None, batch: int, first: str
+    ) -> Opened:
+        """Open the bundle and compute the target ``first`` once. Raises what :func:`simmim_export.load` raises."""
         self.model = load(bundle, engine, precision=precision, checkpoint=checkpoint)
         self.golden = Golden.load(self.model.bundle.file("golden.npz"), graphs=self.model.bundle.manifest.graphs)
-        self.case = self.golden.largest()
         self.batch = batch
         opened = time.monotonic()
-        self.call(first)
-        phases = {"started": STARTED, "imported": self.imported, "opened": opened, "first": time.monotonic()}
-        return {"phases": phases, "threads": available_threads()}
+        self._run(first, self._feeds(first))
+        return Opened(imported=self.imported, opened=opened, first=time.monotonic(), threads=available_threads())
 
-    def feeds(self, target: str) -> dict[str, np.ndarray]:
-        """The locked inputs of a target: golden rows, repeated to the batch. A pipeline gets every tensor that the host feeds
-        to any graph."""
+    def _feeds(self, target: str) -> dict[str, np.ndarray]:
+        """The inputs of ``target``, the same for every engine: golden rows, repeated to the batch. A pipeline gets every tensor
+        that the host gives to any graph."""
         kind, _, name = target.partition(":")
-        manifest, case = self.model.bundle.manifest, self.golden.cases[self.case]
+        manifest, case = self.model.bundle.manifest, self.golden.largest()
         if kind == "graph":
-            rows = self.golden.feeds(self.case, manifest.graph(name))
+            rows = self.golden.feeds(case, manifest.graph(name))
         else:
             inputs = {tensor.name for graph in manifest.graphs for tensor in graph.inputs}
-            rows = {key: array for key, array in case.items() if key in inputs}
+            rows = {key: array for key, array in self.golden.cases[case].items() if key in inputs}
         return {key: np.take(array, range(self.batch), axis=0, mode="wrap") for key, array in rows.items()}
 
-    def call(self, target: str, feeds: dict[str, np.ndarray] | None = None) -> None:
-        """Run a target once."""
+    def _run(self, target: str, feeds: dict[str, np.ndarray]) -> None:
         kind, _, name = target.partition(":")
-        feeds = self.feeds(target) if feeds is None else feeds
         if kind == "graph":
             self.model.session(name).run(feeds)
         else:
             self.model.run(name, feeds)
 
-    def round(self, target: str, iterations: int, warmup: int) -> Any:
-        """Time ``iterations`` runs after ``warmup`` untimed ones; reply with every latency in seconds.
+    def time_round(self, target: str, *, iterations: int, warmup: int) -> Samples:
+        """Time ``iterations`` runs of ``target`` after ``warmup`` runs that are not timed.
 
-        From host arrays to host arrays, so that a GPU has done its work by then. ``gpu`` is as many runs by the GPU's own
-        events, for a single graph whose session has them, and else empty.
+        A run goes from host arrays to host arrays, so a GPU has finished its work when the clock stops. A single graph whose
+        session has a clock on the GPU is run as often again by that clock.
         """
         kind, _, name = target.partition(":")
         session = self.model.session(name) if kind == "graph" else None
-        feeds = self.feeds(target)
+        feeds = self._feeds(target)
         digest = hashlib.sha256(b"".join(key.encode() + feeds[key].tobytes() for key in sorted(feeds))).hexdigest()
         for _ in range(warmup):
-            self.call(target, feeds)
+            self._run(target, feeds)
         samples = []
         for _ in range(iterations):
             before = time.perf_counter()
-            self.call(target, feeds)
+            self._run(target, feeds)
             samples.append(time.perf_counter() - before)
         gpu: list[float] = []
         if isinstance(session, GpuTimed):
             gpu = [session.gpu_seconds(feeds) for _ in range(iterations)]
-        return {"samples": samples, "gpu": gpu, "inputs": digest}
+        return Samples(host=tuple(samples), gpu=tuple(gpu), inputs=digest)
 
-    def finish(self, graphs: list[str]) -> Any:
-        """Peak memory of the timed runs, then parity and executed precision of ``graphs``."""
+    def prove(self, graphs: list[str]) -> Proofs:
+        """Compare ``graphs`` with PyTorch. Call it after the timed runs: it takes memory."""
         memory = peak_memory()
-        parity, proof, stable = {}, {}, {}
+        parity, invariances, proofs = {}, {}, {}
         for name in graphs:
             session, spec = self.model.session(name), self.model.bundle.manifest.graph(name)
             parity[name] = compare(session, spec, golden=self.golden, precision=self.model.plan.of(name)).summary()
-            stable[name] = invariance(session, spec, golden=self.golden)
-            found = session.precision_proof()
-            proof[name] = {"executed": dict(found.executed), "source": found.source}
-        return {"peak_memory": memory, "parity": parity, "invariance": stable, "proof": proof}
+            invariances[name] = invariance(session, spec, golden=self.golden)
+            proofs[name] = asdict(session.precision_proof())
+        return Proofs(peak_memory=memory, parity=parity, invariance=invariances, proof=proofs)
 
-    def examine(self) -> Any:
-        """What the evidence of the bundle says of this engine."""
+    def examine(self) -> dict[str, Any]:
+        """The figures that the evidence of the bundle gives for this engine; see :meth:`Examiner.figures`."""
         evidence = require_evidence(self.model.bundle)
         examiner = Examiner(self.model.bundle.manifest, evidence, tokens=self.model.tokens)
-        return examiner.figures(examiner.outputs(self.model.session))
+        return dict(examiner.figures(examiner.outputs(self.model.session)))
 
 
 def peak_memory() -> int:
@@ -129,31 +143,3 @@ def peak_memory() -> int:
 
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def kind_of(error: SimmimError) -> str:
-    """The class of ``errors.py`` that ``error`` is, or is a kind of: the other side knows those."""
-    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-
-
-def main() -> None:
-    """Serve requests until stdin closes."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    guard_imports()
-    show_warnings_plainly()
-    worker = Worker()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            reply = {"ok": getattr(worker, request.pop("do"))(**request)}
-        except SimmimError as error:
-            reply = {"error": {"kind": kind_of(error), "what": error.what, "where": error.where, "fix": error.fix}}
-        try:
-            print(json.dumps(reply), file=replies, flush=True)
-        except BrokenPipeError:  # whoever asked was ended, and nobody waits for this
-            os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

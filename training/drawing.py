@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from simmim_export.errors import UsageError
-from simmim_export.system.files import replacing
+from simmim_export.system.outputs import replacing
 from simmim_export.training.data import dataset
 from simmim_export.training.data.shapes import contact_sheet
 from simmim_export.training.data.shapes.dataset import ShapesBatch

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from simmim_export.errors import UsageError
-from simmim_export.system.files import destination, require_new, require_writable
+from simmim_export.system.outputs import destination, require_new, require_writable
 
 
 def check_output(path: Path, overwrite: bool) -> None:

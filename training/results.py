@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,8 @@ from typing import Any
 
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.errors import GateFailed
-from simmim_export.system.children import child_environment, python_command
-from simmim_export.system.files import replacing
+from simmim_export.system import children
+from simmim_export.system.outputs import replacing
 from simmim_export.training.results_page import REVISION, page, plot
 
 SEEDS = (0, 1, 2)
@@ -135,13 +134,13 @@ def execute(run: Run, folder: Path) -> dict[str, Any]:
         return str(folder / f"{key.replace('/', '-')}.pt")
 
     started, output = time.monotonic(), ""
-    environment = child_environment({} if run.timed else {"OMP_NUM_THREADS": "1"})
+    changes = {} if run.timed else {"OMP_NUM_THREADS": "1"}
     for command in run.commands:
         words = [word.replace("{out}", path(run.key)).replace("{start}", path(run.after or "")) for word in command]
         words += ["--overwrite"] if words[1] in ("init", "pretrain", "finetune") else []
-        done = subprocess.run(python_command(*words), capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise GateFailed(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}", where=run.key)
+        done = children.run(children.python_command(*words), changes=changes)
+        if done.code:
+            raise GateFailed(done.failure, where=run.key)
         output = done.stdout
     return {"metrics": json.loads(output), "seconds": round(time.monotonic() - started), "revision": REVISION}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from simmim_export.errors import BundleError, UsageError
 from simmim_export.spec import GraphSpec, TensorSpec
-from simmim_export.system.files import DAMAGED, pack, unpack
+from simmim_export.system.npz import DAMAGED, pack, unpack
 
 # An export probes nine shapes; each case is run at least once.
 MAX_CASES, MAX_NAME = 100, 100

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
-from math import isfinite
 from typing import Any, NoReturn
 
 import msgspec
@@ -23,6 +22,7 @@ from simmim_export.bundle.checks.problem import Problem, refusal
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
 from simmim_export.spec import FED, GraphSpec, Kind, Pipeline, Precision, TensorSpec, Variant, Verb, as_json
+from simmim_export.system.files import parse_json
 
 SCHEMA = 2
 # How many problems one message lists, and how many characters of each: a hostile manifest could fill the terminal.
@@ -195,7 +195,7 @@ def _content(text: str, where: object) -> Any:
         what = f"the manifest is longer than {MAX_BYTES / 2**20:.0f} MiB"
         raise BundleError(what, where=where, fix=EXPORT_AGAIN)
     try:
-        content = _parse_json(text)
+        content = parse_json(text, finite=True)
     except ValueError as error:
         what = f"the manifest is not JSON: {str(error)[:LONGEST]}"
         raise BundleError(what, where=where, fix=EXPORT_AGAIN) from error
@@ -214,32 +214,6 @@ def _depth(value: Any) -> int:
         level = list(chain.from_iterable(held.values() if isinstance(held, dict) else held for held in level))
         depth += 1
     return depth
-
-
-def _parse_json(text: str) -> Any:
-    """The value of a JSON text without duplicate keys and without numbers that are not finite. Raise ValueError otherwise."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_number)
-    except RecursionError as error:
-        raise ValueError(f"nested too deeply: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise ValueError(f"an object has the key {key!r} twice")
-        seen.add(key)
-    return dict(pairs)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if isfinite(value) else _refuse_number(text)
-
-
-def _refuse_number(text: str) -> NoReturn:
-    raise ValueError(f"{text[:20]} is not a finite number")
 
 
 def _refuse(wrong: list[Problem], where: object) -> NoReturn:

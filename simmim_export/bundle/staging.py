@@ -16,7 +16,8 @@ from simmim_export.bundle.manifest import Manifest
 from simmim_export.bundle.opened import REPLACED, Bundle
 from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleRestored, UsageError
-from simmim_export.system.files import digest, leftovers, parse_json, read_file, require_new, room_for
+from simmim_export.system.files import digest, parse_json, read_file
+from simmim_export.system.outputs import leftovers, require_new, room_for
 from simmim_export.system.signals import ending_cleanly
 
 # Everything that a bundle may hold, apart from the temporary files of certify.

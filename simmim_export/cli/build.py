@@ -103,7 +103,7 @@ def build(
     from simmim_export.runtime.build import build as build_all
 
     with progress_bar("build") as watch:
-        built = build_all(opened, compiler, plan, request, _modules, watch)
+        built = build_all(opened, compiler, plan=plan, request=request, modules=_modules, watch=watch)
     if as_json:
         print_json({"bundle": str(bundle), "engine": engine, "graphs": {b.sidecar.graph: b.as_json() for b in built}})
         return

@@ -68,7 +68,7 @@ def onnx(
     from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget
     from simmim_export.spec import Precision
-    from simmim_export.system.files import full_disk, no_empty_folders
+    from simmim_export.system.outputs import full_disk, no_empty_folders
 
     wanted = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
     if Precision.BF16 in wanted:

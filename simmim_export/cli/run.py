@@ -287,7 +287,7 @@ def _check_drawing(path: Path, overwrite: bool) -> None:
 def _draw(path: Path, image: ImageSource, maps: list[np.ndarray], lines: list[str]) -> None:
     from simmim_export.runtime.explain import sheet
     from simmim_export.runtime.images import decode
-    from simmim_export.system.files import destination, replacing
+    from simmim_export.system.outputs import destination, replacing
 
     drawn = sheet(decode(image), maps, lines)
     with replacing(destination(path)) as temporary:

@@ -22,6 +22,7 @@ from rich.text import Text
 from simmim_export.errors import SimmimError, UsageError
 from simmim_export.system.children import protect_children
 from simmim_export.system.libraries import guard_imports
+from simmim_export.system.messages import leave_for_parent
 from simmim_export.system.printing import (
     READER_GONE,
     flush_streams,
@@ -114,6 +115,7 @@ def _exit_code(app: Callable[..., object]) -> int:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SimmimError as error:
+        leave_for_parent(error)
         say_last(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
@@ -148,7 +150,7 @@ def _exit_code(app: Callable[..., object]) -> int:
 
 def check_output(path: Path, overwrite: bool, option: str) -> None:
     """Raise :class:`UsageError`, before anything is computed, for an output file that is there already, or cannot be."""
-    from simmim_export.system.files import destination, require_new, require_writable
+    from simmim_export.system.outputs import destination, require_new, require_writable
 
     require_writable(destination(path))
     if path.is_dir():

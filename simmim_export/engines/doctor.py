@@ -1,14 +1,11 @@
-"""What this machine has, and what each engine would say if it were asked to run here.
-
-Knows engines, package versions, and what of both does not go together. Must not open a bundle.
-"""
+"""What this machine has, and for each engine whether it can run here and what to install if it cannot."""
 
 from __future__ import annotations
 
 import os
 import platform
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypedDict
 
 from simmim_export.engines import ENGINES, get_engine
 from simmim_export.engines import torch as torch_engine
@@ -35,13 +32,47 @@ PACKAGES = (
 )
 
 
-def examine(thorough: bool = False) -> dict[str, Any]:
-    """Host, GPU, package versions (None where missing), each engine's state with what to install, and known conflicts.
+class EngineState(TypedDict):
+    """Whether an engine can run here; if not, the ``reason`` and what to type to ``install`` it."""
 
-    ``thorough`` imports what the models are made with too, which takes seconds: without it PyTorch counts as available where it
-    is installed.
+    available: bool
+    reason: str | None
+    install: str | None
+
+
+class GpuState(TypedDict):
+    """The NVIDIA driver, the newest ``cuda`` that it runs, and its GPUs (name, compute capability, memory in bytes); or the
+    ``reason`` why there is no GPU."""
+
+    reason: str | None
+    driver: str | None
+    cuda: str | None
+    gpus: list[dict[str, Any]]
+
+
+class Examination(TypedDict):
+    """Everything that ``doctor --json`` prints. ``packages`` maps a name to its version, or to None if it is not installed."""
+
+    simmim_export: str
+    python: str
+    system: str
+    cpu: str
+    features: list[str]
+    cpus: int
+    threads_used: int
+    gpu: GpuState
+    packages: dict[str, str | None]
+    engines: dict[str, EngineState]
+    problems: list[str]
+
+
+def examine(thorough: bool = False) -> Examination:
+    """Examine this machine.
+
+    Without ``thorough`` PyTorch counts as available if it is installed. With it, PyTorch and what the models are made with are
+    also imported, which takes seconds.
     """
-    engines = {}
+    engines: dict[str, EngineState] = {}
     for name in ENGINES:
         engine = get_engine(name)
         reason = engine.why_unavailable()
@@ -52,7 +83,6 @@ def examine(thorough: bool = False) -> dict[str, Any]:
             "reason": reason,
             "install": None if reason is None else engine.install,
         }
-    packages = {name: installed(name) for name in PACKAGES}
     problems = conflicts()
     if has_integer_dot() is False:
         problems.append(
@@ -64,17 +94,16 @@ def examine(thorough: bool = False) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
         "features": sorted(cpu_features() or ()),
-        "cpus": os.cpu_count(),
+        "cpus": os.cpu_count() or available_threads(),
         "threads_used": available_threads(),
         "gpu": _gpu(),
-        "packages": packages,
+        "packages": {name: installed(name) for name in PACKAGES},
         "engines": engines,
         "problems": problems,
     }
 
 
-def _gpu() -> dict[str, Any]:
-    """Driver and GPUs, or ``reason``: why there are none."""
+def _gpu() -> GpuState:
     driver = nvidia.driver()
     if driver is None:
         return {"reason": nvidia.why_no_gpu(), "driver": None, "cuda": None, "gpus": []}

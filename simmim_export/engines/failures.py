@@ -1,15 +1,16 @@
-"""Turns whatever an engine raises into one of our errors, which names the engine and the graph."""
+"""Turns whatever an engine raises into one of our errors, which names the engine and the graph; and the errors that all engines
+share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
 
-from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, InputError, SimmimError
-from simmim_export.spec import GraphSpec
+from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, InputError, SimmimError, UsageError
+from simmim_export.spec import GraphSpec, Precision
 
-# What the engines say, in lower case, when this machine has too little memory or may start no more threads. None of them has
-# a type of its own for that.
+# What the engines say, in lower case, if this machine has too little memory or may start no more threads. None of them has an
+# exception type for that.
 _EXHAUSTED = (
     "bad_alloc",
     "bad allocation",
@@ -22,13 +23,29 @@ _EXHAUSTED = (
 )
 
 
+def cannot_run(engine: str, reason: str, *, install: str) -> EngineUnavailable:
+    """The error for an engine that cannot run here."""
+    return EngineUnavailable(f"engine {engine!r} cannot run here: {reason}", fix=install)
+
+
+def no_such_precision(engine: str, precision: Precision, *, has: tuple[Precision, ...]) -> EngineUnavailable:
+    """The error for a precision that an engine lacks."""
+    names = ", ".join(has)
+    return EngineUnavailable(f"engine {engine!r} has no {precision} (it has: {names})", fix=f"use --precision {has[0]}")
+
+
+def closed(graph: str) -> UsageError:
+    """The error for running a session that was closed."""
+    return UsageError(f"the session of {graph} was closed", fix="open it again")
+
+
 class running:
     """For a block in which the engine called ``engine`` opens or runs the graph ``spec``: whatever it raises becomes one of our
-    errors that names both. Our errors, warnings and KeyboardInterrupt pass through.
+    errors that names both. Our own errors, warnings and KeyboardInterrupt pass through.
 
-    Raise :class:`EngineUnavailable` where the machine lacks memory or threads, else ``error`` (:class:`BundleError`, or what an
-    engine that reads no bundle calls a bad file). ``where`` is the file that was opened. A class and not a generator, because
-    it is entered on each run.
+    Raise :class:`EngineUnavailable` if the machine lacks memory or threads, else ``error``: :class:`BundleError`, or what an
+    engine that does not read bundles raises for a bad file. ``where`` is the file that was opened. This is a class and not a
+    generator because it is entered at every run.
     """
 
     def __init__(
@@ -48,24 +65,24 @@ class running:
     def __exit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A warning is raised where the caller asked for that.
+        # A warning is only raised if the caller turned warnings into errors.
         if isinstance(raised, Exception) and not isinstance(raised, SimmimError | Warning):
             raise self._ours(raised) from raised
 
     def _ours(self, raised: Exception) -> SimmimError:
-        said = _said(raised)
+        reason = _last_line(raised)
         failed = f"engine {self._engine!r} cannot {'open' if self._opens else 'run'} {self._spec.name}"
         if isinstance(raised, MemoryError) or any(words in str(raised).lower() for words in _EXHAUSTED):
             fix = "use a smaller batch, another --precision or a machine with more memory"
-            return EngineUnavailable(f"{failed}: out of memory or threads: {said}", where=self._where, fix=fix)
+            return EngineUnavailable(f"{failed}: out of memory or threads: {reason}", where=self._where, fix=fix)
         fix = f"simmim-export verify BUNDLE --engine {self._engine}, which checks the files and runs every graph"
         if self._opens:
             fix = EXPORT_AGAIN
-        return self._error(f"{failed}: {said}", where=self._where, fix=fix)
+        return self._error(f"{failed}: {reason}", where=self._where, fix=fix)
 
 
-def _said(raised: Exception, limit: int = 300) -> str:
-    """What ``raised`` says, in one line: the last that is not empty, because engines put places in their sources first."""
+def _last_line(raised: Exception, limit: int = 300) -> str:
+    """The type of ``raised`` and the last line of its message, because engines put places in their own sources first."""
     lines = [line.strip() for line in str(raised).splitlines() if line.strip()]
     text = lines[-1] if lines else ""
     text = text if len(text) <= limit else text[:limit] + "..."

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, and what its other providers share with that."""
+"""ONNX Runtime on the CPU, and what its other providers share with it."""
 
 from __future__ import annotations
 
@@ -11,65 +11,62 @@ from typing import Any
 
 import numpy as np
 
-from simmim_export.engines.base import (
-    LATENCY,
-    PrecisionProof,
-    Session,
-    broken_package,
-    check_feeds,
-    check_outputs,
-    closed,
-    no_such_precision,
-    require_hint,
-    threads_for,
-)
-from simmim_export.engines.failures import running
+from simmim_export.engines.base import PrecisionProof, Session
+from simmim_export.engines.checks import check_feeds, check_outputs
+from simmim_export.engines.failures import closed, no_such_precision, running
+from simmim_export.engines.options import LATENCY, require_hint, threads_for
+from simmim_export.engines.packages import broken_package
 from simmim_export.errors import EngineUnavailable
-from simmim_export.spec import GraphSpec, Precision
+from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system.telemetry import without_telemetry
 
 PROVIDER = "CPUExecutionProvider"
-_VARIANTS = {Precision.FP32: "fp32", Precision.INT8: "int8-u8"}
-# Kernels whose output is float while they multiply INT8; and nodes that compute nothing, but go from one type to another.
+_VARIANTS = {Precision.FP32: Variant.FP32, Precision.INT8: Variant.INT8_U8}
+# Kernels that multiply INT8 and give float; and nodes that only convert one type to another.
 _INTEGER_KERNELS = ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
-def open_session(path: Path, threads: int, providers: Sequence[Any], profile: Path | None = None) -> Any:
+def open_session(path: Path, threads: int, *, providers: Sequence[Any], profile: Path | None = None) -> Any:
     """An ``onnxruntime.InferenceSession`` of the file at ``path``. With ``profile`` it writes what it runs into that folder.
-    Raise whatever ONNX Runtime raises: call it within :class:`~simmim_export.engines.failures.running`."""
+
+    Raises whatever ONNX Runtime raises: call it within :class:`~simmim_export.engines.failures.running`.
+    """
     with without_telemetry("onnxruntime"):
         import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Its errors are exceptions as well. What it would print beside them holds names out of the graph, unescaped.
+    # Its errors are raised as well, and what it would print holds names out of the graph that are not escaped.
     options.log_severity_level = 4
-    # On x86 without VNNI its kernels add pairs of U8 x S8 products in 16 bits, which saturate. So asked it takes the exact U8 x
-    # U8 ones where weights are beyond 7 bits: MiniLM kept 96.7 % of its neighbours instead of 89.0, in 8 % more time.
+    # On x86 without VNNI its kernels add pairs of U8 x S8 products in 16 bits, which saturates. With this entry it takes the
+    # exact U8 x U8 kernels for weights of more than 7 bits: MiniLM kept 96.7 % of its neighbors instead of 89.0, in 8 % more
+    # time.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    # Each session has threads of its own, which go on spinning when a run ends and hold the processor while the next session of
-    # a pipeline wants it: four in a row took 55 ms for a question, and 15 when they stop (preset small at 128 pixels, 2 cores).
+    # The threads of a session go on spinning after a run, and hold the processor while the next session of a pipeline needs it:
+    # four sessions in a row took 55 ms for a question, and 15 once they stop spinning (preset small at 128 pixels, 2 cores).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile / "ort")
-    # With its fallback a provider that fails is a line on stdout and a session on the CPU.
+    # With its own fallback, a provider that fails would give a line on stdout and a session on the CPU.
     return onnxruntime.InferenceSession(str(path), options, providers=list(providers), enable_fallback=0)
 
 
-def require_provider(session: Any, provider: str, fix: str) -> None:
-    """Raise :class:`EngineUnavailable` unless ``provider`` is the first that ``session`` really has."""
+def require_provider(session: Any, provider: str, *, fix: str) -> None:
+    """Raise :class:`EngineUnavailable` unless ``provider`` is the first one that ``session`` really uses."""
     active = session.get_providers()
     if active[:1] != [provider]:
         raise EngineUnavailable(f"asked for {provider}, ONNX Runtime activated {active}", fix=fix)
 
 
-def proof_of(open_profiled: Callable[[Path], Any], spec: GraphSpec, provider: str) -> PrecisionProof:
-    """Executed nodes by type, from ONNX Runtime's own profile of one run: the type of their first output, or int8 for
-    kernels that multiply INT8 and give float; "conversion" for those that only change a type. Nodes that another provider than
-    ``provider`` ran are counted as its."""
+def proof_of(open_profiled: Callable[[Path], Any], spec: GraphSpec, *, provider: str) -> PrecisionProof:
+    """How many nodes ran in each type, from ONNX Runtime's own profile of one run.
+
+    A node counts by the type of its first output, as int8 if its kernel multiplies INT8 and gives float, and as "conversion" if
+    it only changes a type. A node that another provider than ``provider`` ran is counted under the name of that provider.
+    """
     sizes = {axis.name: axis.minimum for axis in spec.axes}
     feeds = {t.name: np.ones(t.resolve(sizes), t.dtype) for t in spec.inputs}
     with tempfile.TemporaryDirectory() as folder:
@@ -90,26 +87,26 @@ def proof_of(open_profiled: Callable[[Path], Any], spec: GraphSpec, provider: st
 class OrtSession:
     """A graph in ONNX Runtime; see :class:`~simmim_export.engines.base.Session`."""
 
-    def __init__(self, path: Path, spec: GraphSpec, threads: int) -> None:
+    def __init__(self, path: Path, spec: GraphSpec, *, threads: int) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._path, self._spec, self._threads = path, spec, threads
         self._names = [tensor.name for tensor in spec.outputs]
         self._running = running(OrtEngine.name, spec, where=path)
         self._session: Any = self._open()
-        require_provider(self._session, PROVIDER, "reinstall onnxruntime in a fresh environment")
+        require_provider(self._session, PROVIDER, fix="reinstall onnxruntime in a fresh environment")
 
     def _open(self, profile: Path | None = None) -> Any:
         with running(OrtEngine.name, self._spec, where=self._path, opens=True):
-            return open_session(self._path, self._threads, [PROVIDER], profile)
+            return open_session(self._path, self._threads, providers=[PROVIDER], profile=profile)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute every output; feeds may hold more tensors than the graph takes."""
-        arrays, session = check_feeds(feeds, self.inputs, self._spec.axes), self._session
+        """See :meth:`~simmim_export.engines.base.Session.run`."""
+        arrays, session = check_feeds(feeds, self.inputs, axes=self._spec.axes), self._session
         if session is None:
             raise closed(self._spec.name)
         with self._running:
             outputs = dict(zip(self._names, session.run(self._names, arrays), strict=True))
-        check_outputs(OrtEngine.name, self._spec, arrays, outputs)
+        check_outputs(OrtEngine.name, self._spec, feeds=arrays, outputs=outputs)
         return outputs
 
     def close(self) -> None:
@@ -117,9 +114,9 @@ class OrtSession:
         self._session = None
 
     def precision_proof(self) -> PrecisionProof:
-        """Executed nodes by type; see :func:`proof_of`."""
+        """How many nodes ran in each type; see :func:`proof_of`."""
         with self._running:
-            return proof_of(self._open, self._spec, PROVIDER)
+            return proof_of(self._open, self._spec, provider=PROVIDER)
 
 
 class OrtEngine:
@@ -132,22 +129,19 @@ class OrtEngine:
     saturates = False
 
     def why_unavailable(self) -> str | None:
-        """None when onnxruntime can be imported, which is done."""
+        """None if onnxruntime can be imported. Imports it."""
         return broken_package("onnxruntime")
 
-    def variant(self, precision: Precision) -> str:
-        """FP32 and INT8; its CPU kernels compute FP16 and BF16 in FP32 with casts around it, so there is nothing to gain."""
+    def variant(self, precision: Precision) -> Variant:
+        """FP32 and INT8. Its CPU kernels compute FP16 and BF16 in FP32 with casts around them, which gains nothing."""
         if precision not in _VARIANTS:
-            raise no_such_precision(self.name, precision, tuple(_VARIANTS))
+            raise no_such_precision(self.name, precision, has=tuple(_VARIANTS))
         return _VARIANTS[precision]
 
-    def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> None:
-        """None: it opens graphs themselves."""
-
     def open(
-        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+        self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> Session:
         """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it."""
         self.variant(precision)
-        require_hint(self.name, hint, self.hints)
-        return OrtSession(path, spec, threads_for(threads))
+        require_hint(self.name, hint, has=self.hints)
+        return OrtSession(path, spec, threads=threads_for(threads))

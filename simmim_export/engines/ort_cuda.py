@@ -1,11 +1,11 @@
 """ONNX Runtime on an NVIDIA GPU: its CUDA provider, with every tensor bound to memory on the device.
 
-Nothing here runs on the CPU in place of the GPU: ONNX Runtime falls back in three ways (a provider that cannot be loaded is
-left out, one that fails is replaced, and so is one that fails later), and each is an error here.
+Nothing here falls back to the CPU. ONNX Runtime would do so in three ways: it leaves out a provider that cannot be loaded, and
+replaces one that fails at the start or later. Each of these is an error here.
 
-``ort-graph@cuda`` records each shape as a CUDA graph and replays it, which saves a launch for every node. It is asked for and
-no default: addresses and shapes are frozen, memory of a recorded shape is never given back, a thread that calls for the first
-time records anew, and ONNX Runtime refuses a graph whose nodes move tensors to the CPU in between.
+``ort-graph@cuda`` records each shape as a CUDA graph and replays it, which saves one launch per node. It has to be asked for,
+because it has limits: addresses and shapes are frozen, the memory of a recorded shape is never given back, a thread that calls
+for the first time records again, and ONNX Runtime refuses a graph whose nodes move tensors to the CPU in between.
 """
 
 from __future__ import annotations
@@ -20,36 +20,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from simmim_export.engines.base import (
-    LATENCY,
-    PrecisionProof,
-    Session,
-    broken_package,
-    check_feeds,
-    check_outputs,
-    closed,
-    missing_package,
-    no_such_precision,
-    require_hint,
-    threads_for,
-)
-from simmim_export.engines.failures import running
+from simmim_export.engines.base import PrecisionProof, Session
+from simmim_export.engines.checks import check_feeds, check_outputs
+from simmim_export.engines.failures import closed, no_such_precision, running
+from simmim_export.engines.options import LATENCY, require_hint, threads_for
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
+from simmim_export.engines.packages import broken_package, missing_package
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.spec import GraphSpec, Precision
+from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system import nvidia
 from simmim_export.system.conflicts import INSTALL_GPU, missing_libraries, ort_files
 from simmim_export.system.telemetry import without_telemetry
 
 PROVIDER = "CUDAExecutionProvider"
-# TF32 keeps 10 bits of a factor: FP32 with it is no FP32.
+# TF32 keeps only 10 bits of each factor, so FP32 with it is not FP32.
 OPTIONS: Mapping[str, str] = {"use_tf32": "0"}
 CUDA_GRAPH: Mapping[str, str] = {"enable_cuda_graph": "1"}
-# What a run is told: the number of its recorded graph, and the one that records nothing.
+# The run option with the number of the recorded graph, and the number that records nothing.
 GRAPH_ID, NO_GRAPH = "gpu_graph_id", -1
-# So many shapes keep their memory (and their CUDA graph); any other gets memory for a call.
+# So many shapes keep their memory (and their CUDA graph); every other shape gets memory for one call.
 SHAPES = 16
-_VARIANTS = {Precision.FP32: "fp32", Precision.FP16: "fp16"}
+_VARIANTS = {Precision.FP32: Variant.FP32, Precision.FP16: Variant.FP16}
 
 
 @dataclass(frozen=True)
@@ -63,13 +54,13 @@ class _Bound:
 
 
 class OrtCudaSession:
-    """A graph on the GPU; see :class:`~simmim_export.engines.base.Session`. One call at a time: others wait."""
+    """A graph on the GPU; see :class:`~simmim_export.engines.base.Session`. It runs one call at a time; others wait."""
 
     provider: ClassVar[str] = PROVIDER
     device: ClassVar[str] = "cuda"
     provider_options: ClassVar[Mapping[str, str]] = OPTIONS
 
-    def __init__(self, path: Path, spec: GraphSpec, threads: int, graphs: bool) -> None:
+    def __init__(self, path: Path, spec: GraphSpec, *, threads: int, graphs: bool) -> None:
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._path, self._spec, self._threads, self._graphs = path, spec, threads, graphs
         self._name = OrtCudaGraphEngine.name if graphs else OrtCudaEngine.name
@@ -78,11 +69,11 @@ class OrtCudaSession:
         self._kept: dict[tuple[tuple[int, ...], ...], _Bound] = {}
         _preload()
         self._session: Any = self._open(CUDA_GRAPH if graphs else {})
-        require_provider(self._session, self.provider, _how_to_load())
+        require_provider(self._session, self.provider, fix=_how_to_load())
         self._session.disable_fallback()
 
     def _open(self, more: Mapping[str, str], profile: Path | None = None) -> Any:
-        # The CPU's is always there as well: sizes of symbolic axes are computed on it.
+        # ONNX Runtime adds the CPU provider itself, and computes the sizes of dynamic axes on it.
         providers = [(self.provider, {**self.provider_options, **more})]
         try:
             with running(self._name, self._spec, where=self._path, opens=True):
@@ -96,14 +87,14 @@ class OrtCudaSession:
     def _start(self, providers: list[Any], profile: Path | None) -> Any:
         try:
             with _out_of_memory(self._spec):
-                return open_session(self._path, self._threads, providers, profile)
+                return open_session(self._path, self._threads, providers=providers, profile=profile)
         except _failures() as error:
             what = f"{self.provider} does not start: {_last_line(error)}"
             raise EngineUnavailable(what, fix=_how_to_load()) from error
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute every output; feeds may hold more tensors than the graph takes."""
-        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
+        """See :meth:`~simmim_export.engines.base.Session.run`."""
+        arrays = check_feeds(feeds, self.inputs, axes=self._spec.axes)
         with self._lock:
             if self._session is None:
                 raise closed(self._spec.name)
@@ -113,8 +104,8 @@ class OrtCudaSession:
                     bound.inputs[name].update_inplace(np.ascontiguousarray(array))
                 self._session.run_with_iobinding(bound.binding, bound.options)
                 shared = {name: value.numpy() for name, value in bound.outputs.items()}
-            check_outputs(self._name, self._spec, arrays, shared)
-            # From the GPU it is a copy already; memory of the host is shown as it is, and the next call writes to it.
+            check_outputs(self._name, self._spec, feeds=arrays, outputs=shared)
+            # From the GPU it is already a copy. Host memory is shared instead, and the next call writes to it.
             return {name: array if array.flags.owndata else array.copy() for name, array in shared.items()}
 
     def _bound(self, arrays: Mapping[str, np.ndarray]) -> _Bound:
@@ -162,16 +153,16 @@ class OrtCudaSession:
             self._session = None
 
     def precision_proof(self) -> PrecisionProof:
-        """Executed nodes by type, those that ran on the CPU apart; see :func:`~simmim_export.engines.ort.proof_of`. A
-        recorded CUDA graph runs the same nodes."""
+        """How many nodes ran in each type, with those on the CPU counted apart; see :func:`~simmim_export.engines.ort.proof_of`.
+        A recorded CUDA graph runs the same nodes."""
         with self._running:
-            return proof_of(lambda folder: self._open({}, folder), self._spec, self.provider)
+            return proof_of(lambda folder: self._open({}, folder), self._spec, provider=self.provider)
 
 
 @contextlib.contextmanager
 def _out_of_memory(spec: GraphSpec) -> Iterator[None]:
-    """Raise :class:`EngineUnavailable` for what ONNX Runtime says when the GPU is out of memory, which it gives no type of its
-    own: its arena cannot grow, or a library of CUDA's cannot allocate."""
+    """Raise :class:`EngineUnavailable` if the GPU is out of memory. ONNX Runtime has no exception type for that, only messages:
+    its arena cannot grow, or a CUDA library cannot allocate."""
     try:
         yield
     except Exception as error:
@@ -183,7 +174,7 @@ def _out_of_memory(spec: GraphSpec) -> Iterator[None]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises for a provider that does not come up; of no common kind but Exception."""
+    """What ONNX Runtime raises for a provider that does not start. These types share no base class but Exception."""
     with without_telemetry("onnxruntime"):
         from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
 
@@ -196,7 +187,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _preload() -> None:
-    """Load CUDA's and cuDNN's libraries from their wheels, which no loader finds by itself; what it says goes to stderr."""
+    """Load the libraries of CUDA and cuDNN from their wheels, where the dynamic loader does not look. Messages go to stderr."""
     with without_telemetry("onnxruntime"):
         import onnxruntime
 
@@ -206,10 +197,14 @@ def _preload() -> None:
 
 
 def _how_to_load() -> str:
-    """What to do where CUDA's provider is installed and does not come up."""
+    """What to do if the CUDA provider is installed and does not start."""
     files = ort_files()
     missing = missing_libraries(int(files.cuda.partition(".")[0])) if files and files.cuda else []
-    return f"{INSTALL_GPU}; not to be loaded here: {', '.join(missing)}" if missing else "simmim-export doctor"
+    return (
+        f"{INSTALL_GPU}; these libraries cannot be loaded here: {', '.join(missing)}"
+        if missing
+        else "simmim-export doctor"
+    )
 
 
 class OrtCudaEngine(OrtEngine):
@@ -220,7 +215,7 @@ class OrtCudaEngine(OrtEngine):
     graphs: ClassVar[bool] = False
 
     def why_unavailable(self) -> str | None:
-        """The package, the provider or the GPU that is missing, or why the package cannot be imported."""
+        """The package, provider or GPU that is missing, or why the package cannot be imported."""
         files = ort_files()
         if files is None:
             return missing_package("onnxruntime")
@@ -228,25 +223,25 @@ class OrtCudaEngine(OrtEngine):
             return f"{files.package} has no {PROVIDER}"
         return nvidia.why_no_gpu() or broken_package("onnxruntime")
 
-    def variant(self, precision: Precision) -> str:
-        """FP32 and FP16. INT8 is refused: ONNX Runtime fuses Q and DQ to operators that have no CUDA kernel, which run on the
-        CPU then (microsoft/onnxruntime issues 12229, 24807), and what it leaves multiplies in float."""
+    def variant(self, precision: Precision) -> Variant:
+        """FP32 and FP16. INT8 is refused: ONNX Runtime fuses Q and DQ to operators that have no CUDA kernel and so run on the CPU
+        (microsoft/onnxruntime issues 12229 and 24807), and whatever it does not fuse multiplies in float."""
         if precision is Precision.INT8:
             has = ", ".join(_VARIANTS)
             what = f"engine {self.name!r} has no {precision} (it has: {has}): it has no INT8 kernels for the GPU"
             raise EngineUnavailable(what, fix="use --precision fp16, or --engine trt")
         if precision not in _VARIANTS:
-            raise no_such_precision(self.name, precision, tuple(_VARIANTS))
+            raise no_such_precision(self.name, precision, has=tuple(_VARIANTS))
         return _VARIANTS[precision]
 
     def open(
-        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+        self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> Session:
-        """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it, :class:`EngineUnavailable` if the GPU is
-        not what it would run on."""
+        """Open an ONNX file. Raise :class:`BundleError` if ONNX Runtime refuses it, and :class:`EngineUnavailable` if it would
+        not run on the GPU."""
         self.variant(precision)
-        require_hint(self.name, hint, self.hints)
-        return OrtCudaSession(path, spec, threads_for(threads), self.graphs)
+        require_hint(self.name, hint, has=self.hints)
+        return OrtCudaSession(path, spec, threads=threads_for(threads), graphs=self.graphs)
 
 
 class OrtCudaGraphEngine(OrtCudaEngine):

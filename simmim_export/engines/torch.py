@@ -1,5 +1,7 @@
-"""PyTorch from the checkpoint: in eager mode the reference that every other engine is measured against, on the CPU or a GPU,
-and compiled on a GPU. It runs exactly the modules that the exporter traces.
+"""PyTorch from the checkpoint, running exactly the modules that the exporter traces.
+
+In eager mode, on the CPU or a GPU, it is the reference that every other engine is measured against. On a GPU it can also be
+compiled.
 """
 
 from __future__ import annotations
@@ -12,22 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from simmim_export.engines.base import (
-    LATENCY,
-    PrecisionProof,
-    broken_package,
-    cannot_run,
-    check_feeds,
-    check_outputs,
-    closed,
-    missing_package,
-    no_such_precision,
-    require_hint,
-    threads_for,
-)
-from simmim_export.engines.failures import running
+from simmim_export.engines.base import PrecisionProof
+from simmim_export.engines.checks import check_feeds, check_outputs
+from simmim_export.engines.failures import cannot_run, closed, no_such_precision, running
+from simmim_export.engines.options import LATENCY, require_hint, threads_for
+from simmim_export.engines.packages import broken_package, missing_package
 from simmim_export.errors import CheckpointError, EngineUnavailable
-from simmim_export.spec import GraphSpec, Kind, Precision
+from simmim_export.spec import GraphSpec, Kind, Precision, Variant
 from simmim_export.system import nvidia
 from simmim_export.system.libraries import require_no_libraries_here
 
@@ -36,7 +29,7 @@ PACKAGES = ("torch", "torchvision", "transformers")
 
 
 def broken() -> str | None:
-    """None when all of :data:`PACKAGES` can be imported, which is done and takes seconds; else the reason in one line."""
+    """None if all of :data:`PACKAGES` can be imported, else the reason in one line. Imports them, which takes seconds."""
     return next((reason for package in PACKAGES if (reason := broken_package(package))), None)
 
 
@@ -62,7 +55,8 @@ class TorchSession:
         if compiled:
             import torch
 
-            # With CUDA graphs, as one compiles for latency. fullgraph: past its limit of shapes it would go on in eager mode.
+            # reduce-overhead uses CUDA graphs, as one would for latency. Without fullgraph it would go on in eager mode after too
+            # many shapes.
             self._call = torch.compile(module, mode="reduce-overhead", fullgraph=True)
 
     def _tensors(self, arrays: Mapping[str, np.ndarray]) -> list[Any]:
@@ -77,18 +71,18 @@ class TorchSession:
         call = self._call
         if call is None:
             raise closed(self._spec.name)
-        # The weights are halves; autocast is for what meets them as float32 (a mask) or must not be half (a softmax).
+        # The weights are float16. Autocast is for what meets them as float32 (a mask) or must not be float16 (a softmax).
         with torch.inference_mode(), torch.autocast(self._device, torch.float16, enabled=self._half):
             values = call(*tensors)
         return values if isinstance(values, tuple) else (values,)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute every output; feeds may hold more tensors than the graph takes."""
-        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
+        """See :meth:`~simmim_export.engines.base.Session.run`."""
+        arrays = check_feeds(feeds, self.inputs, axes=self._spec.axes)
         with self._running:
             values = self._forward(self._tensors(arrays))
             outputs = {t.name: value.float().cpu().numpy() for t, value in zip(self.outputs, values, strict=True)}
-        check_outputs(self._engine, self._spec, arrays, outputs)
+        check_outputs(self._engine, self._spec, feeds=arrays, outputs=outputs)
         return outputs
 
     def close(self) -> None:
@@ -102,13 +96,13 @@ class TorchSession:
 
 
 class TorchCudaSession(TorchSession):
-    """The same on a GPU, which has a clock; see :class:`~simmim_export.engines.base.GpuTimed`."""
+    """The same on a GPU, which has a clock of its own; see :class:`~simmim_export.engines.base.GpuTimed`."""
 
     def gpu_seconds(self, feeds: Mapping[str, np.ndarray]) -> float:
-        """Run once; the seconds between two events around the module, copies left out."""
+        """Run once; the seconds between two events around the module, without copies."""
         import torch
 
-        arrays = check_feeds(feeds, self.inputs, self._spec.axes)
+        arrays = check_feeds(feeds, self.inputs, axes=self._spec.axes)
         with self._running:
             tensors = self._tensors(arrays)
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -145,32 +139,29 @@ class TorchEngine:
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32,)
 
     def why_unavailable(self) -> str | None:
-        """None when :data:`PACKAGES` are installed. Whether they can be imported shows when a graph is opened, so that a process
-        which only asks, as a benchmark does, stays small."""
+        """None if :data:`PACKAGES` are installed. Whether they can be imported is only tried when a graph is opened, so that a
+        process which only asks, such as a benchmark, stays small."""
         return next((reason for package in PACKAGES if (reason := missing_package(package))), None)
 
-    def variant(self, precision: Precision) -> str:
-        """The precision's own name: this engine reads no graph."""
+    def variant(self, precision: Precision) -> Variant:
+        """The variant of the same precision: this engine does not read graphs."""
         if precision not in self.precisions:
-            raise no_such_precision(self.name, precision, self.precisions)
-        return str(precision)
-
-    def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> None:
-        """None: it runs from a checkpoint."""
+            raise no_such_precision(self.name, precision, has=self.precisions)
+        return Variant(precision)
 
     def _require(self) -> None:
-        """Raise :class:`EngineUnavailable` if a package is installed and cannot be imported, and :class:`UsageError` where
-        importing torch could load a library from the working directory."""
+        """Raise :class:`EngineUnavailable` if a package is installed but cannot be imported, and :class:`UsageError` if importing
+        torch could load a library from the working directory."""
         require_no_libraries_here()
         if (reason := broken()) is not None:
-            raise cannot_run(self.name, reason, self.install)
+            raise cannot_run(self.name, reason, install=self.install)
 
     def open(
-        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+        self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TorchSession:
-        """Open one graph of the checkpoint at ``path``; sets torch's threads for the whole process."""
+        """Open one graph of the checkpoint at ``path``. Sets the number of PyTorch's threads for the whole process."""
         self.variant(precision)
-        require_hint(self.name, hint, self.hints)
+        require_hint(self.name, hint, has=self.hints)
         self._require()
         import torch
 
@@ -202,19 +193,20 @@ class TorchCudaEngine(TorchEngine):
         return super().why_unavailable() or nvidia.why_no_gpu()
 
     def open(
-        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+        self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TorchSession:
-        """As on the CPU; raise :class:`EngineUnavailable` for a PyTorch that was built without CUDA, or for another."""
+        """As on the CPU. Raise :class:`EngineUnavailable` if PyTorch was built without CUDA, or for a version that the driver
+        cannot run."""
         self._require()
         import torch
 
         if not torch.cuda.is_available():
             what = f"PyTorch {torch.__version__} (built for CUDA {torch.version.cuda}) cannot use the GPU here"
             raise EngineUnavailable(what, fix="simmim-export doctor, and pip install a torch for the driver's CUDA")
-        # cuDNN's convolutions take TF32 unless they are told not to, and that is no FP32.
+        # cuDNN's convolutions use TF32 by default, and that is not FP32.
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        return super().open(path, spec, precision, threads, hint)
+        return super().open(path, spec, precision=precision, threads=threads, hint=hint)
 
 
 class TorchCompiledEngine(TorchCudaEngine):

@@ -219,7 +219,7 @@ def _prove(path: Path, variant: Variant, *, spec: GraphSpec, golden: Golden, pla
     """Compare the file at ``path`` with PyTorch; raise :class:`GateFailed` if they differ too much."""
     precision = variant.precision
     with tempfile.TemporaryDirectory() as scratch:
-        session = require_engine("ort").open(provable(variant, path, Path(scratch)), spec, Precision.FP32)
+        session = require_engine("ort").open(provable(variant, path, Path(scratch)), spec, precision=Precision.FP32)
         report = replace(compare(session, spec, golden=golden, precision=precision), variant=variant)
         session.close()
     fix = "report this with the versions that simmim-export doctor prints"

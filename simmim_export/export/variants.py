@@ -11,7 +11,8 @@ from pathlib import Path
 
 import onnx
 
-from simmim_export.engines.base import INTEGER_DOT, Engine, require_host
+from simmim_export.engines.base import Engine
+from simmim_export.engines.checks import INTEGER_DOT, require_host
 from simmim_export.errors import EngineUnavailable
 from simmim_export.precision import int8
 from simmim_export.precision.passes import Options, Passes, nodes_of
@@ -97,7 +98,7 @@ class Choice:
             del found[Precision.INT8]
         if Precision.INT8 in found:
             try:
-                require_host(self._engine, self._variants.needs(graph, self._has[Precision.INT8]), graph)
+                require_host(self._engine, self._variants.needs(graph, self._has[Precision.INT8]), where=graph)
             except EngineUnavailable as error:
                 self.refused[graph] = f"{graph}: {error.what}"
                 del found[Precision.INT8]

@@ -14,7 +14,7 @@ from pickletools import genops
 from typing import TYPE_CHECKING, Any
 
 from simmim_export.errors import CheckpointError
-from simmim_export.system.files import replacing
+from simmim_export.system.outputs import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor

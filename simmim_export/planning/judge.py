@@ -17,16 +17,13 @@ from simmim_export.bundle import Manifest
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines import require_engine
 from simmim_export.engines.base import Session
-from simmim_export.errors import SimmimError
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner
 from simmim_export.proof.fitting import require_fit
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Precision
-from simmim_export.system.children import spawn_worker
 from simmim_export.system.files import digest
-from simmim_export.system.libraries import guard_imports
-from simmim_export.system.printing import show_warnings_plainly
+from simmim_export.system.workers import Worker
 
 ROUNDS, SECONDS = 5, 0.12
 
@@ -40,27 +37,29 @@ class Candidate:
     precision: Precision
 
 
-class _Bench:
-    """What the process holds. ``files`` maps evidence and golden tensors to their paths."""
+class Bench:
+    """The object that the process serves: the engine, the evidence and the golden tensors."""
 
-    def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
+    def open(self, engine: str, manifest: Manifest, *, tokenizer: str, evidence: Path, golden: Path) -> None:
+        """Read all of it. Raise :class:`EngineUnavailable` or :class:`BundleError` for what cannot be used."""
         self.engine, self.manifest = require_engine(engine), manifest
         read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"], graphs=manifest.graphs)
         held_out = require_fit(Evidence.load(evidence), manifest, evidence)
         self.examiner = Examiner(manifest, held_out, tokens=read.feeds)
         self.golden = Golden.load(golden, graphs=manifest.graphs)
 
-    def open(self, candidate: Candidate) -> Session:
-        return self.engine.open(candidate.path, self.manifest.graph(candidate.graph), candidate.precision)
+    def _session(self, candidate: Candidate) -> Session:
+        return self.engine.open(candidate.path, self.manifest.graph(candidate.graph), precision=candidate.precision)
 
-    def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
+    def examine(self, candidates: list[Candidate]) -> dict[str, Any]:
+        """See :meth:`Judge.examine`."""
         mine = {candidate.graph: candidate for candidate in candidates}
         names = {graph: f"{digest(c.path)} {c.precision}" for graph, c in mine.items()}
         opened: dict[str, Session] = {}
 
         def session(graph: str) -> Session:
             if graph not in opened:
-                opened[graph] = self.open(mine[graph])
+                opened[graph] = self._session(mine[graph])
             return opened[graph]
 
         try:
@@ -69,13 +68,14 @@ class _Bench:
             for one in opened.values():
                 one.close()
 
-    def clock(self, candidates: Sequence[Candidate]) -> list[float]:
+    def clock(self, candidates: list[Candidate]) -> list[float]:
+        """See :meth:`Judge.clock`."""
         case = self.golden.largest()
         samples: list[list[float]] = [[] for _ in candidates]
         for _ in range(ROUNDS):
             for place, candidate in enumerate(candidates):
                 # One session at a time: two would compete for the same threads.
-                session = self.open(candidate)
+                session = self._session(candidate)
                 feeds = self.golden.feeds(case, self.manifest.graph(candidate.graph))
                 feeds = {name: array[:1] for name, array in feeds.items()}
                 for _ in range(3):
@@ -90,51 +90,28 @@ class _Bench:
         return [statistics.median(rounds) for rounds in samples]
 
 
-_bench: _Bench | SimmimError
-
-
-def _start(*arguments: Any) -> None:
-    # What is raised here would be a broken pool to whoever asks; kept, it is raised to them as it is.
-    global _bench
-    guard_imports()
-    show_warnings_plainly()
-    try:
-        _bench = _Bench(*arguments)
-    except SimmimError as error:
-        _bench = error
-
-
-def _held() -> _Bench:
-    if isinstance(_bench, SimmimError):
-        raise _bench
-    return _bench
-
-
-def _examine(candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-    return _held().examine(candidates)
-
-
-def _clock(candidates: Sequence[Candidate]) -> list[float]:
-    return _held().clock(candidates)
-
-
 class Judge:
     """A process with one ``engine``. Use it in a ``with`` block; errors of the engine are raised here as they are."""
 
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine = engine
-        self._pool = spawn_worker(_start, engine, manifest, tokenizer, evidence, golden)
+        self._worker = Worker(Bench, name=f"engine '{engine}'")
+        try:
+            self._worker.ask(Bench.open, engine, manifest, tokenizer=tokenizer, evidence=evidence, golden=golden)
+        except BaseException:
+            self._worker.close(kill=True)
+            raise
 
     def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
         """What the evidence says of one candidate for every graph: :meth:`Examiner.figures`."""
-        return self._pool.submit(_examine, list(candidates)).result()
+        return self._worker.ask(Bench.examine, list(candidates))
 
     def clock(self, candidates: Sequence[Candidate]) -> list[float]:
         """Median seconds of each at batch 1 and the longest probed text: medians of 5 alternated rounds."""
-        return self._pool.submit(_clock, list(candidates)).result()
+        return self._worker.ask(Bench.clock, list(candidates))
 
     def __enter__(self) -> Judge:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._worker.close(kill=kind is not None)

@@ -22,7 +22,8 @@ from simmim_export.precision import fp16, int8, int8_s8
 from simmim_export.precision.quantizer import Feeds
 from simmim_export.spec import Precision
 from simmim_export.system.cache import kept
-from simmim_export.system.files import digest, replacing
+from simmim_export.system.files import digest
+from simmim_export.system.outputs import replacing
 
 # precision -> its variants: that of CPU engines first, which plans are made of.
 VARIANTS: Mapping[Precision, tuple[str, ...]] = {

@@ -29,7 +29,8 @@ from simmim_export.proof.budget import Budget, NotJudged, promised
 from simmim_export.proof.examine import REFERENCES
 from simmim_export.proof.records import Certificate, verdict
 from simmim_export.spec import PrecisionPlan
-from simmim_export.system.files import locked, read_file, reading, replacing, require_replaceable
+from simmim_export.system.files import locked, parse_json, read_file, reading
+from simmim_export.system.outputs import replacing, require_replaceable
 
 SCHEMA = 3
 FILE = "certificate.json"
@@ -94,7 +95,7 @@ def read(bundle: Bundle) -> list[Certificate]:
                 text = _text_of(path)
             except FileNotFoundError:
                 return []
-        content = _parse(text)
+        content = parse_json(text, finite=True)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         if content["schema"] != SCHEMA:
@@ -127,20 +128,6 @@ def _alone(bundle: Bundle) -> Iterator[None]:
 
 def _text_of(path: Path) -> str:
     return read_file(path, most=MOST_BYTES).decode("utf-8")
-
-
-def _parse(text: str) -> Any:
-    """The value of a JSON text. Raise ValueError for an object with two equal names, and for NaN and infinity."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(names := dict(pairs)) < len(pairs):
-            raise ValueError(f"a name occurs twice among {', '.join(list(names)[:5])}")
-        return names
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
-
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def _check(certificates: Sequence[Certificate], bundle: Bundle) -> None:
@@ -228,7 +215,7 @@ def _known(bundle: Bundle) -> list[Certificate]:
 def _require_schema(path: Path) -> None:
     """Raise :class:`BundleError` if ``path`` holds certificates of a newer version, which can still read them."""
     try:
-        schema = _parse(_text_of(path))["schema"]
+        schema = parse_json(_text_of(path), finite=True)["schema"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return
     if isinstance(schema, int) and schema > SCHEMA:

@@ -17,7 +17,7 @@ import numpy as np
 
 from simmim_export.errors import BundleError
 from simmim_export.proof.wholeness import check
-from simmim_export.system.files import DAMAGED, pack, unpack
+from simmim_export.system.npz import DAMAGED, pack, unpack
 
 FILE = "evidence.npz"
 # The task that ranks images by captions; every other task is named by the labels of its pipeline.

@@ -33,10 +33,10 @@ class Rows:
     origin: tuple[str, ...]
     read: Callable[[], np.ndarray]
 
-
-def rows_of(array: np.ndarray, *, each: str, origin: tuple[str, ...]) -> Rows:
-    """An array that is there already."""
-    return Rows(each=each, origin=origin, read=lambda: array)
+    @classmethod
+    def of(cls, array: np.ndarray, *, each: str, origin: tuple[str, ...]) -> Rows:
+        """Rows of an array that was computed already."""
+        return cls(each=each, origin=origin, read=lambda: array)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class RowSession:
 
         key = (self.spec.name, *origin)
         outputs = compute() if each == QUESTIONS else self.keep(key, compute)
-        return {name: rows_of(array, each=each, origin=origin) for name, array in outputs.items()}
+        return {name: Rows.of(array, each=each, origin=origin) for name, array in outputs.items()}
 
     def _compute(self, inputs: Mapping[str, Rows], each: str) -> dict[str, np.ndarray]:
         """All rows, in batches. Texts of like length go together, without the padding that none of them needs, as a caller would
@@ -79,18 +79,18 @@ class RowSession:
         name = next(iter(arrays))
         count = len(picked.get(name, arrays[name]))
 
-        def pick(name: str, rows: np.ndarray) -> np.ndarray:
+        def rows_of(name: str, rows: np.ndarray) -> np.ndarray:
             return arrays[name][picked[name][rows] if name in picked else rows]
 
         everything = np.arange(count)
-        lengths = {axis: pick(mask, everything).sum(axis=1) for mask, axis in padded_axes(self.spec).items()}
+        lengths = {axis: rows_of(mask, everything).sum(axis=1) for mask, axis in padded_axes(self.spec).items()}
         full: dict[int | str, int] = {axis: arrays[mask].shape[1] for mask, axis in padded_axes(self.spec).items()}
         order = np.argsort(sum(lengths.values(), np.zeros(count, np.int64)), kind="stable")
         session, outputs = self.open(), dict[str, np.ndarray]()
         for start in range(0, count, self.batch):
             self.watch(f"ask {self.spec.name}", start, count)
             rows = order[start : start + self.batch]
-            feeds = {name: pick(name, rows) for name in arrays}
+            feeds = {name: rows_of(name, rows) for name in arrays}
             for axis, all_lengths in lengths.items():
                 length = max(int(all_lengths[rows].max()), self.spec.axis(axis).minimum)
                 feeds = cut(feeds, self.spec.inputs, axis=axis, length=length)
@@ -105,6 +105,6 @@ class RowSession:
                     shape = [full.get(axis, size) for axis, size in sizes]
                     outputs[tensor.name] = np.zeros((count, *shape), values.dtype)
                 # What was cut off stays zero.
-                place: tuple[Any, ...] = (rows, *(slice(size) for size in values.shape[1:]))
+                place: tuple[Any, ...] = (rows, *map(slice, values.shape[1:]))
                 outputs[tensor.name][place] = values
         return outputs

@@ -1,8 +1,6 @@
-"""The graphs of a bundle compiled for this device, one after the other, each proven before it is kept.
+"""Compiles the graphs of a bundle for this device, one after the other, and proves each plan file before it is kept.
 
-Knows bundles, parity, and the engine that compiles ahead of time. Must not know how a plan is made.
-
-A build can be cut off at any time: what is finished stays, and the same command goes on with the rest.
+A build can be interrupted at any time: finished plan files stay, and the same command goes on with the rest.
 """
 
 from __future__ import annotations
@@ -16,9 +14,10 @@ from typing import Any
 
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.golden import Golden
-from simmim_export.engines.base import Session, require_host
+from simmim_export.engines.base import Session
+from simmim_export.engines.checks import require_host
 from simmim_export.engines.tensorrt import TrtEngine
-from simmim_export.engines.tensorrt import plan as plans
+from simmim_export.engines.tensorrt import plan_file as plan_files
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import UsageError
 from simmim_export.proof.parity import compare
@@ -30,10 +29,10 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Built:
-    """The plan of one graph. ``new`` is false for one that was there already and fits what was asked for."""
+    """The plan file of one graph. ``new`` is false if it was already there and fits the request."""
 
     path: Path
-    sidecar: plans.Sidecar
+    sidecar: plan_files.Sidecar
     new: bool
 
     def as_json(self) -> dict[str, Any]:
@@ -46,17 +45,17 @@ class Built:
 def build(
     bundle: Bundle,
     engine: TrtEngine,
+    *,
     plan: PrecisionPlan,
     request: Request,
     modules: Callable[[Path], Callable[[str], str]],
     watch: Callable[[str, int, int], None],
 ) -> list[Built]:
-    """The plan of every graph at the precision that ``plan`` has for it.
+    """Build a plan file for every graph at the precision that ``plan`` has for it.
 
-    ``modules`` gives, for the path of a graph, what names the PyTorch module of one of its nodes; ``watch`` is told of
-    progress. Raise :class:`UsageError` where another build of the bundle is running or shapes do not fit,
-    :class:`GateFailed` for a plan that differs from PyTorch or has the wrong precision (it is not kept), and what the engine
-    raises.
+    ``modules`` gives for the path of a graph a function that names the PyTorch module of a node; ``watch`` is told the progress.
+    Raise :class:`UsageError` if another build of the bundle is running or shapes do not fit, :class:`GateFailed` for a plan file
+    that differs from PyTorch or has the wrong precision (it is not kept), and what the engine raises.
     """
     graphs = bundle.manifest.graphs
     request.check(graphs)
@@ -64,25 +63,33 @@ def build(
         request.profile(spec)
     artifacts = {spec.name: bundle.artifact(spec.name, engine.variant(plan.of(spec.name))) for spec in graphs}
     golden = Golden.load(bundle.file("golden.npz"), graphs=graphs)
-    found = []
-    with _locked(plans.plan_path(bundle.root, "x", "x").parent / LOCK):
+    built = []
+    with _locked(plan_files.plan_file_path(bundle.root, "x", precision="x").parent / LOCK):
         for spec in graphs:
             artifact, precision = artifacts[spec.name], plan.of(spec.name)
-            path = plans.plan_path(bundle.root, spec.name, precision)
-            if engine.up_to_date(path, spec, precision, artifact.sha256, request):
-                found.append(Built(path, plans.read(path), new=False))
+            path = plan_files.plan_file_path(bundle.root, spec.name, precision=precision)
+            if engine.up_to_date(path, spec, precision=precision, sha256=artifact.sha256, request=request):
+                built.append(Built(path, plan_files.read_sidecar(path), new=False))
                 continue
-            require_host(engine, artifact.built_for, bundle.root / artifact.path)
+            require_host(engine, artifact.built_for, where=bundle.root / artifact.path)
             graph = bundle.file(artifact.path)
-            prove = _Prover(spec, precision, golden, graph)
-            sidecar = engine.compile(graph, spec, precision, path, request, prove, modules(graph), watch)
-            found.append(Built(path, sidecar, new=True))
-    return found
+            sidecar = engine.compile(
+                graph,
+                spec,
+                precision=precision,
+                path=path,
+                request=request,
+                prove=_Prover(spec=spec, precision=precision, golden=golden, graph=graph),
+                module_of=modules(graph),
+                watch=watch,
+            )
+            built.append(Built(path, sidecar, new=True))
+    return built
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Prover:
-    """Compares a plan with PyTorch; raises :class:`GateFailed` for one that differs, else gives the figures."""
+    """Compares a session with PyTorch. Raises :class:`GateFailed` if it differs, else returns the figures."""
 
     spec: GraphSpec
     precision: Precision
@@ -99,21 +106,21 @@ class _Prover:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; raise :class:`UsageError` naming the process that holds it. It goes with its process."""
+    """Hold the lock file ``path``. Raise :class:`UsageError` naming the process if another one holds it."""
     held = ExitStack()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(path, timeout=0))
     except TimeoutError:
         owner = "unknown"
-        with suppress(OSError):  # Windows lets nobody read what is locked
+        with suppress(OSError):  # Windows does not let anybody read a locked file
             owner = path.read_text(encoding="utf-8", errors="replace").strip() or owner
         what = f"another build of this bundle is running (process {owner})"
         raise UsageError(what, where=path, fix="wait for it, then run the same command again") from None
     except OSError as error:
-        fix = "copy the bundle to where plans can be written"
+        fix = "copy the bundle to a folder that can be written"
         raise UsageError(
-            f"plans are kept in the bundle, and it cannot be written: {error}", where=path, fix=fix
+            f"plan files are kept in the bundle, and it cannot be written: {error}", where=path, fix=fix
         ) from error
     with held:
         with suppress(OSError):

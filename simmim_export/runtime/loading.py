@@ -7,7 +7,8 @@ from pathlib import Path
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine, on_device, require_engine, versions
-from simmim_export.engines.base import LATENCY, Engine, threads_for
+from simmim_export.engines.base import CompilingEngine, Engine
+from simmim_export.engines.options import LATENCY, threads_for
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.certificate import Certificate, choose, read
 from simmim_export.runtime.inputs import require_name
@@ -96,8 +97,10 @@ def plan_of(bundle: Bundle, engine: str, *, precision: str) -> PrecisionPlan:
 def compiled(bundle: Bundle, engine: Engine, *, graph: str, plan: PrecisionPlan) -> Path | None:
     """What ``engine`` compiled from ``graph`` for its precision in ``plan``; None for an engine that opens graphs directly.
 
-    Raise as :meth:`Engine.compiled` does.
+    Raise as :meth:`CompilingEngine.compiled` does.
     """
+    if not isinstance(engine, CompilingEngine):
+        return None
     precision = plan.of(graph)
     artifact = bundle.artifact(graph, engine.variant(precision))
     return engine.compiled(bundle.root, bundle.manifest.graph(graph), precision=precision, sha256=artifact.sha256)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simmim_export.bundle.golden import Golden
-from simmim_export.engines.base import Session, require_count
+from simmim_export.engines.base import Session
+from simmim_export.engines.options import require_count
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
 from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.runtime.images import ImageSource

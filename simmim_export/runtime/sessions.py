@@ -12,15 +12,9 @@ import numpy as np
 
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.onnx_file import read_graph
-from simmim_export.engines.base import (
-    BATCH,
-    Engine,
-    KeepsOnDevice,
-    Session,
-    require_hint,
-    require_host,
-    threads_for,
-)
+from simmim_export.engines.base import CompilingEngine, Engine, KeepsOnDevice, Session
+from simmim_export.engines.checks import BATCH, require_host
+from simmim_export.engines.options import require_hint, threads_for
 from simmim_export.engines.pipeline import Runs, run_graphs
 from simmim_export.errors import BundleError, CheckpointError, UsageError
 from simmim_export.runtime.inputs import Tensors
@@ -86,8 +80,10 @@ class Sessions:
             artifact = self.bundle.artifact(graph, self._variants[graph])
             onnx = self.bundle.root / artifact.path
             require_host(self.engine, artifact.built_for, where=onnx)
-            compiled = self.engine.compiled(self.bundle.root, spec, precision=precision, sha256=artifact.sha256)
-            path = self.bundle.file(artifact.path) if compiled is None else compiled
+            if isinstance(self.engine, CompilingEngine):
+                path = self.engine.compiled(self.bundle.root, spec, precision=precision, sha256=artifact.sha256)
+            else:
+                path = self.bundle.file(artifact.path)
             self._tables[graph] = read_graph(onnx).tables
         return self.engine.open(path, spec, precision=precision, threads=self._threads, hint=self._hint)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from simmim_export.errors import UsageError
-from simmim_export.system.files import destination, replacing
+from simmim_export.system.outputs import destination, replacing
 
 # NumPy stores every text at the width of the longest, so a single long text among many would take all memory.
 MOST_BYTES = 2**30

@@ -1,1 +1,1 @@
-"""The machine that this runs on: child processes, telemetry of packages."""
+"""The machine that this runs on: files, processes, processor, GPU driver, packages."""

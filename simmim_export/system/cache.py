@@ -1,46 +1,83 @@
-"""What took long to make and can be made again: compiled models, quantised graphs. Knows files and digests; must not know what
-is in them.
+"""Keeps files that took long to make and can be made again: compiled models, quantized graphs.
 
-What made a file reads it back without looking closely, so a flipped byte could change answers: every file is digested when it
-is new, and one that does not match any more is removed before it is seen.
+An engine reads its own file back without checking it, so a flipped byte could change answers. Therefore every new file is
+digested, and a file that does not match its digest any more is removed before anybody reads it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from simmim_export.errors import NoCache, UsageError
-from simmim_export.system.files import digest, locked, parse_json, read_file, replacing
-from simmim_export.system.host import cache_folder
+from simmim_export.system.files import digest, locked, parse_json, read_file
+from simmim_export.system.outputs import replacing
 
+# The environment variable that names another cache folder, or is "off".
+CACHE = "SIMMIM_EXPORT_CACHE"
 DIGESTS, LOCK = "digests.json", "lock"
 # A line of digests.json takes some 120 bytes, and a cache holds a few files.
 MOST_BYTES = 1 << 20
-# So much under one name is kept, the least recently used going first.
+# A cache folder keeps at most this many bytes; the least recently used files go first.
 BYTES = 4 << 30
-# Seconds that a process waits for another, which may be compiling: longer than that takes but for the largest graphs.
+# Seconds that a process waits for another one, which may be compiling. Only the largest graphs take longer.
 WAIT = 120.0
+
+
+def cache_folder(name: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The cache folder ``name``: under $SIMMIM_EXPORT_CACHE, or else in the user's cache by the XDG convention.
+
+    None if that variable is ``off``. Also None, with a :class:`NoCache` warning, if the folder cannot be written or other users
+    may write to it: whoever can replace a compiled model decides what it answers.
+    """
+    wanted = environment.get(CACHE, "")
+    if wanted == "off":
+        return None
+    try:
+        if wanted:
+            folder = Path(wanted) / name
+        else:
+            folder = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simmim-export" / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        there = folder.stat()
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        warnings.warn(f"no cache: {error}; set {CACHE} to a folder, or to off", NoCache, stacklevel=2)
+        return None
+    if not os.access(folder, os.W_OK):
+        warnings.warn(
+            f"no cache: {folder} cannot be written; set {CACHE} to a folder, or to off", NoCache, stacklevel=2
+        )
+        return None
+    if hasattr(os, "geteuid") and (there.st_uid != os.geteuid() or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        what = (
+            f"no cache: other users may write to {folder}; set {CACHE} to a folder of your own (chmod go-w), or to off"
+        )
+        warnings.warn(what, NoCache, stacklevel=2)
+        return None
+    return folder
 
 
 @contextmanager
 def kept(name: str, key: str) -> Iterator[Path | None]:
-    """The folder under ``name`` for ``key`` (hexadecimal), without anything damaged in it; None where nothing is cached.
+    """The folder for ``key`` (hexadecimal) in the cache folder ``name``, with only undamaged files in it. None if there is no
+    cache.
 
-    Of several processes one at a time has it, so that none reads what another has half written. None as well, with a
-    :class:`NoCache` warning, where another has it for longer than :data:`WAIT`.
+    Only one process at a time has it, so that none reads a file that another has half written. Also None, with a :class:`NoCache`
+    warning, if another process holds it for longer than :data:`WAIT`.
     """
     home = cache_folder(name)
     if home is None:
         yield None
         return
     folder = home / key[:32]
-    with contextlib.suppress(OSError):  # a cache that vanishes meanwhile is no reason to fail
+    with contextlib.suppress(OSError):  # it may vanish meanwhile, which is not a reason to fail
         folder.mkdir(exist_ok=True)
     with _alone(folder) as mine:
         if not mine:
@@ -57,17 +94,17 @@ def kept(name: str, key: str) -> Iterator[Path | None]:
         before = {path.name for path in _files(folder)}
         yield folder
         with contextlib.suppress(OSError, UsageError):
-            found = {path.name: digest(path) for path in _files(folder) if path.name not in before}
-            if found:
+            new = {path.name: digest(path) for path in _files(folder) if path.name not in before}
+            if new:
                 with replacing(folder / DIGESTS) as target:
-                    target.write_text(json.dumps(_read(folder) | found), encoding="utf-8")
+                    target.write_text(json.dumps(_read(folder) | new), encoding="utf-8")
                 _shrink(home, folder)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Hold the lock of ``folder``, or be False where another has it too long; without a lock where a folder that has vanished, or
-    its file system, gives none."""
+    """Hold the lock of ``folder``. Yields False if another process holds it too long. Goes on without a lock if the folder has
+    vanished or its file system has no locks."""
     with contextlib.ExitStack() as stack:
         mine = True
         try:
@@ -85,10 +122,10 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(folder: Path) -> dict[str, str]:
     try:
-        found = parse_json(read_file(folder / DIGESTS, most=MOST_BYTES).decode("utf-8"))
+        digests = parse_json(read_file(folder / DIGESTS, most=MOST_BYTES).decode("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return digests if isinstance(digests, dict) else {}
 
 
 def _shrink(home: Path, current: Path) -> None:

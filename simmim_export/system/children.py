@@ -6,15 +6,18 @@ folder that a stranger filled, so a ``json.py`` there must never be imported.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from simmim_export.errors import SimmimError
+from simmim_export.system.messages import ERROR_FILE, left_by_child
 from simmim_export.system.telemetry import set_quiet_variables
 
 # Python's own switch, from 3.11 on: leave the working directory (or a script's folder) off sys.path. Inherited by grandchildren.
@@ -25,6 +28,10 @@ PROGRAMS = {
     "simmim-export": "simmim_export.cli",
     "simmim-bench": "simmim_export.benchmarks.cli",
 }
+# The exit code of a command that was stopped because it took too long, as timeout(1) has it.
+TIMED_OUT = 124
+# So many of the last lines that a failed command wrote are quoted.
+QUOTED_LINES = 12
 
 
 def python_command(module: str, *words: object, python: Path | None = None) -> list[str]:
@@ -35,6 +42,11 @@ def python_command(module: str, *words: object, python: Path | None = None) -> l
 def python_code(code: str, *words: object, python: Path | None = None) -> list[str]:
     """The command that runs the source text ``code`` with ``words``, as :func:`python_command` does a module."""
     return [str(python or sys.executable), "-P", "-c", code, *map(str, words)]
+
+
+def our_command(program: str, *words: object) -> list[str]:
+    """The command that runs ``program``, one of :data:`PROGRAMS`, with ``words``."""
+    return python_command(PROGRAMS[program], *words)
 
 
 def child_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -50,32 +62,73 @@ def protect_children(environment: MutableMapping[str, str]) -> None:
     set_quiet_variables(environment)
 
 
-@contextmanager
-def _protected() -> Iterator[None]:
-    """A block in which ``os.environ`` protects whatever is started. It is restored afterwards, because an application's own
-    children may need the working directory on their path."""
-    before = os.environ.get(SAFE_PATH)
-    protect_children(os.environ)
+def describe_end(code: int) -> str:
+    """How a process ended that has the return code ``code``: ``exit code 1`` or ``signal SIGKILL``."""
+    if code >= 0:
+        return f"exit code {code}"
     try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(SAFE_PATH, None)
-        else:
-            os.environ[SAFE_PATH] = before
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # one of the unnamed real-time signals
+        return f"signal {-code}"
 
 
-def spawn_worker(initializer: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
-    """A pool of one new Python process, already started, in which ``initializer(*arguments)`` runs first.
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A command that has ended, with all that it wrote. ``error`` is the error that ended it, if it is a command of ours."""
 
-    multiprocessing starts its children with ``-c`` and offers no option for their path, so they are protected by the environment.
+    command: Sequence[str]
+    code: int
+    stdout: str
+    stderr: str
+    error: SimmimError | None
+
+    @property
+    def failure(self) -> str:
+        """How it ended, and the last lines that it wrote to stderr, or else to stdout."""
+        said = "\n".join((self.stderr.strip() or self.stdout.strip()).splitlines()[-QUOTED_LINES:])
+        return f"{shlex.join(self.command)} ended with {describe_end(self.code)}" + (f":\n{said}" if said else "")
+
+    def output(self) -> str:
+        """What it wrote to stdout. Raise its own error if it failed with one, and RuntimeError with :attr:`failure` if it failed
+        in another way."""
+        if self.code != 0:
+            raise self.error or RuntimeError(self.failure)
+        return self.stdout
+
+
+def run(
+    command: Sequence[str],
+    *,
+    seconds: float | None = None,
+    changes: Mapping[str, str] | None = None,
+    show_stderr: bool = False,
+) -> Finished:
+    """Run ``command`` to its end and return what it wrote.
+
+    After ``seconds`` it is killed and counts as ended with :data:`TIMED_OUT`. ``changes`` go into its environment. With
+    ``show_stderr`` its messages go to this process's stderr as they come, and are not captured.
     """
-    with _protected():
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=initializer, initargs=arguments)
-        # The process starts with the first call.
-        pool.submit(_started)
-    return pool
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "error"
+        environment = child_environment({**(changes or {}), ERROR_FILE: str(file)})
+        errors = None if show_stderr else subprocess.PIPE
+        try:
+            done = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                stdin=subprocess.DEVNULL,
+                timeout=seconds,
+                env=environment,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = f"{_text(error.stderr)}\nit did not end in {seconds:g} s and was killed"
+            return Finished(command=command, code=TIMED_OUT, stdout=_text(error.stdout), stderr=said, error=None)
+        left = left_by_child(file) if done.returncode else None
+    return Finished(
+        command=command, code=done.returncode, stdout=_text(done.stdout), stderr=_text(done.stderr), error=left
+    )
 
 
-def _started() -> None:
-    """A first call that does nothing."""
+def _text(output: bytes | None) -> str:
+    return (output or b"").decode("utf-8", errors="backslashreplace").replace("\r\n", "\n")

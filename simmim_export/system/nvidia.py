@@ -1,8 +1,8 @@
 """The NVIDIA driver and its GPUs, asked through the driver's own library.
 
 ``make gpu-check`` runs this module in a checkout before anything is installed (``python -m simmim_export.system.nvidia``), so it
-imports only the standard library. It is the one place where code comes from the working directory. It exits with 3 if there is
-no GPU.
+imports only the standard library. This is the only case in which code comes from the working directory. It exits with 3 without a
+GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 INSTALL = "install NVIDIA's driver, 580 or newer for CUDA 13 (a container: start it with its GPUs, --gpus all)"
 # CUdevice_attribute: the two halves of the compute capability.
 _MAJOR, _MINOR = 75, 76
-# cuInit where the driver is there and no GPU is, and where only the library's stub is.
+# What cuInit returns if there is a driver but no GPU, and if there is only the library's stub.
 _NO_DEVICE, _STUB = 100, 34
 
 
@@ -36,7 +36,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """``cuda``: the newest CUDA that it runs. ``release``: its own number, None where the system does not say (Jetson)."""
+    """``cuda`` is the newest CUDA that it runs, ``release`` its own number, or None if the system does not tell (Jetson)."""
 
     cuda: tuple[int, int]
     release: str | None
@@ -48,16 +48,16 @@ class Driver:
 
 @cache
 def _ask() -> Driver | str:
-    """The driver, or in one line why there is no GPU to be had."""
+    """The driver, or in one line why no GPU can be used."""
     try:
         library = ctypes.CDLL(LIBRARY)
         status = library.cuInit(0)
     except (OSError, AttributeError):
-        return f"there is no NVIDIA driver: {LIBRARY} cannot be loaded"
+        return f"no NVIDIA driver: {LIBRARY} cannot be loaded"
     if status in (_NO_DEVICE, _STUB):
-        return f"the NVIDIA driver finds no GPU (cuInit gives {status})"
+        return f"the NVIDIA driver finds no GPU (cuInit returns {status})"
     if status:
-        return f"the NVIDIA driver does not start (cuInit gives {status})"
+        return f"the NVIDIA driver does not start (cuInit returns {status})"
     version, count = ctypes.c_int(), ctypes.c_int()
     library.cuDriverGetVersion(ctypes.byref(version))
     library.cuDeviceGetCount(ctypes.byref(count))
@@ -85,28 +85,28 @@ def _release() -> str | None:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         return None
-    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
-    return found.group() if found else None
+    number = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return number.group() if number else None
 
 
 def driver() -> Driver | None:
-    """The driver with its GPUs, or None where there is no GPU to be had."""
-    found = _ask()
-    return None if isinstance(found, str) else found
+    """The driver with its GPUs, or None if no GPU can be used."""
+    answer = _ask()
+    return None if isinstance(answer, str) else answer
 
 
 def why_no_gpu() -> str | None:
-    """None where there is a GPU with its driver, else the reason in one line."""
-    found = _ask()
-    return found if isinstance(found, str) else None
+    """None if there is a GPU with its driver, else the reason in one line."""
+    answer = _ask()
+    return answer if isinstance(answer, str) else None
 
 
 def require_gpu() -> Driver:
-    """The driver; raise :class:`EngineUnavailable` where there is no GPU to be had."""
-    found = _ask()
-    if isinstance(found, str):
-        raise EngineUnavailable(f"this needs an NVIDIA GPU: {found}", fix=INSTALL)
-    return found
+    """The driver. Raise :class:`EngineUnavailable` if no GPU can be used."""
+    answer = _ask()
+    if isinstance(answer, str):
+        raise EngineUnavailable(f"this needs an NVIDIA GPU: {answer}", fix=INSTALL)
+    return answer
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What reaches the terminal: text with its control characters escaped, and standard streams that may be closed or broken.
+"""Prints to the terminal with control characters escaped, and copes with standard streams that are closed or broken.
 
 Labels, file names, manifests and metrics come from strangers. An escape sequence in one of them could move the cursor, hide lines
-or change the title of a window. Nothing here imports a third-party package.
+or change the title of a window. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 from simmim_export.errors import UsageError
 
-# Exit code of a command whose reader went away, as a shell reports it for a program that SIGPIPE ended (128 + 13).
+# The exit code of a command whose reader went away: what a shell reports for a program that SIGPIPE ended (128 + 13).
 READER_GONE = 141
 # Unicode categories that a terminal acts upon: control characters, format characters (such as a change of reading direction),
 # surrogates and separators of lines.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-# The format characters that text needs: the joiners of emoji and of Arabic and Indic scripts.
+# Format characters that text needs: the joiners of emoji and of Arabic and Indic scripts.
 _JOINERS = "\u200c\u200d"
 _STREAMS = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
 
@@ -31,7 +31,7 @@ _STREAMS = ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w"))
 def printable(text: str, *, lines: bool = False) -> str:
     """``text`` with every character that a terminal would obey written as an escape, such as ``\\x1b``.
 
-    Line breaks and tabs are escaped as well, since a name with one could forge a line of output; with ``lines`` they stay.
+    Line breaks and tabs are escaped too, because a name with one could forge a line of output; with ``lines`` they stay.
     """
     kept = _JOINERS + "\n\t" if lines else _JOINERS
     return "".join(c if c in kept or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)
@@ -42,9 +42,9 @@ def _escaped(character: str) -> str:
 
 
 def say(*parts: object, error: bool = False, lines: bool = False) -> None:
-    """Print ``parts``, separated by spaces and :func:`printable`, as one line to stdout, or with ``error`` to stderr.
+    """Print ``parts``, escaped by :func:`printable` and separated by spaces, as one line to stdout, or with ``error`` to stderr.
 
-    With ``lines`` line breaks and tabs are printed as they are: for text whose lines are ours, such as an error message.
+    With ``lines``, line breaks and tabs are printed as they are: for text whose lines are ours, such as an error message.
     """
     stream = sys.stderr if error else sys.stdout
     with writing(stream):
@@ -55,8 +55,8 @@ def say(*parts: object, error: bool = False, lines: bool = False) -> None:
 def writing(stream: Any) -> Iterator[None]:
     """For a block that prints to the standard ``stream``.
 
-    Raise :class:`UsageError` where it cannot be written, as on a full disk; what is printed there afterwards is lost. A reader
-    that went away stays a BrokenPipeError.
+    Raise :class:`UsageError` if it cannot be written, for example because the disk is full; whatever is printed to it
+    afterwards is lost. If its reader went away, the BrokenPipeError stays.
     """
     try:
         yield
@@ -68,7 +68,7 @@ def writing(stream: Any) -> Iterator[None]:
 
 
 def show_warnings_plainly() -> None:
-    """Make this process show each warning on stderr, without the place in our code; its second line and later ones indented."""
+    """Make this process show each warning on stderr, without the place in our code, and with all lines but the first indented."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         text = str(message).strip().replace("\n", "\n  ")
@@ -78,7 +78,7 @@ def show_warnings_plainly() -> None:
 
 
 def show_tracebacks_plainly() -> None:
-    """Make this process show the traceback of a bug with :func:`say`: its message may quote a stranger's file."""
+    """Make this process show the traceback of a bug with :func:`say`, because its message may quote a stranger's file."""
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), error=True, lines=True)
@@ -87,9 +87,10 @@ def show_tracebacks_plainly() -> None:
 
 
 def open_closed_streams() -> tuple[str, ...]:
-    """Open on /dev/null each of stdin, stdout and stderr that this process was started without; return the names of those.
+    """If this process was started without stdin, stdout or stderr, open those on /dev/null. Returns their names.
 
-    Otherwise ``sys.stdout`` is None, and the next file that is opened gets number 1: a library that prints would write into it.
+    Otherwise ``sys.stdout`` would be None, and the next file that is opened would get number 1, so that a library that prints
+    would write into it.
     """
     closed = []
     for number, name, mode in _STREAMS:
@@ -109,10 +110,10 @@ def open_closed_streams() -> tuple[str, ...]:
 
 
 def flush_streams(code: int) -> int:
-    """Write out what stdout and stderr still hold, at the end of a command that ends with ``code``; the code to exit with.
+    """Flush stdout and stderr at the end of a command that ends with ``code``, and return the exit code to use.
 
-    A reader that went away turns success into :data:`READER_GONE`, and a stream that cannot be written into 2, with a message.
-    Python would report either as an ignored exception.
+    If a reader went away, success becomes :data:`READER_GONE`; if a stream cannot be written, it becomes 2, with a message.
+    Python itself would report both as ignored exceptions.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -128,7 +129,7 @@ def flush_streams(code: int) -> int:
 
 
 def say_last(text: str) -> None:
-    """Say on stderr why a command ends; where stderr cannot be written either, the exit code alone is left to say it."""
+    """Say on stderr why a command ends. If stderr cannot be written either, only the exit code tells."""
     try:
         say(text, error=True, lines=True)
     except (OSError, UsageError):
@@ -136,14 +137,14 @@ def say_last(text: str) -> None:
 
 
 def unwritable(stream: Any, error: OSError) -> UsageError:
-    """The error for a standard ``stream`` that refused to be written with ``error``."""
+    """The error to raise if writing to the standard ``stream`` failed with ``error``."""
     where = "standard error" if stream is sys.stderr else "standard output"
     fix = "free some space, or send it elsewhere"
     return UsageError(f"the output cannot be written: {error.strerror or error}", where=where, fix=fix)
 
 
 def discard(stream: Any) -> None:
-    """Let what ``stream`` still holds, and whatever else is written to its file, go to /dev/null."""
+    """Send what ``stream`` still holds, and all that is written to it later, to /dev/null."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

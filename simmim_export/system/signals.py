@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# What ends a process at once unless it is handled: kill, and a terminal that was closed. Windows has no SIGHUP.
+# The signals of kill and of a closed terminal, which end a process at once unless it handles them. Windows has no SIGHUP.
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 # Seconds that a block has to clean up before another signal interrupts it.
@@ -20,9 +20,9 @@ GRACE = 5.0
 def ending_cleanly() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, by an exception: SystemExit with 128 plus the signal's number.
 
-    Further ones are ignored for :data:`GRACE` seconds, while the block cleans up, and then raise again: a library may have
-    swallowed the first exception. A signal that the program handles itself, or ignores (as under nohup),
-    is left alone. Python handles signals in the main thread only, so in any other thread this changes nothing.
+    Further signals are ignored for :data:`GRACE` seconds while the block cleans up, and then raise again, because a library may
+    have swallowed the first exception. A signal that the program handles itself or ignores (as under nohup) is left alone.
+    Python handles signals in the main thread only, so this does nothing in any other thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

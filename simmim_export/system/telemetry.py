@@ -1,4 +1,4 @@
-"""Third-party packages that report their use to their makers, and how each one is kept quiet.
+"""Keeps third-party packages from reporting their use to their makers.
 
 Everything in this project that imports such a package does so in a block::
 
@@ -24,7 +24,7 @@ from simmim_export.errors import TelemetryOn
 
 @dataclass(frozen=True)
 class Switch:
-    """How a package is kept quiet: by environment ``variables`` that it reads, or by ``blocked`` modules that it must not find.
+    """What keeps a package quiet: environment ``variables`` that it reads, or ``blocked`` modules that it must not find.
 
     ``at_import`` is true for a package that reads its variables only once, when it is imported.
     """
@@ -34,15 +34,15 @@ class Switch:
     at_import: bool = False
 
 
-# Reads HF_HUB_DISABLE_TELEMETRY, and DO_NOT_TRACK, which other tools heed as well (https://donottrack.sh).
+# Reads HF_HUB_DISABLE_TELEMETRY and DO_NOT_TRACK; other tools respect the latter too (https://donottrack.sh).
 _HUB = Switch({"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"})
 # Importing openvino or nncf writes a client id into the home folder and sends an event with it from a forked process. That takes
-# seconds where nothing answers and fails where there is no home. Neither does so if the package that sends cannot be imported.
+# seconds if nothing answers, and fails without a home folder. It does not happen if the package that sends cannot be imported.
 _OPENVINO = Switch(blocked=("openvino_telemetry",))
 
 SWITCHES: Mapping[str, Switch] = {
-    # From 1.32 (on Linux) the import writes ~/.cache/Microsoft/DeveloperTools, and looks up a host some seconds later.
-    # onnxruntime.disable_telemetry_events() stops neither.
+    # From 1.32 on (on Linux) the import writes ~/.cache/Microsoft/DeveloperTools, and looks up a host some seconds later.
+    # onnxruntime.disable_telemetry_events() prevents neither.
     "onnxruntime": Switch({"ORT_DISABLE_TELEMETRY": "1"}, at_import=True),
     "openvino": _OPENVINO,
     "nncf": _OPENVINO,
@@ -54,7 +54,7 @@ SWITCHES: Mapping[str, Switch] = {
 
 
 def quiet_variables() -> dict[str, str]:
-    """Every environment variable that keeps a package quiet, with its value."""
+    """All environment variables that keep packages quiet, with their values."""
     return {name: value for switch in SWITCHES.values() for name, value in switch.variables.items()}
 
 
@@ -75,11 +75,11 @@ def set_quiet_variables(environment: MutableMapping[str, str], *packages: str) -
 
 @contextmanager
 def without_telemetry(*packages: str) -> Iterator[None]:
-    """A block that imports ``packages``, each one of :data:`SWITCHES`, so that they do not report their use.
+    """For a block that imports ``packages``, which must be in :data:`SWITCHES`: they do not report their use.
 
-    After the block the blocked modules can be imported again, by an application that wants them. The environment variables stay
-    set: a package may read them later, and child processes inherit them. If the application has already imported a package that
-    reads its variables only then, nothing can be done any more; that is a :class:`TelemetryOn` warning, once.
+    After the block an application that wants the blocked modules can import them again. The environment variables stay set,
+    because a package may read them later, and child processes inherit them. If the application has already imported a package
+    that reads its variables only at import, it is too late; then there is one :class:`TelemetryOn` warning.
     """
     late = [
         f"{package} was imported before simmim_export without {name}={value}, so it may report its use to its maker; "

@@ -1,4 +1,4 @@
-"""make gpu-check: without a GPU it ends at once; what it records is what its commands did."""
+"""make gpu-check: it ends at once without a GPU, and records what its commands did."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from simmim_export.benchmarks.gpu_check import EVENTS, WALL, Record, Step, certi
 from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.errors import GateFailed
 from simmim_export.system import nvidia
+from simmim_export.system.children import TIMED_OUT
 
 
 @pytest.mark.parametrize("module", ["simmim_export.system.nvidia", "simmim_export.benchmarks.gpu_check"])
@@ -22,12 +23,12 @@ def test_without_a_gpu_it_ends_at_once(module: str, tmp_path: Path) -> None:
     if nvidia.driver() is not None:
         pytest.skip("there is a GPU here")
     done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, cwd=tmp_path, timeout=20)
-    assert done.returncode == 3 and "this needs an NVIDIA GPU: there is no NVIDIA driver" in done.stderr
+    assert done.returncode == 3 and "NVIDIA" in done.stderr
     assert "next:" in done.stderr and "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
-def test_the_first_check_needs_no_package() -> None:
-    """It runs before anything is installed, so without site-packages."""
+def test_the_first_check_needs_only_the_standard_library() -> None:
+    """It runs before anything is installed, so this test runs it without site-packages."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-S", "-m", "simmim_export.system.nvidia"],
@@ -39,44 +40,45 @@ def test_the_first_check_needs_no_package() -> None:
     assert done.returncode == (3 if nvidia.driver() is None else 0), done.stderr
 
 
-def test_steps_are_what_the_commands_did(tiny_bundle: Path) -> None:
+def test_steps_record_what_the_commands_did(tiny_bundle: Path) -> None:
     record = Record()
     record.run("doctor", "simmim-export", "doctor", "--json")
     record.run("verify", "simmim-export", "verify", tiny_bundle, "--engine", "ort", "--precision", "bf16", "--json")
     record.run("bench", "simmim-bench", needs=["doctor", "verify"])
     record.run("bug", "no_such_module_at_all")
     doctor, verify, bench, bug = record.steps
-    assert doctor.passed and doctor.found["python"] and doctor.error is None
-    assert verify.exit_code == 3 and not verify.passed and "has no bf16" in verify.error and verify.found is None
-    assert bench.exit_code is None and not bench.passed and bench.error == "not run: verify did not pass"
+    assert doctor.passed and doctor.printed["python"] and doctor.error is None
+    assert verify.exit_code == 3 and not verify.passed and "bf16" in verify.error and verify.printed is None
+    assert bench.exit_code is None and not bench.passed and bench.error and "verify" in bench.error
     assert bug.exit_code == 1 and "no_such_module_at_all" in bug.error
     document = certificate(record, [])
     assert not document["passed"] and [step["passed"] for step in document["steps"]] == [True, False, False, False]
     assert document["versions"]["simmim-export"] and json.loads(json.dumps(document)) == document
-    with pytest.raises(GateFailed, match="3 of 4 steps did not pass: verify, bench, bug") as caught:
+    with pytest.raises(GateFailed, match="verify, bench, bug") as caught:
         require_passed(document, Path("gpu-certificate.json"))
-    assert caught.value.exit_code == 4
+    assert caught.value.where == "gpu-certificate.json"
 
 
-def test_what_hangs_is_killed_and_every_step_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_step_is_killed_and_every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "LONGEST", 1)
     known: list[list[str]] = []
-    record = Record(saved=lambda record: known.append([step.name for step in record.steps]))
+    record = Record(save=lambda record: known.append([step.name for step in record.steps]))
     hung = record.run("server", "http.server", "0")
-    assert hung.exit_code == 124 and "did not end in 1 s and was killed" in (hung.error or "") and not hung.passed
+    assert hung.exit_code == TIMED_OUT and "1 s" in (hung.error or "") and not hung.passed
     record.run("bench", "simmim-bench", needs=["server"])
     assert known == [["server"], ["server", "bench"]]
 
 
-def test_nothing_run_is_not_passed() -> None:
+def test_an_empty_or_incomplete_record_has_not_passed() -> None:
     assert not certificate(Record(), [])["passed"]
-    done = certificate(Record([Step("doctor", "simmim-export doctor", 0, 1.0)]), [])
-    assert done["passed"]
-    require_passed(done, Path("x"))
-    assert not certificate(Record([Step("doctor", "simmim-export doctor", 0, 1.0)]), [], whole=False)["passed"]
+    record = Record([Step(name="doctor", command="simmim-export doctor", exit_code=0, seconds=1.0)])
+    complete = certificate(record, [])
+    assert complete["passed"]
+    require_passed(complete, Path("x"))
+    assert not certificate(record, [], complete=False)["passed"]
 
 
-def test_every_contestant_parses_and_every_build_is_verified() -> None:
+def test_every_build_is_verified() -> None:
     parsed = [Contestant.parse(name) for name in gpu_check.CONTESTANTS]
     assert {(c.engine, c.precision) for c in parsed if c.engine == "trt"} == {("trt", p) for p in gpu_check.BUILT}
     assert [c.engine for c in parsed if c.reads_checkpoint] == ["torch@cuda"] * 2 + ["torch-compile@cuda"] * 2
@@ -86,7 +88,16 @@ def result(engine: str, precision: str, seconds: float, gpu: float | None = None
     def rounds(value: float | None) -> tuple[tuple[float, ...], ...]:
         return () if value is None else ((value,) * 20,) * 6
 
-    return BenchmarkResult("graph:fusion", engine, precision, 1, "x", rounds(seconds), {"passed": True}, rounds(gpu))
+    return BenchmarkResult(
+        target="graph:fusion",
+        engine=engine,
+        precision=precision,
+        batch=1,
+        inputs="x",
+        rounds=rounds(seconds),
+        parity={"passed": True},
+        gpu_rounds=rounds(gpu),
+    )
 
 
 def test_ratios_compare_one_clock_and_one_precision(tmp_path: Path) -> None:
@@ -121,10 +132,10 @@ def test_ratios_compare_one_clock_and_one_precision(tmp_path: Path) -> None:
     ],
 )
 def test_a_contestant_may_name_its_device(text: str, device: str | None, engine: str, precision: str) -> None:
-    assert Contestant.parse(text, "int8", device) == Contestant(engine, precision)
+    assert Contestant.parse(text, "int8", device=device) == Contestant(engine, precision)
 
 
-def test_the_benchmark_refuses_a_device_that_is_not_here(run_cli) -> None:
+def test_the_benchmark_refuses_a_missing_device(run_cli) -> None:
     if nvidia.driver() is not None:
         pytest.skip("there is a GPU here")
     for arguments in (
@@ -133,6 +144,6 @@ def test_the_benchmark_refuses_a_device_that_is_not_here(run_cli) -> None:
         ("--engine", "torch-compile@cuda"),
     ):
         done = run_cli("bench", *arguments)
-        assert done.returncode == 3 and "@cuda' cannot run here" in done.stderr and "next:" in done.stderr
+        assert done.returncode == 3 and "@cuda'" in done.stderr and "next:" in done.stderr
     done = run_cli("bench", "--engine", "openvino", "--device", "cuda")
-    assert done.returncode == 2 and "'openvino' does not run on device 'cuda'" in done.stderr
+    assert done.returncode == 2 and "'openvino'" in done.stderr and "'cuda'" in done.stderr

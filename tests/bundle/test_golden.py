@@ -12,7 +12,8 @@ import pytest
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.golden import Golden
 from simmim_export.errors import BundleError
-from simmim_export.system.files import digest, pack, unpack
+from simmim_export.system.files import digest
+from simmim_export.system.npz import pack, unpack
 
 
 @pytest.fixture(scope="module")

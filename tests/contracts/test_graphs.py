@@ -47,7 +47,7 @@ def prove(path: Path, folder: Path, *, names: set[str], attention: bool = False)
         graph, source = model.graphs[name], folder / f"{name}.onnx"
         trace(graph, source)
         report = compare(
-            get_engine("ort").open(source, graph.spec, Precision.FP32),
+            get_engine("ort").open(source, graph.spec, precision=Precision.FP32),
             graph.spec,
             golden=golden,
             precision=Precision.FP32,

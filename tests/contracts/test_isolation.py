@@ -1,10 +1,9 @@
-"""What every command must satisfy wherever it runs: it imports nothing from the working directory, writes nothing but its output,
+"""What every command must satisfy wherever it runs: it imports nothing from the working directory, writes only its output,
 cache and temporary files, and talks to nobody."""
 
 from __future__ import annotations
 
 import ast
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,13 +13,13 @@ import pytest
 from watched import NO_STRACE, PLANTED, STRACE, Room
 
 from simmim_export.engines import ENGINES, get_engine
-from simmim_export.system.children import python_code, python_command, spawn_worker
+from simmim_export.system.children import python_code, python_command
 from simmim_export.system.telemetry import SWITCHES
 
 ROOT = Path(__file__).parents[2]
 FAST = ("--rounds", "1", "--iterations", "1", "--warmup", "0")
 TRAIN = ("--steps", "1", "--batch-size", "4", "--eval-scenes", "0", "-o", "{out}/x.pt")
-# (program, command): the exit code, and words that take the command as far as a test has time for. The working directory holds a
+# (program, command): the exit code, and words that take the command as far as a test has time for. The working directory is a
 # bundle.
 COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("simmim-export", "onnx"): (0, ("{checkpoint}", "-o", "{out}/b")),
@@ -34,7 +33,7 @@ COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("simmim-export", "match"): (0, (".", "{picture}", "a red circle")),
     ("simmim-export", "classify"): (0, (".", "{picture}")),
     ("simmim-train", "init"): (0, ("-o", "{out}/x.pt")),
-    # Far enough to import what it needs.
+    # Far enough to import everything that it needs.
     ("simmim-train", "import"): (5, ("{picture}", "-o", "{out}/x.pt")),
     ("simmim-train", "pretrain"): (0, TRAIN),
     ("simmim-train", "finetune"): (0, (*TRAIN, "--questions", "1")),
@@ -42,9 +41,9 @@ COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("simmim-train", "draw"): (0, ("-o", "{out}/d", "--count", "1")),
     ("simmim-bench", ""): (0, ("--bundle", ".", "--engine", "ort", "--pipeline", "embed_text", *FAST)),
     ("simmim-bench", "compare"): (5, ("{picture}", "{picture}")),
-    # This environment holds PyTorch, which a device must not: found by the interpreter that is measured.
+    # Fails because this environment has PyTorch, as the interpreter that is measured reports.
     ("simmim-bench", "footprint"): (4, ("--bundle", ".", "--environment", "{environment}")),
-    # A real run takes minutes; what it starts is what quantization starts.
+    # A real run takes minutes, and starts the same processes as quantization.
     ("simmim-bench", "train"): (2, ("--preset", "none")),
     ("simmim-bench", "quantization"): (
         5,
@@ -70,13 +69,13 @@ def fill(room: Room, bundle: Path) -> None:
 
 
 def require_alone(seen) -> None:
-    """Fail if a run wrote or connected to what it should not."""
+    """Fail if a run wrote a file or made a connection that is not allowed."""
     if STRACE is None:
         pytest.skip(NO_STRACE)
     assert seen.hosts == [] and seen.written == [], seen
 
 
-def test_every_command_is_tried() -> None:
+def test_every_command_has_a_row() -> None:
     assert set(COMMANDS) == set(EVERY)
 
 
@@ -85,7 +84,7 @@ def test_a_command_stays_alone(
     room: Room, program: str, name: str, every_bundle: Path, asked_bundle: Path, tiny_checkpoint: Path, picture: Path
 ) -> None:
     fill(room, every_bundle)
-    # What certify writes belongs into the bundle.
+    # certify writes into the bundle.
     room.allowed = [room.work / "certificate.json", *room.work.glob(".certificate*")]
     code, words = COMMANDS[program, name]
     names = {"out": room.out, "checkpoint": tiny_checkpoint, "picture": picture, "environment": sys.prefix}
@@ -110,7 +109,7 @@ def test_an_engine_stays_alone(room: Room, engine: str, tiny_bundle: Path, tiny_
     require_alone(seen)
 
 
-def test_an_engine_used_from_python_stays_alone(room: Room, tiny_bundle: Path) -> None:
+def test_engines_used_from_python_stay_alone(room: Room, tiny_bundle: Path) -> None:
     code = (
         "import sys, simmim_export\n"
         "for engine in ('ort', 'openvino'): simmim_export.load(sys.argv[1], engine).embed_text(['red'])"
@@ -121,7 +120,7 @@ def test_an_engine_used_from_python_stays_alone(room: Room, tiny_bundle: Path) -
 
 
 @pytest.mark.skipif(STRACE is None, reason=NO_STRACE)
-def test_the_watch_sees_a_file_a_lookup_and_a_connection(room: Room) -> None:
+def test_the_watch_sees_files_lookups_and_connections(room: Room) -> None:
     code = (
         "import os, socket\nopen(os.path.expanduser('~/told'), 'w').close()\nos.mkdir(os.path.expanduser('~/d'))\n"
         "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('192.0.2.1', 9))\n"
@@ -132,37 +131,11 @@ def test_the_watch_sees_a_file_a_lookup_and_a_connection(room: Room) -> None:
     assert "192.0.2.1:9" in (seen.hosts or ()) and "/etc/resolv.conf" in (seen.hosts or ())
 
 
-def test_planted_modules_are_executed_by_a_plain_python(room: Room) -> None:
+def test_a_plain_python_executes_planted_modules(room: Room) -> None:
     for name in PLANTED:
         room.run(sys.executable, "-c", f"import {name}")
     assert room.run(sys.executable, "-m", "simmim_export.cli", "--help").planted
     assert set((room.root / "planted").read_text().split()) >= {"json", "torch", "numpy", "simmim_export"}
-
-
-def where() -> list[str]:
-    """What a worker can import, and from where its standard library came."""
-    import multiprocessing
-    import random
-
-    return [random.__file__, multiprocessing.__file__]
-
-
-def ready() -> None:
-    """An initializer that does nothing."""
-
-
-def test_a_spawned_worker_ignores_the_working_directory(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(room.work)
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    with spawn_worker(ready) as pool:
-        assert not any(path.startswith(str(room.work)) for path in pool.submit(where).result(timeout=60))
-    assert not (room.root / "planted").exists()
-
-
-def test_the_environment_is_as_before_once_a_worker_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    with spawn_worker(ready):
-        assert "PYTHONSAFEPATH" not in os.environ
 
 
 def test_a_python_command_ignores_the_working_directory(room: Room) -> None:
@@ -225,12 +198,12 @@ def _packages(node: ast.AST) -> set[str]:
     return {(node.module or "").partition(".")[0]} if isinstance(node, ast.ImportFrom) and not node.level else set()
 
 
-# What is printed there is JSON in ASCII, a reply to another process, or escaped already.
-PRINTS = ("simmim_export/console/commands.py", "simmim_export/system/printing.py", "benchmarks/worker.py")
+# What these print is JSON in ASCII, or already escaped.
+PRINTS = ("simmim_export/console/commands.py", "simmim_export/system/printing.py")
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_user_sees_is_printed_escaped(path: Path) -> None:
+def test_output_is_printed_escaped(path: Path) -> None:
     if str(path.relative_to(ROOT)) in PRINTS:
         return
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,5 +1,5 @@
-"""Whatever a real engine raises over a hostile graph is an error of ours that names the engine and the graph; and what a graph
-gives must be what its spec says."""
+"""Whatever a real engine raises for a hostile graph becomes one of our errors, which names the engine and the graph; and
+outputs must be what the spec says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from simmim_export.engines import get_engine
-from simmim_export.engines.base import Engine, check_outputs
+from simmim_export.engines.base import Engine
+from simmim_export.engines.checks import check_outputs
 from simmim_export.engines.failures import running
 from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, FewerThreads, SimmimError, UsageError
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
@@ -27,10 +28,10 @@ FEEDS = {"ids": np.array([[1, 2, 3], [3, 2, 1]])}
 
 @pytest.fixture(params=["ort", "openvino"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    found = get_engine(request.param)
-    if (reason := found.why_unavailable()) is not None:
+    engine = get_engine(request.param)
+    if (reason := engine.why_unavailable()) is not None:
         pytest.skip(reason)
-    return found
+    return engine
 
 
 def graph(path: Path, nodes: list[onnx.NodeProto], dtype: int = TensorProto.FLOAT, **constants: np.ndarray) -> Path:
@@ -52,34 +53,34 @@ def node(kind: str, inputs: str, outputs: str, **attributes: object) -> onnx.Nod
 def failure(engine: Engine, path: Path, feeds: dict[str, np.ndarray] = FEEDS) -> SimmimError:
     """The error of opening or running the graph at ``path``."""
     with pytest.raises(SimmimError) as caught:
-        engine.open(path, SPEC, Precision.FP32, 1).run(feeds)
+        engine.open(path, SPEC, precision=Precision.FP32, threads=1).run(feeds)
     assert repr(engine.name) in caught.value.what and "head.odd" in caught.value.what and caught.value.fix
     return caught.value
 
 
-# OpenVINO 2026.4 checks neither: it reads what lies behind a table or a tensor. The runtime refuses such ids before (see
-# runtime/test_hostile_graphs.py), and the sizes of an input that do not fit its spec.
-def test_a_gather_out_of_range(tmp_path: Path) -> None:
+# OpenVINO 2026.4 checks neither, and reads whatever lies behind a table or a tensor. The runtime refuses such ids before (see
+# runtime/test_hostile_graphs.py), and inputs whose sizes do not fit their spec.
+def test_a_gather_out_of_range_is_an_error(tmp_path: Path) -> None:
     rows = np.zeros((3, 4), np.float32)
     nodes = [node("Gather", "rows ids", "all"), node("ReduceSum", "all axes", "y", keepdims=0)]
     error = failure(get_engine("ort"), graph(tmp_path / "x.onnx", nodes, rows=rows, axes=np.array([1])))
     assert isinstance(error, BundleError) and error.exit_code == 5
 
 
-def test_a_reshape_that_cannot_be(tmp_path: Path) -> None:
+def test_an_impossible_reshape_is_an_error(tmp_path: Path) -> None:
     nodes = [node("Cast", "ids", "f", to=TensorProto.FLOAT), node("Reshape", "f shape", "y")]
     error = failure(get_engine("ort"), graph(tmp_path / "x.onnx", nodes, shape=np.array([7, 4])))
     assert isinstance(error, BundleError) and error.exit_code == 5
 
 
-# Runs the graph of its second argument in the engine of its first, with a limit of memory: the rest of the machine is not ours.
+# Runs a graph (second argument) in an engine (first argument) with limited memory, because the machine is not ours alone.
 IN_A_LIMIT = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
 from test_failures import FEEDS, SPEC, Precision, SimmimError, get_engine
 try:
-    get_engine(sys.argv[1]).open(Path(sys.argv[2]), SPEC, Precision.FP32, 1).run(FEEDS)
+    get_engine(sys.argv[1]).open(Path(sys.argv[2]), SPEC, precision=Precision.FP32, threads=1).run(FEEDS)
 except SimmimError as error:
     print(error.what)
     sys.exit(error.exit_code)
@@ -87,8 +88,8 @@ except SimmimError as error:
 
 
 @pytest.mark.parametrize("size", [2**44, 2**62])
-def test_more_memory_than_there_is(engine: Engine, tmp_path: Path, size: int) -> None:
-    """16 terabytes of floats, or more bytes than 64 bits can count."""
+def test_missing_memory_is_an_unavailable_engine(engine: Engine, tmp_path: Path, size: int) -> None:
+    """For 16 terabytes of floats, and for more bytes than 64 bits can count."""
     nodes = [
         node("Cast", "ids", "f", to=TensorProto.FLOAT),
         node("ReduceSum", "f", "sum", keepdims=0),
@@ -106,7 +107,7 @@ def test_more_memory_than_there_is(engine: Engine, tmp_path: Path, size: int) ->
     assert repr(engine.name) in done.stdout and "head.odd" in done.stdout
 
 
-def test_a_name_that_the_graph_does_not_have(engine: Engine, tmp_path: Path) -> None:
+def test_a_tensor_that_the_graph_lacks_is_an_error(engine: Engine, tmp_path: Path) -> None:
     path = graph(tmp_path / "x.onnx", [node("Cast", "ids", "y", to=TensorProto.FLOAT)])
     for old, new in (("y", "z"), ("ids", "jds")):
         model = onnx.load(path)
@@ -127,7 +128,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", sorted(WRONG))
-def test_an_output_that_is_not_what_the_spec_says(engine: Engine, tmp_path: Path, case: str) -> None:
+def test_an_output_that_differs_from_the_spec_is_an_error(engine: Engine, tmp_path: Path, case: str) -> None:
     dtype = TensorProto.INT64 if case == "other dtype" else TensorProto.FLOAT
     feeds = {"ids": np.ones((2, 3 if case == "other dtype" else 4 if case == "other rows" else 2), np.int64)}
     constants = {"pads": np.array([0, 0, 0, 1]), "square": np.array([-1, 2]), "one": np.array([1])}
@@ -138,7 +139,9 @@ def test_an_output_that_is_not_what_the_spec_says(engine: Engine, tmp_path: Path
 
 def test_a_session_goes_on_after_an_error(engine: Engine, tmp_path: Path) -> None:
     nodes = [node("Cast", "ids", "f", to=TensorProto.FLOAT), node("Reshape", "f shape", "y")]
-    session = engine.open(graph(tmp_path / "x.onnx", nodes, shape=np.array([-1, 4])), SPEC, Precision.FP32, 1)
+    session = engine.open(
+        graph(tmp_path / "x.onnx", nodes, shape=np.array([-1, 4])), SPEC, precision=Precision.FP32, threads=1
+    )
     good, three_rows = {"ids": np.arange(8).reshape(2, 4)}, {"ids": np.arange(12).reshape(2, 6)}
     for _ in range(3):
         with pytest.raises(BundleError):
@@ -153,14 +156,14 @@ def test_torch_errors_are_ours(tiny_bundle: Path, tiny_checkpoint: Path) -> None
     from simmim_export.bundle import Bundle
 
     spec = Bundle.open(tiny_bundle).manifest.graph("text_encoder")
-    session = get_engine("torch").open(tiny_checkpoint, spec, Precision.FP32)
+    session = get_engine("torch").open(tiny_checkpoint, spec, precision=Precision.FP32)
     ids = np.full((1, 3), 10**6)
     with pytest.raises(BundleError) as caught:
         session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
     assert "'torch'" in caught.value.what and "text_encoder" in caught.value.what
 
 
-def test_what_passes_through_and_what_does_not() -> None:
+def test_our_own_errors_pass_through_and_others_do_not() -> None:
     for own in (UsageError("x"), KeyboardInterrupt(), SystemExit(3), FewerThreads("x")):
         with pytest.raises(type(own)) as caught, running("ort", SPEC):
             raise own
@@ -196,15 +199,17 @@ def test_what_passes_through_and_what_does_not() -> None:
     ],
     ids=repr,
 )
-def test_outputs_of_every_wrong_form(output: object) -> None:
-    check_outputs("ort", SPEC, FEEDS, {"y": np.zeros((2, 4), np.float32)})
+def test_every_wrong_form_of_an_output_is_an_error(output: object) -> None:
+    check_outputs("ort", SPEC, feeds=FEEDS, outputs={"y": np.zeros((2, 4), np.float32)})
     with pytest.raises(BundleError, match="'y'"):
-        check_outputs("ort", SPEC, FEEDS, {"y": output})
+        check_outputs("ort", SPEC, feeds=FEEDS, outputs={"y": output})
 
 
-def test_an_axis_that_no_input_has_may_have_one_size_only() -> None:
+def test_an_axis_of_outputs_has_one_size() -> None:
     pair = tuple(TensorSpec(name, "float32", ("batch", "regions")) for name in "yz")
     spec = GraphSpec("g", (IDS,), pair, (*AXES, Axis("regions", 1, 9)))
-    check_outputs("ort", spec, FEEDS, {name: np.zeros((2, 7), np.float32) for name in "yz"})
+    check_outputs("ort", spec, feeds=FEEDS, outputs={name: np.zeros((2, 7), np.float32) for name in "yz"})
     with pytest.raises(BundleError, match="'z'"):
-        check_outputs("ort", spec, FEEDS, {"y": np.zeros((2, 7), np.float32), "z": np.zeros((2, 6), np.float32)})
+        check_outputs(
+            "ort", spec, feeds=FEEDS, outputs={"y": np.zeros((2, 7), np.float32), "z": np.zeros((2, 6), np.float32)}
+        )

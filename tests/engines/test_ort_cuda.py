@@ -1,5 +1,5 @@
-"""ONNX Runtime's CUDA provider: the whole session on the CPU, where only the device differs; what the real package says without
-a GPU; and on a GPU what it computes."""
+"""ONNX Runtime's CUDA provider: the whole session with the CPU as its device, the errors without a GPU, and the results on a
+GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from simmim_export.system.conflicts import ort_files
 
 
 class OnCpu(ort_cuda.OrtCudaSession):
-    """The session with memory of the host in place of the GPU's: binding, shapes, locks and copies are the same code."""
+    """The session with host memory in place of GPU memory. Binding, shapes, locks and copies are the same code."""
 
     provider, device, provider_options = PROVIDER, "cpu", {}
 
@@ -33,12 +33,14 @@ class OnCpu(ort_cuda.OrtCudaSession):
 
 
 def opened(bundle: Path, name: str, graphs: bool = False) -> OnCpu:
-    return OnCpu(bundle / f"graphs/{name}.fp32.onnx", Bundle.open(bundle).manifest.graph(name), 1, graphs)
+    return OnCpu(
+        bundle / f"graphs/{name}.fp32.onnx", Bundle.open(bundle).manifest.graph(name), threads=1, graphs=graphs
+    )
 
 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("name", ["image_encoder", "text_encoder", "fusion", "head.vqa", "video_encoder"])
-def test_bound_tensors_give_what_the_engine_gives(every_bundle: Path, name: str, graphs: bool) -> None:
+def test_bound_tensors_agree_with_pytorch(every_bundle: Path, name: str, graphs: bool) -> None:
     session = opened(every_bundle, name, graphs)
     report = compare(session, session._spec, golden=golden_of(every_bundle), precision=Precision.FP32)
     assert report.passed and len(report.rows) > 4
@@ -57,7 +59,7 @@ def test_outputs_belong_to_the_caller_and_shapes_keep_their_memory(tiny_bundle: 
     assert np.array_equal(first, kept) and not np.array_equal(first, again) and len(session._kept) == 1
 
 
-def test_shapes_beyond_those_that_are_kept(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_some_shapes_are_kept(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_cuda, "SHAPES", 2)
     session, reference = opened(tiny_bundle, "text_encoder", graphs=True), load(tiny_bundle).session("text_encoder")
     ids = []
@@ -70,14 +72,14 @@ def test_shapes_beyond_those_that_are_kept(tiny_bundle: Path, monkeypatch: pytes
     assert len(session._kept) == 2 and ids == [1, 2, ort_cuda.NO_GRAPH, ort_cuda.NO_GRAPH]
 
 
-def test_memory_that_is_not_there_is_said_and_the_session_goes_on(tiny_bundle: Path) -> None:
+def test_a_session_goes_on_after_it_ran_out_of_memory(tiny_bundle: Path) -> None:
     session = opened(tiny_bundle, "text_encoder")
     feeds = {"input_ids": np.full((1, 5), 7), "attention_mask": np.ones((1, 5), np.int64)}
     first = session.run(feeds)["text_embed"]
     huge = {name: np.broadcast_to(array, (2**42, 5)) for name, array in feeds.items()}
-    with pytest.raises(EngineUnavailable, match=r"the GPU is out of memory in text_encoder: .*alloc") as caught:
+    with pytest.raises(EngineUnavailable, match="text_encoder") as caught:
         session.run(huge)
-    assert caught.value.exit_code == 3 and "smaller batch" in str(caught.value)
+    assert caught.value.fix
     assert np.array_equal(session.run(feeds)["text_embed"], first)
 
 
@@ -91,24 +93,24 @@ def test_many_threads_get_what_one_gets(tiny_bundle: Path) -> None:
 
 
 def test_nodes_of_another_provider_are_counted_apart(tiny_bundle: Path) -> None:
-    """A real profile, read as if the GPU had been asked for: all of it ran on the CPU."""
+    """A real profile, read as if the GPU had been requested: every node ran on the CPU."""
     session = opened(tiny_bundle, "head.vqa")
-    proof = proof_of(lambda folder: session._open({}, folder), session._spec, ort_cuda.PROVIDER)
+    proof = proof_of(lambda folder: session._open({}, folder), session._spec, provider=ort_cuda.PROVIDER)
     assert proof.executed and all(kind.endswith(" on CPU") for kind in proof.executed)
 
 
-def test_a_session_that_came_up_on_the_cpu_is_refused(tiny_bundle: Path) -> None:
-    """Whatever onnxruntime is installed here: without a GPU it opens a session on the CPU, or says why it does not."""
+def test_a_session_on_the_cpu_is_refused(tiny_bundle: Path) -> None:
+    """Without a GPU any onnxruntime opens a session on the CPU or fails; both are errors."""
     engine = get_engine("ort@cuda")
     if engine.why_unavailable() is None:
         pytest.skip("there is a GPU here")
     spec = Bundle.open(tiny_bundle).manifest.graph("head.vqa")
     with pytest.raises(EngineUnavailable, match="CUDAExecutionProvider") as caught:
-        engine.open(tiny_bundle / "graphs/head.vqa.fp32.onnx", spec, Precision.FP32)
-    assert caught.value.exit_code == 3 and caught.value.fix
+        engine.open(tiny_bundle / "graphs/head.vqa.fp32.onnx", spec, precision=Precision.FP32)
+    assert caught.value.fix
 
 
-def test_an_unknown_option_is_an_error_and_not_the_cpu(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_provider_option_is_an_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ort_files()
     if files is None or not files.provider:
         pytest.skip("the onnxruntime that is installed has no CUDA provider, which alone knows its options")
@@ -121,8 +123,8 @@ def test_an_unknown_option_is_an_error_and_not_the_cpu(tiny_bundle: Path, monkey
     spec = Bundle.open(tiny_bundle).manifest.graph("head.vqa")
     for option in ("use_tf33", "enable_cuda_graf"):
         monkeypatch.setattr(ort_cuda.OrtCudaSession, "provider_options", {option: "0"})
-        with pytest.raises(EngineUnavailable, match=f'Unknown provider option: "{option}"'):
-            ort_cuda.OrtCudaSession(tiny_bundle / "graphs/head.vqa.fp32.onnx", spec, 1, False)
+        with pytest.raises(EngineUnavailable, match=option):
+            ort_cuda.OrtCudaSession(tiny_bundle / "graphs/head.vqa.fp32.onnx", spec, threads=1, graphs=False)
 
 
 @pytest.mark.parametrize("arguments", [("verify",), ("embed", "--text", "a circle")])
@@ -136,15 +138,13 @@ def test_without_a_gpu_the_command_says_what_to_install(run_cli, tiny_bundle: Pa
 
 
 def test_int8_is_refused_with_the_reason(tiny_bundle: Path) -> None:
-    with pytest.raises(
-        EngineUnavailable, match=r"has no int8 \(it has: fp32, fp16\): it has no INT8 kernels"
-    ) as caught:
+    with pytest.raises(EngineUnavailable, match="int8") as caught:
         get_engine("ort@cuda").variant(Precision.INT8)
     assert "--engine trt" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("engine", "device", "found"),
+    ("engine", "device", "name"),
     [
         ("ort", None, "ort"),
         ("ort", "cpu", "ort"),
@@ -154,8 +154,8 @@ def test_int8_is_refused_with_the_reason(tiny_bundle: Path) -> None:
         ("trt", "cuda", "trt"),
     ],
 )
-def test_a_device_is_part_of_an_engines_name(engine: str, device: str | None, found: str) -> None:
-    assert on_device(engine, device) == found
+def test_a_device_is_part_of_an_engines_name(engine: str, device: str | None, name: str) -> None:
+    assert on_device(engine, device) == name
 
 
 @pytest.mark.parametrize(
@@ -166,18 +166,18 @@ def test_a_device_is_part_of_an_engines_name(engine: str, device: str | None, fo
         ("ort", "npu", "cuda"),
     ],
 )
-def test_a_device_that_an_engine_lacks(engine: str, device: str, fix: str) -> None:
-    with pytest.raises(UsageError, match=f"'{engine}' does not run on device '{device}'") as caught:
+def test_a_device_that_an_engine_lacks_is_an_error(engine: str, device: str, fix: str) -> None:
+    with pytest.raises(UsageError, match=f"'{engine}'.*'{device}'") as caught:
         on_device(engine, device)
     assert caught.value.fix and fix in caught.value.fix
 
 
-def test_auto_chooses_the_device_itself(tiny_bundle: Path) -> None:
-    with pytest.raises(UsageError, match="engine auto chooses the device itself"):
+def test_auto_refuses_a_device(tiny_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="device"):
         load(tiny_bundle, "auto", device="cuda")
 
 
-def test_importing_the_engine_loads_no_onnxruntime() -> None:
+def test_importing_the_engine_does_not_load_onnxruntime() -> None:
     code = "import sys, simmim_export.engines.ort_cuda; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "onnxruntime" not in loaded
@@ -197,26 +197,26 @@ def on_gpu(request: pytest.FixtureRequest):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_graph_on_the_gpu_and_none_of_its_products_on_the_cpu(
-    on_gpu, request: pytest.FixtureRequest, precision: str
-) -> None:
-    # Not an argument: it takes a training, which a test that is skipped should not wait for.
+def test_every_graph_runs_on_the_gpu(on_gpu, request: pytest.FixtureRequest, precision: str) -> None:
+    # Not a parameter, because it takes a training, and a skipped test should not wait for that.
     asked_bundle: Path = request.getfixturevalue("asked_bundle")
     asked, golden = Precision(precision), golden_of(asked_bundle)
     bundle = Bundle.open(asked_bundle)
     for spec in bundle.manifest.graphs:
-        session = on_gpu.open(bundle.file(bundle.artifact(spec.name, precision).path), spec, asked)
-        # Twice: the second time every shape is replayed.
+        session = on_gpu.open(bundle.file(bundle.artifact(spec.name, precision).path), spec, precision=asked)
+        # Twice, because the second time every shape is replayed.
         for _ in range(2):
             assert compare(session, spec, golden=golden, precision=asked).passed
         executed = session.precision_proof().executed
         assert executed["float16" if precision == "fp16" else "float"] > 0
-        # Sizes of symbolic axes are computed on the CPU, and nothing else.
+        # Only the sizes of dynamic axes are computed on the CPU.
         assert not any(kind.startswith("float") and kind.endswith(" on CPU") for kind in executed), json.dumps(executed)
 
 
 @pytest.mark.gpu
-def test_a_damaged_graph_on_the_gpu(on_gpu, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_damaged_graph_is_an_error_on_the_gpu(on_gpu, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError):
-        on_gpu.open(tmp_path / "broken.onnx", Bundle.open(tiny_bundle).manifest.graph("head.vqa"), Precision.FP32)
+        on_gpu.open(
+            tmp_path / "broken.onnx", Bundle.open(tiny_bundle).manifest.graph("head.vqa"), precision=Precision.FP32
+        )

@@ -133,7 +133,9 @@ def test_every_opset_we_offer_exports_the_text_encoder(tiny_checkpoint: Path, tm
         path = tmp_path / f"{opset}.onnx"
         trace(graph, path, opset=opset)
         outputs = (
-            get_engine("ort").open(path, graph.spec, Precision.FP32).run({"input_ids": ids, "attention_mask": ids})
+            get_engine("ort")
+            .open(path, graph.spec, precision=Precision.FP32)
+            .run({"input_ids": ids, "attention_mask": ids})
         )
         np.testing.assert_allclose(outputs["text_embed"], expected, atol=1e-5)
 
@@ -141,7 +143,7 @@ def test_every_opset_we_offer_exports_the_text_encoder(tiny_checkpoint: Path, tm
 def test_the_graph_reads_the_mask_although_the_tracer_saw_only_ones(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle).manifest
     spec = manifest.graph("text_encoder")
-    session = get_engine("ort").open(tiny_bundle / "graphs/text_encoder.fp32.onnx", spec, Precision.FP32)
+    session = get_engine("ort").open(tiny_bundle / "graphs/text_encoder.fp32.onnx", spec, precision=Precision.FP32)
     ids = np.arange(4, 12, dtype=np.int64)[None]
     mask = np.ones_like(ids)
     mask[:, 5:] = 0

@@ -212,16 +212,16 @@ class PlanTarget(Target):
     name = "plan"
 
     def prepare(self) -> None:
-        from simmim_export.engines.tensorrt import plan
+        from simmim_export.engines.tensorrt import plan_file
 
         path = self.sources.scratch / "plans" / "engines" / "trt" / "head.vqa.fp16.plan"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._plan = b"a plan"
         path.write_bytes(self._plan)
         recipe = {"workspace": None, "level": 3, "compatibility": "none", "profile": {"batch": [1, 1, 8]}}
-        target = plan.Target("NVIDIA H200", "9.0", 13000, "11.0.0")
+        target = plan_file.Target("NVIDIA H200", "9.0", 13000, "11.0.0")
         sha256 = hashlib.sha256(self._plan).hexdigest()
-        made = plan.Sidecar(
+        made = plan_file.Sidecar(
             graph="head.vqa",
             graph_sha256=NO_DIGEST,
             precision="fp16",
@@ -232,9 +232,9 @@ class PlanTarget(Target):
             executed={"Half": 3},
             parity={"passed": True, "scaled_error": 0.001, "cosine": 1.0},
         )
-        plan.write(path, made)
-        self._name, self._path = plan.sidecar_path(path).name, "engines/trt/"
-        self.seeds = [plan.sidecar_path(path).read_bytes()]
+        plan_file.write_sidecar(path, made)
+        self._name, self._path = plan_file.sidecar_path(path).name, "engines/trt/"
+        self.seeds = [plan_file.sidecar_path(path).read_bytes()]
 
     def valid(self) -> Files:
         return {self._path + "head.vqa.fp16.plan": self._plan, self._path + self._name: self.seeds[0]}
@@ -243,18 +243,20 @@ class PlanTarget(Target):
         return self.valid() | {self._path + self._name: mutate_json(rng, self.seeds[0])}
 
     def run(self, folder: Path) -> None:
-        from simmim_export.engines.tensorrt import plan
+        from simmim_export.engines.tensorrt import plan_file
         from simmim_export.spec import Axis, GraphSpec, TensorSpec
 
-        path = plan.plan_path(folder, "head.vqa", "fp16")
-        sidecar = plan.read(path)
+        path = plan_file.plan_file_path(folder, "head.vqa", precision="fp16")
+        sidecar = plan_file.read_sidecar(path)
         spec = GraphSpec("head.vqa", (TensorSpec("fused", "float32", ("batch", 96)),), (), (Axis("batch", 1, 8),))
         attempt(
-            lambda: plan.require_graph(path, sidecar, "head.vqa", "fp16"),
-            lambda: plan.require_source(path, sidecar, NO_DIGEST),
-            lambda: plan.require_target(path, sidecar, plan.Target("NVIDIA H200", "9.0", 13000, "11.0.0")),
-            lambda: plan.require_whole(path, sidecar),
-            lambda: plan.require_profile(path, sidecar, spec).require({"batch": 1}),
+            lambda: plan_file.require_graph(path, sidecar, graph="head.vqa", precision="fp16"),
+            lambda: plan_file.require_source(path, sidecar, sha256=NO_DIGEST),
+            lambda: plan_file.require_target(
+                path, sidecar, here=plan_file.Target("NVIDIA H200", "9.0", 13000, "11.0.0")
+            ),
+            lambda: plan_file.require_whole(path, sidecar),
+            lambda: plan_file.require_profile(path, sidecar, spec=spec).require({"batch": 1}),
         )
 
 

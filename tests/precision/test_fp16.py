@@ -37,7 +37,7 @@ def real(bundle: Path, name: str) -> tuple[Path, GraphSpec, Golden, Feeds]:
 
 def figures(model: onnx.ModelProto, spec: GraphSpec, golden: Golden, path: Path) -> ParityReport:
     onnx.save(model, path)
-    session = get_engine("ort").open(path, spec, Precision.FP32)
+    session = get_engine("ort").open(path, spec, precision=Precision.FP32)
     return compare(session, spec, golden=golden, precision=Precision.FP32)
 
 

@@ -155,7 +155,9 @@ def test_convolutions_that_share_weights_are_quantised_and_run(tmp_path: Path) -
     feeds = [{"x": random.normal(size=(1, 8, 16, 16)).astype(np.float32)} for _ in range(8)]
     assert to_int8(source, target, feeds).convolutions == ("of x", "of a")
     spec = GraphSpec("g", (TensorSpec("x", "float32", tuple(shape)),), (TensorSpec("y", "float32", tuple(shape)),), ())
-    exact, found = (get_engine("ort").open(p, spec, Precision.INT8).run(feeds[0])["y"] for p in (source, target))
+    exact, found = (
+        get_engine("ort").open(p, spec, precision=Precision.INT8).run(feeds[0])["y"] for p in (source, target)
+    )
     assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)
 
 
@@ -261,5 +263,5 @@ def test_a_session_does_not_edit_the_file(tiny_bundle: Path, tmp_path: Path) -> 
     path = shutil.copy(tiny_bundle / "graphs/text_encoder.int8-u8.onnx", tmp_path / "x.onnx")
     before = Path(path).read_bytes()
     spec = Bundle.open(tiny_bundle).manifest.graph("text_encoder")
-    get_engine("ort").open(Path(path), spec, Precision.INT8).close()
+    get_engine("ort").open(Path(path), spec, precision=Precision.INT8).close()
     assert Path(path).read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -14,7 +14,8 @@ import numpy as np
 
 from simmim_export.bundle import Bundle
 from simmim_export.proof.evidence import FILE
-from simmim_export.system.files import digest, pack, unpack
+from simmim_export.system.files import digest
+from simmim_export.system.npz import pack, unpack
 
 Arrays = dict[str, np.ndarray]
 LOGITS, EMBED, LABELS = "reference/logits/vqa", "reference/texts", "labels/vqa"

@@ -19,7 +19,7 @@ from simmim_export.errors import BundleError
 from simmim_export.proof.evidence import FILE, Evidence, Task
 from simmim_export.proof.examine import Examiner, require_evidence
 from simmim_export.proof.fitting import require_fit
-from simmim_export.system.files import unpack
+from simmim_export.system.npz import unpack
 
 BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "complex logits": (put(LOGITS, lambda a: a.astype(np.complex64)), "logits/vqa"),

@@ -39,7 +39,7 @@ def opened(tiny_bundle: Path):
 
 def text_session(bundle: Bundle):
     spec = bundle.manifest.graph("text_encoder")
-    return get_engine("ort").open(bundle.root / "graphs/text_encoder.fp32.onnx", spec, Precision.FP32), spec
+    return get_engine("ort").open(bundle.root / "graphs/text_encoder.fp32.onnx", spec, precision=Precision.FP32), spec
 
 
 def failing(report) -> set[str]:
@@ -146,7 +146,7 @@ def test_parity_does_not_depend_on_the_names_of_inputs(opened) -> None:
     """The golden tensors of one graph alone, without pixels or input_ids."""
     bundle, golden = opened
     spec = bundle.manifest.graph("head.match")
-    session = get_engine("ort").open(bundle.root / "graphs/head.match.fp32.onnx", spec, Precision.FP32)
+    session = get_engine("ort").open(bundle.root / "graphs/head.match.fp32.onnx", spec, precision=Precision.FP32)
     alone = {
         case: {name: tensors[name] for name in ("fusion:fused", "head.match:logits")}
         for case, tensors in golden.cases.items()
@@ -199,7 +199,7 @@ def test_an_empty_report_does_not_pass() -> None:
 def test_a_head_with_other_answers_fails_at_any_scale(opened, graph: str, scale: float, offset: float) -> None:
     bundle, golden = opened
     spec = bundle.manifest.graph(graph)
-    session = get_engine("ort").open(bundle.root / f"graphs/{graph}.fp32.onnx", spec, Precision.FP32)
+    session = get_engine("ort").open(bundle.root / f"graphs/{graph}.fp32.onnx", spec, precision=Precision.FP32)
     key = f"{graph}:logits"
 
     def moved(values):

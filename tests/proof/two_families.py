@@ -112,7 +112,7 @@ class Sessions:
 
     def __init__(self, specs: Mapping[str, GraphSpec], folder: Path) -> None:
         self._sessions = {
-            name: get_engine("ort").open(write_graph(spec, folder / f"{name}.onnx"), spec, Precision.FP32)
+            name: get_engine("ort").open(write_graph(spec, folder / f"{name}.onnx"), spec, precision=Precision.FP32)
             for name, spec in specs.items()
         }
         self.rows: dict[str, int] = {}

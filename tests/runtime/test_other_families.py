@@ -17,7 +17,7 @@ from support import word_tokenizer
 
 from simmim_export.bundle import Artifact, Bundle, Manifest
 from simmim_export.engines import require_engine
-from simmim_export.engines.base import LATENCY
+from simmim_export.engines.options import LATENCY
 from simmim_export.errors import UsageError
 from simmim_export.runtime.clips import SampledFrames
 from simmim_export.runtime.model import Model

@@ -1,4 +1,4 @@
-"""What doctor says of packages that do not fit, from real metadata and files of packages; and of a driver, from a library."""
+"""Conflicts of packages, from real metadata and files of packages; and the driver's GPUs, from a library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REINSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install"
 CUDA_13 = {"nvidia-cuda-runtime": "13.0.96", "nvidia-cublas": "13.1.1", "nvidia-cudnn-cu13": "9.24.0"}
 CUDA_12 = {"nvidia-cuda-runtime-cu12": "12.8.90", "nvidia-cublas-cu12": "12.8.4", "nvidia-cudnn-cu12": "9.8.0"}
 
-# The driver's library, as far as doctor asks it.
+# The part of the driver's library that is used.
 DRIVER = """
 #include <string.h>
 #include <stddef.h>
@@ -29,7 +29,7 @@ int cuDeviceGetCount(int* count) { *count = 1; return 0; }
 int cuDeviceGet(int* device, int index) { *device = index; return 0; }
 int cuDeviceGetName(char* name, int size, int device) { strncpy(name, "NVIDIA Test 1", size); return 0; }
 int cuDeviceTotalMem_v2(size_t* bytes, int device) { *bytes = (size_t)8 << 30; return 0; }
-int cuDeviceGetAttribute(int* found, int attribute, int device) { *found = attribute == 75 ? 8 : 6; return 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int device) { *value = attribute == 75 ? 8 : 6; return 0; }
 """
 
 
@@ -50,7 +50,7 @@ class Environment:
     def files(self, package: str, cuda: str | None) -> None:
         folder = self.root / "onnxruntime/capi"
         folder.mkdir(parents=True)
-        (self.root / "onnxruntime/__init__.py").write_text("raise RuntimeError('nobody should import this')")
+        (self.root / "onnxruntime/__init__.py").write_text("raise RuntimeError('this must not be imported')")
         about = f"package_name = '{package}'\n__version__ = '1.31.1'\n" + (f"cuda_version = '{cuda}'\n" if cuda else "")
         (folder / "build_and_package_info.py").write_text(about)
         if cuda:
@@ -59,24 +59,24 @@ class Environment:
     def driver(self, cuda: int, status: int = 0) -> None:
         compiler = shutil.which("cc")
         if compiler is None or sys.platform != "linux":
-            pytest.skip("there is no C compiler to make a driver's library with")
+            pytest.skip("a driver's library cannot be made without a C compiler")
         source, target = self.libraries / "driver.c", self.libraries / "libcuda.so.1"
         source.write_text(DRIVER)
         flags = ("-shared", "-fPIC", f"-DVERSION={cuda}", f"-DSTATUS={status}")
         subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
 
     def ask(self, code: str) -> object:
-        """What ``code`` makes of ``found``, in an interpreter that sees these packages and no others."""
-        command = [sys.executable, "-S", "-c", f"import json\n{code}\nprint(json.dumps(found))"]
+        """The value of ``result`` after ``code``, in an interpreter that sees only these packages."""
+        command = [sys.executable, "-S", "-c", f"import json\n{code}\nprint(json.dumps(result))"]
         paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{self.root}", "LD_LIBRARY_PATH": str(self.libraries)}
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **paths}, timeout=60)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     def conflicts(self) -> list[str]:
-        found = self.ask("from simmim_export.system.conflicts import conflicts; found = conflicts()")
-        assert isinstance(found, list)
-        return found
+        lines = self.ask("from simmim_export.system.conflicts import conflicts; result = conflicts()")
+        assert isinstance(lines, list)
+        return lines
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path)
 
 
-def test_an_environment_without_them_has_no_conflict(environment: Environment) -> None:
+def test_one_package_is_not_a_conflict(environment: Environment) -> None:
     assert environment.conflicts() == []
     environment.install(onnxruntime="1.32.0")
     environment.files("onnxruntime", None)
@@ -92,15 +92,15 @@ def test_an_environment_without_them_has_no_conflict(environment: Environment) -
 
 
 @pytest.mark.parametrize("there", ["onnxruntime", "onnxruntime-gpu"])
-def test_two_packages_in_one_folder(environment: Environment, there: str) -> None:
+def test_two_packages_in_one_folder_are_a_conflict(environment: Environment, there: str) -> None:
     environment.install(**{"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}, **CUDA_13)
     environment.files(there, "13.0" if there == "onnxruntime-gpu" else None)
-    (found,) = environment.conflicts()
-    assert found.startswith("onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 overwrite each other's files")
-    assert f"there now are those of {there}: " in found and found.endswith(f"{REINSTALL} onnxruntime")
+    (conflict,) = environment.conflicts()
+    assert conflict.startswith("onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1 ")
+    assert f" {there}: " in conflict and conflict.endswith(f"{REINSTALL} onnxruntime")
 
 
-def test_where_there_is_a_gpu_its_package_is_the_one_to_install(environment: Environment) -> None:
+def test_with_a_gpu_its_package_is_the_one_to_install(environment: Environment) -> None:
     environment.driver(13000)
     environment.install(**{"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}, **CUDA_13)
     environment.files("onnxruntime-gpu", "13.0")
@@ -108,71 +108,72 @@ def test_where_there_is_a_gpu_its_package_is_the_one_to_install(environment: Env
 
 
 @pytest.mark.parametrize("files", [None, "onnxruntime"])
-def test_files_that_the_other_package_left_or_took(environment: Environment, files: str | None) -> None:
+def test_missing_files_are_a_conflict(environment: Environment, files: str | None) -> None:
     environment.install(**{"onnxruntime-gpu": "1.31.1"}, **CUDA_13)
     if files:
         environment.files(files, None)
-    (found,) = environment.conflicts()
-    assert found.startswith("onnxruntime-gpu is installed and its files are not: those of") and REINSTALL in found
-    assert files is None or f"those of {files} are there" in found
+    (conflict,) = environment.conflicts()
+    assert conflict.startswith("onnxruntime-gpu is installed but its files are missing") and REINSTALL in conflict
+    assert files is None or f" {files}: " in conflict
 
 
-def test_libraries_of_another_cuda(environment: Environment) -> None:
+def test_libraries_of_another_cuda_are_conflicts(environment: Environment) -> None:
     environment.install(**{"onnxruntime-gpu": "1.31.1"}, **CUDA_12)
     environment.files("onnxruntime-gpu", "13.0")
-    found = environment.conflicts()
-    assert all(line.endswith("pip install 'onnxruntime-gpu[cuda,cudnn]'") for line in found)
-    assert "of CUDA 13, and here is" in found[0] and "nvidia-cublas-cu12 12.8.4" in found[0]
-    assert "needs cuDNN 9 for CUDA 13, and here is nvidia-cudnn-cu12 9.8.0" in found[1]
+    cublas, cudnn = environment.conflicts()
+    assert all(line.endswith("pip install 'onnxruntime-gpu[cuda,cudnn]'") for line in (cublas, cudnn))
+    assert "CUDA 13" in cublas and "nvidia-cublas-cu12 12.8.4" in cublas
+    assert "cuDNN 9 for CUDA 13" in cudnn and "nvidia-cudnn-cu12 9.8.0" in cudnn
 
 
 @pytest.mark.parametrize(("cudnn", "conflicts"), [("9.24.0", 0), ("8.9.7", 1), (None, 1)])
-def test_cudnn_of_another_version(environment: Environment, cudnn: str | None, conflicts: int) -> None:
+def test_cudnn_of_another_version_is_a_conflict(environment: Environment, cudnn: str | None, conflicts: int) -> None:
     environment.install(**{"onnxruntime-gpu": "1.31.1"}, **{k: v for k, v in CUDA_13.items() if "cudnn" not in k})
     environment.files("onnxruntime-gpu", "13.0")
     if cudnn:
         environment.install(**{"nvidia-cudnn-cu13": cudnn})
-    found = environment.conflicts()
-    assert len(found) == conflicts and all("cuDNN 9" in line and (cudnn or "none") in line for line in found)
+    lines = environment.conflicts()
+    assert len(lines) == conflicts and all("cuDNN 9" in line and (cudnn or "none") in line for line in lines)
 
 
 @pytest.mark.parametrize(("driver", "conflicts"), [(13000, 0), (12080, 2)])
-def test_a_driver_that_is_too_old(environment: Environment, driver: int, conflicts: int) -> None:
+def test_an_old_driver_is_a_conflict(environment: Environment, driver: int, conflicts: int) -> None:
     environment.driver(driver)
     environment.install(**{"onnxruntime-gpu": "1.31.1", "tensorrt": "11.4.0.106"}, **CUDA_13)
     environment.files("onnxruntime-gpu", "13.0")
-    found = environment.conflicts()
-    assert len(found) == conflicts
-    for line in found:
-        assert "needs CUDA 13, and the driver cannot run it" in line and "CUDA 12.8 at most" in line
-        assert "install NVIDIA's driver 580 or newer" in line
+    lines = environment.conflicts()
+    assert len(lines) == conflicts
+    for line in lines:
+        assert "needs CUDA 13" in line and "CUDA 12.8 at most" in line and "driver 580" in line
         assert ("pip install 'tensorrt<11'" in line) == line.startswith("tensorrt 11")
 
 
-def test_tensorrt_10_takes_either(environment: Environment) -> None:
+def test_tensorrt_10_runs_on_either_cuda(environment: Environment) -> None:
     environment.driver(12080)
     environment.install(tensorrt="10.13.3.9", **CUDA_12)
     assert environment.conflicts() == []
 
 
-def test_a_driver_is_asked_for_its_gpus(environment: Environment) -> None:
+def test_a_driver_lists_its_gpus(environment: Environment) -> None:
     environment.driver(13010)
     code = (
-        "from dataclasses import asdict; from simmim_export.system import nvidia; found = asdict(nvidia.require_gpu())"
+        "from dataclasses import asdict; from simmim_export.system import nvidia; result = asdict(nvidia.require_gpu())"
     )
-    found = environment.ask(code)
-    assert isinstance(found, dict) and found["cuda"] == [13, 1]
-    assert found["gpus"] == [{"name": "NVIDIA Test 1", "compute": "8.6", "memory": 8 << 30}]
+    driver = environment.ask(code)
+    assert isinstance(driver, dict) and driver["cuda"] == [13, 1]
+    assert driver["gpus"] == [{"name": "NVIDIA Test 1", "compute": "8.6", "memory": 8 << 30}]
 
 
 @pytest.mark.parametrize(("status", "why"), [(100, "finds no GPU"), (34, "finds no GPU"), (999, "does not start")])
-def test_a_driver_without_a_gpu(environment: Environment, status: int, why: str) -> None:
+def test_a_driver_without_a_gpu_is_a_reason(environment: Environment, status: int, why: str) -> None:
     environment.driver(13000, status)
-    found = environment.ask("from simmim_export.system import nvidia; found = [nvidia.why_no_gpu(), nvidia.driver()]")
-    assert isinstance(found, list) and why in found[0] and str(status) in found[0] and found[1] is None
+    answers = environment.ask(
+        "from simmim_export.system import nvidia; result = [nvidia.why_no_gpu(), nvidia.driver()]"
+    )
+    assert isinstance(answers, list) and why in answers[0] and str(status) in answers[0] and answers[1] is None
 
 
-def test_a_library_that_is_no_driver(environment: Environment) -> None:
+def test_a_library_that_is_not_a_driver_is_a_reason(environment: Environment) -> None:
     (environment.libraries / "libcuda.so.1").write_text("not a library")
-    found = environment.ask("from simmim_export.system import nvidia; found = nvidia.why_no_gpu()")
-    assert found == "there is no NVIDIA driver: libcuda.so.1 cannot be loaded"
+    reason = environment.ask("from simmim_export.system import nvidia; result = nvidia.why_no_gpu()")
+    assert "libcuda.so.1" in str(reason)

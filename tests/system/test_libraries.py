@@ -30,7 +30,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def hostile(tmp_path: Path) -> tuple[Path, Path]:
     """A folder with a libcuda.so.1 in it, and the file that appears when that library is loaded."""
     if COMPILER is None:
-        pytest.skip("gcc is not installed, so there is no library to plant")
+        pytest.skip("gcc is not installed, so no library can be planted")
     folder, marker = tmp_path / "work", tmp_path / "loaded"
     folder.mkdir()
     (tmp_path / "planted.c").write_text(SOURCE % marker)
@@ -49,7 +49,7 @@ def command(program: str, *words: object, folder: Path) -> subprocess.CompletedP
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
-def test_a_command_that_needs_pytorch_refuses_a_folder_with_libraries(
+def test_a_command_with_pytorch_refuses_a_folder_with_libraries(
     hostile: tuple[Path, Path], tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:
     folder, marker = hostile
@@ -65,7 +65,7 @@ def test_a_command_that_needs_pytorch_refuses_a_folder_with_libraries(
         assert (done.returncode, "libcuda.so.1" in done.stderr, marker.exists()) == (2, True, False), done.stderr
 
 
-def test_a_command_that_does_not_need_pytorch_runs_in_a_folder_with_libraries(
+def test_a_command_without_pytorch_runs_in_a_folder_with_libraries(
     hostile: tuple[Path, Path], tiny_bundle: Path
 ) -> None:
     folder, marker = hostile
@@ -91,7 +91,7 @@ def test_any_native_library_is_refused(name: str, tmp_path: Path, monkeypatch: p
     assert refused.value.where == os.getcwd()  # noqa: PTH109
 
 
-def test_a_working_directory_that_was_removed_holds_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_working_directory_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

@@ -11,7 +11,7 @@ import pytest
 
 from simmim_export.system.signals import ENDING, ending_cleanly
 
-# Asks itself to end, twice, inside the block; says what was cleaned up.
+# Sends itself a signal twice inside the block, and prints what happens.
 BLOCK = """
 import os, signal, sys
 from simmim_export.system.signals import ending_cleanly
@@ -37,7 +37,7 @@ with ending_cleanly():
         ("own", 0, ["own", "went on", "own", "cleaned up"]),
     ],
 )
-def test_a_signal_ends_the_block_unless_the_program_handles_it(number: int, before: str, code: int, said) -> None:
+def test_a_signal_ends_the_block_unless_it_is_handled(number: int, before: str, code: int, said) -> None:
     command = [sys.executable, "-P", "-c", BLOCK, str(int(number)), before]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == (code + number if code else 0), done.stderr
@@ -59,12 +59,12 @@ with signals.ending_cleanly():
 """
 
 
-def test_a_second_signal_ends_a_block_that_swallowed_the_first() -> None:
+def test_a_second_signal_ends_a_block_that_swallowed_one() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", SWALLOWED], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "swallowed\n"), done.stderr
 
 
-def test_handlers_are_as_they_were_afterwards() -> None:
+def test_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in ENDING]
     with ending_cleanly():
         pass

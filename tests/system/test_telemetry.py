@@ -13,7 +13,7 @@ from simmim_export.system.telemetry import SWITCHES, quiet_variables, set_quiet_
 
 
 @pytest.mark.parametrize("package", SWITCHES)
-def test_variables_stay_set_and_modules_come_back(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_stay_and_modules_come_back(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in quiet_variables():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, package, raising=False)
@@ -28,14 +28,14 @@ def test_variables_stay_set_and_modules_come_back(package: str, monkeypatch: pyt
     assert dict(switch.variables).items() <= os.environ.items()
 
 
-def test_a_variable_that_the_user_set_keeps_its_value() -> None:
+def test_a_users_variable_keeps_its_value() -> None:
     environment = {"ORT_DISABLE_TELEMETRY": "0", "DO_NOT_TRACK": ""}
     set_quiet_variables(environment)
     assert environment == quiet_variables() | {"ORT_DISABLE_TELEMETRY": "0"}
 
 
 def warned(before: str) -> list[str]:
-    """The kinds of warnings of a process that runs ``before`` and then opens ONNX Runtime as an engine does, twice."""
+    """The kinds of warnings of a process that runs ``before`` and then twice imports ONNX Runtime as an engine does."""
     code = (
         "import os, warnings\nfrom simmim_export.engines import get_engine\n"
         f"{before}\n"
@@ -49,8 +49,8 @@ def warned(before: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_package_that_was_imported_too_early_is_a_warning() -> None:
-    # A stand-in is enough: what matters is what was imported when.
+def test_a_package_that_was_imported_early_is_a_warning() -> None:
+    # A stand-in is enough, because only the order of imports matters.
     assert warned("import sys; sys.modules['onnxruntime'] = sys") == ["TelemetryOn", "1"]
     assert warned("") == ["1"]
     assert warned("os.environ['ORT_DISABLE_TELEMETRY'] = '1'; import onnxruntime") == ["1"]

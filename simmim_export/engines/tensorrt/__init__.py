@@ -1,14 +1,14 @@
-"""TensorRT 10.12+ and 11: graphs compiled for one GPU ahead of time, and run without PyTorch.
+"""TensorRT 10.12+ and 11: compiles graphs for one GPU ahead of time, and runs them without PyTorch.
 
 ============ ==============================================================================
 engine       what the other packages see; imports neither TensorRT nor CUDA
-request      what a build was asked for: shapes, workspace, level; what is known without a GPU
-plan         the sidecar of a plan, read before TensorRT sees a byte of the plan
+request      the options of a build: shapes, workspace, level; needs no GPU
+plan_file    the sidecar of a plan file, checked before TensorRT sees a byte of the plan file
 device       the GPU through NVIDIA's own bindings: memory, one stream, CUDA graphs
 callbacks    what TensorRT calls back: its log and its progress
-build        a graph to a plan
-session      a plan, run
-proof        what a plan really computes in
+build        a graph to a plan file
+session      runs a plan file
+proof        what a plan file really computes in
 ============ ==============================================================================
 """
 

@@ -1,8 +1,7 @@
-"""A graph to a plan: one strongly typed recipe for TensorRT 10.12+ and 11.
+"""Builds a graph to a plan file: one strongly typed recipe for TensorRT 10.12+ and 11.
 
-Knows TensorRT's builder. Must not know bundles, or what a graph means. Imports TensorRT, so import it inside functions.
-
-Precision is in the graph: 11 has no flag for it any more, and 10 is told by STRONGLY_TYPED to leave the graph's types alone.
+Precision is in the graph: TensorRT 11 has no flag for it any more, and STRONGLY_TYPED tells 10 to leave the graph's types alone.
+This module imports TensorRT, so import it inside functions.
 """
 
 from __future__ import annotations
@@ -17,62 +16,62 @@ import tensorrt as trt
 
 from simmim_export.engines.tensorrt.callbacks import Monitor, log
 from simmim_export.engines.tensorrt.device import current, use
-from simmim_export.engines.tensorrt.plan import Target
+from simmim_export.engines.tensorrt.plan_file import Target
 from simmim_export.engines.tensorrt.request import Profile, Request, format_size
 from simmim_export.errors import BundleError, EngineUnavailable, NoCache, UsageError
 from simmim_export.spec import GraphSpec
-from simmim_export.system.files import replacing
-from simmim_export.system.host import cache_folder
+from simmim_export.system.cache import cache_folder
+from simmim_export.system.outputs import replacing
 
 Watch = Callable[[str, int, int], None]
-# The PyTorch module of a node, by the node's name; "" where nobody knows.
-Where = Callable[[str], str]
+# The PyTorch module of a node, by the node's name; "" if that is not known.
+ModuleOf = Callable[[str], str]
 
 
-def build_plan(
-    graph: Path, spec: GraphSpec, request: Request, target: Target, free: int, where: Where, watch: Watch
+def build_plan_file(
+    graph: Path, spec: GraphSpec, *, request: Request, target: Target, free: int, module_of: ModuleOf, watch: Watch
 ) -> bytes:
-    """The plan of the ONNX file ``graph`` for the current GPU, which has ``free`` bytes.
+    """The content of a plan file for the ONNX file ``graph`` on the current GPU, which has ``free`` bytes of memory.
 
-    Raise :class:`BundleError` naming nodes and modules that TensorRT's parser refuses, :class:`EngineUnavailable` where there
-    is not enough memory or TensorRT finds no way to run the graph.
+    Raise :class:`BundleError` naming the nodes and modules that TensorRT's parser refuses, and :class:`EngineUnavailable` if
+    there is not enough memory or TensorRT finds no way to run the graph.
     """
     log().errors.clear()
     builder = trt.Builder(log())
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log())
     if not parser.parse_from_file(str(graph)):
-        raise _refused(parser, graph, spec, where)
+        raise _refused(parser, graph, spec=spec, module_of=module_of)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _workspace(request, free))
-    # On by default. What a graph has in FP32 is there to be exact: all of an FP32 graph, an island of another.
+    # On by default. What a graph keeps in FP32 must be exact: all of an FP32 graph, some nodes of another.
     config.clear_flag(trt.BuilderFlag.TF32)
     config.builder_optimization_level = request.level
     config.hardware_compatibility_level = _compatibility(request)
-    # Without details the plan could not say what it computes in.
+    # Without details the inspector could not tell what the plan file computes in.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     monitor = Monitor(spec.name, watch)
     config.progress_monitor = monitor
-    _add_profile(builder, config, spec, request.profile(spec))
+    _add_profile(builder, config, spec=spec, ranges=request.profile(spec))
     cache_file = _timing_cache_file(target)
-    # Kept here until the build is over: the configuration does not keep it alive.
+    # This variable keeps it alive until the build is over; the configuration does not.
     timings = _set_timing_cache(config, cache_file)
-    plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
-    if plan is None:
+    content = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
+    if content is None:
         raise _nothing_built(spec, graph)
     if cache_file is not None:
         try:
             with replacing(cache_file) as path:
                 path.write_bytes(bytes(timings.serialize()))
         except (OSError, UsageError) as error:
-            # The plan is worth minutes, what the next one saves by it is not.
+            # The build took minutes, and its result is still good. Without the cache only the next build is slower.
             warnings.warn(f"the timing cache {cache_file} was not written: {error}", NoCache, stacklevel=2)
-    return bytes(plan)
+    return bytes(content)
 
 
 def _interruptible(work: Callable[[], trt.IHostMemory | None], monitor: Monitor) -> trt.IHostMemory | None:
-    """What ``work`` gives, done in a thread. Ctrl-C, which Python delivers to the main thread alone and would deliver inside of
-    some callback, where TensorRT swallows it, comes here: it cancels the build and is raised when that has ended."""
+    """Do ``work`` in a thread and return its result. Python delivers Ctrl-C to the main thread only. If the build ran there, it
+    would arrive inside a callback, where TensorRT swallows it. Here it cancels the build, and is raised when that has ended."""
     with ThreadPoolExecutor(1, "tensorrt", initializer=use, initargs=(current(),)) as pool:
         building = pool.submit(work)
         try:
@@ -81,21 +80,21 @@ def _interruptible(work: Callable[[], trt.IHostMemory | None], monitor: Monitor)
         except BaseException as error:
             monitor.stop(error)
             raise
-        plan = building.result()
+        content = building.result()
     monitor.reraise()
-    return plan
+    return content
 
 
-def _refused(parser: trt.OnnxParser, graph: Path, spec: GraphSpec, where: Where) -> BundleError:
+def _refused(parser: trt.OnnxParser, graph: Path, *, spec: GraphSpec, module_of: ModuleOf) -> BundleError:
     lines = []
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         name = error.node_name()
-        module = where(name)
+        module = module_of(name)
         place = f"{error.node_operator()} {name}" + (f" of {module}" if module else "")
         lines.append(f"{place}: {error.desc().strip()}")
     listed = "".join(f"\n  {line}" for line in lines) or log().quoted()
-    fix = f"change what is named and export again; to see it all: {_dry_run(graph)}"
+    fix = f"change these nodes and export again; to see all that TensorRT would refuse: {_dry_run(graph)}"
     return BundleError(f"TensorRT's parser refuses {spec.name}:{listed}", where=graph, fix=fix)
 
 
@@ -122,7 +121,7 @@ def _compatibility(request: Request) -> trt.HardwareCompatibilityLevel:
     }[request.compatibility]
 
 
-def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, spec: GraphSpec, ranges: Profile) -> None:
+def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, *, spec: GraphSpec, ranges: Profile) -> None:
     profile = builder.create_optimization_profile()
     for tensor in spec.inputs:
         least, best, largest = (trt.Dims(list(shape)) for shape in ranges.shapes(tensor))
@@ -138,7 +137,7 @@ def _timing_cache_file(target: Target) -> Path | None:
 
 
 def _set_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> trt.ITimingCache:
-    """How long kernels took in earlier builds, so that they are not timed again. A damaged file is as good as none."""
+    """Set how long kernels took in earlier builds, so that they are not timed again. A damaged file is ignored."""
     known = path.read_bytes() if path is not None and path.is_file() else b""
     timings = config.create_timing_cache(known)
     if timings is None or not config.set_timing_cache(timings, False):
@@ -157,5 +156,5 @@ def _nothing_built(spec: GraphSpec, graph: Path) -> EngineUnavailable:
     return EngineUnavailable(
         f"TensorRT found no way to run {spec.name} on this GPU:{log().quoted()}",
         where=graph,
-        fix=f"more --workspace may help; to see what it cannot take: {_dry_run(graph)}",
+        fix=f"a larger --workspace may help; to see what TensorRT would refuse: {_dry_run(graph)}",
     )

@@ -1,10 +1,10 @@
 """The GPU, through NVIDIA's own bindings: memory, one stream, CUDA graphs. No PyTorch.
 
-Knows CUDA. Must not know TensorRT. Imports cuda-bindings, so import it inside functions.
+All sessions of a process share one stream, so work is done in the order in which it is requested. A tensor that one graph
+leaves on the GPU needs no event before the next graph reads it, and memory that is given back is reused only by later work.
+This rules out overlap between graphs, which a device that answers one call at a time does not have anyway.
 
-All sessions of a process share one stream: work is done in the order in which it is asked for. A tensor that one graph leaves
-on the GPU needs no event before the next reads it, and memory given back is reused only by work that comes later. What it
-costs is overlap between graphs, which a device that answers one call at a time does not have.
+This module imports cuda-bindings, so import it inside functions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from cuda.bindings import runtime as cuda
 from simmim_export.errors import EngineUnavailable
 
 
-def check(found: tuple[Any, ...]) -> Any:
-    """What a call of cuda-bindings gave after its error code. Raise :class:`EngineUnavailable` for an error."""
-    error: cuda.cudaError_t = found[0]
-    values = found[1:]
+def check(result: tuple[Any, ...]) -> Any:
+    """The values that a call of cuda-bindings returned after its error code. Raise :class:`EngineUnavailable` for an error."""
+    error: cuda.cudaError_t = result[0]
+    values = result[1:]
     if error == cuda.cudaError_t.cudaSuccess:
         return values[0] if len(values) == 1 else values
     if error == cuda.cudaError_t.cudaErrorMemoryAllocation:
@@ -36,24 +36,24 @@ def check(found: tuple[Any, ...]) -> Any:
 
 
 def describe() -> tuple[str, str, int]:
-    """Name, compute capability (``8.7``) and CUDA version of the driver (12060) of the current GPU."""
+    """The current GPU's name and compute capability (``8.7``), and the CUDA version of the driver (12060)."""
     properties: cuda.cudaDeviceProp = check(cuda.cudaGetDeviceProperties(check(cuda.cudaGetDevice())))
     name = properties.name.rstrip(b"\0").decode(errors="replace")
     return name, f"{properties.major}.{properties.minor}", check(cuda.cudaDriverGetVersion())
 
 
 def current() -> int:
-    """The number of this thread's GPU: what a thread does not choose is the first."""
+    """The number of the GPU that this thread uses: the first one unless it chose another."""
     return int(check(cuda.cudaGetDevice()))
 
 
 def use(number: int) -> None:
-    """Let this thread use that GPU."""
+    """Let this thread use the GPU with this number."""
     check(cuda.cudaSetDevice(number))
 
 
 def free_memory() -> int:
-    """Bytes that are free on the current GPU; on a Jetson GPU and processor share them."""
+    """The free bytes on the current GPU. On a Jetson, GPU and processor share the memory."""
     return check(cuda.cudaMemGetInfo())[0]
 
 
@@ -75,45 +75,45 @@ class Queue:
         check(cuda.cudaMemcpyAsync(to, source, size, cuda.cudaMemcpyKind.cudaMemcpyDefault, self.stream))
 
     def take(self, size: int) -> int:
-        """The address of ``size`` bytes on the GPU; what was given back before is used again."""
+        """The address of ``size`` bytes on the GPU. Memory that was given back before is used again."""
         with self.lock:
             if idle := self._idle.get(size):
                 return idle.pop()
-            found = cuda.cudaMalloc(size)
-            if found[0] == cuda.cudaError_t.cudaErrorMemoryAllocation:
-                # What other sizes left idle may be enough.
+            result = cuda.cudaMalloc(size)
+            if result[0] == cuda.cudaError_t.cudaErrorMemoryAllocation:
+                # Freeing idle memory of other sizes may be enough.
                 cuda.cudaGetLastError()
                 self.wait()
                 self.trim()
-                found = cuda.cudaMalloc(size)
-            return int(check(found))
+                result = cuda.cudaMalloc(size)
+            return int(check(result))
 
     def give(self, size: int, address: int) -> None:
-        """Give back what :meth:`take` gave."""
+        """Give back memory that :meth:`take` gave."""
         with self.lock:
             self._idle.setdefault(size, []).append(address)
 
     def trim(self) -> None:
-        """Return to the GPU what nobody uses."""
+        """Return idle memory to the GPU."""
         with self.lock:
             for addresses in self._idle.values():
                 while addresses:
                     check(cuda.cudaFree(addresses.pop()))
 
     def capture(self, work: Callable[[], bool]) -> Graph | None:
-        """The work that ``work`` puts on the stream as a CUDA graph, without doing it; None where it cannot be captured."""
-        # Of this thread alone: another may allocate meanwhile.
+        """Record what ``work`` puts on the stream as a CUDA graph, without doing it. None if it cannot be captured."""
+        # Captures this thread only: another one may allocate meanwhile.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cuda.cudaStreamBeginCapture(self.stream, mode))
         done = False
         try:
             done = work()
         finally:
-            # Whatever happened: a stream that stays in capture does nothing any more.
+            # In any case: a stream that is left in capture mode does nothing any more.
             error, graph = cuda.cudaStreamEndCapture(self.stream)
             whole = error == cuda.cudaError_t.cudaSuccess
             if not done or not whole:
-                cuda.cudaGetLastError()  # forget it: the next call would report it as its own
+                cuda.cudaGetLastError()  # clears it, else the next call would report it as its own
             if whole and not done:
                 check(cuda.cudaGraphDestroy(graph))
         if not done or not whole:
@@ -124,7 +124,7 @@ class Queue:
             check(cuda.cudaGraphDestroy(graph))
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """How long the GPU takes for what ``work`` puts on the stream, by events."""
+        """How many seconds the GPU takes for what ``work`` puts on the stream, by events."""
         start, end = check(cuda.cudaEventCreate()), check(cuda.cudaEventCreate())
         try:
             check(cuda.cudaEventRecord(start, self.stream))
@@ -139,7 +139,7 @@ class Queue:
 
 @cache
 def queue() -> Queue:
-    """The one of this process."""
+    """The queue of this process."""
     return Queue()
 
 
@@ -156,17 +156,17 @@ class Graph:
 
 
 class Memory:
-    """``size`` bytes on the GPU, given back with this object. ``address`` is aligned to 256 bytes, as cudaMalloc has it."""
+    """``size`` bytes on the GPU, given back with this object. cudaMalloc aligns ``address`` to 256 bytes."""
 
     def __init__(self, size: int) -> None:
         size = max(size, 1)
         self.address = queue().take(size)
-        # Not at exit: the context may be gone by then, and the memory with it.
+        # Not at exit: the context may be gone by then, and its memory with it.
         weakref.finalize(self, queue().give, size, self.address).atexit = False
 
 
 class Pinned:
-    """Host memory that the GPU copies to and from without a stop, as ``array``; freed with this object."""
+    """Page-locked host memory, which the GPU copies to and from by itself, as ``array``. Freed with this object."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         kind = np.dtype(dtype)
@@ -178,8 +178,8 @@ class Pinned:
 
 
 class DeviceTensor:
-    """A tensor that stayed on the GPU. It has the shape and type of an array and becomes one where an array is needed
-    (``numpy.asarray``); a session on the same GPU takes it without a copy to the host. It is never changed."""
+    """A tensor that stayed on the GPU, and is never changed. It has the shape and type of an array, and ``numpy.asarray``
+    copies it to one; a session on the same GPU takes it without a copy to the host."""
 
     def __init__(self, memory: Memory, shape: tuple[int, ...], dtype: str) -> None:
         self.shape, self.dtype, self.ndim = shape, np.dtype(dtype), len(shape)

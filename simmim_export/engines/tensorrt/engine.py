@@ -1,7 +1,6 @@
-"""TensorRT as the other packages see it: is it here, is a plan here and for this device, compile one, open one.
+"""TensorRT as the other packages see it: whether it can run here, and how to compile, find and open a plan file.
 
-Knows what its neighbours do. Must not know bundles beyond the folder that plans are kept in. TensorRT and CUDA are imported
-when they are needed and not before, so that asking for this engine where it cannot run costs nothing.
+TensorRT and CUDA are imported only when they are needed, so asking for this engine costs nothing on a machine without them.
 """
 
 from __future__ import annotations
@@ -12,14 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simmim_export.engines.base import LATENCY, Session, no_such_precision, require_hint
-from simmim_export.engines.failures import running
-from simmim_export.engines.tensorrt import plan as plans
+from simmim_export.engines.base import Session
+from simmim_export.engines.failures import no_such_precision, running
+from simmim_export.engines.options import LATENCY, require_hint
+from simmim_export.engines.tensorrt import plan_file as plan_files
 from simmim_export.engines.tensorrt.proof import require_precision
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.spec import GraphSpec, Precision
-from simmim_export.system.files import digest, replacing
+from simmim_export.spec import GraphSpec, Precision, Variant
+from simmim_export.system.files import digest
+from simmim_export.system.outputs import replacing
 
 if TYPE_CHECKING:
     from simmim_export.engines.tensorrt.session import TrtSession
@@ -27,24 +28,24 @@ if TYPE_CHECKING:
 OLDEST = (10, 12)
 # Each of them brings the module tensorrt.
 DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
-_VARIANTS = {Precision.FP32: "fp32", Precision.FP16: "fp16", Precision.INT8: "int8-s8"}
+_VARIANTS = {Precision.FP32: Variant.FP32, Precision.FP16: Variant.FP16, Precision.INT8: Variant.INT8_S8}
 
 
 def _missing() -> list[str]:
     """The packages that are not installed. Imports nothing but the namespace ``cuda``."""
-    found = []
+    missing = []
     for distribution, module in (("tensorrt", "tensorrt"), ("cuda-bindings", "cuda.bindings")):
         try:
             here = find_spec(module) is not None
         except ModuleNotFoundError:
             here = False
         if not here:
-            found.append(distribution)
-    return found
+            missing.append(distribution)
+    return missing
 
 
 def _too_old() -> str | None:
-    """The version of TensorRT if it is older than this engine can use; None where nobody says."""
+    """The version of TensorRT if it is older than this engine supports, else None; None too if no package names its version."""
     for distribution in DISTRIBUTIONS:
         try:
             text = version(distribution)
@@ -55,8 +56,8 @@ def _too_old() -> str | None:
     return None
 
 
-def target() -> plans.Target:
-    """This device. Raise :class:`EngineUnavailable` where TensorRT's libraries or the GPU do not answer."""
+def target() -> plan_files.Target:
+    """This device. Raise :class:`EngineUnavailable` if TensorRT cannot be loaded or the GPU does not answer."""
     try:
         import tensorrt
 
@@ -64,7 +65,7 @@ def target() -> plans.Target:
     except ImportError as error:
         raise EngineUnavailable(f"TensorRT cannot be loaded: {error}", fix=TrtEngine.install) from error
     gpu, sm, driver = device.describe()
-    return plans.Target(gpu, sm, driver, tensorrt.__version__)
+    return plan_files.Target(gpu, sm, driver, tensorrt.__version__)
 
 
 class TrtEngine:
@@ -89,44 +90,43 @@ class TrtEngine:
             return f"no NVIDIA GPU answers ({error.name})"
         return None
 
-    def variant(self, precision: Precision) -> str:
-        """fp32 and fp16 graphs as they are; int8 with symmetric activations."""
+    def variant(self, precision: Precision) -> Variant:
+        """FP32, FP16, and INT8 with symmetric activations."""
         if precision not in _VARIANTS:
-            raise no_such_precision(self.name, precision, tuple(_VARIANTS))
+            raise no_such_precision(self.name, precision, has=tuple(_VARIANTS))
         return _VARIANTS[precision]
 
-    def compiled(self, root: Path, spec: GraphSpec, precision: Precision, sha256: str) -> Path:
-        """The plan of ``spec`` in the bundle at ``root``, from the graph with that digest; raise
-        :class:`EngineUnavailable` or :class:`BundleError`, with the command that builds it, where there is none."""
-        path = plans.plan_path(root, spec.name, precision)
-        plans.require_source(path, plans.read(path), sha256)
+    def compiled(self, root: Path, spec: GraphSpec, *, precision: Precision, sha256: str) -> Path:
+        """The plan file of ``spec``; see :meth:`~simmim_export.engines.base.CompilingEngine.compiled`."""
+        path = plan_files.plan_file_path(root, spec.name, precision=precision)
+        plan_files.require_source(path, plan_files.read_sidecar(path), sha256=sha256)
         return path
 
     def open(
-        self, path: Path, spec: GraphSpec, precision: Precision, threads: int | None = None, hint: str = LATENCY
+        self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TrtSession:
-        """Open a plan that :meth:`compile` wrote. Raise :class:`EngineUnavailable` for one of another device or version, and
-        :class:`BundleError` for one that is damaged or of another precision, before TensorRT reads it."""
+        """Open a plan file that :meth:`compile` wrote. Before TensorRT reads it, raise :class:`EngineUnavailable` if it is for
+        another device or version, and :class:`BundleError` if it is damaged or for another graph or precision."""
         self.variant(precision)
-        require_hint(self.name, hint, self.hints)
-        sidecar = plans.read(path)
-        plans.require_graph(path, sidecar, spec.name, precision)
-        plans.require_target(path, sidecar, target())
-        plans.require_whole(path, sidecar)
+        require_hint(self.name, hint, has=self.hints)
+        sidecar = plan_files.read_sidecar(path)
+        plan_files.require_graph(path, sidecar, graph=spec.name, precision=precision)
+        plan_files.require_target(path, sidecar, here=target())
+        plan_files.require_whole(path, sidecar)
         from simmim_export.engines.tensorrt.session import TrtSession
 
-        profile = plans.require_profile(path, sidecar, spec)
+        profile = plan_files.require_profile(path, sidecar, spec=spec)
         with running(self.name, spec, where=path, opens=True):
-            return TrtSession(path.read_bytes(), spec, profile)
+            return TrtSession(path.read_bytes(), spec, profile=profile)
 
-    def up_to_date(self, path: Path, spec: GraphSpec, precision: Precision, sha256: str, request: Request) -> bool:
-        """Whether the plan at ``path`` is what :meth:`compile` would make of the same graph here and now."""
+    def up_to_date(self, path: Path, spec: GraphSpec, *, precision: Precision, sha256: str, request: Request) -> bool:
+        """Whether :meth:`compile` would make the plan file at ``path`` again from the graph with the digest ``sha256``."""
         try:
-            sidecar = plans.read(path)
-            plans.require_graph(path, sidecar, spec.name, precision)
-            plans.require_source(path, sidecar, sha256)
-            plans.require_target(path, sidecar, target())
-            plans.require_whole(path, sidecar)
+            sidecar = plan_files.read_sidecar(path)
+            plan_files.require_graph(path, sidecar, graph=spec.name, precision=precision)
+            plan_files.require_source(path, sidecar, sha256=sha256)
+            plan_files.require_target(path, sidecar, here=target())
+            plan_files.require_whole(path, sidecar)
         except (BundleError, EngineUnavailable):
             return False
         return sidecar.recipe == request.recipe(spec)
@@ -135,49 +135,52 @@ class TrtEngine:
         self,
         graph: Path,
         spec: GraphSpec,
+        *,
         precision: Precision,
         path: Path,
         request: Request,
         prove: Callable[[Session], dict[str, Any]],
-        where: Callable[[str], str],
+        module_of: Callable[[str], str],
         watch: Callable[[str, int, int], None],
-    ) -> plans.Sidecar:
-        """Build the ONNX file ``graph`` to the plan ``path``, and keep it only if it computes in ``precision`` and ``prove``
+    ) -> plan_files.Sidecar:
+        """Build the ONNX file ``graph`` to the plan file ``path``. Keep it only if it computes in ``precision`` and ``prove``
         returns (the figures of its parity).
 
-        Raise :class:`GateFailed` for a plan that does not, and what :func:`build.build_plan` raises. ``where`` names the
-        PyTorch module of a node; ``watch`` is told of progress.
+        Raise :class:`GateFailed` for a plan file that computes in another precision, and what ``prove`` and
+        :func:`~simmim_export.engines.tensorrt.build.build_plan_file` raise. ``module_of`` gives the PyTorch module of a node;
+        ``watch`` is told the progress.
         """
         here = target()
-        from simmim_export.engines.tensorrt.build import build_plan
+        from simmim_export.engines.tensorrt.build import build_plan_file
         from simmim_export.engines.tensorrt.device import free_memory
         from simmim_export.engines.tensorrt.session import TrtSession
 
-        plan = build_plan(graph, spec, request, here, free_memory(), where, watch)
-        session = TrtSession(plan, spec, request.profile(spec))
+        content = build_plan_file(
+            graph, spec, request=request, target=here, free=free_memory(), module_of=module_of, watch=watch
+        )
+        session = TrtSession(content, spec, profile=request.profile(spec))
         try:
             proof = session.precision_proof()
-            quantised = b"QuantizeLinear" in graph.read_bytes()
-            require_precision(proof, precision, quantised, spec.name, graph)
+            quantized = b"QuantizeLinear" in graph.read_bytes()
+            require_precision(proof, precision, quantized=quantized, graph=spec.name, where=graph)
             parity = prove(session)
         finally:
             session.close()
-        # In this order: a plan without its own sidecar is refused, a sidecar without its plan too.
+        # In this order: a plan file without its own sidecar is refused, and so is a sidecar without its plan file.
         path.parent.mkdir(parents=True, exist_ok=True)
-        plans.sidecar_path(path).unlink(missing_ok=True)
+        plan_files.sidecar_path(path).unlink(missing_ok=True)
         with replacing(path) as temporary:
-            temporary.write_bytes(plan)
-        recipe = request.recipe(spec)
-        sidecar = plans.Sidecar(
+            temporary.write_bytes(content)
+        sidecar = plan_files.Sidecar(
             graph=spec.name,
             graph_sha256=digest(graph),
             precision=precision,
             sha256=digest(path),
-            bytes=len(plan),
+            bytes=len(content),
             target=here,
-            recipe=recipe,
+            recipe=request.recipe(spec),
             executed=proof.executed,
             parity=parity,
         )
-        plans.write(path, sidecar)
+        plan_files.write_sidecar(path, sidecar)
         return sidecar

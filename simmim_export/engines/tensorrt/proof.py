@@ -1,11 +1,10 @@
-"""What a plan really computes in, from the JSON that TensorRT's engine inspector gives. Knows that text; must not import
-TensorRT.
+"""What a plan file really computes in, from the JSON of TensorRT's engine inspector. Does not import TensorRT.
 
-A layer counts as the narrowest type among its inputs, outputs, weights and the name of its kernel: one that reads FP16 and
-writes FP32 multiplies in FP16. Layers of whole numbers only (casts of token numbers, shapes) compute nothing that precision
-means, and are counted apart, as "other"; those of which the inspector says nothing, as "unknown". TensorRT 10 writes ``Half`` or
-``Row major linear FP16 format`` as ``Format/Datatype``, and ``N/A due to dynamic shapes`` for many tensors of a graph with
-dynamic axes; 11 has ``Datatype`` and ``Format`` apart (NVIDIA's guide "Migrating IEngineInspector Usage from 10.x to 11.x").
+A layer counts as the narrowest type among its inputs, outputs, weights and the name of its kernel: a layer that reads FP16 and
+writes FP32 multiplies in FP16. Layers with integers only (casts of token ids, shapes) have no precision, and are counted as
+"other"; layers about which the inspector says nothing are counted as "unknown". TensorRT 10 writes ``Half`` or ``Row major linear
+FP16 format`` as ``Format/Datatype``, and ``N/A due to dynamic shapes`` for many tensors of a graph with dynamic axes; 11 keeps
+``Datatype`` and ``Format`` apart (NVIDIA's guide "Migrating IEngineInspector Usage from 10.x to 11.x").
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ _TYPES = {
 }
 _FLOATING = tuple(_TYPES)
 _UNKNOWN = "unknown"
-# Names of kernels that are made for a plan end in a hash, whose digits may read like a type: 0x...f16....
+# The names of kernels that are generated for a plan file end in a hash, whose digits may look like a type: 0x...f16...
 _HASH = re.compile(r"0x[0-9a-f]+")
-# What a strongly typed plan of an FP16 graph leaves in FP32 is what the graph says: what surrounds a softmax or a norm, and the
-# casts at its ends. That is never three layers of four.
+# An FP16 graph keeps some layers in FP32, and a strongly typed plan file keeps them too: those around a softmax or a norm, and
+# the casts at its ends. They are never more than three layers of four.
 LEAST_SHARE = 0.25
-# TensorRT may fuse a small graph into a layer or two, of which only the ends show, and those are FP32 in every graph of ours.
+# TensorRT may fuse a small graph into one or two layers. Then only their ends are visible, which are FP32 in all our graphs.
 LEAST_LAYERS = 4
 _NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.INT8: "int8"}
 
 
 def read_layers(text: str) -> PrecisionProof:
-    """Layers by type. Raise :class:`BundleError` for what is not an inspector's JSON with details."""
+    """The number of layers by type. Raise :class:`BundleError` for a text that is not the inspector's JSON with details."""
     try:
         layers = json.loads(text)["Layers"]
         counts = Counter(_type(layer) for layer in layers)
@@ -53,12 +52,12 @@ def read_layers(text: str) -> PrecisionProof:
 def _type(layer: Mapping[str, Any]) -> str:
     tensors = [_of_tensor(tensor) for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ()))]
     words = " ".join((*(text for text in tensors if text), *_words(layer))).lower()
-    found = next((name for name, pattern in _TYPES.items() if re.search(pattern, words)), None)
-    return found or (_UNKNOWN if None in tensors else "other")
+    narrowest = next((name for name, pattern in _TYPES.items() if re.search(pattern, words)), None)
+    return narrowest or (_UNKNOWN if None in tensors else "other")
 
 
 def _of_tensor(tensor: Mapping[str, str]) -> str | None:
-    """The type of a tensor in the inspector's words; None where it does not know."""
+    """The type of a tensor in the inspector's words; None if the inspector does not know it."""
     text = tensor["Datatype"] if "Datatype" in tensor else tensor["Format/Datatype"]
     return None if text.startswith("N/A") else text
 
@@ -70,12 +69,14 @@ def _words(layer: Mapping[str, Any]) -> Iterator[str]:
     yield _HASH.sub("", str(layer.get("TacticName", "")).lower())
 
 
-def require_precision(proof: PrecisionProof, precision: Precision, quantised: bool, graph: str, where: object) -> None:
-    """Raise :class:`GateFailed` if a plan does not compute in what was asked for.
+def require_precision(
+    proof: PrecisionProof, precision: Precision, *, quantized: bool, graph: str, where: object
+) -> None:
+    """Raise :class:`GateFailed` if a plan file does not compute in the ``precision`` that was asked for.
 
-    FP16: at least a quarter of its floating-point layers, where there are four or more. INT8: at least one layer of a graph
-    that is ``quantised`` at all (a small head is not). FP32: no layer of another type. Raise it too if the inspector knows the
-    type of no layer, though there are some: that would prove anything.
+    FP16: at least a quarter of its floating-point layers must, if there are four or more. INT8: at least one layer must, if the
+    graph is ``quantized`` at all (a small head is not). FP32: every layer must. If the inspector does not know the type of any
+    layer, nothing is proven, and that fails too.
     """
     if proof.executed.get(_UNKNOWN) and not any(proof.executed.get(name) for name in _FLOATING):
         raise GateFailed(
@@ -89,12 +90,12 @@ def require_precision(proof: PrecisionProof, precision: Precision, quantised: bo
     wrong = {
         Precision.FP32: mine < total,
         Precision.FP16: total >= LEAST_LAYERS and mine < LEAST_SHARE * total,
-        Precision.INT8: quantised and mine == 0,
+        Precision.INT8: quantized and mine == 0,
     }[precision]
     if wrong:
-        found = ", ".join(f"{count} {name}" for name, count in sorted(floating.items()))
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(floating.items()))
         raise GateFailed(
-            f"{graph} was asked for at {precision}, and TensorRT built {mine} of {total} layers so: {found}",
+            f"{graph} was asked for at {precision}, and TensorRT built {mine} of {total} layers so: {counts}",
             where=where,
             fix="report this with the versions that simmim-export doctor prints",
         )

@@ -1,13 +1,11 @@
-"""What a build is asked for: the shapes to be fast at, memory, effort. All of it is known without TensorRT and without a GPU.
+"""The options of a build: shapes to be fast at, memory, effort. Needs neither TensorRT nor a GPU, like a dry run.
 
-Knows specs and numbers. Must not import TensorRT or CUDA: a dry run needs neither.
-
-Shapes are asked for by axis. A log of real traffic is a text file with one JSON object a line, the sizes of one call::
+Shapes are given by axis. A log of real traffic is a text file with one JSON object per line, the sizes of one call::
 
     {"batch": 1, "sequence": 12}
     {"batch": 4, "sequence": 30}
 
-The best shape is then the most frequent size of each axis (of equally frequent ones the largest), and the range what was seen.
+The best size of each axis is then the most frequent one (of equally frequent sizes the largest), and its range is what was seen.
 An axis that no line names keeps the range that its graph was proven for.
 """
 
@@ -25,7 +23,7 @@ from simmim_export.errors import DataError, UsageError
 from simmim_export.spec import Axis, GraphSpec, TensorSpec
 from simmim_export.system.files import parse_json
 
-# TensorRT's own names, in lower case. A plan for "none" runs on the kind of GPU that it was built on.
+# TensorRT's own names, in lower case. With "none" a plan file runs only on the kind of GPU that it was built on.
 COMPATIBILITY = ("none", "same_compute_capability", "ampere_plus")
 LEVELS = range(6)
 _UNITS = {"B": 1} | {f"{p}iB": 1 << 10 * n for n, p in enumerate("KMGT", 1)}
@@ -34,21 +32,21 @@ _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``2GiB``, ``1.5 GB`` or ``4096B``. Raise :class:`UsageError` without a unit, or for nothing at all."""
-    found = _SIZE.fullmatch(text)
+    """The bytes of ``2GiB``, ``1.5 GB`` or ``4096B``. Raise :class:`UsageError` without a unit, and for less than one byte."""
+    match = _SIZE.fullmatch(text)
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    if found is None or found[2].lower() not in units:
-        raise UsageError(f"{text!r} is no size", fix=f"write a number and one of {', '.join(_UNITS)}: 2GiB")
+    if match is None or match[2].lower() not in units:
+        raise UsageError(f"{text!r} is not a size", fix=f"write a number and one of {', '.join(_UNITS)}: 2GiB")
     size = (
-        int(float(found[1]) * units[found[2].lower()]) if "." in found[1] else int(found[1]) * units[found[2].lower()]
+        int(float(match[1]) * units[match[2].lower()]) if "." in match[1] else int(match[1]) * units[match[2].lower()]
     )
     if size < 1:
-        raise UsageError(f"{text!r} is no memory at all", fix="write a number and a unit: 2GiB")
+        raise UsageError(f"{text!r} is less than one byte", fix="write a number and a unit: 2GiB")
     return size
 
 
 def format_size(size: int) -> str:
-    """``size`` bytes in the largest binary unit that it fills, with two digits after the point: 1.50 GiB."""
+    """``size`` bytes in the largest binary unit that fits, with two digits after the point: 1.50 GiB."""
     unit, factor = max(
         ((u, f) for u, f in _UNITS.items() if f & (f - 1) == 0 and f <= max(size, 1)), key=lambda x: x[1]
     )
@@ -57,7 +55,7 @@ def format_size(size: int) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """The sizes of one axis that a plan takes, both ends included, and the one it is fastest at."""
+    """The sizes of one axis that a plan file takes, both ends included, and the one it is fastest at."""
 
     minimum: int
     optimum: int
@@ -84,7 +82,7 @@ class Profile:
             flags = " ".join(f"--max {name}={size}" for name, size in sizes.items() if size > self.axes[name].maximum)
             flags = flags or " ".join(f"--min {name}={size}" for name, size in sizes.items())
             raise UsageError(
-                f"the plan was not built for {asked}; its profile: {self}", fix=f"build it again with {flags}"
+                f"the plan file was not built for {asked}; its profile: {self}", fix=f"build it again with {flags}"
             )
 
     def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -115,10 +113,10 @@ class Profile:
         return "; ".join(f"{name} {axis}" for name, axis in self.axes.items()) or "fixed shapes"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for. ``workspace`` in bytes, None for all that is free; ``least``, ``best`` and ``largest`` are sizes by
-    axis and win over ``traffic``, which wins over the ranges that graphs were proven for."""
+    """The options. ``workspace`` is in bytes, None for all that is free. ``least``, ``best`` and ``largest`` are sizes by axis;
+    they win over ``traffic``, which wins over the ranges that the graphs were proven for."""
 
     workspace: int | None = None
     level: int = 3
@@ -130,7 +128,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
-            raise UsageError(f"there is no level {self.level}", fix=f"choose {LEVELS[0]} to {LEVELS[-1]}")
+            raise UsageError(f"unknown level {self.level}", fix=f"choose {LEVELS[0]} to {LEVELS[-1]}")
         if self.compatibility not in COMPATIBILITY:
             raise UsageError(
                 f"unknown hardware compatibility {self.compatibility!r}",
@@ -145,11 +143,12 @@ class Request:
                 raise UsageError(f"no graph has an axis {name!r}", fix=f"choose among {', '.join(known)}")
 
     def profile(self, spec: GraphSpec) -> Profile:
-        """The ranges for ``spec``; raise :class:`UsageError` for one that is empty or beyond what the graph was proven for."""
+        """The ranges for ``spec``. Raise :class:`UsageError` for a range that is empty or goes beyond what the graph was proven
+        for."""
         return Profile({axis.name: self._range(axis, spec) for axis in spec.axes})
 
     def _range(self, axis: Axis, spec: GraphSpec) -> Range:
-        # Without being told: a device is asked one thing at a time, and a text may be as long as the model reads.
+        # Without options: a device gets one call at a time, and a text may be as long as the model reads.
         usual = axis.minimum if axis.name == "batch" else axis.maximum
         seen = self.traffic.get(axis.name, Range(axis.minimum, usual, axis.maximum))
         least, largest = self.least.get(axis.name, seen.minimum), self.largest.get(axis.name, seen.maximum)
@@ -157,12 +156,13 @@ class Request:
         if not axis.minimum <= least <= best <= largest <= axis.maximum:
             raise UsageError(
                 f"{spec.name} cannot be built for {axis.name} {least} to {largest}, best at {best}",
-                fix=f"stay within {axis.minimum} to {axis.maximum}, which the export has proven, and best between the ends",
+                fix=f"stay within {axis.minimum} to {axis.maximum}, which the export has proven, with the best in between",
             )
         return Range(least, best, largest)
 
     def recipe(self, spec: GraphSpec) -> dict[str, Any]:
-        """All that decides the plan of ``spec``, as JSON: a plan of an equal recipe need not be built again."""
+        """Everything that decides the plan file of ``spec``, as JSON. A plan file with the same recipe need not be built
+        again."""
         return {
             "workspace": self.workspace,
             "level": self.level,
@@ -172,20 +172,21 @@ class Request:
 
 
 def parse_sizes(words: Iterable[str]) -> dict[str, int]:
-    """Sizes by axis from ``batch=4`` or ``batch=1,sequence=12``. Raise :class:`UsageError` saying which word does not parse."""
-    found: dict[str, int] = {}
+    """The sizes by axis in ``batch=4`` or ``batch=1,sequence=12``. Raise :class:`UsageError` naming a word that does not
+    parse."""
+    sizes: dict[str, int] = {}
     for part in (part.strip() for word in words for part in word.split(",")):
         name, _, size = part.partition("=")
         if not name or not re.fullmatch("[0-9]{1,9}", size) or int(size) < 1:
-            raise UsageError(f"{part!r} is no AXIS=SIZE", fix="write batch=4, or batch=4,sequence=32")
-        if found.setdefault(name, int(size)) != int(size):
-            raise UsageError(f"{name} is given twice: {found[name]} and {size}", fix="give every axis once")
-    return found
+            raise UsageError(f"{part!r} is not AXIS=SIZE", fix="write batch=4, or batch=4,sequence=32")
+        if sizes.setdefault(name, int(size)) != int(size):
+            raise UsageError(f"{name} is given twice: {sizes[name]} and {size}", fix="give every axis once")
+    return sizes
 
 
 def read_traffic(path: Path) -> dict[str, Range]:
-    """The range of every axis in a log; its form is in this module's docstring. Raise :class:`DataError` naming the line."""
-    fix = 'write one object a line: {"batch": 1, "sequence": 12}'
+    """The range of every axis in a log, whose format is in this module's docstring. Raise :class:`DataError` naming the line."""
+    fix = 'write one object per line: {"batch": 1, "sequence": 12}'
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
-"""Runs a plan without PyTorch: one context and one CUDA graph for each shape, and tensors that may stay on the GPU.
+"""Runs a plan file without PyTorch: one context and one CUDA graph for each shape, and tensors that may stay on the GPU.
 
-This module imports TensorRT, so import it inside functions. What a plan gives has the shapes of its graph: TensorRT is asked for
-them, and for every dtype, before it runs.
+TensorRT is asked for the shape and dtype of every output before it runs, and they must be those of the graph. This module imports
+TensorRT, so import it inside functions.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import numpy as np
 import tensorrt as trt
 
-from simmim_export.engines.base import PrecisionProof, axis_sizes, check_feeds, closed
-from simmim_export.engines.failures import running
+from simmim_export.engines.base import PrecisionProof
+from simmim_export.engines.checks import axis_sizes, check_feeds
+from simmim_export.engines.failures import closed, running
 from simmim_export.engines.tensorrt.callbacks import log
 from simmim_export.engines.tensorrt.device import DeviceTensor, Graph, Memory, Pinned, queue
 from simmim_export.engines.tensorrt.proof import read_layers
@@ -22,15 +23,15 @@ from simmim_export.engines.tensorrt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable, NotCaptured
 from simmim_export.spec import GraphSpec, TensorSpec
 
-# So many shapes are kept ready, the least recently used going first: each has its buffers and its CUDA graph.
+# So many shapes are kept ready, each with its buffers and its CUDA graph. The least recently used one goes first.
 SHAPES = 8
 
 
 class _Shape:
-    """A context at one shape, with buffers of its own: a CUDA graph holds on to shapes and addresses."""
+    """A context at one shape, with its own buffers: a CUDA graph depends on shapes and addresses."""
 
-    def __init__(self, engine: trt.ICudaEngine, scratch: Memory, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
-        # One scratch memory for all contexts: they never run at the same time.
+    def __init__(self, engine: trt.ICudaEngine, scratch: Memory, *, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+        # All contexts share the scratch memory, because they never run at the same time.
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self.context = engine.create_execution_context(strategy=strategy)
         if self.context is None:
@@ -42,29 +43,28 @@ class _Shape:
             shape = tensor.resolve(sizes)
             self.pinned[tensor.name] = pinned = Pinned(shape, tensor.dtype)
             self.memory[tensor.name] = memory = Memory(pinned.array.nbytes)
-            self._set(tensor, shape, memory, tensor in spec.inputs)
+            self._set(tensor, shape, memory=memory, is_input=tensor in spec.inputs)
         unknown = self.context.infer_shapes()
         for tensor in spec.outputs:
-            found = self.context.get_tensor_shape(tensor.name)
-            shape = tuple(found[index] for index in range(len(found)))
+            dims = self.context.get_tensor_shape(tensor.name)
+            shape = tuple(dims[index] for index in range(len(dims)))
             if unknown or shape != tensor.resolve(sizes):
-                what = (
-                    f"the plan of {spec.name} gives {tensor.name} as {list(shape)}, not {list(tensor.resolve(sizes))}"
-                )
+                what = f"the plan file of {spec.name} gives {tensor.name} as {list(shape)}, not {list(tensor.resolve(sizes))}"
                 raise BundleError(what, fix="build it again")
         self._graph: Graph | None = None
         self._runs = 0
 
-    def _set(self, tensor: TensorSpec, shape: tuple[int, ...], memory: Memory, is_input: bool) -> None:
+    def _set(self, tensor: TensorSpec, shape: tuple[int, ...], *, memory: Memory, is_input: bool) -> None:
         good = self.context.set_tensor_address(tensor.name, memory.address)
         if not good or (is_input and not self.context.set_input_shape(tensor.name, shape)):
-            raise BundleError(f"the plan does not take {tensor.name} as {list(shape)}", fix="build it again")
+            raise BundleError(f"the plan file does not take {tensor.name} as {list(shape)}", fix="build it again")
 
     def _execute(self) -> bool:
         return self.context.execute_async_v3(queue().handle)
 
     def enqueue(self, name: str) -> None:
-        """Put the network on the stream: the first time as it is, which a capture needs, from the second on as a CUDA graph."""
+        """Put the network on the stream: the first time directly, which a capture needs, and from the second time on as a CUDA
+        graph."""
         log().errors.clear()
         self._runs += 1
         if self._runs == 2:
@@ -81,16 +81,17 @@ class TrtSession:
     """A graph in TensorRT; see :class:`~simmim_export.engines.base.Session` and
     :class:`~simmim_export.engines.base.KeepsOnDevice`."""
 
-    def __init__(self, plan: bytes, spec: GraphSpec, profile: Profile) -> None:
-        """Raise :class:`EngineUnavailable` if TensorRT cannot open ``plan``, :class:`BundleError` if it is not of ``spec``."""
+    def __init__(self, content: bytes, spec: GraphSpec, *, profile: Profile) -> None:
+        """Open a plan file with this ``content``. Raise :class:`EngineUnavailable` if TensorRT cannot open it, and
+        :class:`BundleError` if it is for another graph than ``spec``."""
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._spec, self._profile = spec, profile
         self._running = running("trt", spec)
         log().errors.clear()
         self._runtime = trt.Runtime(log())
-        engine = self._runtime.deserialize_cuda_engine(plan)
+        engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            what = f"TensorRT cannot open the plan of {spec.name}:{log().quoted()}"
+            what = f"TensorRT cannot open the plan file of {spec.name}:{log().quoted()}"
             raise EngineUnavailable(what, fix="build it again, with enough free memory on the GPU")
         self._engine: trt.ICudaEngine | None = engine
         self._check(engine)
@@ -103,22 +104,23 @@ class TrtSession:
             trt.DataType.INT64: "int64",
             trt.DataType.UINT8: "uint8",
         }
-        found = {}
+        tensors = {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             side = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
-            found[name] = (side, kinds.get(engine.get_tensor_dtype(name)))
+            tensors[name] = (side, kinds.get(engine.get_tensor_dtype(name)))
         sides = (("input", self.inputs), ("output", self.outputs))
-        wanted = {tensor.name: (side, tensor.dtype) for side, tensors in sides for tensor in tensors}
-        if found != wanted:
-            raise BundleError(f"the plan has {found}, the graph {self._spec.name} {wanted}", fix="build it again")
+        wanted = {tensor.name: (side, tensor.dtype) for side, specs in sides for tensor in specs}
+        if tensors != wanted:
+            what = f"the plan file has {tensors}, the graph {self._spec.name} has {wanted}"
+            raise BundleError(what, fix="build it again")
 
     def fits(self, feeds: Mapping[str, np.ndarray]) -> bool:
-        """Whether the plan was built for the shapes of ``feeds``."""
+        """Whether the plan file was built for the shapes of ``feeds``."""
         return self._profile.fits(axis_sizes(check_feeds(feeds, self.inputs), self.inputs))
 
     def _prepare(self, feeds: Mapping[str, np.ndarray]) -> _Shape:
-        """The shape that ``feeds`` have, its inputs on the way to the GPU and the network behind them."""
+        """The context for the shape of ``feeds``, with the copies of its inputs to the GPU already on the stream."""
         if self._engine is None or self._scratch is None:
             raise closed(self._spec.name)
         arrays = check_feeds(feeds, self.inputs)
@@ -130,7 +132,7 @@ class TrtSession:
                 queue().wait()
                 self._shapes.popitem(last=False)
                 queue().trim()
-            self._shapes[key] = _Shape(self._engine, self._scratch, self._spec, sizes)
+            self._shapes[key] = _Shape(self._engine, self._scratch, spec=self._spec, sizes=sizes)
         self._shapes.move_to_end(key)
         shape = self._shapes[key]
         for name, array in arrays.items():
@@ -143,7 +145,7 @@ class TrtSession:
         return shape
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute every output; feeds may hold more tensors than the graph takes, and tensors that are on the GPU already."""
+        """See :meth:`~simmim_export.engines.base.Session.run`. ``feeds`` may hold tensors that are already on the GPU."""
         with queue().lock, self._running:
             shape = self._prepare(feeds)
             shape.enqueue(self._spec.name)
@@ -154,26 +156,26 @@ class TrtSession:
             return {tensor.name: shape.pinned[tensor.name].array.copy() for tensor in self.outputs}
 
     def run_on_device(self, feeds: Mapping[str, np.ndarray]) -> dict[str, DeviceTensor]:
-        """As :meth:`run`, and every output stays on the GPU."""
+        """As :meth:`run`, but every output stays on the GPU."""
         with queue().lock, self._running:
             shape = self._prepare(feeds)
             shape.enqueue(self._spec.name)
-            found = {}
+            stayed = {}
             for tensor in self.outputs:
                 array = shape.pinned[tensor.name].array
-                # Out of the buffer that the next run writes to.
+                # A copy, because the next run writes to the buffer.
                 memory = Memory(array.nbytes)
                 queue().copy(memory.address, shape.memory[tensor.name].address, array.nbytes)
-                found[tensor.name] = DeviceTensor(memory, array.shape, tensor.dtype)
-            # The pinned inputs are filled again by the next call.
+                stayed[tensor.name] = DeviceTensor(memory, array.shape, tensor.dtype)
+            # The next call fills the pinned inputs again.
             queue().wait()
-            return found
+            return stayed
 
     def gpu_seconds(self, feeds: Mapping[str, np.ndarray]) -> float:
-        """How long the GPU takes for the network alone, by events, without copies."""
+        """How many seconds the GPU takes for the network alone, by events, without copies."""
         with queue().lock, self._running:
             shape = self._prepare(feeds)
-            # Warm, captured, and nothing left to do.
+            # Twice, so that it is warm and captured. Then the stream is empty.
             for _ in range(2):
                 shape.enqueue(self._spec.name)
             queue().wait()
@@ -188,11 +190,11 @@ class TrtSession:
             queue().trim()
 
     def precision_proof(self) -> PrecisionProof:
-        """Layers by the type they compute in, from TensorRT's engine inspector."""
+        """The number of layers by the type that they compute in, from TensorRT's engine inspector."""
         if self._engine is None:
             raise closed(self._spec.name)
         with queue().lock, self._running:
-            # With a context whose shapes are known it says more of a graph with dynamic axes.
+            # With a context whose shapes are known, it says more about a graph with dynamic axes.
             inspector = self._engine.create_engine_inspector()
             if self._shapes:
                 inspector.execution_context = next(reversed(self._shapes.values())).context

@@ -26,7 +26,8 @@ from simmim_export.models.simmim.parts import require_checkpoint
 from simmim_export.models.simmim.presets import ModelConfig
 from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.models.weights import check_state, plain_tensors, require_data
-from simmim_export.system.files import destination, parse_json, replacing
+from simmim_export.system.files import parse_json
+from simmim_export.system.outputs import destination, replacing
 
 SCHEMA = 1
 KIND = "simmim-checkpoint"

@@ -1,8 +1,8 @@
-"""The real Python bindings of TensorRT and CUDA, each version in a folder of its own, importable without a GPU.
+"""The real Python bindings of TensorRT and CUDA, each version in its own folder, importable without a GPU.
 
-``python tests/engines/trt/bindings.py`` (``make`` does it) installs what is missing into the virtual environment; they are plain
-wheels, and unpack packages of the same name, so they cannot be in the environment itself. TensorRT's link three libraries that
-only NVIDIA's own index has: empty ones take their place, which is enough to read every name and signature.
+``python tests/engines/trt/bindings.py`` (which ``make`` runs) installs what is missing into a folder of the virtual environment.
+The wheels contain packages of the same name, so they cannot be in the environment itself. TensorRT's wheels link three libraries
+that only NVIDIA's own index has. Stubs take their place, which is enough to read every name and signature.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ FUNCTIONS = (
 
 
 class NotInstalled(Exception):
-    """They are not here, and could not be fetched; the message says why."""
+    """The bindings are not installed and could not be; the message says why."""
 
 
 def folder(name: str) -> Path:
-    """Where the bindings called ``name`` are, installing them if need be. Raise :class:`NotInstalled`."""
+    """The folder of the bindings called ``name``, which are installed if necessary. Raise :class:`NotInstalled`."""
     path = Path(sys.prefix) / "bindings" / name
     path.parent.mkdir(exist_ok=True)
     with _locked(path.parent / f"{name}.lock"):
@@ -77,7 +77,7 @@ def surface(name: str) -> dict[str, Any]:
     path = folder(name)
     command = [sys.executable, str(Path(__file__).with_name("surface.py")), name.partition("-")[0]]
     environment = os.environ | {"PYTHONPATH": str(path)}
-    # Its own folder finds the stubs; older wheels look there only by this variable.
+    # Newer wheels find the stubs in their own folder; older ones only by this variable.
     environment["LD_LIBRARY_PATH"] = str(path / "tensorrt_bindings")
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,9 @@
-"""A machine with TensorRT and a GPU that are not there, at either version of the real bindings' names and signatures."""
+"""A machine with a fake TensorRT and a fake GPU, which have the names and signatures of either version of the real bindings."""
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from simmim_export.runtime.loading import plan_of
 
 # TensorRT of the first needs CUDA of the second.
 PAIRS = {"10": ("tensorrt-10", "cuda-12"), "11": ("tensorrt-11", "cuda-13")}
-# What imports the bindings when it is imported itself.
+# The modules that import the bindings when they are imported.
 OVER = ("build", "callbacks", "device", "session")
 
 
@@ -43,10 +44,19 @@ def _forget() -> None:
 
 
 class Rig:
-    """The machine: its GPU, what goes wrong, and a bundle to build."""
+    """The machine: its GPU, what goes wrong there, and a bundle to build. ``kept`` is a folder for plan files that several tests
+    start from."""
 
-    def __init__(self, bundle: Path, gpu: Gpu, world: World, major: str) -> None:
-        self.bundle, self.gpu, self.world, self.major = bundle, gpu, world, major
+    def __init__(self, bundle: Path, gpu: Gpu, world: World, *, major: str, kept: Path) -> None:
+        self.bundle, self.gpu, self.world, self.major, self._kept = bundle, gpu, world, major, kept
+
+    def start_built(self, precision: str = "fp32", request: Request | None = None) -> None:
+        """As :meth:`build`, but copy the plan files if an earlier test has built them."""
+        name = hashlib.sha256(f"{self.major} {precision} {request}".encode()).hexdigest()
+        if not (self._kept / name).exists():
+            self.build(precision, request)
+            shutil.copytree(self.bundle / "engines", self._kept / name)
+        shutil.copytree(self._kept / name, self.bundle / "engines", dirs_exist_ok=True)
 
     def build(self, precision: str = "fp32", request: Request | None = None, watch: Any = None) -> list[Built]:
         """Build the bundle as the command does."""
@@ -56,16 +66,16 @@ class Rig:
         opened = Bundle.open(self.bundle)
         watch = watch or (lambda step, done, total: None)
         plan = plan_of(opened, "trt", precision=precision)
-        return build(opened, TrtEngine(), plan, request or Request(), modules, watch)
+        return build(opened, TrtEngine(), plan=plan, request=request or Request(), modules=modules, watch=watch)
 
     def plan(self, graph: str = "image_encoder", precision: str = "fp32") -> Path:
-        """Where a plan is, or will be."""
+        """Where a plan file is, or will be."""
         return self.bundle / f"engines/trt/{graph}.{precision}.plan"
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], tuple[Gpu, World]]]:
-    """Gives this process the bindings of a version, with nothing behind them but a fake GPU."""
+    """Gives this process the bindings of a version, with a fake GPU behind them."""
     monkeypatch.setenv("SIMMIM_EXPORT_CACHE", str(tmp_path / "cache"))
 
     def enter(major: str) -> tuple[Gpu, World]:
@@ -87,10 +97,16 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
     gc.collect()
 
 
+@pytest.fixture(scope="session")
+def kept_plan_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where :meth:`Rig.start_built` keeps plan files."""
+    return tmp_path_factory.mktemp("plan-files")
+
+
 @pytest.fixture(params=sorted(PAIRS))
-def rig(request: pytest.FixtureRequest, machine: Any, tiny_bundle: Path, tmp_path: Path) -> Rig:
-    """A machine of either version with a bundle of its own."""
+def rig(request: pytest.FixtureRequest, machine: Any, tiny_bundle: Path, tmp_path: Path, kept_plan_files: Path) -> Rig:
+    """A machine of either version with its own bundle."""
     gpu, world = machine(request.param)
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
-    return Rig(bundle, gpu, world, request.param)
+    return Rig(bundle, gpu, world, major=request.param, kept=kept_plan_files)

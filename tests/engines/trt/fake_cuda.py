@@ -1,7 +1,7 @@
-"""A GPU that is not there: the names and signatures of the real cuda-bindings, memory of the host behind every address.
+"""A fake GPU: the names and signatures of the real cuda-bindings, with host memory behind every address.
 
-Stricter than a GPU: work on the stream is done when somebody waits for it and not before, a copy beyond an allocation or from
-memory that was freed raises, and what was never freed can be counted.
+It is stricter than a GPU. Work on the stream is done only when somebody waits for it, a copy beyond an allocation or from freed
+memory raises, and memory that was never freed can be counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from strict import cython_module
 
 @dataclass
 class Gpu:
-    """What the fake GPU is and has. ``captures`` false makes every capture fail."""
+    """The properties and the state of the fake GPU. With ``captures`` false every capture fails."""
 
     name: bytes = b"Fake GPU"
     sm: tuple[int, int] = (8, 7)
@@ -83,11 +83,11 @@ def fake_cuda(surface: dict[str, Any], gpu: Gpu) -> ModuleType:
         gpu.capturing = []
 
     def end(stream: Any) -> Any:
-        found, gpu.capturing = gpu.capturing, None
+        captured, gpu.capturing = gpu.capturing, None
         if not gpu.captures:
             return module.cudaError_t.cudaErrorStreamCaptureInvalidated
         number = next(numbers)
-        gpu.graphs[number] = found or []
+        gpu.graphs[number] = captured or []
         return module.cudaGraph_t(number)
 
     def instantiate(graph: Any, flags: int) -> Any:
@@ -106,7 +106,7 @@ def fake_cuda(surface: dict[str, Any], gpu: Gpu) -> ModuleType:
     def wait(*_: Any) -> None:
         gpu.drain()
 
-    behaviours: dict[str, Callable[..., Any]] = {
+    behaviors: dict[str, Callable[..., Any]] = {
         "cudaGetDeviceCount": lambda: gpu.count or module.cudaError_t.cudaErrorNoDevice,
         "cudaGetDevice": lambda: 0,
         "cudaSetDevice": lambda device: None,
@@ -135,5 +135,5 @@ def fake_cuda(surface: dict[str, Any], gpu: Gpu) -> ModuleType:
         "cudaEventElapsedTime": lambda start, end: 1.5,
         "cudaEventDestroy": lambda event: None,
     }
-    module = cython_module("cuda.bindings.runtime", surface, behaviours)
+    module = cython_module("cuda.bindings.runtime", surface, behaviors)
     return module

@@ -1,7 +1,7 @@
-"""TensorRT that is not there: the names and signatures of the real bindings, ONNX Runtime behind them.
+"""A fake TensorRT: the names and signatures of the real bindings, with ONNX Runtime behind them.
 
-A plan is the graph itself with what it was built for, so that parity is really measured, profiles really limit shapes, and a
-plan of another version is found out if it ever gets as far as being deserialised. It computes on addresses of the fake GPU.
+A plan file is the graph itself with what it was built for. So parity is really measured, profiles really limit shapes, and a plan
+file of another version is noticed if it ever gets as far as being deserialized. It computes on addresses of the fake GPU.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
     import onnxruntime
 
     def member(name: str) -> Any:
-        found: Any = module
+        member: Any = module
         for part in name.split("."):
-            found = getattr(found, part)
-        return found
+            member = getattr(member, part)
+        return member
 
     def error(log: Any, text: str) -> None:
         log.log(member("ILogger.Severity.ERROR"), text)
@@ -79,13 +79,13 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
 
     def parse_from_file(parser: Any, model: str) -> bool:
         path = Path(model)
-        found = onnx.load(path)
+        model = onnx.load(path)
         if world.refuse_parse and path.name.startswith(world.refuse_parse):
-            node = next(node for node in found.graph.node if node.op_type in ("Conv", "MatMul", "Gemm"))
+            node = next(node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm"))
             words = {"desc": "no importer for this\n", "name": node.name, "operator": node.op_type}
             parser._fake_errors.append(new("ParserError", **words))
             return False
-        object.__setattr__(parser._fake_network, "_fake_model", found)
+        object.__setattr__(parser._fake_network, "_fake_model", model)
         object.__setattr__(parser._fake_network, "_fake_file", path.name)
         return True
 
@@ -116,7 +116,7 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         monitor.phase_start("Building Engine", None, 2)
         for step in range(2):
             if not monitor.step_complete("Building Engine", step):
-                error(log, "build was cancelled")
+                error(log, "build was canceled")
                 return None
         monitor.phase_finish("Building Engine")
         if world.out_of_memory and file.startswith(world.out_of_memory):
@@ -150,7 +150,7 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         if world.refuse_open:
             error(runtime._fake_log, "Error Code 1: Serialization (magic tag does not match)")
             return None
-        assert serialized_engine.startswith(MAGIC), "TensorRT was given what is no plan"
+        assert serialized_engine.startswith(MAGIC), "TensorRT got something that is not a plan file"
         content = json.loads(serialized_engine[len(MAGIC) :])
         here = (surface["version"], gpu.name.decode())
         assert (content["tensorrt"], content["gpu"]) == here, "TensorRT was given a foreign plan"
@@ -239,8 +239,8 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
                 [described(n, _SHORT[kinds[n]]) for n in names if kinds.get(n) in _SHORT]
                 for names in (node.input, node.output)
             )
-            found = {"Name": node.name, "LayerType": node.op_type, "Inputs": inputs, "Outputs": outputs}
-            layers.append(found | {"TacticName": f"__myl_{node.op_type}_0xf2543c36ff9f16bbb1655b0183bf1647"})
+            layer = {"Name": node.name, "LayerType": node.op_type, "Inputs": inputs, "Outputs": outputs}
+            layers.append(layer | {"TacticName": f"__myl_{node.op_type}_0xf2543c36ff9f16bbb1655b0183bf1647"})
         return json.dumps({"Layers": layers, ("I/O Tensors" if eleven else "Bindings"): []})
 
     # 11 has type and format apart.
@@ -257,7 +257,7 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
     def kept(key: str) -> Callable[[Any], Any]:
         return lambda owner: getattr(owner, f"_fake_{key}")
 
-    behaviours: dict[str, Callable[..., Any]] = {
+    behaviors: dict[str, Callable[..., Any]] = {
         "Builder.__init__": init_builder,
         "Builder.create_network": create_network,
         "Builder.create_builder_config": lambda builder: new("IBuilderConfig"),
@@ -298,7 +298,7 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         "IExecutionContext.set_tensor_address": set_address,
         "IExecutionContext.execute_async_v3": execute,
     }
-    module = pybind_module("tensorrt", surface, behaviours)
+    module = pybind_module("tensorrt", surface, behaviors)
     return module
 
 

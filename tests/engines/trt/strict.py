@@ -1,7 +1,7 @@
-"""Modules made from a surface of the real bindings: an unknown name, argument or type raises, as the real ones would.
+"""Modules made from a surface (surface.py) of the real bindings. Unknown names, arguments and types raise, as in the real ones.
 
-Knows surfaces (surface.py). What a call does comes from a table of behaviours; one without a behaviour raises, so that a fake
-never answers what nobody thought about.
+What a call does comes from a table of behaviors. A call without a behavior raises, so that a fake never returns an answer that
+nobody thought about.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-Behaviours = Mapping[str, Callable[..., Any]]
+Behaviors = Mapping[str, Callable[..., Any]]
 
 
 class StrictModule(ModuleType):
@@ -21,7 +21,7 @@ class StrictModule(ModuleType):
 
 
 class Member:
-    """A member of a pybind11 enum: it is no number, but becomes one."""
+    """A member of a pybind11 enum: not a number, but can be converted to one."""
 
     def __init__(self, name: str, value: int) -> None:
         self.name, self.value = name, value
@@ -66,14 +66,14 @@ def bound(
     return None
 
 
-def pybind_module(name: str, surface: dict[str, Any], behaviours: Behaviours) -> ModuleType:
-    """A module like the one that ``surface`` was read from. A behaviour ``Class.method`` gets the object and the arguments by
+def pybind_module(name: str, surface: dict[str, Any], behaviors: Behaviors) -> ModuleType:
+    """A module like the one that ``surface`` was read from. A behavior ``Class.method`` gets the object and the arguments by
     name; ``Class.property`` gives its value; ``Class.__init__`` makes an object ready. ``new(Class)`` on the module makes one
     of a class that cannot be constructed."""
     module = StrictModule(name)
     classes: dict[str, type] = {}
-    unknown = {key for key in behaviours if not _has(surface["classes"], key)}
-    assert not unknown, f"behaviours of what the bindings do not have: {sorted(unknown)}"
+    unknown = {key for key in behaviors if not _has(surface["classes"], key)}
+    assert not unknown, f"behaviors of what the bindings do not have: {sorted(unknown)}"
     waiting = list(surface["classes"])
     while waiting:
         qualified = waiting.pop(0)
@@ -81,7 +81,7 @@ def pybind_module(name: str, surface: dict[str, Any], behaviours: Behaviours) ->
         if not all(base in classes for base in row["bases"]):
             waiting.append(qualified)
             continue
-        classes[qualified] = cls = _class(qualified, row, classes, behaviours)
+        classes[qualified] = cls = _class(qualified, row, classes, behaviors)
         owner = classes[qualified.rpartition(".")[0]] if "." in qualified else module
         setattr(owner, cls.__name__, cls)
     module.__version__ = surface["version"]  # type: ignore[attr-defined]
@@ -95,7 +95,7 @@ def _has(classes: dict[str, Any], key: str) -> bool:
     return name in classes and (member in ("__init__", "__buffer__") or member in row["methods"] | row["properties"])
 
 
-def _class(qualified: str, row: dict[str, Any], classes: dict[str, type], behaviours: Behaviours) -> type:
+def _class(qualified: str, row: dict[str, Any], classes: dict[str, type], behaviors: Behaviors) -> type:
     if row["members"]:
         cls = type(qualified.rpartition(".")[2], (Member,), {})
         for value, member in enumerate(row["members"]):
@@ -107,8 +107,8 @@ def _class(qualified: str, row: dict[str, Any], classes: dict[str, type], behavi
         given = bound(row["init"], args, kwargs, classes) if row["init"] else None
         if given is None:
             raise TypeError(f"{qualified}.__init__ does not take {args} {kwargs}")
-        if f"{qualified}.__init__" in behaviours:
-            behaviours[f"{qualified}.__init__"](self, **given)
+        if f"{qualified}.__init__" in behaviors:
+            behaviors[f"{qualified}.__init__"](self, **given)
 
     def refuse(self: Any, key: str, value: Any) -> None:
         # Objects of pybind11 have no attributes but their own; a subclass in Python has.
@@ -118,35 +118,35 @@ def _class(qualified: str, row: dict[str, Any], classes: dict[str, type], behavi
 
     space |= {"__init__": construct, "__setattr__": refuse}
     for name, overloads in row["methods"].items():
-        space[name] = _method(f"{qualified}.{name}", overloads, classes, behaviours)
+        space[name] = _method(f"{qualified}.{name}", overloads, classes, behaviors)
     for name, kind in row["properties"].items():
-        space[name] = _property(f"{qualified}.{name}", kind, classes, behaviours)
-    if f"{qualified}.__buffer__" in behaviours:
-        space["__bytes__"] = behaviours[f"{qualified}.__buffer__"]
+        space[name] = _property(f"{qualified}.{name}", kind, classes, behaviors)
+    if f"{qualified}.__buffer__" in behaviors:
+        space["__bytes__"] = behaviors[f"{qualified}.__buffer__"]
     cls = type(qualified.rpartition(".")[2], tuple(classes[base] for base in row["bases"]), space)
     return cls
 
 
-def _method(name: str, rows: list, classes: dict[str, type], behaviours: Behaviours) -> Callable[..., Any]:
+def _method(name: str, rows: list, classes: dict[str, type], behaviors: Behaviors) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = bound(rows, args, kwargs, classes)
         if given is None:
             raise TypeError(f"{name} does not take {args} {kwargs}")
-        if name not in behaviours:
-            raise NotImplementedError(f"the fake has no behaviour for {name}")
-        return behaviours[name](self, **given)
+        if name not in behaviors:
+            raise NotImplementedError(f"the fake has no behavior for {name}")
+        return behaviors[name](self, **given)
 
     return call
 
 
-def _property(name: str, kind: dict[str, Any], classes: dict[str, type], behaviours: Behaviours) -> property:
+def _property(name: str, kind: dict[str, Any], classes: dict[str, type], behaviors: Behaviors) -> property:
     key = f"_fake_{name.rpartition('.')[2]}"
 
     def read(self: Any) -> Any:
-        if name in behaviours:
-            return behaviours[name](self)
+        if name in behaviors:
+            return behaviors[name](self)
         if not hasattr(self, key):
-            raise NotImplementedError(f"the fake has no behaviour for {name}")
+            raise NotImplementedError(f"the fake has no behavior for {name}")
         return getattr(self, key)
 
     def write(self: Any, value: Any) -> None:
@@ -157,22 +157,22 @@ def _property(name: str, kind: dict[str, Any], classes: dict[str, type], behavio
     return property(read, write if kind["writable"] else None)
 
 
-def cython_module(name: str, surface: dict[str, Any], behaviours: Behaviours) -> ModuleType:
-    """A module like cuda.bindings.runtime: a behaviour gets its arguments in order, and gives the results after the error, or a
+def cython_module(name: str, surface: dict[str, Any], behaviors: Behaviors) -> ModuleType:
+    """A module like cuda.bindings.runtime: a behavior gets its arguments in order, and gives the results after the error, or a
     member of cudaError_t alone."""
     import enum
 
     module = StrictModule(name)
     classes: dict[str, type] = {}
-    unknown = set(behaviours) - set(surface["functions"])
-    assert not unknown, f"behaviours of what the bindings do not have: {sorted(unknown)}"
+    unknown = set(behaviors) - set(surface["functions"])
+    assert not unknown, f"behaviors of what the bindings do not have: {sorted(unknown)}"
     for key, row in surface["classes"].items():
         classes[key] = enum.Enum(key, row["values"]) if row["values"] else _structure(key, row["properties"])  # type: ignore[misc]
         setattr(module, key, classes[key])
     for key, value in surface["constants"].items():
         setattr(module, key, value)
     for key, row in surface["functions"].items():
-        setattr(module, key, _function(key, row, classes, behaviours))
+        setattr(module, key, _function(key, row, classes, behaviors))
     return module
 
 
@@ -188,20 +188,20 @@ def _structure(name: str, fields: list[str]) -> type:
     )
 
 
-def _function(name: str, row: dict[str, Any], classes: dict[str, type], behaviours: Behaviours) -> Callable[..., Any]:
+def _function(name: str, row: dict[str, Any], classes: dict[str, type], behaviors: Behaviors) -> Callable[..., Any]:
     error = classes["cudaError_t"]
 
     def call(*args: Any, **kwargs: Any) -> tuple:
         given = bound([row], args, kwargs, classes)
         if given is None:
             raise TypeError(f"{name} does not take {args} {kwargs}")
-        if name not in behaviours:
-            raise NotImplementedError(f"the fake has no behaviour for {name}")
-        found = behaviours[name](*given.values())
-        if isinstance(found, error):
-            return (found, *([None] * len(row["returns"])))
-        found = found if isinstance(found, tuple) else () if found is None else (found,)
-        assert len(found) == len(row["returns"]), f"{name} gives {row['returns']}"
-        return (error.cudaSuccess, *found)  # type: ignore[attr-defined]
+        if name not in behaviors:
+            raise NotImplementedError(f"the fake has no behavior for {name}")
+        result = behaviors[name](*given.values())
+        if isinstance(result, error):
+            return (result, *([None] * len(row["returns"])))
+        result = result if isinstance(result, tuple) else () if result is None else (result,)
+        assert len(result) == len(row["returns"]), f"{name} gives {row['returns']}"
+        return (error.cudaSuccess, *result)  # type: ignore[attr-defined]
 
     return call

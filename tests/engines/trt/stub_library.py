@@ -1,8 +1,8 @@
-"""A shared library without a compiler: an ELF file whose functions all return 0.
+"""Writes a shared library without a compiler: an ELF file whose functions all return 0.
 
-TensorRT's bindings are a plain wheel that links three libraries of NVIDIA's. Over libraries that export the same names and do
-nothing, the bindings import anywhere, and every class, enum and signature in them can be read. Knows ELF; must not know
-TensorRT. The format: System V ABI, chapters 4 and 5.
+TensorRT's bindings are a wheel that links three libraries of NVIDIA. With libraries that export the same names and do nothing,
+the bindings can be imported anywhere, and every class, enum and signature in them can be read. The format is that of the System
+V ABI, chapters 4 and 5.
 """
 
 from __future__ import annotations

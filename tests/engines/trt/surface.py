@@ -1,7 +1,7 @@
 """Prints, as JSON, every class, member, enum and signature of the bindings that can be imported here.
 
 ``python surface.py tensorrt|cuda``, with the bindings on PYTHONPATH. Types in signatures are Python's, or classes of the
-bindings; what cannot be read is ``Any``. pybind11 keeps signatures in docstrings, Cython in ``__signature__`` and docstrings.
+bindings; whatever cannot be read is ``Any``. pybind11 keeps signatures in docstrings, Cython in ``__signature__`` and docstrings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def annotation_name(node: ast.expr | None) -> str:
 
 
 def parse(signature: str, known: set[str]) -> dict[str, Any] | None:
-    """``name(self: X, flag: int = 0) -> Y`` as parameters and result; None where it is no Python."""
+    """``name(self: X, flag: int = 0) -> Y`` as parameters and result; None if it is not Python."""
     for cpp, python in CPP.items():
         signature = signature.replace(cpp, python)
     signature = re.sub(r"= <[^>]*>", "= ...", signature)
@@ -72,27 +72,27 @@ def overloads(function: Any, known: set[str]) -> list[dict[str, Any] | None]:
 
 def classes_of(module: Any) -> dict[str, type]:
     """Every class by its qualified name, nested ones too."""
-    found: dict[str, type] = {}
+    classes: dict[str, type] = {}
 
     def visit(owner: Any, prefix: str) -> None:
         for name, value in vars(owner).items():
-            if isinstance(value, type) and not name.startswith("_") and f"{prefix}{name}" not in found:
-                found[prefix + name] = value
+            if isinstance(value, type) and not name.startswith("_") and f"{prefix}{name}" not in classes:
+                classes[prefix + name] = value
                 visit(value, f"{prefix}{name}.")
 
     visit(module, "")
-    return found
+    return classes
 
 
 def tensorrt() -> dict[str, Any]:
     """The surface of tensorrt_bindings."""
     import tensorrt_bindings as module
 
-    found = {name: cls for name, cls in classes_of(module).items() if "tensorrt_bindings" in cls.__module__}
-    known = set(found)
-    names = {id(cls): name for name, cls in reversed(found.items())}
+    classes = {name: cls for name, cls in classes_of(module).items() if "tensorrt_bindings" in cls.__module__}
+    known = set(classes)
+    names = {id(cls): name for name, cls in reversed(classes.items())}
     surface = {}
-    for name, cls in found.items():
+    for name, cls in classes.items():
         members = list(getattr(cls, "__members__", ()))
         row: dict[str, Any] = {"bases": [names[id(b)] for b in cls.__bases__ if id(b) in names], "members": members}
         row |= {"methods": {}, "properties": {}, "init": overloads(cls.__init__, known)}
@@ -115,9 +115,9 @@ def cuda() -> dict[str, Any]:
     from cuda import bindings
     from cuda.bindings import runtime as module
 
-    found = {name: cls for name, cls in classes_of(module).items() if cls.__module__.startswith("cuda.")}
+    classes = {name: cls for name, cls in classes_of(module).items() if cls.__module__.startswith("cuda.")}
     surface: dict[str, Any] = {"version": bindings.__version__, "classes": {}, "functions": {}, "constants": {}}
-    for name, cls in found.items():
+    for name, cls in classes.items():
         # An Enum, or since 13.3 a faster class of their own that is none.
         values = {key: int(member) for key, member in getattr(cls, "__members__", {}).items()}
         properties = [] if values else [key for key in dir(cls) if not key.startswith("_")]
@@ -125,8 +125,8 @@ def cuda() -> dict[str, Any]:
     for name, value in vars(module).items():
         if type(value) is int and not name.startswith("_"):
             surface["constants"][name] = int(value)
-        elif name.startswith("cuda") and callable(value) and name not in found:
-            surface["functions"][name] = _function(value, set(found))
+        elif name.startswith("cuda") and callable(value) and name not in classes:
+            surface["functions"][name] = _function(value, set(classes))
     return surface
 
 

@@ -1,4 +1,4 @@
-"""Every name, argument and type of TensorRT and CUDA that we use, against the real bindings, oldest and newest."""
+"""Checks every name, argument and type of TensorRT and CUDA that we use against the real bindings, oldest and newest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[3] / "simmim_export/engines/tensorrt"
 SOURCES = {
     f"simmim_export.engines.tensorrt.{path.stem}": path for path in PACKAGE.glob("*.py") if path.stem != "__init__"
 }
-# What the recipe rests on. That each is used shows that the list of names is read from the source and is not empty.
+# Names that the engine must use. They show that the list of names is really read from the source.
 EXPECTED = {
     "tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED",
     "tensorrt.BuilderFlag.TF32",
@@ -29,7 +29,7 @@ EXPECTED = {
     "cuda.bindings.runtime.cudaGraphLaunch",
     "cuda.bindings.runtime.cudaEventElapsedTime",
 }
-# Source that a careless change would write -> the version whose check it must not pass.
+# Code that a careless change might contain -> the version whose check it must fail.
 REMOVED = {
     "trt.BuilderFlag.FP16": "11",
     "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH": "11",
@@ -51,15 +51,15 @@ def stubs(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     return request.param, tmp_path / "stubs"
 
 
-def test_everything_we_use_is_there_and_taken_as_we_give_it(stubs: tuple[str, Path]) -> None:
-    found = typed.check(stubs[1], SOURCES)
-    assert not found.errors, "\n".join(found.errors)
-    # Nothing escapes the check for want of a type.
-    assert not found.untyped, "\n".join(found.untyped)
-    assert found.names >= EXPECTED and len(found.names) > 100
+def test_every_name_we_use_exists_with_these_types(stubs: tuple[str, Path]) -> None:
+    checked = typed.check(stubs[1], SOURCES)
+    assert not checked.errors, "\n".join(checked.errors)
+    # Nothing escapes the check because it has no type.
+    assert not checked.untyped, "\n".join(checked.untyped)
+    assert checked.names >= EXPECTED and len(checked.names) > 100
 
 
-def test_what_was_removed_is_found_out(stubs: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_removed_name_is_an_error(stubs: tuple[str, Path], tmp_path: Path) -> None:
     wanted = [code for code, version in REMOVED.items() if version == stubs[0]]
     path = tmp_path / "careless.py"
     path.write_text("import tensorrt as trt\nfrom cuda.bindings import runtime as cuda\n" + "\n".join(wanted) + "\n")
@@ -68,12 +68,12 @@ def test_what_was_removed_is_found_out(stubs: tuple[str, Path], tmp_path: Path) 
         assert any(f"careless.py:{line}: error" in error for error in errors), f"{code} went unseen: {errors}"
 
 
-def test_the_versions_are_the_ones_that_are_meant() -> None:
+def test_the_bindings_have_the_expected_versions() -> None:
     assert surface("tensorrt-10")["version"].startswith("10.13") and surface("tensorrt-11")["version"].startswith("11.")
     assert surface("cuda-12")["version"].startswith("12.") and surface("cuda-13")["version"].startswith("13.")
 
 
-def test_a_library_without_a_compiler_loads_and_answers(tmp_path: Path) -> None:
+def test_a_stub_library_can_be_loaded(tmp_path: Path) -> None:
     write_library(tmp_path / "libx.so.1", "libx.so.1", ("one", "two"))
     code = (
         f"import ctypes; x = ctypes.CDLL({str(tmp_path / 'libx.so.1')!r}); print(x.one(), x.two(), hasattr(x, 'three'))"

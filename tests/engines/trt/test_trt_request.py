@@ -1,4 +1,4 @@
-"""What a build is asked for: sizes, shapes, logs of traffic; what a plan says it computes in; the dry run."""
+"""The options of a build (sizes, shapes, logs of traffic), the precision that the inspector reports, and the dry run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_size_that_is_shown_can_be_typed(size: int) -> None:
 
 
 @given(st.text(max_size=12))
-def test_every_other_text_is_a_usage_error(text: str) -> None:
+def test_any_other_size_is_a_usage_error(text: str) -> None:
     try:
         assert parse_size(text) >= 1
     except UsageError as error:
@@ -59,13 +59,13 @@ def test_every_other_text_is_a_usage_error(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["2", "GiB", "-2GiB", "2 G", "0MiB", "0.1B", "1e3MB", "2GiB!", ""])
-def test_what_is_no_size(text: str) -> None:
+def test_wrong_sizes_are_usage_errors(text: str) -> None:
     with pytest.raises(UsageError):
         parse_size(text)
     assert parse_size("1.5GiB") == 3 << 29
 
 
-def test_profiles_come_from_the_graph_a_log_and_flags_in_that_order() -> None:
+def test_options_win_over_a_log_and_a_log_over_the_graph() -> None:
     assert str(Request().profile(SPEC)) == "batch 1 to 8, best at 1; sequence 3 to 32, best at 32"
     traffic = {"sequence": Range(4, 12, 20)}
     assert Request(traffic=traffic).profile(SPEC).axes["sequence"] == Range(4, 12, 20)
@@ -84,13 +84,13 @@ def test_profiles_come_from_the_graph_a_log_and_flags_in_that_order() -> None:
         Request(traffic={"batch": Range(1, 1, 16)}),
     ],
 )
-def test_ranges_beyond_what_was_proven_or_empty(request_: Request) -> None:
-    with pytest.raises(UsageError, match="text_encoder cannot be built for") as caught:
+def test_ranges_that_are_empty_or_not_proven_are_errors(request_: Request) -> None:
+    with pytest.raises(UsageError, match="text_encoder") as caught:
         request_.profile(SPEC)
-    assert "which the export has proven" in (caught.value.fix or "")
+    assert caught.value.fix
 
 
-def test_bad_flags() -> None:
+def test_wrong_options_are_usage_errors() -> None:
     assert parse_sizes(["batch=2,sequence=5", "frames=3"]) == {"batch": 2, "sequence": 5, "frames": 3}
     for words in (["batch"], ["batch=x"], ["batch=0"], ["=3"], ["batch=1,batch=2"], ["batch=-1"], [""]):
         with pytest.raises(UsageError):
@@ -100,39 +100,41 @@ def test_bad_flags() -> None:
             Request(**changes)  # type: ignore[arg-type]
 
 
-def test_a_log_of_traffic(tmp_path: Path) -> None:
+def test_a_log_of_traffic_gives_ranges(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"batch": 1, "sequence": 12}\n\n{"batch": 1, "sequence": 30}\n{"batch": 4}\n{"batch": 4}\n')
-    # Of equally frequent sizes the largest.
+    # The largest of equally frequent sizes.
     assert read_traffic(path) == {"batch": Range(1, 4, 4), "sequence": Range(12, 30, 30)}
 
 
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ('{"batch": 1', "not JSON"),
-        ("[1]", "not an object"),
-        ("{}", "not an object"),
-        ('{"batch": "1"}', 'batch is "1", not a whole number'),
+        ('{"batch": 1', "JSON"),
+        ("[1]", "object"),
+        ("{}", "object"),
+        ('{"batch": "1"}', 'batch is "1"'),
         ('{"batch": 0}', "batch is 0"),
         ('{"batch": true}', "batch is true"),
         ('{"batch": 1.5}', "batch is 1.5"),
+        ('{"batch": 1, "batch": 2}', "'batch'"),
     ],
 )
-def test_a_malformed_line_is_named(tmp_path: Path, line: str, what: str) -> None:
+def test_a_malformed_line_of_a_log_is_an_error(tmp_path: Path, line: str, what: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"batch": 1}\n' + line + "\n")
     with pytest.raises(DataError, match=what) as caught:
         read_traffic(path)
-    assert caught.value.exit_code == 5 and caught.value.where.endswith("log.jsonl, line 2")
+    assert caught.value.where.endswith("log.jsonl, line 2")
 
 
-def test_a_log_that_is_not_there_or_empty(tmp_path: Path) -> None:
+def test_a_missing_or_empty_log_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    for name, what in (("none", "cannot be read"), ("empty", "is empty"), ("binary", "cannot be read")):
-        with pytest.raises(DataError, match=what):
+    for name in ("none", "empty", "binary"):
+        with pytest.raises(DataError) as caught:
             read_traffic(tmp_path / name)
+        assert caught.value.where == str(tmp_path / name)
 
 
 def layer(inputs: str, outputs: str, **more: object) -> dict[str, object]:
@@ -140,7 +142,7 @@ def layer(inputs: str, outputs: str, **more: object) -> dict[str, object]:
     return dict(zip(("Inputs", "Outputs"), rows, strict=True)) | more
 
 
-def test_the_type_of_a_layer_is_its_narrowest_in_short_and_in_long() -> None:
+def test_a_layer_counts_as_its_narrowest_type() -> None:
     layers = [
         layer("Half", "Float"),
         layer("Row major linear FP16 format", "Channel major FP32 format where channel % 8 == 0"),
@@ -153,11 +155,11 @@ def test_the_type_of_a_layer_is_its_narrowest_in_short_and_in_long() -> None:
         layer("Int64", "Int32"),
         layer("Bool", "Bool"),
     ]
-    found = dict(read_layers(json.dumps({"Layers": layers})).executed)
-    assert found == {"float16": 4, "float32": 2, "int8": 1, "bfloat16": 1, "other": 2}
+    executed = dict(read_layers(json.dumps({"Layers": layers})).executed)
+    assert executed == {"float16": 4, "float32": 2, "int8": 1, "bfloat16": 1, "other": 2}
 
 
-def test_tensorrt_11_says_type_and_format_apart() -> None:
+def test_tensorrt_11_keeps_type_and_format_apart() -> None:
     def tensor(kind: str) -> dict[str, str]:
         return {"Name": "x", "Datatype": kind, "Format": "Row major linear INT8 format (kLINEAR)"}
 
@@ -165,34 +167,34 @@ def test_tensorrt_11_says_type_and_format_apart() -> None:
     assert dict(read_layers(json.dumps({"Layers": layers, "I/O Tensors": []})).executed) == {"float16": 1, "other": 1}
 
 
-NOBODY_KNOWS = "N/A due to dynamic shapes"
+UNKNOWN = "N/A due to dynamic shapes"
 
 
-def test_what_the_inspector_does_not_know_is_unknown() -> None:
+def test_types_that_the_inspector_does_not_know_are_unknown() -> None:
     layers = [
-        layer(NOBODY_KNOWS, NOBODY_KNOWS),
-        layer(NOBODY_KNOWS, NOBODY_KNOWS, Weights={"Type": "Half", "Count": 3}),
-        layer(NOBODY_KNOWS, NOBODY_KNOWS, TacticName="sm80_xmma_fprop_implicit_gemm_i8f32_i8i32_f32_nhwckrsc"),
-        layer("Int64", NOBODY_KNOWS),
-        # A hash is no type.
+        layer(UNKNOWN, UNKNOWN),
+        layer(UNKNOWN, UNKNOWN, Weights={"Type": "Half", "Count": 3}),
+        layer(UNKNOWN, UNKNOWN, TacticName="sm80_xmma_fprop_implicit_gemm_i8f32_i8i32_f32_nhwckrsc"),
+        layer("Int64", UNKNOWN),
+        # A hash is not a type.
         layer("Float", "Float", TacticName="__myl_AddCastMulAdd_0xf2543c36ff9f16bbb1655b0183bf1647"),
     ]
     proof = read_layers(json.dumps({"Layers": layers}))
     assert dict(proof.executed) == {"unknown": 2, "float16": 1, "int8": 1, "float32": 1}
     nothing = read_layers(json.dumps({"Layers": layers[:1] * 50 + [layer("Int64", "Int64")]}))
     for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
-        with pytest.raises(GateFailed, match="does not say what any of 50 layers computes in"):
-            require_precision(nothing, precision, False, "x", "here")
+        with pytest.raises(GateFailed, match="50 layers"):
+            require_precision(nothing, precision, quantized=False, graph="x", where="here")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["only a name"]}', '{"Layers": [{"Inputs": [{}]}]}'])
-def test_an_inspector_that_is_not_understood(text: str) -> None:
-    with pytest.raises(BundleError, match="not understood"):
+def test_an_unknown_text_of_the_inspector_is_an_error(text: str) -> None:
+    with pytest.raises(BundleError):
         read_layers(text)
 
 
 @pytest.mark.parametrize(
-    ("precision", "kinds", "quantised", "good"),
+    ("precision", "kinds", "quantized", "good"),
     [
         ("fp16", {"float16": 3, "float32": 9}, False, True),
         ("fp16", {"float16": 2, "float32": 9}, False, False),
@@ -205,18 +207,18 @@ def test_an_inspector_that_is_not_understood(text: str) -> None:
         ("int8", {"float32": 2}, False, True),
     ],
 )
-def test_the_share_that_has_to_run_at_what_was_asked(
-    precision: str, kinds: dict[str, int], quantised: bool, good: bool
+def test_enough_layers_must_run_at_the_precision_asked_for(
+    precision: str, kinds: dict[str, int], quantized: bool, good: bool
 ) -> None:
     layers = {"float16": "Half", "float32": "Float", "int8": "Int8", "other": "Int64"}
     proof = read_layers(
         json.dumps({"Layers": [layer(layers[k], layers[k]) for k, n in kinds.items() for _ in range(n)]})
     )
     if good:
-        require_precision(proof, Precision(precision), quantised, "x", "here")
+        require_precision(proof, Precision(precision), quantized=quantized, graph="x", where="here")
     else:
-        with pytest.raises(GateFailed, match=f"x was asked for at {precision}"):
-            require_precision(proof, Precision(precision), quantised, "x", "here")
+        with pytest.raises(GateFailed, match=f"x .* {precision}"):
+            require_precision(proof, Precision(precision), quantized=quantized, graph="x", where="here")
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -226,10 +228,10 @@ def test_a_dry_run_needs_neither_tensorrt_nor_a_gpu(tiny_bundle: Path, run_cli: 
     words = ["build", tiny_bundle, "--precision", "int8", "--dry-run", "--max", "batch=4", "--json"]
     done = run_cli("export", *words)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["graphs"]
-    assert found["text_encoder"] == {
+    graphs = json.loads(done.stdout)["graphs"]
+    assert graphs["text_encoder"] == {
         "variant": "int8-s8",
-        "profile": {"batch": [1, 1, 4], "sequence": found["text_encoder"]["profile"]["sequence"]},
+        "profile": {"batch": [1, 1, 4], "sequence": graphs["text_encoder"]["profile"]["sequence"]},
         "findings": [],
     }
     assert not (tiny_bundle / "engines").exists()

@@ -1,8 +1,8 @@
-"""A type checker's view of our code over the real bindings: every name, argument and type that it uses, checked and listed.
+"""Checks with mypy every name, argument and type of the real bindings that our code uses, and lists them.
 
-Stubs are written from the surface of one version of the bindings, and mypy reads our source with them: what that version lacks,
-or takes otherwise, is an error. Because mypy knows the type of every expression, the list of names that are used is complete,
-and what it cannot type is listed too: nothing slips through as Any.
+Stubs are written from the surface of one version of the bindings, and mypy reads our source with them. Whatever that version
+lacks or expects differently is an error. Because mypy knows the type of every expression, the list of names is complete.
+Expressions that it cannot type are listed too, so nothing slips through as Any.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def check(stubs: Path, files: dict[str, Path]) -> Checked:
     result = build.build([BuildSource(str(path), module) for module, path in files.items()], options)
     places = {place: path.name for path in files.values() for place in _places(path)}
     # The stubs have faults of their own, in what nobody uses.
-    found = Checked(errors=[line for line in result.errors if not line.startswith(str(stubs))])
+    checked = Checked(errors=[line for line in result.errors if not line.startswith(str(stubs))])
     for expression in result.types:
         if not isinstance(expression, MemberExpr):
             continue
@@ -131,14 +131,14 @@ def check(stubs: Path, files: dict[str, Path]) -> Checked:
         node = owner.node if isinstance(owner, RefExpr) else None
         if isinstance(node, MypyFile | TypeInfo):
             if (name := f"{node.fullname}.{expression.name}").startswith(PREFIXES):
-                found.names.add(name)
+                checked.names.add(name)
             continue
         kind = get_proper_type(result.types.get(owner))
         place = (expression.line, expression.column, expression.name)
         if isinstance(kind, Instance):
             definer = next((info for info in kind.type.mro if expression.name in info.names), kind.type)
             if definer.fullname.startswith(PREFIXES):
-                found.names.add(f"{definer.fullname}.{expression.name}")
+                checked.names.add(f"{definer.fullname}.{expression.name}")
         elif place in places and (kind is None or isinstance(kind, AnyType)):
-            found.untyped.append(f"{places[place]}:{expression.line} .{expression.name}")
-    return found
+            checked.untyped.append(f"{places[place]}:{expression.line} .{expression.name}")
+    return checked

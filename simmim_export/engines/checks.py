@@ -1,0 +1,103 @@
+"""Checks that every engine shares: what is fed to a graph, what comes out of it, and what it needs of the machine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from simmim_export.engines.base import Engine
+from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, UnknownHost, UsageError
+from simmim_export.spec import Axis, GraphSpec, TensorSpec
+from simmim_export.system.host import has_integer_dot
+
+# What an artifact may need of a machine (``needs`` in its built_for): INT8 products that do not saturate.
+INTEGER_DOT = "integer_dot"
+# The axis whose rows do not depend on each other.
+BATCH = "batch"
+
+
+def check_feeds(
+    feeds: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...], *, axes: tuple[Axis, ...] = ()
+) -> dict[str, np.ndarray]:
+    """The ``inputs`` of a graph taken out of ``feeds`` (which may hold more), each checked.
+
+    Raise :class:`UsageError` for an input that is missing or does not fit, and for a dynamic axis that is empty (the mean of
+    nothing is NaN), has two sizes, or is longer than its maximum in ``axes``: beyond the table of positions ONNX Runtime fails
+    and OpenVINO answers nonsense. A batch may be larger than what was proven, because its rows do not depend on each other.
+    """
+    arrays = {}
+    for spec in inputs:
+        if spec.name not in feeds:
+            raise UsageError(f"input {spec.name!r} is missing", fix=f"feed {', '.join(s.name for s in inputs)}")
+        array = feeds[spec.name]
+        # An array, or a tensor on a device that has the attributes of an array.
+        if not (hasattr(array, "dtype") and hasattr(array, "shape") and hasattr(array, "ndim")):
+            raise UsageError(f"input {spec.name!r} is {type(array).__name__}, not an array", fix="feed NumPy arrays")
+        spec.check(array)
+        arrays[spec.name] = array
+    largest = {axis.name: axis.maximum for axis in axes if axis.name != BATCH}
+    for name, size in axis_sizes(arrays, inputs).items():
+        if size < 1:
+            raise UsageError(f"axis {name!r} is empty", fix="feed one row or more")
+        if size > largest.get(name, size):
+            what = f"axis {name!r} is {size}, and the graph was exported for {largest[name]} at most"
+            raise UsageError(what, fix=f"feed {largest[name]} or fewer")
+    return arrays
+
+
+def axis_sizes(arrays: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...]) -> dict[str, int]:
+    """The size of every dynamic axis of ``inputs``; raise :class:`UsageError` for an axis with two sizes."""
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        for axis, size in zip(spec.shape, arrays[spec.name].shape, strict=True):
+            if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
+                raise UsageError(f"axis {axis!r} is {sizes[axis]} in one input and {size} in {spec.name!r}")
+    return sizes
+
+
+def check_outputs(engine: str, spec: GraphSpec, *, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, Any]) -> None:
+    """Raise :class:`BundleError` unless ``outputs``, which ``engine`` computed from ``feeds``, are what ``spec`` promises.
+
+    Every output must be there with its dtype, rank and fixed sizes, and each dynamic axis must have the size of the input's axis
+    of that name. An axis that no input has may have any size, but the same one in all outputs. ``feeds`` were checked before
+    (:func:`check_feeds`).
+    """
+    sizes = axis_sizes(feeds, spec.inputs)
+    wanted: list[int | str]
+    for tensor in spec.outputs:
+        array = outputs.get(tensor.name)
+        shape = getattr(array, "shape", None)
+        if shape is not None and getattr(array, "dtype", None) == tensor.dtype and len(shape) == len(tensor.shape):
+            wanted = [
+                sizes.setdefault(d, n) if isinstance(d, str) else d for d, n in zip(tensor.shape, shape, strict=True)
+            ]
+            if wanted == list(shape):
+                continue
+        else:
+            wanted = [sizes[d] if isinstance(d, str) and d in sizes else d for d in tensor.shape]
+        got = f"{getattr(array, 'dtype', type(array).__name__)} {'' if shape is None else list(shape)}".strip()
+        what = f"engine {engine!r} gave {tensor.name!r} of {spec.name} as {got if array is not None else 'nothing'}"
+        raise BundleError(f"{what}, and the manifest says {tensor.dtype} {wanted}", fix=EXPORT_AGAIN)
+
+
+def require_host(engine: Engine, built_for: Mapping[str, str], *, where: object) -> None:
+    """Raise :class:`EngineUnavailable` if an artifact needs something that ``engine`` lacks on this machine.
+
+    ``built_for`` is the artifact's own, and ``where`` its file. Warn :class:`UnknownHost` if this system does not say what the
+    machine has.
+    """
+    needs = built_for.get("needs")
+    if needs not in (None, INTEGER_DOT):
+        what = f"the graph needs {needs!r}, which this version does not know"
+        raise EngineUnavailable(what, where=where, fix="pip install -U simmim-export")
+    if needs is None or not engine.saturates or has_integer_dot():
+        return
+    what = f"INT8 products of full range saturate in engine {engine.name!r} without VNNI, which changes answers"
+    if has_integer_dot() is None:
+        warnings.warn(f"{what}; this system does not say whether it has VNNI: {where}", UnknownHost, stacklevel=2)
+        return
+    fix = "use --engine ort, whose products are exact here, or export without --full-range"
+    raise EngineUnavailable(f"{what}; this processor has no VNNI", where=where, fix=fix)
