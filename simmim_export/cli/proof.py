@@ -93,7 +93,7 @@ def verify(
     unproven = False
     if figures is not None:
         exact = [graph.name for graph in manifest.graphs if model.plan.of(graph.name) is Precision.FP32]
-        line = reproduction(manifest, figures, exact)
+        line = reproduction(manifest, figures, exact=exact)
         unproven = line is None
         lines += [] if line is None else [line]
         remarks = suspicions(figures)

@@ -128,16 +128,16 @@ class Asker:
 
         def read() -> np.ndarray:
             # Frames take much memory, so what they gave is not kept.
-            pixels = Rows.of(images.reshape(-1, *images.shape[2:]), each=IMAGES, origin=())
-            tensors = {t.name: pixels for spec in graphs for t in spec.inputs if t.kind is Kind.IMAGE}
+            frames = Rows.of(images.reshape(-1, *images.shape[2:]), each=IMAGES, origin=())
+            tensors = {t.name: frames for spec in graphs for t in spec.inputs if t.kind is Kind.IMAGE}
             flowing = self._run(graphs, tensors, model=model, questions={}, keep=lambda key, make: make())
             values = flowing[stacked(self._manifest)].read()
             return values.reshape(*images.shape[:2], *values.shape[1:])
 
         makers = (origin, *(model.name(spec.name) for spec in graphs))
         mask = np.ones(images.shape[:2], np.int64)
-        frames = Rows(each=IMAGES, origin=makers, read=read)
-        return _named(takes, {Kind.FRAMES: frames, Kind.FRAME_MASK: Rows.of(mask, each=IMAGES, origin=makers)})
+        clips = Rows(each=IMAGES, origin=makers, read=read)
+        return _named(takes, {Kind.FRAMES: clips, Kind.FRAME_MASK: Rows.of(mask, each=IMAGES, origin=makers)})
 
 
 def _named(takes: Mapping[Kind, TensorSpec], tensors: Mapping[Kind, Rows]) -> dict[str, Rows]:

@@ -41,10 +41,10 @@ def require_evidence(bundle: Bundle) -> Evidence:
     if FILE not in bundle.manifest.files:
         raise BundleError("the bundle holds no evidence", where=bundle.root, fix="export it again with this version")
     path = bundle.file(FILE)
-    return require_fit(Evidence.load(path), bundle.manifest, path)
+    return require_fit(Evidence.load(path), bundle.manifest, where=path)
 
 
-def reproduction(manifest: Manifest, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any] | None:
+def reproduction(manifest: Manifest, figures: Mapping[str, Any], *, exact: Collection[str]) -> dict[str, Any] | None:
     """A row like those of a budget: do graphs at FP32 give the references that the evidence holds?
 
     ``exact`` names the graphs that ran at FP32. Only outputs that these graphs make are compared; None if there are none.

@@ -132,7 +132,7 @@ def test_an_offset_of_logits_does_not_hide_other_answers(asked_bundle: Path, tmp
         line = reproduction(
             model.bundle.manifest,
             examiner.figures(examiner.outputs(model.session)),
-            [graph.name for graph in model.bundle.manifest.graphs],
+            exact=[graph.name for graph in model.bundle.manifest.graphs],
         )
     assert line is not None and not line["kept"] and line["measured"] > 1e-4
     done = run_cli("export", "verify", bundle.root, "--evidence", "--json")
