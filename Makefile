@@ -52,7 +52,7 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
 lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
-	$(BIN)/python -P -m lint_presets
+	$(BIN)/python -P tests/programs/lint_presets.py
 
 bench: .venv/.demo  ## the benchmark on demo/bundle, ./bundle or the reference bundle
 	$(BIN)/simmim-bench

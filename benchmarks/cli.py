@@ -242,7 +242,7 @@ def quantization(
     ] = ROUNDS,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what a lower precision costs a text tower with real weights, what it saves, and what other quantisers reach."""
+    """Measure what a lower precision costs a text tower with real weights, what it saves, and what other quantizers reach."""
     import tempfile
 
     from simmim_export.benchmarks import driver, report
@@ -271,7 +271,7 @@ def quantization(
         watch("make the bundle", 0, 1)
         bundle = suite.make_bundle(text_encoder, preset, samples, Path(folder))
         for index, name in enumerate(recipes):
-            watch(f"quantise by {name}", index, len(recipes))
+            watch(f"quantize by {name}", index, len(recipes))
             made = suite.with_recipe(bundle, name, samples, Path(folder))
             lowered = dict.fromkeys(c.engine for c in contestants if c.precision == "int8")
             contestants += [driver.Contestant(engine, "int8", name, made) for engine in lowered]

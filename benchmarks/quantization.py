@@ -1,7 +1,4 @@
-"""What precision costs a text tower with real weights: cosine to FP32, nearest neighbours kept, and speed.
-
-Knows sentences, the commands that make a bundle, and engines by name. Must not know how a graph was quantised.
-"""
+"""What a lower precision costs a text tower with real weights: cosine to FP32, nearest neighbors kept, and speed."""
 
 from __future__ import annotations
 
@@ -20,48 +17,50 @@ from simmim_export.benchmarks.report import ratio_to
 from simmim_export.bundle import Bundle
 from simmim_export.errors import EngineUnavailable, TruncatedText
 from simmim_export.precision import peers
-from simmim_export.precision.int8 import to_int8
+from simmim_export.precision.base import Options
+from simmim_export.precision.passes import write_variant
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
+from simmim_export.spec import Variant
 from simmim_export.system.children import our_command, run
 from simmim_export.system.files import digest
 
 EXACT = driver.Contestant("ort")
 GRAPH = "text_encoder"
-# The graph for TensorRT, run on a CPU to see what its ranges cost.
-SYMMETRIC = "int8-s8"
-# Ours with weights of 8 bits.
-FULL = "full-range"
+# Two of our own graphs beside the one that CPUs get: the one for TensorRT, run on a CPU to see what its ranges cost, and the one
+# for CPUs with weights of 8 bits.
+SYMMETRIC, FULL = str(Variant.INT8_S8), "full-range"
 OWN = (SYMMETRIC, FULL)
-# What is measured by default, where a machine has it.
+# What is measured by default, if the machine has it.
 CONTESTANTS = ("ort:int8", "openvino", "openvino:bf16", "openvino:int8")
-# Sentences that are for calibration, behind those that judge.
+# How many sentences calibrate; they come after those that judge.
 CALIBRATION = 128
 Watch = Callable[[str, int, int], None]
 
 
 def sentences() -> list[str]:
-    """English sentences of Python's own language reference, which every Python carries: shuffled with a fixed seed.
+    """English sentences of Python's own language reference, which comes with every Python, shuffled with a fixed seed.
 
-    About 1,600 of 30 to 200 characters, mostly words. No model here was trained on them; the last :data:`CALIBRATION` calibrate,
-    and none of those judges.
+    About 1,600 of 30 to 200 characters, mostly words. No model here was trained on them. The last :data:`CALIBRATION` calibrate,
+    and none of them judges.
     """
     from pydoc_data.topics import topics
 
-    found = set()
+    unique = set()
     for topic in topics.values():
         for paragraph in re.split(r"\n\s*\n", topic):
             for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())):
-                words = sum(c.isalpha() or c == " " for c in sentence)
-                if re.match(r"[A-Z][a-z]", sentence) and sentence.endswith(".") and 30 <= len(sentence) <= 200:
-                    found |= {sentence} if words > 0.85 * len(sentence) else set()
-    ordered = sorted(found)
+                letters = sum(c.isalpha() or c == " " for c in sentence)
+                is_sentence = re.match(r"[A-Z][a-z]", sentence) and sentence.endswith(".")
+                if is_sentence and 30 <= len(sentence) <= 200 and letters > 0.85 * len(sentence):
+                    unique.add(sentence)
+    ordered = sorted(unique)
     return [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
 
 
 def available() -> tuple[list[driver.Contestant], dict[str, str]]:
     """Those of :data:`CONTESTANTS` that run here, and why the others do not."""
-    found, absent = [], {}
+    contestants, absent = [], {}
     for name in CONTESTANTS:
         contestant = driver.Contestant.parse(name)
         try:
@@ -69,8 +68,8 @@ def available() -> tuple[list[driver.Contestant], dict[str, str]]:
         except EngineUnavailable as error:
             absent[name] = error.what
         else:
-            found.append(contestant)
-    return found, absent
+            contestants.append(contestant)
+    return contestants, absent
 
 
 def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Path) -> Path:
@@ -87,25 +86,28 @@ def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Pa
 
 
 def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -> Path:
-    """A copy of ``bundle`` whose INT8 text encoder another quantiser made, calibrated on the same ``texts``; for the recipe
-    "int8-s8" the one that is written for TensorRT, for "full-range" ours in 8 bits. None says what it needs, so that no engine
-    refuses it."""
+    """A copy of ``bundle`` in ``folder`` with another INT8 text encoder, calibrated on the same ``texts``.
+
+    ``recipe`` is one of :data:`OWN` or of :data:`peers.RECIPES`. The copy does not say what it needs of a processor, so that no
+    engine refuses it.
+    """
     opened = Bundle.open(bundle)
-    copy, made = folder / recipe, opened.artifact(GRAPH, "int8-u8")
+    copy, replaced = folder / recipe, opened.artifact(GRAPH, Variant.INT8_U8)
     shutil.copytree(bundle, copy)
-    target = copy / made.path
+    target = copy / replaced.path
     if recipe == SYMMETRIC:
-        shutil.copyfile(bundle / opened.artifact(GRAPH, SYMMETRIC).path, target)
+        shutil.copyfile(bundle / opened.artifact(GRAPH, Variant.INT8_S8).path, target)
     else:
         with load(bundle) as model:
             feeds = [model.tokens([text]) for text in texts]
-        source = opened.file(opened.artifact(GRAPH, "fp32").path)
+        source = opened.file(opened.artifact(GRAPH, Variant.FP32).path)
         if recipe == FULL:
-            to_int8(source, target, feeds, full_range=True)
+            options = Options(full_range=True)
+            write_variant(source, target, variant=Variant.INT8_U8, feeds=feeds, options=options)
         else:
-            peers.quantise(recipe, source, target, feeds)
+            peers.quantize(source, target, recipe=recipe, feeds=feeds)
     artifacts = tuple(
-        replace(each, sha256=digest(target), bytes=target.stat().st_size, built_for={}) if each == made else each
+        replace(each, sha256=digest(target), bytes=target.stat().st_size, built_for={}) if each == replaced else each
         for each in opened.manifest.artifacts
     )
     (copy / "manifest.json").write_text(replace(opened.manifest, artifacts=artifacts).dumps(), encoding="utf-8")
@@ -115,10 +117,10 @@ def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -
 def measure(
     bundle: Path, contestants: Sequence[driver.Contestant], texts: Sequence[str], rounds: int, watch: Watch
 ) -> dict[str, Any]:
-    """``rows``: for each contestant its agreement with ONNX Runtime at FP32, and its latency at batch 1 as a share of that
-    of the same engine at FP32 where that takes part (with a 95 % interval). ``cut`` counts sentences over the limit.
+    """``rows`` has for each contestant its agreement with ONNX Runtime at FP32, and its latency at batch 1 as a share of the same
+    engine's at FP32 if that takes part (with a 95 % interval). ``cut`` counts sentences over the limit.
 
-    An embedding that is not finite counts as one of zeros: ``broken`` says how many.
+    An embedding that is not finite counts as one of zeros; ``broken`` counts them.
     """
     exact: np.ndarray | None = None
     cut = 0
@@ -128,16 +130,16 @@ def measure(
         watch(f"embed {len(texts)} sentences, {contestant}", index, 2 * len(everyone))
         with (
             load(contestant.bundle or bundle, contestant.engine, precision=contestant.precision) as model,
-            warnings.catch_warnings(record=True) as said,
+            warnings.catch_warnings(record=True) as caught,
         ):
             warnings.simplefilter("always")
-            found = np.concatenate([model.embed_text([text]) for text in texts])
-        cut = sum(issubclass(warning.category, TruncatedText) for warning in said)
-        exact = found if exact is None else exact
-        broken = ~np.isfinite(found).all(axis=1)
-        found[broken] = 0
+            embeddings = np.concatenate([model.embed_text([text]) for text in texts])
+        cut = sum(issubclass(warning.category, TruncatedText) for warning in caught)
+        exact = embeddings if exact is None else exact
+        broken = ~np.isfinite(embeddings).all(axis=1)
+        embeddings[broken] = 0
         name = {"engine": contestant.engine, "precision": contestant.precision, "recipe": contestant.recipe}
-        rows.append(name | {"broken": int(broken.sum())} | agreement(exact, found))
+        rows.append(name | {"broken": int(broken.sum())} | agreement(exact, embeddings))
     plan = driver.Plan(
         bundle=bundle,
         checkpoint=None,

@@ -225,14 +225,14 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 
 
 def shown(value: float) -> str:
-    """A figure in words: a share just below one, as a cosine is, with the digits that tell it from its limit."""
+    """``value`` as text with 4 digits, or 6 if it is just below 1, as a cosine is: its distance from 1 is what matters."""
     return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.4g}"
 
 
 def as_json(value: Any) -> Any:
-    """A frozen dataclass of this module (or a tuple, dict or scalar of them) as plain JSON values.
+    """A dataclass, tuple, list, mapping or scalar as plain JSON values.
 
-    Infinity and NaN, which JSON lacks, become None: an error that could not be measured is no number.
+    Infinity and NaN, which JSON lacks, become None: an error that could not be measured is not a number.
     """
     if hasattr(value, "__dataclass_fields__"):
         return {name: as_json(getattr(value, name)) for name in value.__dataclass_fields__}

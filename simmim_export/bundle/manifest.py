@@ -177,7 +177,8 @@ def check_draft(draft: Manifest, where: object) -> None:
         parse_manifest(whole.dumps(), where)
     except BundleError as error:
         what = f"the bundle of this checkpoint would not open: {error.what}"
-        raise BundleError(what, where=where, fix="make the checkpoint again, with simmim-train") from error
+        fix = "make the checkpoint again with simmim-train, or correct the model family that reads it"
+        raise BundleError(what, where=where, fix=fix) from error
 
 
 def _require_schema(content: Any, where: object) -> None:

@@ -124,15 +124,15 @@ def _dry_run(bundle: Bundle, engine: TrtEngine, plan: PrecisionPlan, request: Re
     except ModuleNotFoundError as error:
         fix = "pip install 'simmim-export[export]'"
         raise EngineUnavailable(f"a dry run needs the package {error.name}", fix=fix) from error
-    found = rehearse(bundle, engine, plan, request)
+    rehearsals = rehearse(bundle, engine, plan=plan, request=request)
     if as_json:
-        print_json({"bundle": str(bundle.root), "graphs": {one.graph: one.as_json() for one in found}})
+        print_json({"bundle": str(bundle.root), "graphs": {one.graph: one.as_json() for one in rehearsals}})
     else:
         table = _table(f"{bundle.root}: what TensorRT would be given", "variant", "shapes", "findings")
-        for one in found:
+        for one in rehearsals:
             table.add_row(one.graph, one.variant, stacked(str(one.profile).split("; ")), str(len(one.findings)))
         stdout_console().print(table)
-    require_clean(found, bundle.root)
+    require_clean(rehearsals, bundle.root)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -104,8 +104,8 @@ def onnx(
         print_json({"bundle": str(done.bundle.root), "parity": by_graph(done.reports), "planning": planning})
         return
     print_parity(done.reports, f"{output}: ONNX Runtime against PyTorch, at every probed shape")
-    for planned in done.planned:
-        print_plan(planned)
+    for result in done.searches:
+        print_plan(result)
 
 
 def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:

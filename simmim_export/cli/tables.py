@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from simmim_export.planning.planner import Planned
+    from simmim_export.planning.planner import SearchResult
     from simmim_export.proof.certificate import Certificate
     from simmim_export.proof.parity import ParityReport
 
@@ -51,27 +51,27 @@ def print_parity(reports: list[ParityReport], title: str, proof: dict[str, dict[
     stdout_console().print(table)
 
 
-def print_plan(planned: Planned) -> None:
-    """What a planner tried, the fastest first, and what it chose; a limit that is exceeded is marked."""
+def print_plan(result: SearchResult) -> None:
+    """Print the trials of a search, the fastest first, and the plan that it chose; "!" marks a limit that is exceeded."""
     from rich.table import Table
 
-    best = planned.pareto()
-    table = Table(title=f"{planned.engine}: plans inside {planned.budget}, and what was tried on the way")
+    best = result.pareto()
+    table = Table(title=f"{result.engine}: plans inside {result.budget}, and what was tried on the way")
     table.add_column("plan")
     table.add_column(stacked(["time,", "FP32 = 1"]), justify="right")
-    cells = _limits(table, [[line.as_row() for line in tried.lines] for tried in planned.tried])
+    cells = _limits(table, [[line.as_row() for line in trial.lines] for trial in result.trials])
     table.add_column("fits")
     table.add_column(stacked(["best", "so fast"]))
-    for tried, found in sorted(zip(planned.tried, cells, strict=True), key=lambda row: row[0].seconds):
-        kept = [f"  {graph} float: {', '.join(groups)}" for graph, groups in tried.kept.items()]
-        fits = ("yes" if tried.fits else "NO", "yes" if tried in best else "")
-        plan = stacked([*str(tried.plan).split(","), *kept])
-        table.add_row(plan, f"{tried.share:.2f}", *found, *fits)
+    for trial, limits in sorted(zip(result.trials, cells, strict=True), key=lambda row: row[0].seconds):
+        floats = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.float_groups.items()]
+        fits = ("yes" if trial.fits else "NO", "yes" if trial in best else "")
+        plan = stacked([*str(trial.plan).split(","), *floats])
+        table.add_row(plan, f"{trial.share:.2f}", *limits, *fits)
     console = stdout_console()
     console.print(table)
-    for note in planned.notes:
+    for note in result.notes:
         console.print(note)
-    console.print(f"{planned.engine}: chosen {planned.chosen.plan}, {planned.chosen.share:.2f}x the time of FP32")
+    console.print(f"{result.engine}: chosen {result.plan}, {result.chosen.share:.2f}x the time of FP32")
 
 
 def _limits(table: Table, rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[str]]:

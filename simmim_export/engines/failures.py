@@ -39,6 +39,11 @@ def closed(graph: str) -> UsageError:
     return UsageError(f"the session of {graph} was closed", fix="open it again")
 
 
+def exhausted(raised: Exception) -> bool:
+    """Whether ``raised`` says that this machine, or its GPU, lacks memory or threads."""
+    return isinstance(raised, MemoryError) or any(words in str(raised).lower() for words in _EXHAUSTED)
+
+
 class running:
     """For a block in which the engine called ``engine`` opens or runs the graph ``spec``: whatever it raises becomes one of our
     errors that names both. Our own errors, warnings and KeyboardInterrupt pass through.
@@ -70,9 +75,9 @@ class running:
             raise self._ours(raised) from raised
 
     def _ours(self, raised: Exception) -> SimmimError:
-        reason = _last_line(raised)
+        reason = last_line(raised)
         failed = f"engine {self._engine!r} cannot {'open' if self._opens else 'run'} {self._spec.name}"
-        if isinstance(raised, MemoryError) or any(words in str(raised).lower() for words in _EXHAUSTED):
+        if exhausted(raised):
             fix = "use a smaller batch, another --precision or a machine with more memory"
             return EngineUnavailable(f"{failed}: out of memory or threads: {reason}", where=self._where, fix=fix)
         fix = f"simmim-export verify BUNDLE --engine {self._engine}, which checks the files and runs every graph"
@@ -81,7 +86,7 @@ class running:
         return self._error(f"{failed}: {reason}", where=self._where, fix=fix)
 
 
-def _last_line(raised: Exception, limit: int = 300) -> str:
+def last_line(raised: Exception, limit: int = 300) -> str:
     """The type of ``raised`` and the last line of its message, because engines put places in their own sources first."""
     lines = [line.strip() for line in str(raised).splitlines() if line.strip()]
     text = lines[-1] if lines else ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ import numpy as np
 
 from simmim_export.engines.base import PrecisionProof, Session
 from simmim_export.engines.checks import check_feeds, check_outputs
-from simmim_export.engines.failures import closed, no_such_precision, running
+from simmim_export.engines.failures import closed, exhausted, last_line, no_such_precision, running
 from simmim_export.engines.options import LATENCY, require_hint, threads_for
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
 from simmim_export.engines.packages import broken_package, missing_package
@@ -86,10 +86,11 @@ class OrtCudaSession:
 
     def _start(self, providers: list[Any], profile: Path | None) -> Any:
         try:
-            with _out_of_memory(self._spec):
-                return open_session(self._path, self._threads, providers=providers, profile=profile)
+            return open_session(self._path, self._threads, providers=providers, profile=profile)
         except _failures() as error:
-            what = f"{self.provider} does not start: {_last_line(error)}"
+            if exhausted(error):
+                raise
+            what = f"{self.provider} does not start: {last_line(error)}"
             raise EngineUnavailable(what, fix=_how_to_load()) from error
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -98,7 +99,7 @@ class OrtCudaSession:
         with self._lock:
             if self._session is None:
                 raise closed(self._spec.name)
-            with self._running, _out_of_memory(self._spec):
+            with self._running:
                 bound = self._bound(arrays)
                 for name, array in arrays.items():
                     bound.inputs[name].update_inplace(np.ascontiguousarray(array))
@@ -159,31 +160,12 @@ class OrtCudaSession:
             return proof_of(lambda folder: self._open({}, folder), self._spec, provider=self.provider)
 
 
-@contextlib.contextmanager
-def _out_of_memory(spec: GraphSpec) -> Iterator[None]:
-    """Raise :class:`EngineUnavailable` if the GPU is out of memory. ONNX Runtime has no exception type for that, only messages:
-    its arena cannot grow, or a CUDA library cannot allocate."""
-    try:
-        yield
-    except Exception as error:
-        known = ("failed to allocate memory", "out of memory", "alloc_failed")
-        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in known):
-            raise
-        what = f"the GPU is out of memory in {spec.name}: {_last_line(error)}"
-        raise EngineUnavailable(what, fix="use a smaller batch, or close what else uses the GPU") from error
-
-
 def _failures() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises for a provider that does not start. These types share no base class but Exception."""
     with without_telemetry("onnxruntime"):
         from onnxruntime.capi.onnxruntime_pybind11_state import EPFail, RuntimeException
 
     return RuntimeError, RuntimeException, EPFail
-
-
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _preload() -> None:

@@ -20,11 +20,11 @@ from simmim_export.export.onnx import trace
 from simmim_export.export.plans import GOLDEN, TOKENIZER, as_table, can_spare, search_plans
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.shortcuts import warn_of_shortcuts
-from simmim_export.export.variants import Variants
+from simmim_export.export.variants import VariantFiles
 from simmim_export.models.family import SourceModel, family_of
-from simmim_export.planning.planner import Planned
+from simmim_export.planning.planner import SearchResult
 from simmim_export.precision.calibration import Calibration, calibrate
-from simmim_export.precision.passes import VARIANTS, Passes, provable
+from simmim_export.precision.passes import VARIANTS, CachedPasses, provable
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.spec import GraphSpec, Kind, Precision, Variant
@@ -43,7 +43,7 @@ class Exported:
 
     bundle: Bundle
     reports: list[ParityReport]
-    planned: list[Planned]
+    searches: list[SearchResult]
 
 
 def export_bundle(
@@ -85,17 +85,17 @@ def export_bundle(
         steps.trace(opset)
         steps.write_evidence(checkpoint)
         files = steps.write_variants(calibration)
-        planned = steps.search_plans(files)
-        reports = steps.prove(golden, files=files, planned=planned)
+        searches = steps.search_plans(files)
+        reports = steps.prove(golden, files=files, searches=searches)
         steps.begin("write the bundle")
         manifest = replace(
             draft,
             artifacts=tuple(steps.artifact(report, files=files) for report in reports),
-            plans={plan.engine: str(plan.chosen.plan) for plan in planned},
-            provenance=origin | _how_lowered(calibration, lower, files=files, planned=planned),
+            plans={result.engine: str(result.plan) for result in searches},
+            provenance=origin | _how_lowered(calibration, lower, files=files, searches=searches),
         )
         bundle = staging.publish(manifest, (TOKENIZER, GOLDEN, EVIDENCE))
-    return Exported(bundle=bundle, reports=reports, planned=planned)
+    return Exported(bundle=bundle, reports=reports, searches=searches)
 
 
 def _check_attention(model: SourceModel, *, asked: bool) -> None:
@@ -126,10 +126,10 @@ class _Steps:
     def __post_init__(self) -> None:
         self._folder = self.staging.add("graphs/x").parent
         self._wanted = [
-            (graph, Variant(variant))
+            (graph, variant)
             for graph in self.model.graphs
             for precision in (Precision.FP32, *self.lower.precisions)
-            for variant in VARIANTS.get(precision, (str(precision),))
+            for variant in VARIANTS[precision]
         ]
         # Besides the files: the golden tensors, the evidence, the calibration inputs, the proofs and the manifest.
         self._total = len(self._wanted) + 4 + bool(self.lower.precisions)
@@ -162,24 +162,28 @@ class _Steps:
         evidence = make_evidence(self.model, self.draft, where=checkpoint, watch=self._within)
         self.staging.add(EVIDENCE, evidence.save())
 
-    def write_variants(self, calibration: Calibration | None) -> Variants | None:
+    def write_variants(self, calibration: Calibration | None) -> VariantFiles | None:
         if calibration is None:
             return None
         self.begin("real inputs of every graph")
-        passes = Passes(make_feeds(self.model, calibration))
-        files = Variants(self._folder, list(self.model.graphs), passes, bool(self.lower.full_range))
+        files = VariantFiles(
+            root=self._folder,
+            graphs=list(self.model.graphs),
+            passes=CachedPasses(make_feeds(self.model, calibration)),
+            full_range=bool(self.lower.full_range),
+        )
         for graph, variant in self._wanted:
             if variant is not Variant.FP32:
                 self.begin(f"{graph}.{variant}")
-                files.make(graph, variant)
+                files.write(graph, variant)
         return files
 
-    def search_plans(self, files: Variants | None) -> list[Planned]:
+    def search_plans(self, files: VariantFiles | None) -> list[SearchResult]:
         if self.lower.budget is None or files is None:
             return []
         return search_plans(self.staging.root, self.draft, files=files, budget=self.lower.budget, watch=self._within)
 
-    def prove(self, golden: Golden, *, files: Variants | None, planned: list[Planned]) -> list[ParityReport]:
+    def prove(self, golden: Golden, *, files: VariantFiles | None, searches: list[SearchResult]) -> list[ParityReport]:
         """Compare every file with PyTorch. Remove a file that differs if no plan needs it, with a :class:`LeftOut` warning; else
         raise :class:`GateFailed`."""
         self.begin("prove")
@@ -188,9 +192,9 @@ class _Steps:
             self._within(f"prove {graph}.{variant}", index + 1, len(self._wanted))
             path, spec = self._path(graph, variant), self.model.graphs[graph].spec
             try:
-                reports.append(_prove(path, variant, spec=spec, golden=golden, planned=bool(planned)))
+                reports.append(_prove(path, variant, spec=spec, golden=golden, planned=bool(searches)))
             except GateFailed as error:
-                if not can_spare(planned, graph, variant):
+                if not can_spare(searches, graph, variant):
                     raise
                 reason = error.what.splitlines()[0].rstrip(":")
                 what = f"{reason}: no plan needs it, and the bundle has no {variant} of it"
@@ -198,7 +202,7 @@ class _Steps:
                 path.unlink()
         return reports
 
-    def artifact(self, report: ParityReport, *, files: Variants | None) -> Artifact:
+    def artifact(self, report: ParityReport, *, files: VariantFiles | None) -> Artifact:
         """The file that ``report`` is about, as the manifest describes it."""
         variant = Variant(report.variant)
         path = self._path(report.graph, variant)
@@ -210,7 +214,7 @@ class _Steps:
             bytes=path.stat().st_size,
             engine=None,
             precision=variant.precision,
-            built_for={} if files is None else files.needs(report.graph, variant),
+            built_for={} if files is None else files.host_needs(report.graph, variant),
             parity=report.summary() | {"engine": "ort"},
         )
 
@@ -234,7 +238,7 @@ def _prove(path: Path, variant: Variant, *, spec: GraphSpec, golden: Golden, pla
 
 
 def _how_lowered(
-    samples: Calibration | None, lower: Lower, *, files: Variants | None, planned: list[Planned]
+    samples: Calibration | None, lower: Lower, *, files: VariantFiles | None, searches: list[SearchResult]
 ) -> dict[str, object]:
     """How the lower precisions were made, for the manifest's provenance."""
     if samples is None or files is None:
@@ -246,8 +250,8 @@ def _how_lowered(
         "source": samples.source,
     }
     made: dict[str, object] = {"calibration": calibration, "full_range": bool(lower.full_range)}
-    if planned:
-        made |= {"planning": [as_table(plan) for plan in planned], "budget": str(lower.budget)}
-        # One file serves every engine, so this is what any of their plans keeps in float.
-        made |= {"kept_float": {graph: sorted(groups) for graph, groups in files.kept.items()}}
+    if searches:
+        made |= {"planning": [as_table(result) for result in searches], "budget": str(lower.budget)}
+        # One file serves every engine, so this is what any of their plans leaves in float.
+        made |= {"kept_float": {graph: sorted(groups) for graph, groups in files.float_groups.items()}}
     return made

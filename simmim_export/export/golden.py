@@ -69,7 +69,7 @@ class Inputs:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Tensors:
         """The outputs of every graph as ``GRAPH:TENSOR``. If several graphs give one tensor, later graphs take the first graph's,
-        as :meth:`simmim_export.proof.parity.Golden.feeds` does."""
+        as :meth:`simmim_export.bundle.golden.Golden.feeds` does."""
         flowing, outputs = dict(feeds), Tensors()
         for name, session in self._sessions.items():
             for tensor, array in session.run(flowing).items():

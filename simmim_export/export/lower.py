@@ -1,7 +1,4 @@
-"""What is to be written beside FP32, as it was asked for.
-
-Knows options. Must not know graphs or PyTorch, so that a wrong option costs no import of it.
-"""
+"""Which precisions an export writes besides FP32. It imports neither PyTorch nor onnx, so that a wrong option fails at once."""
 
 from __future__ import annotations
 
@@ -13,14 +10,20 @@ from simmim_export.precision.calibration import require_folder
 from simmim_export.proof.budget import Budget
 from simmim_export.spec import Precision
 
+# The precisions that passes write files for. An engine computes the FP32 file in BF16 by itself.
+WRITTEN = (Precision.FP16, Precision.INT8)
+
 
 @dataclass(frozen=True)
 class Lower:
-    """What to write beside FP32. ``precisions``: FP16, INT8 or both; ``calibration``: a folder of samples, else the
-    checkpoint's own; ``full_range``: INT8 with weights of 8 bits, not 7 (None: nobody asked for either); ``budget``: plan
-    precisions inside it.
+    """What to write besides FP32: ``precisions``, of :data:`WRITTEN`.
 
-    Raise :class:`UsageError` for an option without what it is for, :class:`DataError` where there is no such folder."""
+    ``calibration`` is a folder of samples; by default the checkpoint's own are used. ``full_range`` asks for INT8 with weights of
+    8 bits (True) or 7 (False); None means that the caller did not ask. With ``budget`` precisions are planned within it.
+
+    Raise :class:`UsageError` for a precision that no file is written in and for an option that nothing would use, and
+    :class:`DataError` for a folder that does not exist.
+    """
 
     precisions: tuple[Precision, ...] = ()
     calibration: Path | None = None
@@ -28,6 +31,10 @@ class Lower:
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
+        for precision in self.precisions:
+            if precision not in WRITTEN:
+                fix = f"choose among {', '.join(WRITTEN)}"
+                raise UsageError(f"an export writes no file in {precision} besides FP32", fix=fix)
         fix = "add --precision int8"
         for option, given in (
             ("--calibration", self.calibration is not None),

@@ -1,7 +1,4 @@
-"""Lower precisions of traced graphs: which files there are, and which the planner may choose from.
-
-Knows a bundle in the making. Must not know how a graph is quantised, or how a plan is searched for.
-"""
+"""The lower precisions of traced graphs: which files there are, and which of them a precision plan may choose."""
 
 from __future__ import annotations
 
@@ -14,110 +11,114 @@ import onnx
 from simmim_export.engines.base import Engine
 from simmim_export.engines.checks import INTEGER_DOT, require_host
 from simmim_export.errors import EngineUnavailable
-from simmim_export.precision import int8
-from simmim_export.precision.passes import Options, Passes, nodes_of
-from simmim_export.spec import Precision
+from simmim_export.precision.base import Options
+from simmim_export.precision.int8_u8 import saturates, touched
+from simmim_export.precision.passes import CachedPasses, nodes_of
+from simmim_export.spec import Precision, Variant
 from simmim_export.tensorrt_rules.groups import by_group
 
 
-@dataclass
-class Variants:
-    """The INT8 and FP32 files of every graph under ``root``; ``kept`` says what stays float in the INT8 ones, by graph."""
+@dataclass(kw_only=True)
+class VariantFiles:
+    """The files of every graph under ``root``. ``float_groups`` says, for each graph, which groups of nodes the INT8 files leave
+    in float; see :func:`simmim_export.tensorrt_rules.groups.group_of`."""
 
     root: Path
     graphs: Sequence[str]
-    passes: Passes
+    passes: CachedPasses
     full_range: bool = False
-    kept: dict[str, frozenset[str]] = field(default_factory=dict)
+    float_groups: dict[str, frozenset[str]] = field(default_factory=dict)
     _groups: dict[str, Mapping[str, Sequence[str]]] = field(default_factory=dict, init=False, repr=False)
 
-    def path(self, graph: str, variant: str) -> Path:
-        """Where ``variant`` of ``graph`` is, or will be."""
+    def path(self, graph: str, variant: Variant) -> Path:
+        """The file of ``variant`` of ``graph``, written or not."""
         return self.root / f"{graph}.{variant}.onnx"
 
-    def make(self, graph: str, variant: str) -> Path:
-        """Write ``variant`` of ``graph`` as :attr:`kept` says."""
-        kept = nodes_of(self.groups_of(graph), self.kept.get(graph, frozenset()))
-        options = Options(kept, self.full_range)
-        self.passes.make(graph, variant, self.path(graph, "fp32"), self.path(graph, variant), options)
-        return self.path(graph, variant)
+    def write(self, graph: str, variant: Variant) -> None:
+        """Write ``variant`` of ``graph`` with its :attr:`float_groups` in float."""
+        self.write_to(self.path(graph, variant), graph, variant=variant, float_groups=self.floats(graph))
 
-    def keep(self, graph: str, groups: Collection[str]) -> bool:
-        """Let ``groups`` stay float as well, and write the INT8 file of ``graph`` again; False if they did already."""
-        before = self.kept.get(graph, frozenset())
-        if before.issuperset(groups):
+    def write_to(self, target: Path, graph: str, *, variant: Variant, float_groups: Collection[str]) -> None:
+        """Write ``variant`` of ``graph`` with ``float_groups`` in float to ``target``."""
+        options = Options(keep_float=nodes_of(self.groups_of(graph), float_groups), full_range=self.full_range)
+        source = self.path(graph, Variant.FP32)
+        self.passes.write(graph, variant, source=source, target=target, options=options)
+
+    def leave_float(self, graph: str, groups: Collection[str]) -> bool:
+        """Leave ``groups`` in float as well and write the INT8 file for CPUs again. False if they were already in float."""
+        if self.floats(graph).issuperset(groups):
             return False
-        self.kept[graph] = before | set(groups)
-        self.make(graph, int8.VARIANT)
+        self.float_groups[graph] = self.floats(graph) | set(groups)
+        self.write(graph, Variant.INT8_U8)
         return True
 
-    def needs(self, graph: str, variant: str) -> dict[str, str]:
-        """What the file of ``variant`` needs of a host, as ``built_for`` of its artifact says it."""
-        if variant != int8.VARIANT or not int8.saturates(onnx.load(self.path(graph, variant))):
+    def floats(self, graph: str) -> frozenset[str]:
+        """The groups of ``graph`` that are left in float."""
+        return self.float_groups.get(graph, frozenset())
+
+    def host_needs(self, graph: str, variant: Variant) -> dict[str, str]:
+        """What a processor needs to run the file of ``variant``, as ``built_for`` of its artifact says it."""
+        if variant is not Variant.INT8_U8 or not saturates(onnx.load(self.path(graph, variant))):
             return {}
         return {"needs": INTEGER_DOT}
 
     def groups_of(self, graph: str) -> Mapping[str, Sequence[str]]:
-        """The nodes that INT8 could touch, by PyTorch module."""
+        """The nodes that INT8 for CPUs quantizes, by PyTorch module."""
         if graph not in self._groups:
-            model = onnx.load(self.path(graph, "fp32"))
-            self._groups[graph] = by_group(model, int8.touched(model))
+            model = onnx.load(self.path(graph, Variant.FP32))
+            self._groups[graph] = by_group(model, touched(model))
         return self._groups[graph]
 
 
-class Choice:
-    """What a plan for ``engine`` may choose from; see :class:`simmim_export.planning.planner.Graphs`. ``refused`` says why an
-    INT8 file is no choice on this processor, by graph."""
+class EngineChoices:
+    """What a precision plan for ``engine`` may choose from: a :class:`simmim_export.planning.planner.Choices`. ``refused`` says
+    why this processor cannot run the INT8 file of a graph. Files that only the search needs go to ``scratch``."""
 
-    def __init__(self, variants: Variants, engine: Engine, scratch: Path) -> None:
-        self._variants, self._scratch = variants, scratch
-        self._engine, self._has = engine, dict[Precision, str]()
+    def __init__(self, files: VariantFiles, engine: Engine, *, scratch: Path) -> None:
+        self._files, self._engine, self._scratch = files, engine, scratch
         self.refused: dict[str, str] = {}
-        # A planner asks again and again, and files of base are hundreds of megabytes.
-        self._found: dict[str, Mapping[Precision, Path]] = {}
-        self._made: dict[tuple[str, frozenset[str]], Path] = {}
+        # The search asks again and again, and files of base are hundreds of megabytes.
+        self._candidates: dict[str, Mapping[Precision, Path]] = {}
+        self._trial_files: dict[tuple[str, frozenset[str]], Path] = {}
+        self._variants: dict[Precision, Variant] = {}
         for precision in Precision:
             try:
-                self._has[precision] = engine.variant(precision)
+                self._variants[precision] = Variant(engine.variant(precision))
             except EngineUnavailable:
-                continue  # what an engine lacks is no choice
+                continue  # the engine lacks this precision
 
     def names(self) -> Sequence[str]:
         """Every graph."""
-        return self._variants.graphs
+        return self._files.graphs
 
     def candidates(self, graph: str) -> Mapping[Precision, Path]:
-        """The files that the engine can run. One that INT8 left as it was is no choice."""
-        if graph not in self._found:
-            self._found[graph] = self._look(graph)
-        return self._found[graph]
+        """The files that the engine can run here. Omits INT8 if quantization changed nothing."""
+        if graph not in self._candidates:
+            self._candidates[graph] = self._runnable(graph)
+        return self._candidates[graph]
 
-    def _look(self, graph: str) -> Mapping[Precision, Path]:
-        found = {p: path for p, v in self._has.items() if (path := self._variants.path(graph, v)).exists()}
-        if Precision.INT8 in found and not self._variants.groups_of(graph):
-            del found[Precision.INT8]
-        if Precision.INT8 in found:
-            try:
-                require_host(self._engine, self._variants.needs(graph, self._has[Precision.INT8]), where=graph)
-            except EngineUnavailable as error:
-                self.refused[graph] = f"{graph}: {error.what}"
-                del found[Precision.INT8]
-        return found
+    def _runnable(self, graph: str) -> Mapping[Precision, Path]:
+        files = {precision: self._files.path(graph, variant) for precision, variant in self._variants.items()}
+        files = {precision: path for precision, path in files.items() if path.exists()}
+        if Precision.INT8 not in files:
+            return files
+        try:
+            require_host(self._engine, self._files.host_needs(graph, self._variants[Precision.INT8]), where=graph)
+        except EngineUnavailable as error:
+            self.refused[graph] = f"{graph}: {error.what}"
+        if graph in self.refused or not self._files.groups_of(graph):
+            del files[Precision.INT8]
+        return files
 
     def groups(self, graph: str) -> Sequence[str]:
-        """The PyTorch modules whose nodes INT8 touches; not those that are float already, for another engine."""
-        known = self._variants.kept.get(graph, frozenset())
-        return [group for group in self._variants.groups_of(graph) if group not in known]
+        """The groups of nodes that INT8 quantizes, except those that are already in float for another engine."""
+        return [group for group in self._files.groups_of(graph) if group not in self._files.floats(graph)]
 
-    def quantise(self, graph: str, kept: frozenset[str]) -> Path:
-        """Its INT8 file with the nodes of the groups ``kept``, and of those kept for another engine, left float."""
-        variants = self._variants
-        every = kept | variants.kept.get(graph, frozenset())
-        if (graph, every) in self._made:
-            return self._made[graph, every]
-        nodes = nodes_of(variants.groups_of(graph), every)
-        target = self._scratch / f"{graph}.{len(list(self._scratch.iterdir()))}.onnx"
-        options = Options(nodes, variants.full_range)
-        variants.passes.make(graph, int8.VARIANT, variants.path(graph, "fp32"), target, options)
-        self._made[graph, every] = target
-        return target
+    def quantize(self, graph: str, float_groups: frozenset[str]) -> Path:
+        """The INT8 file of ``graph`` with ``float_groups``, and the groups of :meth:`VariantFiles.floats`, in float."""
+        key = graph, float_groups | self._files.floats(graph)
+        if key not in self._trial_files:
+            target = self._scratch / f"{graph}.{len(self._trial_files)}.onnx"
+            self._files.write_to(target, graph, variant=Variant.INT8_U8, float_groups=key[1])
+            self._trial_files[key] = target
+        return self._trial_files[key]

@@ -1,7 +1,6 @@
 """Candidates for a deployment, judged in a process of their own: what they still answer, and how long they take.
 
-Knows one engine, the evidence and files. Must not know plans, or how a file was made. A process of its own, because PyTorch's
-threads would distort every latency (up to twice, measured).
+The process is separate because PyTorch's threads would distort every latency, by up to a factor of two (measured).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from simmim_export.spec import Precision
 from simmim_export.system.files import digest
 from simmim_export.system.workers import Worker
 
+# Each candidate runs for so many seconds in each of so many rounds.
 ROUNDS, SECONDS = 5, 0.12
 
 
@@ -80,18 +80,18 @@ class Bench:
                 feeds = {name: array[:1] for name, array in feeds.items()}
                 for _ in range(3):
                     session.run(feeds)
-                until, found = time.perf_counter() + SECONDS, list[float]()
-                while time.perf_counter() < until or len(found) < 5:
+                until, seconds = time.perf_counter() + SECONDS, list[float]()
+                while time.perf_counter() < until or len(seconds) < 5:
                     before = time.perf_counter()
                     session.run(feeds)
-                    found.append(time.perf_counter() - before)
-                samples[place].append(statistics.median(found))
+                    seconds.append(time.perf_counter() - before)
+                samples[place].append(statistics.median(seconds))
                 session.close()
         return [statistics.median(rounds) for rounds in samples]
 
 
 class Judge:
-    """A process with one ``engine``. Use it in a ``with`` block; errors of the engine are raised here as they are."""
+    """A process with one ``engine``. Use it in a ``with`` block; errors of the engine are raised here with their own type."""
 
     def __init__(self, engine: str, manifest: Manifest, tokenizer: str, evidence: Path, golden: Path) -> None:
         self.engine = engine
@@ -103,11 +103,11 @@ class Judge:
             raise
 
     def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-        """What the evidence says of one candidate for every graph: :meth:`Examiner.figures`."""
+        """The figures of one candidate for every graph on the evidence: :meth:`Examiner.figures`."""
         return self._worker.ask(Bench.examine, list(candidates))
 
     def clock(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Median seconds of each at batch 1 and the longest probed text: medians of 5 alternated rounds."""
+        """The seconds that each takes at batch 1 with the longest probed text: the median of 5 alternated rounds."""
         return self._worker.ask(Bench.clock, list(candidates))
 
     def __enter__(self) -> Judge:

@@ -1,12 +1,12 @@
-"""The fastest plan of precisions inside a budget. Knows a judge's figures and latencies; must not know how a graph is quantised.
+"""The search for the fastest precision plan within a budget.
 
-A plan says for every graph at which precision it runs, and which groups of its nodes stay float at INT8. The search is greedy,
-and every step of it is measured on the model's own task with a paired interval:
+A precision plan gives every graph a precision; in addition, groups of nodes of a graph may stay float at INT8. The search is
+greedy. Each step measures a trial on the model's own task, with a paired interval:
 
-1. every graph at its fastest precision, INT8 only where it is faster here;
-2. while the budget is exceeded, the graph that costs most is relaxed: more and more of its groups, the most sensitive first,
-   stay float, and when that helps no longer it gives INT8 up;
-3. of all that was tried and keeps the budget the fastest is chosen.
+1. Start with every graph at its fastest precision, with INT8 only where it is faster here.
+2. While the budget is exceeded, relax the graph that costs most: leave more and more of its groups in float, the most sensitive
+   first, and if that is not enough, give up INT8 for this graph.
+3. Choose the fastest of all trials within the budget.
 """
 
 from __future__ import annotations
@@ -21,231 +21,275 @@ from simmim_export.planning.judge import Candidate
 from simmim_export.proof.budget import Budget, Line
 from simmim_export.spec import Precision, PrecisionPlan
 
-# A precision must be so much faster than FP32 to be worth anything: less is within what medians of a noisy machine differ.
+# A precision must take at most this share of FP32's time to be worth anything. Medians of a noisy machine differ by the rest.
 WORTH = 0.97
 Watch = Callable[[str, int, int], None]
+# A precision for every graph.
+_Precisions = Mapping[str, Precision]
+# A graph, its precision, and its groups that stay float.
+_Key = tuple[str, Precision, frozenset[str]]
+_NO_GROUPS = frozenset[str]()
 
 
-class Judges(Protocol):
-    """What the planner asks; :class:`simmim_export.planning.judge.Judge` in a process of its own."""
+class TrialJudge(Protocol):
+    """Measures candidates for the planner; :class:`simmim_export.planning.judge.Judge` does so in a process of its own."""
 
     engine: str
 
     def examine(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-        """Figures of one candidate for every graph."""
+        """The figures of one candidate for every graph."""
         ...
 
     def clock(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Seconds of each."""
+        """The seconds that each takes."""
         ...
 
 
-class Graphs(Protocol):
-    """The files that a plan may choose from."""
+class Choices(Protocol):
+    """The files that a precision plan may choose from."""
 
     def names(self) -> Sequence[str]:
         """Every graph."""
         ...
 
     def candidates(self, graph: str) -> Mapping[Precision, Path]:
-        """The files that the engine can run for it, FP32 always among them."""
+        """The files of ``graph`` that the engine can run; FP32 is always among them."""
         ...
 
     def groups(self, graph: str) -> Sequence[str]:
-        """The PyTorch modules whose nodes INT8 touches."""
+        """The groups of nodes that INT8 quantizes, named after PyTorch modules."""
         ...
 
-    def quantise(self, graph: str, kept: frozenset[str]) -> Path:
-        """Its INT8 file with the nodes of the groups ``kept`` left float."""
+    def quantize(self, graph: str, float_groups: frozenset[str]) -> Path:
+        """The INT8 file of ``graph`` with ``float_groups`` in float."""
         ...
 
 
-@dataclass(frozen=True)
-class Tried:
-    """A plan and what it costs: ``seconds`` is the sum over graphs, ``share`` that of FP32 on the same engine."""
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A precision plan that the search measured. ``float_groups`` stay float at INT8, by graph. ``reason`` says what the search
+    wanted to know. ``seconds`` is the sum over graphs, and ``share`` that sum as a share of FP32's on the same engine."""
 
     plan: PrecisionPlan
-    kept: Mapping[str, tuple[str, ...]]
-    why: str
+    float_groups: Mapping[str, tuple[str, ...]]
+    reason: str
     seconds: float
     share: float
     lines: tuple[Line, ...]
 
     @property
     def fits(self) -> bool:
-        """Whether every line of the budget is kept."""
+        """Whether it is within the budget."""
         return all(line.kept for line in self.lines)
+
+    @property
+    def excess(self) -> float:
+        """How far the worst line exceeds its limit, in limits: 0 within the budget, infinite if a line could not be computed."""
+        return max((_excess(line) for line in self.lines), default=0.0)
 
     def costs(self) -> str:
         """The lines in one sentence."""
         return "; ".join(str(line) for line in self.lines)
 
 
-@dataclass
-class Planned:
-    """``chosen`` of all ``tried``, the sensitivity of each graph alone, and what there is to say aloud."""
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The result of a search for one engine: the ``chosen`` trial, all ``trials`` in order, and ``notes`` for the user."""
 
     engine: str
     budget: Budget
-    chosen: Tried
-    tried: list[Tried]
-    notes: list[str] = field(default_factory=list)
-
-    def pareto(self) -> list[Tried]:
-        """Those that no other beats in speed at no more excess over the budget, the fastest first."""
-        ordered = sorted(self.tried, key=lambda one: (one.seconds, _excess(one.lines)))
-        best, found = float("inf"), []
-        for one in ordered:
-            if _excess(one.lines) < best:
-                best = _excess(one.lines)
-                found.append(one)
-        return found
-
-
-def _excess(lines: Sequence[Line]) -> float:
-    """How far the worst line is over its limit, in limits: 0 for all kept."""
-    worst = 0.0
-    for line in lines:
-        if not line.kept and line.reason:  # not computed, or not finite: as far over as can be
-            return float("inf")
-        if line.key in ("cosine", "agreement"):
-            top = 1.0 if line.key == "cosine" else 100.0
-            over = (line.limit - line.measured) / max(top - line.limit, 1e-6)
-        else:
-            over = (line.measured - line.limit) / max(line.limit, 1e-6)
-        worst = max(worst, over)
-    return worst
-
-
-class Planner:
-    """One search with one judge. ``figures`` of FP32 must be able to measure the budget: :class:`UsageError` if not."""
-
-    def __init__(self, judge: Judges, graphs: Graphs, budget: Budget, watch: Watch) -> None:
-        self.judge, self.graphs, self.budget, self._watch = judge, graphs, budget, watch
-        self.notes: list[str] = []
-        self._seconds: dict[tuple[str, Precision, frozenset[str]], float] = {}
-        self._kept: dict[str, frozenset[str]] = {name: frozenset() for name in graphs.names()}
-        self._tried: dict[tuple[tuple[str, Precision, frozenset[str]], ...], Tried] = {}
+    chosen: Trial
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()
 
     @property
-    def tried(self) -> list[Tried]:
-        """Every plan that was measured, in order."""
-        return list(self._tried.values())
+    def plan(self) -> PrecisionPlan:
+        """The precision plan that was chosen."""
+        return self.chosen.plan
 
-    def run(self) -> Planned:
-        """Search. Raise :class:`GateFailed` if no plan fits the budget, or INT8 is faster and no plan with any of it fits."""
-        names = self.graphs.names()
+    def pareto(self) -> list[Trial]:
+        """The trials that no other one beats in speed without a larger excess, the fastest first."""
+        front: list[Trial] = []
+        least = float("inf")
+        for trial in sorted(self.trials, key=lambda trial: (trial.seconds, trial.excess)):
+            if trial.excess < least:
+                least = trial.excess
+                front.append(trial)
+        return front
+
+
+def _excess(line: Line) -> float:
+    if line.kept:
+        return 0.0
+    if line.reason:  # not computed, or not finite
+        return float("inf")
+    if line.key in ("cosine", "agreement"):
+        top = 1.0 if line.key == "cosine" else 100.0
+        return max((line.limit - line.measured) / max(top - line.limit, 1e-6), 0.0)
+    return max((line.measured - line.limit) / max(line.limit, 1e-6), 0.0)
+
+
+@dataclass(kw_only=True)
+class Planner:
+    """One search with one judge. ``watch(step, done, total)`` is called before each trial."""
+
+    judge: TrialJudge
+    choices: Choices
+    budget: Budget
+    watch: Watch
+    notes: list[str] = field(default_factory=list, init=False)
+    _seconds: dict[_Key, float] = field(default_factory=dict, init=False)
+    _float_groups: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
+    _trials: dict[tuple[_Key, ...], Trial] = field(default_factory=dict, init=False)
+
+    def run(self) -> SearchResult:
+        """Search.
+
+        Raise :class:`UsageError` for a budget that the figures of FP32 cannot measure, and :class:`GateFailed` if no trial is
+        within the budget, or if INT8 is faster and no trial with any of it is within the budget.
+        """
+        names = self.choices.names()
         exact = dict.fromkeys(names, Precision.FP32)
         self._clock_all()
         figures = self.judge.examine(self._candidates(exact))
         self.budget.require_measurable(figures)
-        self._note(exact, "FP32", figures)
-        faster = {name: self._fastest(name) for name in names}
+        baseline = self._record(exact, "FP32", figures)
+        fastest = {name: self._fastest(name) for name in names}
         for name in names:
-            if Precision.INT8 in self.graphs.candidates(name):
+            if Precision.INT8 in self.choices.candidates(name):
                 self._try(exact | {name: Precision.INT8}, f"{name} alone")
-        chosen = self.tried[0]
-        if faster != exact:
-            chosen = self._try(faster, "every graph at its fastest")
-        wanted = [name for name in names if faster[name] is Precision.INT8]
-        current = dict(faster)
-        while not chosen.fits and any(current[name] is not Precision.FP32 for name in names):
-            chosen = self._relax(current)
-        lowered = [t for t in self.tried if not wanted or any(t.plan.of(n) is Precision.INT8 for n in wanted)]
-        if not any(tried.fits for tried in lowered):
-            best = min(lowered, key=lambda tried: _excess(tried.lines))
-            raise GateFailed(
-                f"no {'INT8 ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; the best, "
-                f"{best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
-                fix="widen --budget, calibrate on more samples with --calibration, or leave --precision int8 out",
-            )
-        fitting = [tried for tried in self.tried if tried.fits]
-        # One graph alone at what is hardly faster was tried to learn what it costs, and is no gain.
-        gains = [tried for tried in fitting if tried.share <= WORTH or tried is chosen or tried is self.tried[0]]
-        chosen = min(gains or fitting, key=lambda tried: tried.seconds)
-        return Planned(self.judge.engine, self.budget, chosen, self.tried, self.notes)
+        last = baseline if fastest == exact else self._try(fastest, "every graph at its fastest")
+        current = dict(fastest)
+        while not last.fits and any(current[name] is not Precision.FP32 for name in names):
+            last = self._relax(current)
+        trials = tuple(self._trials.values())
+        self._require_one_that_fits(trials, [name for name in names if fastest[name] is Precision.INT8])
+        fitting = [trial for trial in trials if trial.fits]
+        # INT8 for one graph alone was tried to learn what it costs. It does not count as a gain if it is hardly faster.
+        gains = [trial for trial in fitting if trial.share <= WORTH or trial is last or trial is baseline]
+        chosen = min(gains or fitting, key=lambda trial: trial.seconds)
+        return SearchResult(
+            engine=self.judge.engine, budget=self.budget, chosen=chosen, trials=trials, notes=tuple(self.notes)
+        )
+
+    def _require_one_that_fits(self, trials: Sequence[Trial], wanted: Sequence[str]) -> None:
+        """Raise :class:`GateFailed` unless a trial fits; one with INT8 in one of the graphs ``wanted``, if there are any."""
+        lowered = [t for t in trials if not wanted or any(t.plan.of(name) is Precision.INT8 for name in wanted)]
+        if any(trial.fits for trial in lowered):
+            return
+        best = min(lowered, key=lambda trial: trial.excess)
+        raise GateFailed(
+            f"no {'INT8 ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; the best, "
+            f"{best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
+            fix="widen --budget, calibrate on more samples with --calibration, or leave --precision int8 out",
+        )
 
     def _clock_all(self) -> None:
-        keys = [(n, p, frozenset[str]()) for n in self.graphs.names() for p in self.graphs.candidates(n)]
-        self._watch(f"{self.judge.engine}: how fast is each graph", 0, 1)
-        found = self.judge.clock([self._candidate(*key) for key in keys])
-        self._seconds |= dict(zip(keys, found, strict=True))
-        for name in self.graphs.names():
-            times = {p: self._seconds[name, p, frozenset[str]()] for p in self.graphs.candidates(name)}
-            if Precision.INT8 in times:
-                rival = min((p for p in times if p is not Precision.INT8), key=lambda p: times[p])
-                if times[Precision.INT8] > WORTH * times[rival]:
-                    what = f"{times[Precision.INT8] / times[rival]:.2f}x the time of {rival}"
-                    self.notes.append(f"{name}: INT8 is not faster here on {self.judge.engine}: {what}")
+        names = self.choices.names()
+        keys: list[_Key] = [(n, p, _NO_GROUPS) for n in names for p in self.choices.candidates(n)]
+        self.watch(f"{self.judge.engine}: how fast is each graph", 0, 1)
+        self._clock(keys)
+        for name in names:
+            times = self._times(name)
+            if Precision.INT8 not in times:
+                continue
+            rival = min((p for p in times if p is not Precision.INT8), key=times.__getitem__)
+            if times[Precision.INT8] > WORTH * times[rival]:
+                ratio = f"{times[Precision.INT8] / times[rival]:.2f}x the time of {rival}"
+                self.notes.append(f"{name}: INT8 is not faster here on {self.judge.engine}: {ratio}")
+
+    def _clock(self, keys: Sequence[_Key]) -> None:
+        seconds = self.judge.clock([self._candidate(*key) for key in keys])
+        self._seconds |= dict(zip(keys, seconds, strict=True))
+
+    def _times(self, name: str) -> dict[Precision, float]:
+        return {p: self._seconds[name, p, _NO_GROUPS] for p in self.choices.candidates(name)}
 
     def _fastest(self, name: str) -> Precision:
-        times = {p: self._seconds[name, p, frozenset[str]()] for p in self.graphs.candidates(name)}
-        best = min(times, key=lambda p: times[p])
+        times = self._times(name)
+        best = min(times, key=times.__getitem__)
         return best if times[best] <= WORTH * times[Precision.FP32] else Precision.FP32
 
-    def _candidate(self, name: str, precision: Precision, kept: frozenset[str]) -> Candidate:
-        if precision is Precision.INT8 and kept:
-            return Candidate(name, self.graphs.quantise(name, kept), precision)
-        return Candidate(name, self.graphs.candidates(name)[precision], precision)
+    def _candidate(self, name: str, precision: Precision, float_groups: frozenset[str]) -> Candidate:
+        if float_groups:
+            return Candidate(name, self.choices.quantize(name, float_groups), precision)
+        return Candidate(name, self.choices.candidates(name)[precision], precision)
 
-    def _candidates(self, plan: Mapping[str, Precision]) -> list[Candidate]:
-        return [self._candidate(name, precision, self._kept_of(name, precision)) for name, precision in plan.items()]
+    def _candidates(self, precisions: _Precisions) -> list[Candidate]:
+        return [self._candidate(*key) for key in self._keys(precisions)]
 
-    def _kept_of(self, name: str, precision: Precision) -> frozenset[str]:
-        return self._kept[name] if precision is Precision.INT8 else frozenset()
-
-    def _try(self, plan: Mapping[str, Precision], why: str) -> Tried:
-        if (known := self._tried.get(self._keys(plan))) is not None:
-            return known
-        self._watch(f"{self.judge.engine}: {why}", len(self.tried), len(self.tried) + 1)
-        return self._note(plan, why, self.judge.examine(self._candidates(plan)))
-
-    def _keys(self, plan: Mapping[str, Precision]) -> tuple[tuple[str, Precision, frozenset[str]], ...]:
-        return tuple((name, precision, self._kept_of(name, precision)) for name, precision in plan.items())
-
-    def _note(self, plan: Mapping[str, Precision], why: str, figures: Mapping[str, Any]) -> Tried:
-        keys = self._keys(plan)
-        new = [key for key in keys if key not in self._seconds]
-        if new:
-            self._seconds |= dict(zip(new, self.judge.clock([self._candidate(*key) for key in new]), strict=True))
-        seconds = sum(self._seconds[key] for key in keys)
-        exact = sum(self._seconds[name, Precision.FP32, frozenset[str]()] for name in plan)
-        written = PrecisionPlan(
-            Precision.FP32, tuple(sorted((n, p) for n, p in plan.items() if p is not Precision.FP32))
+    def _keys(self, precisions: _Precisions) -> tuple[_Key, ...]:
+        return tuple(
+            (name, precision, self._floats(name) if precision is Precision.INT8 else _NO_GROUPS)
+            for name, precision in precisions.items()
         )
-        kept = {name: tuple(sorted(groups)) for name, _, groups in keys if groups}
-        found = Tried(written, kept, why, seconds, seconds / exact, tuple(self.budget.lines(figures)))
-        self._tried[keys] = found
-        return found
 
-    def _relax(self, current: dict[str, Precision]) -> Tried:
+    def _floats(self, name: str) -> frozenset[str]:
+        return self._float_groups.get(name, _NO_GROUPS)
+
+    def _try(self, precisions: _Precisions, reason: str) -> Trial:
+        """The trial of ``precisions``, measured unless it was before."""
+        if (known := self._trials.get(self._keys(precisions))) is not None:
+            return known
+        done = len(self._trials)
+        self.watch(f"{self.judge.engine}: {reason}", done, done + 1)
+        return self._record(precisions, reason, self.judge.examine(self._candidates(precisions)))
+
+    def _record(self, precisions: _Precisions, reason: str, figures: Mapping[str, Any]) -> Trial:
+        keys = self._keys(precisions)
+        if unclocked := [key for key in keys if key not in self._seconds]:
+            self._clock(unclocked)
+        seconds = sum(self._seconds[key] for key in keys)
+        exact = sum(self._seconds[name, Precision.FP32, _NO_GROUPS] for name in precisions)
+        lowered = sorted((name, p) for name, p in precisions.items() if p is not Precision.FP32)
+        trial = Trial(
+            plan=PrecisionPlan(Precision.FP32, tuple(lowered)),
+            float_groups={name: tuple(sorted(groups)) for name, _, groups in keys if groups},
+            reason=reason,
+            seconds=seconds,
+            share=seconds / exact,
+            lines=tuple(self.budget.lines(figures)),
+        )
+        self._trials[keys] = trial
+        return trial
+
+    def _relax(self, current: dict[str, Precision]) -> Trial:
         """Make ``current`` more exact where it costs most, in place, and measure it."""
         lowered = [name for name, precision in current.items() if precision is not Precision.FP32]
         back = {}
         for name in lowered:
             precision = self._next(name, current[name])
             back[name] = self._try(current | {name: precision}, f"{name} back to {precision}")
-        worst = min(lowered, key=lambda name: _excess(back[name].lines))
-        groups = [group for group in self.graphs.groups(worst) if group not in self._kept[worst]]
-        if current[worst] is Precision.INT8 and len(groups) > 1:
-            before, gains = self._kept[worst], {}
-            for group in groups:
-                self._kept[worst] = before | {group}
-                gains[group] = _excess(self._try(current, f"{worst} with {group} float").lines)
-            ordered, count = sorted(groups, key=lambda group: gains[group]), 1
-            while count < len(groups):
-                self._kept[worst] = before | set(ordered[:count])
-                found = self._try(current, f"{worst} with {count} of {len(groups)} groups float")
-                if found.fits:
-                    return found
-                count *= 2
-            self._kept[worst] = before
+        worst = min(lowered, key=lambda name: back[name].excess)
+        if current[worst] is Precision.INT8 and (fitting := self._try_float_groups(worst, current)):
+            return fitting
         current[worst] = self._next(worst, current[worst])
         return back[worst]
 
+    def _try_float_groups(self, name: str, current: _Precisions) -> Trial | None:
+        """Leave one, two, four ... groups of the graph ``name`` in float until a trial fits, the most sensitive first. None if
+        that is not enough; the groups are then as before."""
+        before = self._floats(name)
+        groups = [group for group in self.choices.groups(name) if group not in before]
+        if len(groups) <= 1:
+            return None
+        excess = {}
+        for group in groups:
+            self._float_groups[name] = before | {group}
+            excess[group] = self._try(current, f"{name} with {group} float").excess
+        ordered, count = sorted(groups, key=excess.__getitem__), 1
+        while count < len(groups):
+            self._float_groups[name] = before | set(ordered[:count])
+            trial = self._try(current, f"{name} with {count} of {len(groups)} groups float")
+            if trial.fits:
+                return trial
+            count *= 2
+        self._float_groups[name] = before
+        return None
+
     def _next(self, name: str, precision: Precision) -> Precision:
-        """The fastest that is more exact than ``precision``."""
+        """The fastest precision that is more exact than ``precision``."""
         if precision is not Precision.INT8:
             return Precision.FP32
-        rest = [p for p in self.graphs.candidates(name) if p is not Precision.INT8]
-        return min(rest, key=lambda p: self._seconds[name, p, frozenset[str]()])
+        times = self._times(name)
+        return min((p for p in times if p is not Precision.INT8), key=times.__getitem__)

@@ -1,1 +1,1 @@
-"""Passes from ONNX to ONNX that change in what a graph computes. One file a pass; each requires, transforms, ensures."""
+"""Passes from ONNX to ONNX that change the number format that a graph computes in; one module for each pass."""

@@ -1,59 +1,54 @@
-"""Convolutions to INT8 with ranges measured on real images. Knows onnxruntime's quantiser; must not know bundles.
+"""Convolutions to INT8 for CPUs, with ranges measured on real images.
 
-Activations are U8 and asymmetric, weights S8 and per channel: what CPU kernels take. Only convolutions are quantised: with
-Add, Relu and MaxPool as well ONNX Runtime was slower (7.5 ms instead of 6.7 for ResNet-18) and OpenVINO hardly faster.
+Activations are U8 and asymmetric, weights S8 and per channel: this is what CPU kernels take. Only convolutions are quantized.
+With Add, Relu and MaxPool as well, ONNX Runtime was slower (7.5 ms instead of 6.7 for ResNet-18) and OpenVINO hardly faster.
 
-A kernel that adds up U8 x S8 also rounds its result to 8 bits, by one range for the whole image. The next convolution reads
-no more than that anyway; what follows the last one does. Preset small projects its trunk to tokens there (0.5 % of all
-products): the range was set by a few tokens at 100, a layer norm then divided the others by 1.5, and their cosine to FP32 was
-0.9916 by that rounding alone (weights and inputs: 0.99998). So the last convolutions stay float.
+A kernel that adds up U8 x S8 also rounds its result to 8 bits, with one range for the whole image. That costs nothing if the
+next node is a convolution, which reads 8 bits anyway; it does cost something behind the last one. In preset small that
+convolution projects the trunk to tokens (0.5 % of all products). A few tokens at 100 set the range, a layer norm then divided
+the others by 1.5, and this rounding alone brought their cosine to FP32 down to 0.9916 (weights and inputs: 0.99998). So the last
+convolutions stay float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import onnx
 
-from simmim_export.precision.quantizer import Feeds, quantize
+from simmim_export.precision.base import Feeds
+from simmim_export.precision.quantizer import quantize_static
 from simmim_export.precision.weights import unshare
 from simmim_export.system.telemetry import without_telemetry
 
 
-def quantisable(model: onnx.ModelProto) -> list[str]:
-    """The names of the convolutions after which another follows."""
-    # Tensors from which a later convolution is reached, collected from the end.
-    read: set[str] = set()
-    found = []
+def quantizable(model: onnx.ModelProto) -> list[str]:
+    """The names of the convolutions that another convolution follows, directly or not."""
+    # Tensors that lead to a later convolution, collected from the end of the graph.
+    leading: set[str] = set()
+    names = []
     for node in reversed(model.graph.node):
-        reaches = not read.isdisjoint(node.output)
-        if node.op_type == "Conv" and reaches:
-            found.append(node.name)
-        if node.op_type == "Conv" or reaches:
-            read.update(node.input)
-    return found[::-1]
+        leads = not leading.isdisjoint(node.output)
+        if node.op_type == "Conv" and leads:
+            names.append(node.name)
+        if node.op_type == "Conv" or leads:
+            leading.update(node.input)
+    return names[::-1]
 
 
 def quantize_convolutions(
-    source: Path,
-    target: Path,
-    feeds: Feeds,
-    names: Sequence[str],
-    reduce_range: bool = False,
-) -> None:
-    """Write the graph ``source`` to ``target`` with its convolutions ``names``, one or more of the :func:`quantisable`, in INT8.
+    model: onnx.ModelProto, feeds: Feeds, *, names: Sequence[str], reduce_range: bool = False
+) -> onnx.ModelProto:
+    """``model`` with its convolutions ``names``, one or more of :func:`quantizable`, in INT8.
 
-    ``feeds``: inputs of the graph; the range of an activation is the least and the greatest over all of them.
-    ``reduce_range`` keeps weights within 7 bits, for processors whose INT8 products are added up in saturating 16-bit sums
-    (AVX2 and AVX-512 without VNNI).
+    The range of an activation is its smallest and its largest value over all ``feeds``. ``reduce_range`` keeps weights within
+    7 bits, for processors that add up INT8 products in saturating 16-bit sums (AVX2 and AVX-512 without VNNI).
     """
     with without_telemetry("onnxruntime"):
         from onnxruntime.quantization import QuantFormat, QuantType
 
-    quantize(
-        source,
-        target,
+    quantized = quantize_static(
+        model,
         feeds,
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
@@ -63,6 +58,4 @@ def quantize_convolutions(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    model = onnx.load(target)
-    unshare(model)
-    onnx.save(model, target)
+    return unshare(quantized)

@@ -1,8 +1,4 @@
-"""The passes by variant, and results that were made before. Knows which pass makes what; must not know how.
-
-A variant is a form of a graph that some engine wants for a precision (``Engine.variant``). The cache is keyed by everything
-that decides a result: the graph with its weights, the inputs that calibrate it, the options and the versions of the code.
-"""
+"""The passes by variant, and a cache of their results."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import hashlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,89 +13,96 @@ import onnx
 
 from simmim_export.engines import versions
 from simmim_export.errors import UsageError
-from simmim_export.precision import fp16, int8, int8_s8
-from simmim_export.precision.quantizer import Feeds
-from simmim_export.spec import Precision
+from simmim_export.precision.base import Feeds, Options, Pass
+from simmim_export.precision.emulation import rounded
+from simmim_export.precision.fp16 import Fp16
+from simmim_export.precision.int8_s8 import Int8ForTensorRT
+from simmim_export.precision.int8_u8 import Int8ForCpu
+from simmim_export.spec import Precision, Variant
 from simmim_export.system.cache import kept
 from simmim_export.system.files import digest
 from simmim_export.system.outputs import replacing
 
-# precision -> its variants: that of CPU engines first, which plans are made of.
-VARIANTS: Mapping[Precision, tuple[str, ...]] = {
-    Precision.FP16: (fp16.VARIANT,),
-    Precision.INT8: (int8.VARIANT, int8_s8.VARIANT),
+PASSES: Mapping[Variant, type[Pass]] = {each.variant: each for each in (Fp16, Int8ForCpu, Int8ForTensorRT)}
+# The variants that are written for a precision. The first one is for CPU engines, and precision plans use it.
+VARIANTS: Mapping[Precision, tuple[Variant, ...]] = {
+    Precision.FP32: (Variant.FP32,),
+    Precision.FP16: (Variant.FP16,),
+    Precision.INT8: (Variant.INT8_U8, Variant.INT8_S8),
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """``keep_float``: nodes that stay as they are. ``full_range``: of the variant for CPUs; see
-    :func:`simmim_export.precision.int8.to_int8`."""
+def write_variant(source: Path, target: Path, *, variant: Variant, feeds: Feeds, options: Options = Options()) -> Pass:
+    """Write ``variant`` of the FP32 graph ``source`` to ``target``, and return the pass that made it.
 
-    keep_float: tuple[str, ...] = ()
-    full_range: bool = False
-
-
-def apply(variant: str, source: Path, target: Path, feeds: Feeds, options: Options) -> None:
-    """Write ``variant`` of the FP32 graph ``source`` to ``target``."""
-    if variant == int8.VARIANT:
-        int8.to_int8(source, target, feeds, options.keep_float, options.full_range)
-    elif variant == int8_s8.VARIANT:
-        int8_s8.to_int8_s8(source, target, feeds, options.keep_float)
-    else:
-        fp16.to_fp16(source, target, feeds)
-
-
-def provable(variant: str, path: Path, folder: Path) -> Path:
-    """The file that shows on this CPU what the variant at ``path`` computes; written to ``folder`` where it is another.
-
-    ONNX Runtime computes FP16 in FP32 and drops the roundings between nodes; with them written out it keeps them.
+    A graph in which the pass has nothing to change is copied byte for byte. Raise :class:`UsageError` for a variant that no pass
+    makes, and what :meth:`Pass.__call__` raises; then nothing has been written.
     """
-    if variant != fp16.VARIANT:
+    if variant not in PASSES:
+        raise UsageError(f"no pass makes the variant {variant!r}", fix=f"choose one of {', '.join(PASSES)}")
+    one = PASSES[variant](feeds, options)
+    before = onnx.load(source)
+    after = one(before)
+    if after is before:
+        shutil.copyfile(source, target)
+    else:
+        onnx.save(after, target)
+    return one
+
+
+def provable(variant: Variant, path: Path, folder: Path) -> Path:
+    """The file with which a CPU can show what the ``variant`` at ``path`` computes: ``path``, or another one in ``folder``.
+
+    ONNX Runtime computes FP16 in FP32 and drops the roundings between nodes. With the roundings written out it keeps them.
+    """
+    if variant is not Variant.FP16:
         return path
-    onnx.save(fp16.rounded(onnx.load(path)), folder / path.name)
+    onnx.save(rounded(onnx.load(path)), folder / path.name)
     return folder / path.name
 
 
-class Passes:
-    """:func:`apply` with a memory; ``feeds`` are the inputs of each graph for every calibration sample."""
+class CachedPasses:
+    """:func:`write_variant` with a cache; ``feeds`` are the inputs of each graph for every calibration sample.
+
+    The key of a result is the digest of all that decides it: the graph with its weights, the feeds, the options and the code.
+    """
 
     def __init__(self, feeds: Mapping[str, Feeds]) -> None:
         self._feeds = feeds
         self._digests: dict[str, str] = {}
 
-    def _samples(self, graph: str) -> str:
-        if graph not in self._digests:
-            found = hashlib.sha256()
-            for feed in self._feeds[graph]:
-                for name, array in sorted(feed.items()):
-                    found.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
-            self._digests[graph] = found.hexdigest()
-        return self._digests[graph]
-
-    def make(self, graph: str, variant: str, source: Path, target: Path, options: Options) -> None:
+    def write(self, graph: str, variant: Variant, *, source: Path, target: Path, options: Options) -> None:
         """Write ``variant`` of ``graph``, whose FP32 form is ``source``, to ``target``."""
-        # By name, because ONNX Runtime comes in two packages.
-        made_by = repr(sorted((versions("ort") | {"onnx": version("onnx")}).items()))
-        parts = [self._samples(graph), variant, digest(source), repr(options), _code(), made_by]
+        parts = [self._digest_of_feeds(graph), variant, digest(source), repr(options), _versions()]
         with kept("passes", hashlib.sha256(chr(0).join(parts).encode()).hexdigest()) as folder:
-            before = None if folder is None else folder / "graph.onnx"
-            if before is not None and before.is_file():
-                shutil.copyfile(before, target)
+            cached = None if folder is None else folder / "graph.onnx"
+            if cached is not None and cached.is_file():
+                shutil.copyfile(cached, target)
                 return
             with replacing(target) as temporary:
-                apply(variant, source, temporary, self._feeds[graph], options)
-            if before is not None:
-                # A cache that is full, or has vanished, costs no result.
-                with suppress(OSError, UsageError), replacing(before) as temporary:
+                write_variant(source, temporary, variant=variant, feeds=self._feeds[graph], options=options)
+            if cached is not None:
+                # A cache that is full or has vanished does not cost the result.
+                with suppress(OSError, UsageError), replacing(cached) as temporary:
                     shutil.copyfile(target, temporary)
 
+    def _digest_of_feeds(self, graph: str) -> str:
+        if graph not in self._digests:
+            hashed = hashlib.sha256()
+            for feed in self._feeds[graph]:
+                for name, array in sorted(feed.items()):
+                    hashed.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+            self._digests[graph] = hashed.hexdigest()
+        return self._digests[graph]
 
-def _code() -> str:
-    """SHA-256 of this package's own modules: a result of older code is none of this one."""
-    return digest(Path(__file__).parent)
+
+def _versions() -> str:
+    """What made a result: the modules of this package, by digest, and the packages they use, by name because ONNX Runtime comes
+    in two packages."""
+    packages = versions("ort") | {name: version(name) for name in ("onnx", "onnx-ir")}
+    return digest(Path(__file__).parent) + repr(sorted(packages.items()))
 
 
-def nodes_of(groups: Mapping[str, Sequence[str]], kept: Collection[str]) -> tuple[str, ...]:
-    """The nodes of the groups ``kept``, in order."""
-    return tuple(node for group, nodes in groups.items() if group in kept for node in nodes)
+def nodes_of(groups: Mapping[str, Sequence[str]], names: Collection[str]) -> tuple[str, ...]:
+    """The nodes of the ``groups`` called ``names``, in order."""
+    return tuple(node for group, nodes in groups.items() if group in names for node in nodes)

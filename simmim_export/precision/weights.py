@@ -1,62 +1,65 @@
-"""Weights of matrix products in INT8: which are worth it, and their scales. Knows ONNX graphs; must not know activations."""
+"""Weights of matrix products in INT8: which are worth it, their scales, and constants that several nodes share."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+
+from simmim_export.precision.surgery import array_of, constant, is_float_constant
 
 # Below this size of K or N an integer kernel wins nothing, and few levels decide a logit.
-LEAST = 32
+LEAST_SIZE = 32
+
+
+def products(graph: ir.Graph) -> list[ir.Node]:
+    """The MatMuls with a constant float matrix that is worth quantizing."""
+    return [node for node in graph if node.op_type == "MatMul" and is_large_matrix(node.inputs[1], LEAST_SIZE)]
+
+
+def is_large_matrix(value: ir.Value | None, least: int) -> bool:
+    """Whether ``value`` is a constant FP32 matrix with ``least`` rows and columns or more."""
+    if value is None or value.const_value is None or not is_float_constant(value):
+        return False
+    shape = value.const_value.shape.numpy()
+    return len(shape) == 2 and min(shape) >= least
 
 
 def scales_of(weight: np.ndarray, half: int) -> np.ndarray:
-    """float32 [N] for a weight [K, N] of levels -half ... half, symmetric, by the largest of each column.
+    """float32 [N]: the scales of a weight [K, N] with the levels -half ... half, by the largest magnitude of each column.
 
-    A column of zeros has the scale 1; no scale is below float32's least normal number, so that none is rounded to zero.
+    A column of zeros has the scale 1. No scale is below float32's least normal number, so that none is rounded to zero.
     """
     largest = np.abs(weight).max(axis=0)
     least = np.finfo(np.float32).tiny
     return np.where(largest > 0, np.maximum(largest / half, least), 1.0).astype(np.float32)
 
 
-def unshare(model: onnx.ModelProto) -> None:
-    """Give every reader of an INT8 constant a copy of its own, in place. ONNX Runtime rewrites such constants for the kernel of
-    each reader, and cannot open a graph in which two of them read one ("Attempt to replace the existing tensor", 1.32)."""
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    whole = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
-    taken = set[str]()
-    copies: list[onnx.NodeProto] = []
-    for reader in graph.node:
-        for place, name in enumerate(reader.input):
-            if name not in whole:
-                continue
-            if name not in taken:
-                taken.add(name)
-                continue
-            copy = onnx.NodeProto()
-            copy.CopyFrom(whole[name])
-            own = f".{len(copies)}"
-            for index, constant in enumerate(copy.input):
-                if constant in constants:
-                    tensor = graph.initializer.add()
-                    tensor.CopyFrom(constants[constant])
-                    tensor.name = copy.input[index] = constant + own
-            copy.name, copy.output[0] = copy.name + own, name + own
-            reader.input[place] = copy.output[0]
-            copies.append(copy)
-    for copy in reversed(copies):
-        graph.node.insert(0, copy)
-
-
-def products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The MatMuls with a constant float matrix that is worth quantising."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = []
-    for node in model.graph.node:
-        weight = constants.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is None or weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) != 2:
+def unshare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with an INT8 constant of its own for every reader. ONNX Runtime rewrites such constants for the kernel of each
+    reader, and cannot open a graph in which two of them read one ("Attempt to replace the existing tensor", 1.32)."""
+    edited = ir.from_proto(model)
+    graph, count = edited.graph, 0
+    for dequantize in list(graph):
+        if dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0].const_value is None:
             continue
-        if min(weight.dims) >= LEAST:
-            found.append(node)
-    return found
+        for usage in list(dequantize.outputs[0].uses())[1:]:
+            suffix, count = f".{count}", count + 1
+            inputs = [
+                value
+                if value is None or value.const_value is None
+                else constant(graph, f"{value.name}{suffix}", array_of(value))
+                for value in dequantize.inputs
+            ]
+            copy = ir.Node(
+                "",
+                dequantize.op_type,
+                inputs,
+                dequantize.attributes.values(),
+                name=f"{dequantize.name}{suffix}",
+                metadata_props=dict(dequantize.metadata_props),
+            )
+            copy.outputs[0].name = f"{dequantize.outputs[0].name}{suffix}"
+            graph.insert_after(dequantize, copy)
+            usage.node.replace_input_with(usage.idx, copy.outputs[0])
+    return ir.to_proto(edited)

@@ -204,7 +204,7 @@ def run_texts(
     """
 
     def check(index: int, text: str) -> str:
-        model.tokens([text], first=index)
+        model.tokens([text], first=index, warn=True)
         return text
 
     def compute_quietly(texts: list[str]) -> list[Row]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import Session
+from simmim_export.engines.checks import check_feeds
 from simmim_export.engines.options import require_count
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
 from simmim_export.proof.parity import ParityReport, compare
@@ -69,6 +70,9 @@ class Model:
         if not isinstance(feeds, Mapping):
             names = ", ".join(tensor.name for tensor in manifest.takes(chosen).values())
             raise UsageError(f"feeds is {type(feeds).__name__}, not a dict of arrays", fix=f"give arrays for {names}")
+        # A session checks its inputs; nothing else would check an output that stands in for a graph which is skipped.
+        outputs = (tensor for graph in chosen.graphs for tensor in manifest.graph(graph).outputs)
+        check_feeds(feeds, tuple(tensor for tensor in outputs if tensor.name in feeds))
         return self._run(chosen, feeds)
 
     def _run(self, pipeline: Pipeline, feeds: Mapping[str, Any]) -> Tensors:
@@ -114,14 +118,14 @@ class Model:
         read."""
         return self._preprocessor.pixels(images)
 
-    def tokens(self, texts: Sequence[str], *, first: int = 0) -> Tensors:
+    def tokens(self, texts: Sequence[str], *, first: int = 0, warn: bool = False) -> Tensors:
         """``texts`` as the text graphs take them, by name: token ids and mask, int64 [n, sequence] each.
 
-        ``first`` is the index of the first text among all that the caller has; messages name a text by its index. Warn
-        :class:`TruncatedText` for a text that is cut and :class:`UnknownWords` for one with words outside the vocabulary. Raise
-        :class:`TextError` for one that cannot be read.
+        ``first`` is the index of the first text among all that the caller has; messages name a text by its index. A text that
+        is cut gives a :class:`TruncatedText` warning. With ``warn``, as in all verbs, words outside the vocabulary give an
+        :class:`UnknownWords` warning. Raise :class:`TextError` for a text that cannot be read.
         """
-        return self._preprocessor.tokens(texts, first=require_count("first", first, least=0))
+        return self._preprocessor.tokens(texts, first=require_count("first", first, least=0), warn=warn)
 
     # -- verbs ---------------------------------------------------------------------------------------------------------
 
@@ -215,7 +219,7 @@ class Model:
         if not maps:
             raise UsageError("this bundle has no attention maps", fix="export it again with --attention")
         pipeline, encoded = self._prepare(Verb.ANSWER, image)
-        tokens = self.tokens([question])
+        tokens = self.tokens([question], warn=True)
         tensors = self._run(pipeline, encoded.tensors | tokens)
         graph, name = maps[0]
         attention = np.asarray(tensors[name])[0][self._preprocessor.words_of(tokens)]

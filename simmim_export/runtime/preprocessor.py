@@ -63,18 +63,18 @@ class Preprocessor:
         clip = {Kind.FRAMES: outputs[None], Kind.FRAME_MASK: mask}
         return {self._names[kind]: array for kind, array in clip.items() if kind in self._names}
 
-    def tokens(self, texts: Sequence[str], *, first: int = 0) -> Tensors:
+    def tokens(self, texts: Sequence[str], *, first: int, warn: bool) -> Tensors:
         """See :meth:`simmim_export.runtime.model.Model.tokens`."""
         sequence = text_list("tokens", texts)
         if Kind.TOKEN_IDS not in self._names:
             raise UsageError("this bundle reads no texts", where=self._bundle.root, fix="give it images alone")
         tokenizer = self._tokenizer or self._open_tokenizer()
-        return tokenizer.feeds(sequence, first=first, warn=True)
+        return tokenizer.feeds(sequence, first=first, warn=warn)
 
     def text_batches(self, texts: Sequence[str], *, step: int) -> list[Tensors]:
         """At most ``step`` texts each, by the names of their tensors. All are made before the first of them runs, so that a
         text which cannot be read costs no work."""
-        return [self.tokens(texts[start : start + step], first=start) for start in range(0, len(texts), step)]
+        return [self.tokens(texts[at : at + step], first=at, warn=True) for at in range(0, len(texts), step)]
 
     def words_of(self, tokens: Tensors) -> np.ndarray:
         """Which positions of the first row of ``tokens`` hold a token, and not padding: bool [sequence]."""

@@ -99,11 +99,6 @@ class Worker:
             env=child_environment(),
         )
 
-    @property
-    def pid(self) -> int:
-        """The number of the process."""
-        return self._process.pid
-
     def ask(self, method: Callable[Concatenate[Any, P], T], *arguments: P.args, **named: P.kwargs) -> T:
         """Call ``method`` of the served object in the worker, and return its result as the type that it is annotated with.
 

@@ -1,9 +1,9 @@
-"""What a build for TensorRT would do, found out without TensorRT and without a GPU."""
+"""What a build for TensorRT would do, without TensorRT and without a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ from onnx.shape_inference import InferenceError
 from simmim_export.bundle import Bundle
 from simmim_export.engines.tensorrt import TrtEngine
 from simmim_export.engines.tensorrt.request import Profile, Request
-from simmim_export.errors import BundleError, GateFailed
+from simmim_export.errors import EXPORT_AGAIN, BundleError, GateFailed
 from simmim_export.spec import GraphSpec, PrecisionPlan
 from simmim_export.tensorrt_rules.groups import module_of
-from simmim_export.tensorrt_rules.lint import SHOWN, Finding, lint
+from simmim_export.tensorrt_rules.lint import Finding, lint
 
-EXPORT_AGAIN = "export the bundle again: simmim-export onnx ckpt.pt -o BUNDLE --overwrite"
+# How many findings a message lists.
+SHOWN = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What would be built for one graph, and what TensorRT would not like about it."""
+    """What would be built for one graph: the ``variant``, the shapes of ``profile``, and what the lint finds in the file."""
 
     graph: str
     variant: str
@@ -35,12 +36,12 @@ class Rehearsal:
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        found = [{"rule": f.rule, "node": f.node, "module": f.module, "what": f.what} for f in self.findings]
-        return {"variant": self.variant, "profile": self.profile.as_json(), "findings": found}
+        findings = [asdict(finding) for finding in self.findings]
+        return {"variant": self.variant, "profile": self.profile.as_json(), "findings": findings}
 
 
-def rehearse(bundle: Bundle, engine: TrtEngine, plan: PrecisionPlan, request: Request) -> list[Rehearsal]:
-    """One for every graph at the precision that ``plan`` has for it.
+def rehearse(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request: Request) -> list[Rehearsal]:
+    """A :class:`Rehearsal` for every graph at its precision in ``plan``.
 
     Raise :class:`UsageError` for shapes that do not fit, :class:`BundleError` for a file that is not the graph of the manifest.
     """
@@ -48,30 +49,25 @@ def rehearse(bundle: Bundle, engine: TrtEngine, plan: PrecisionPlan, request: Re
     rehearsals = []
     for spec in bundle.manifest.graphs:
         artifact = bundle.artifact(spec.name, engine.variant(plan.of(spec.name)))
-        findings = find_in(bundle.file(artifact.path), spec)
-        rehearsals.append(Rehearsal(spec.name, artifact.variant, request.profile(spec), findings))
+        rehearsals.append(
+            Rehearsal(
+                graph=spec.name,
+                variant=artifact.variant,
+                profile=request.profile(spec),
+                findings=lint_file(bundle.file(artifact.path), spec),
+            )
+        )
     return rehearsals
 
 
-def find_in(path: Path, spec: GraphSpec) -> list[Finding]:
-    """What the lint finds in the ONNX model at ``path``.
+def lint_file(path: Path, spec: GraphSpec) -> list[Finding]:
+    """The findings of the lint in the ONNX model at ``path``.
 
     Raise :class:`BundleError` naming the file unless it is valid ONNX, whole in this one file, and has the inputs and outputs of
-    ``spec``. Types that ONNX does not allow are findings where the lint sees them: it names the node and its module.
+    ``spec``. A type that ONNX does not allow is a finding if a rule covers it, because the rule names the node and its module.
     """
     model, invalid = _load(path), ""
-    if outside := [tensor.name for tensor in _tensors(model) if uses_external_data(tensor)]:
-        what = f"{path.name} keeps tensors in other files, which no digest covers: {', '.join(outside[:3])}"
-        raise BundleError(what, where=path, fix=EXPORT_AGAIN)
-    for side, tensors, values in (
-        ("inputs", spec.inputs, model.graph.input),
-        ("outputs", spec.outputs, model.graph.output),
-    ):
-        given, wanted = sorted(value.name for value in values), sorted(tensor.name for tensor in tensors)
-        if given != wanted:
-            shown = ", ".join(given)[:200] or "nothing"
-            what = f"{path.name} has other {side} than the manifest says: {shown}, not {', '.join(wanted)}"
-            raise BundleError(what, where=path, fix=EXPORT_AGAIN)
+    _require_signature(model, spec, path)
     try:
         onnx.checker.check_model(model)
         # The checker does not compare the bytes of a tensor with its shape.
@@ -94,6 +90,22 @@ def find_in(path: Path, spec: GraphSpec) -> list[Finding]:
     return findings
 
 
+def _require_signature(model: onnx.ModelProto, spec: GraphSpec, path: Path) -> None:
+    """Raise :class:`BundleError` unless ``model`` is in this one file and has the inputs and outputs of ``spec``."""
+    if outside := [tensor.name for tensor in _tensors(model) if uses_external_data(tensor)]:
+        what = f"{path.name} keeps tensors in other files, which no digest covers: {', '.join(outside[:3])}"
+        raise BundleError(what, where=path, fix=EXPORT_AGAIN)
+    for side, tensors, values in (
+        ("inputs", spec.inputs, model.graph.input),
+        ("outputs", spec.outputs, model.graph.output),
+    ):
+        names, wanted = sorted(value.name for value in values), sorted(tensor.name for tensor in tensors)
+        if names != wanted:
+            shown = ", ".join(names)[:200] or "nothing"
+            what = f"{path.name} has other {side} than the manifest says: {shown}, not {', '.join(wanted)}"
+            raise BundleError(what, where=path, fix=EXPORT_AGAIN)
+
+
 def _line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:300]
 
@@ -111,15 +123,15 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
     for field, value in message.ListFields():
         if field.message_type is None:
             continue
-        for held in value if isinstance(value, Sequence) else [value]:
-            if isinstance(held, onnx.TensorProto):
-                yield held
+        for part in value if isinstance(value, Sequence) else [value]:
+            if isinstance(part, onnx.TensorProto):
+                yield part
             else:
-                yield from _tensors(held)
+                yield from _tensors(part)
 
 
 def require_clean(rehearsals: list[Rehearsal], where: object) -> None:
-    """Raise :class:`GateFailed` that names up to 20 findings, each with its graph, rule, node and module."""
+    """Raise :class:`GateFailed` if there are findings. It names up to :data:`SHOWN`, each with graph, rule, node and module."""
     lines = [f"{r.graph}.{r.variant}: {finding}" for r in rehearsals for finding in r.findings]
     if lines:
         more = [f"and {len(lines) - SHOWN} more (--json has them all)"] if len(lines) > SHOWN else []
@@ -129,7 +141,7 @@ def require_clean(rehearsals: list[Rehearsal], where: object) -> None:
 
 
 def modules(path: Path) -> Callable[[str], str]:
-    """A function from the name of a node of the ONNX file ``path`` to its PyTorch module; "" for a node that is not in it.
+    """A function that gives the PyTorch module of a node of the ONNX file ``path`` by the node's name; "" for an unknown name.
 
     Raise :class:`BundleError` for a file that is not ONNX.
     """

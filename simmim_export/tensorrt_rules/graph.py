@@ -1,13 +1,12 @@
-"""A model as a lint reads it: who makes a tensor, who reads it, what is constant, which types and shapes are known.
+"""A model as the rules read it: who makes a tensor and who reads it, constants, known types and shapes; and a table of rules.
 
-Knows ONNX graphs and how a table of rules is written. Must not know what any rule says, or TensorRT.
+It works on ONNX's own messages and not on ``onnx_ir``, because the lint must also read graphs that are not valid, to say where.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ ONNX_DOMAINS = ("", "ai.onnx")
 class Graph:
     """A read-only view of ``model``, nodes of its subgraphs included.
 
-    ``nodes`` in order; ``inputs`` and ``outputs`` of the network by name; ``producer`` of a tensor; ``readers`` of a
-    tensor, each with the position at which it reads; ``constants``, initialisers and Constant nodes alike.
+    ``nodes`` are in order; ``inputs`` and ``outputs`` are names. ``producer`` is the node that makes a tensor; ``readers`` are
+    those that read it, each with the index of that input. ``constants`` are initializers and the values of Constant nodes.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -33,7 +32,7 @@ class Graph:
         self.nodes = [node for graph in graphs for node in graph.node]
         self.constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
         self.constants |= {node.output[0]: t for node in self.nodes if (t := _constant(node)) is not None}
-        # Below IR version 4 every initialiser is an input as well.
+        # Below IR version 4 every initializer is an input as well.
         self.inputs = {value.name for value in model.graph.input} - self.constants.keys()
         self.outputs = {value.name for value in model.graph.output}
         self.producer = {name: node for node in self.nodes for name in node.output if name}
@@ -47,71 +46,67 @@ class Graph:
 
     @property
     def names(self) -> list[str]:
-        """Every tensor whose type is known, in no order that means anything."""
+        """Every tensor whose type is known. The order means nothing."""
         return list(self._types)
 
     def dtype(self, name: str) -> int:
-        """The ``TensorProto`` type of the tensor ``name``, UNDEFINED where it is not known."""
+        """The ``TensorProto`` type of the tensor ``name``; UNDEFINED if it is not known."""
         return self._types[name].elem_type if name in self._types else onnx.TensorProto.UNDEFINED
 
     def shape(self, name: str) -> list[int | None] | None:
-        """The shape of ``name`` with None for a dynamic axis, or None where not even the rank is known."""
+        """The shape of ``name`` with None for a dynamic axis, or None if not even the rank is known."""
         known = self._types.get(name)
         if known is None or not known.HasField("shape"):
             return None
         return [d.dim_value if d.HasField("dim_value") else None for d in known.shape.dim]
 
     def value(self, name: str) -> np.ndarray | None:
-        """The constant ``name``, or None for what is computed."""
+        """The constant ``name``, or None if it is computed."""
         tensor = self.constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def module(self, node: onnx.NodeProto) -> str:
-        """The path of the PyTorch module that ``node`` was exported from, "" where the graph does not say.
+        """The path of the PyTorch module that ``node`` was exported from; "" if the graph does not say.
 
-        A Q or DQ that a pass inserted has none of its own: it belongs to what reads it.
+        A QuantizeLinear or DequantizeLinear that a pass inserted belongs to the node that reads it.
         """
-        while not (found := module_of(node)) and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        while not (module := module_of(node)) and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             readers = self.readers.get(node.output[0])
             if not readers:
                 break
             node = readers[0][0]
-        return found
+        return module
 
 
-# What a rule says of a node (or of a tensor, by its name, that no node makes).
+# A node that breaks a rule (or the name of a tensor that no node makes), and in which way.
 Problems = Iterator[tuple[onnx.NodeProto | str, str]]
+Check = Callable[[Graph], Problems]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """``sentence`` says the rule; ``check`` yields what breaks it."""
-
-    sentence: str
-    check: Callable[[Graph], Problems]
-
-
-@dataclass(frozen=True)
 class Rules:
-    """Rules by name. :meth:`add` decorates the function of one; ``few_channels`` gets the name ``few-channels``."""
+    """Checks by the name of their rule. :meth:`add` decorates one: ``few_channels`` gets the name ``few-channels``, and the first
+    line of its docstring says the rule in one sentence."""
 
-    table: dict[str, Rule] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.checks: dict[str, Check] = {}
 
-    def add(self, sentence: str) -> Callable[[Callable[[Graph], Problems]], Callable[[Graph], Problems]]:
-        def register(check: Callable[[Graph], Problems]) -> Callable[[Graph], Problems]:
-            self.table[check.__name__.replace("_", "-")] = Rule(sentence, check)
-            return check
+    def add(self, check: Check) -> Check:
+        """Add ``check``, a function of a graph that yields what breaks its rule."""
+        self.checks[check.__name__.replace("_", "-")] = check
+        return check
 
-        return register
+    def sentences(self) -> dict[str, str]:
+        """Each rule in one sentence, by its name."""
+        return {name: (check.__doc__ or "").partition("\n")[0] for name, check in self.checks.items()}
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The value of an attribute of ``node``, or ``default`` where it has none."""
+    """The value of the attribute ``name`` of ``node``, or ``default`` if it has none."""
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def label(node: onnx.NodeProto) -> str:
-    """The name of ``node``; for one without a name, that of the first tensor that it makes."""
+    """The name of ``node``, or of the first tensor that it makes if it has none."""
     return node.name or next(iter(node.output), node.op_type)
 
 
@@ -129,18 +124,18 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
     tensor = attribute(node, "value")
     if tensor is not None:
         return tensor
-    # Strings and sparse values are left: no rule reads them.
+    # No rule reads strings or sparse values.
     for name, dtype in (("value_float", np.float32), ("value_int", np.int64)):
-        for found in (attribute(node, name), attribute(node, f"{name}s")):
-            if found is not None:
-                return numpy_helper.from_array(np.asarray(found, dtype))
+        for value in (attribute(node, name), attribute(node, f"{name}s")):
+            if value is not None:
+                return numpy_helper.from_array(np.asarray(value, dtype))
     return None
 
 
 def _types(model: onnx.ModelProto) -> dict[str, Any]:
-    # Inference stops at an operator whose domain is not imported; what the graph says of its own tensors is left then.
+    # Inference fails at an operator whose domain is not imported. The types that the graph itself declares remain.
     with contextlib.suppress(shape_inference.InferenceError):
-        model = shape_inference.infer_shapes(model)  # a new model: the one given is not changed
+        model = shape_inference.infer_shapes(model)  # a new model
     graphs = list(_graphs(model.graph))
     values = [value for g in graphs for part in (g.value_info, g.input, g.output) for value in part]
     return {value.name: value.type.tensor_type for value in values if value.type.HasField("tensor_type")}

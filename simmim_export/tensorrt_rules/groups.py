@@ -1,4 +1,4 @@
-"""Nodes by the PyTorch module that they were exported from. Knows the exporter's metadata; must not know what a node is for."""
+"""Nodes by the PyTorch module that they were exported from, as the exporter's metadata says."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 import onnx
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-# What the exporter writes for a node of no module: sizes of symbolic axes, mostly.
+# The exporter's name for the module of a node that no module made: sizes of symbolic axes, mostly.
 NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def module_of(node: onnx.NodeProto) -> str:
-    """The path of the module that ``node`` was exported from, as ``model.named_modules()`` has it; "" if nothing says so."""
+    """The path of the module that ``node`` was exported from, as ``model.named_modules()`` has it; "" if it is unknown."""
     text = next((prop.value for prop in node.metadata_props if prop.key == SCOPES), "[]")
     try:
         scopes = [str(name) for name in ast.literal_eval(text)]
@@ -24,16 +24,16 @@ def module_of(node: onnx.NodeProto) -> str:
 
 
 def group_of(node: onnx.NodeProto) -> str:
-    """The block that ``node`` belongs to: its module's path up to the first number (``encoder.layer.3``), or all of it."""
+    """The block of ``node``: its module's path up to the first number (``encoder.layer.3``), or the whole path."""
     parts = module_of(node).split(".")
     end = next((place + 1 for place, part in enumerate(parts) if part.isdigit()), len(parts))
     return ".".join(parts[:end])
 
 
 def by_group(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, list[str]]:
-    """The nodes called ``names`` by their :func:`group_of`, in the graph's order."""
-    wanted, found = set(names), dict[str, list[str]]()
+    """The nodes called ``names`` by their :func:`group_of`, in the graph's order. A node of no module is a group of its own."""
+    wanted, groups = set(names), dict[str, list[str]]()
     for node in model.graph.node:
         if node.name in wanted:
-            found.setdefault(group_of(node) or node.name, []).append(node.name)
-    return found
+            groups.setdefault(group_of(node) or node.name, []).append(node.name)
+    return groups

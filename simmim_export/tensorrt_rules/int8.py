@@ -1,7 +1,12 @@
-"""The rules of TensorRT for INT8: what a Q/DQ pair must be, and where NVIDIA's own quantiser puts one.
+"""TensorRT's rules for INT8: what a Q/DQ pair must be, and where NVIDIA's own quantizer puts one.
 
-Knows Q/DQ graphs. Must not know calibration or engines. Q is QuantizeLinear, DQ is DequantizeLinear. A wrong pair is refused; a
-pair in a wrong place costs a conversion to INT8 and back, and keeps TensorRT from fusing what is around it.
+Q is QuantizeLinear, DQ is DequantizeLinear. TensorRT refuses a wrong pair. A pair in a wrong place costs a conversion to INT8 and
+back, and keeps TensorRT from fusing the nodes around it. Covered are opsets, types, zero points, scales, the shape of a pair, its
+place, and products and convolutions that are too small to gain. Not covered: INT4, FP4 and FP8, which have rules of their own.
+
+Sources, short in the rules: "types" is the page "Working with Quantized Types", "explicit" the page "Explicit Quantization" and
+"placement" the section "Q/DQ Layer-Placement Recommendations" of NVIDIA's TensorRT documentation; "modelopt" is graph_utils.py of
+NVIDIA's TensorRT Model Optimizer (modelopt.onnx.quantization); "operators.md" is docs/operators.md of onnx-tensorrt.
 """
 
 from __future__ import annotations
@@ -23,20 +28,16 @@ LEAST_SIZE = 16
 LEAST_CHANNELS = 16
 
 
-def quantised_tensors(graph: Graph) -> set[str]:
+def quantized_tensors(graph: Graph) -> set[str]:
     """The names of all tensors that a Q makes or a DQ reads, and of their zero points."""
-    found = {
-        name
-        for node in graph.nodes
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        for name in node.input[2:]
-    }
-    found |= {node.output[0] for node in graph.nodes if node.op_type == "QuantizeLinear"}
-    return found | {node.input[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
+    pairs = [node for node in graph.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    names = {name for node in pairs for name in node.input[2:]}
+    names |= {node.output[0] for node in pairs if node.op_type == "QuantizeLinear"}
+    return names | {node.input[0] for node in pairs if node.op_type == "DequantizeLinear"}
 
 
 def _format(graph: Graph, node: onnx.NodeProto) -> int:
-    """The type that a Q quantises to or a DQ reads."""
+    """The type that a Q quantizes to or a DQ reads."""
     if len(node.input) > 2 and node.input[2]:
         return graph.dtype(node.input[2])
     if node.op_type == "DequantizeLinear":
@@ -46,7 +47,7 @@ def _format(graph: Graph, node: onnx.NodeProto) -> int:
 
 
 def _nodes(graph: Graph, *kinds: str) -> Iterator[onnx.NodeProto]:
-    """Every Q and DQ, or those of ``kinds``, that is judged here."""
+    """Every Q and DQ, or those of ``kinds``, except for formats with rules of their own."""
     for node in graph.nodes:
         if (
             node.op_type in (kinds or ("QuantizeLinear", "DequantizeLinear"))
@@ -63,13 +64,13 @@ def _dequantize(graph: Graph, name: str) -> onnx.NodeProto | None:
 
 
 def _origin(graph: Graph, node: onnx.NodeProto) -> str:
-    """The tensor that a pair quantises, from its Q or its DQ; the INT8 constant itself for a weight stored in INT8."""
+    """The tensor that a pair quantizes, from its Q or its DQ; the INT8 constant itself for a weight stored in INT8."""
     before = graph.producer.get(node.input[0])
     return before.input[0] if before is not None and before.op_type == "QuantizeLinear" else node.input[0]
 
 
 def _readers(graph: Graph, node: onnx.NodeProto) -> list[tuple[onnx.NodeProto, int]]:
-    """What computes with a pair, and at which input, from its Q or its DQ."""
+    """The nodes that compute with a pair, and at which input, from its Q or its DQ."""
     readers = graph.readers.get(node.output[0], [])
     if node.op_type == "DequantizeLinear":
         return readers
@@ -88,13 +89,17 @@ def _is_bias(graph: Graph, dq: onnx.NodeProto, reader: onnx.NodeProto, position:
     return reader.op_type in ("Conv", "Gemm") and position == 2
 
 
-def _quantised_inputs(graph: Graph, node: onnx.NodeProto) -> int:
+def _quantized_inputs(graph: Graph, node: onnx.NodeProto) -> int:
     """How many of the two operands of a computing node, or of an Add, come from a DQ."""
     return sum(_dequantize(graph, name) is not None for name in node.input[:2])
 
 
-@INT8_RULES.add("Scales by channel need opset 13, and scales in fp16 need opset 19.")
+@INT8_RULES.add
 def scale_opset(graph: Graph) -> Problems:
+    """Scales by channel need opset 13, and scales in fp16 need opset 19.
+
+    Source: explicit, "ONNX Support"; ONNX itself: QuantizeLinear 13 and 19.
+    """
     for node in _nodes(graph):
         if graph.opset < 13 and _by_channel(graph, node):
             yield node, f"has scales by channel at opset {graph.opset}"
@@ -102,15 +107,19 @@ def scale_opset(graph: Graph) -> Problems:
             yield node, f"has a scale in fp16 at opset {graph.opset}"
 
 
-@INT8_RULES.add("A quantised type is INT8, and its zero point a constant 0.")
+@INT8_RULES.add
 def zero_point(graph: Graph) -> Problems:
+    """A quantized type is INT8, and its zero point a constant 0.
+
+    Source: types (symmetric quantization to signed INT8); operators.md, rows QuantizeLinear and DequantizeLinear.
+    """
     for node in _nodes(graph):
         readers = _readers(graph, node)
         if readers and all(_is_bias(graph, node, *reader) for reader in readers):
-            continue  # a bias in INT32 is the rule bias's alone
+            continue  # the rule bias reports a bias in INT32
         kind = _format(graph, node)
         if kind != TensorProto.INT8:
-            yield node, f"quantises to {TensorProto.DataType.Name(kind)}"
+            yield node, f"quantizes to {TensorProto.DataType.Name(kind)}"
         elif len(node.input) > 2 and node.input[2]:
             zero = graph.value(node.input[2])
             if zero is None:
@@ -119,8 +128,12 @@ def zero_point(graph: Graph) -> Problems:
                 yield node, f"has the zero point {zero[zero != 0].flat[0]}"
 
 
-@INT8_RULES.add("A scale is constant, finite and positive.")
+@INT8_RULES.add
 def scale(graph: Graph) -> Problems:
+    """A scale is constant, finite and positive.
+
+    Source: operators.md, rows QuantizeLinear and DequantizeLinear.
+    """
     for node in _nodes(graph):
         scales = graph.value(node.input[1])
         if scales is None:
@@ -129,15 +142,23 @@ def scale(graph: Graph) -> Problems:
             yield node, f"has the scale {scales[~((scales > 0) & np.isfinite(scales))].flat[0]:.6g}"
 
 
-@INT8_RULES.add("INT8 has no blocks: TensorRT takes scales by block for FP4 and INT4 weights only.")
+@INT8_RULES.add
 def int8_blocks(graph: Graph) -> Problems:
+    """INT8 has no blocks: TensorRT takes scales by block for FP4 and INT4 weights only.
+
+    Source: types, granularity of scales.
+    """
     for node in _nodes(graph):
         if size := attribute(node, "block_size", 0):
             yield node, f"has one scale for {size} values of an axis"
 
 
-@INT8_RULES.add("Scales by channel are for weights, on the axis of the output channels.")
+@INT8_RULES.add
 def per_channel(graph: Graph) -> Problems:
+    """Scales by channel are for weights, on the axis of the output channels.
+
+    Source: types, granularity of scales.
+    """
     for node in _nodes(graph):
         if not _by_channel(graph, node) or attribute(node, "block_size", 0):
             continue
@@ -156,7 +177,7 @@ def per_channel(graph: Graph) -> Problems:
 
 
 def _channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int | None:
-    """The axis of a weight, read at ``position``, that becomes an axis of the output."""
+    """The axis of a weight, read at ``position``, that becomes an axis of the output; None if the rule does not apply."""
     if node.op_type == "Conv":
         return 0 if position == 1 else None
     if node.op_type == "Gemm":
@@ -164,8 +185,12 @@ def _channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int | None:
     return max(rank - 2 + position, 0) if node.op_type == "MatMul" else None
 
 
-@INT8_RULES.add("A Q is read by DQs only, and a DQ reads what a Q made or a constant.")
+@INT8_RULES.add
 def pair(graph: Graph) -> Problems:
+    """A Q is read by DQs only, and a DQ reads the output of a Q or a constant.
+
+    Source: explicit, quantized weights.
+    """
     for node in _nodes(graph, "QuantizeLinear"):
         readers = [reader.op_type for reader, _ in graph.readers.get(node.output[0], [])]
         other = next((kind for kind in readers if kind != "DequantizeLinear"), None)
@@ -179,16 +204,24 @@ def pair(graph: Graph) -> Problems:
             yield node, "is a DQ of an activation with no Q before it"
 
 
-@INT8_RULES.add("A DQ feeds a Conv, Gemm or MatMul, or the shortcut of a residual Add, and nothing else.")
+@INT8_RULES.add
 def placement(graph: Graph) -> Problems:
+    """A DQ feeds a Conv, Gemm or MatMul, or the shortcut of a residual Add, and nothing else.
+
+    Source: the places where modelopt puts pairs by default.
+    """
     for node in _nodes(graph, "DequantizeLinear"):
         for reader, _ in graph.readers.get(node.output[0], []):
             if reader.op_type not in (*COMPUTING, "Add"):
                 yield reader, f"is a {reader.op_type} that reads the DQ {label(node)}"
 
 
-@INT8_RULES.add("There is no Q/DQ on an output: what is dequantised is computed with.")
-def quantised_output(graph: Graph) -> Problems:
+@INT8_RULES.add
+def quantized_output(graph: Graph) -> Problems:
+    """A graph output does not come from a pair: dequantized tensors are computed with.
+
+    Source: placement (by default, outputs of weighted operations are not quantized).
+    """
     for node in _nodes(graph, "DequantizeLinear"):
         if node.output[0] in graph.outputs:
             yield node, f"is a DQ that makes the output {node.output[0]}"
@@ -196,16 +229,24 @@ def quantised_output(graph: Graph) -> Problems:
             yield node, "is a DQ that nothing reads"
 
 
-@INT8_RULES.add("A bias is not quantised.")
+@INT8_RULES.add
 def bias(graph: Graph) -> Problems:
+    """A bias is not quantized.
+
+    Source: the places where modelopt puts pairs by default.
+    """
     for node in _nodes(graph, "DequantizeLinear"):
         for reader, position in graph.readers.get(node.output[0], []):
             if _is_bias(graph, node, reader, position):
                 yield reader, f"has its bias from the DQ {label(node)}"
 
 
-@INT8_RULES.add("Of a residual Add the shortcut alone is quantised, and a Conv computes the other input.")
+@INT8_RULES.add
 def residual(graph: Graph) -> Problems:
+    """Only the shortcut of a residual Add is quantized, and a Conv computes the other input.
+
+    Source: placement (the residual input in skip connections); modelopt, build_non_residual_input_map.
+    """
     # The Conv, a BatchNormalization after it, the Add and a Relu become one kernel, which takes the shortcut in INT8. A pair on
     # the branch of the Conv would cut that kernel in two; without a Conv there is no such kernel.
     for node in graph.nodes:
@@ -213,30 +254,36 @@ def residual(graph: Graph) -> Problems:
             continue
         dequantized = [dq for name in node.input if (dq := _dequantize(graph, name)) is not None]
         if any(_origin(graph, dq) in graph.constants for dq in dequantized):
-            continue  # the rule bias's
+            continue  # the rule bias reports it
         if len(dequantized) == 2:
-            yield node, "has both inputs quantised"
+            yield node, "has both inputs quantized"
         elif dequantized:
             branch = next(graph.producer.get(name) for name in node.input if _dequantize(graph, name) is None)
             if branch is not None and branch.op_type == "BatchNormalization":
                 branch = graph.producer.get(branch.input[0])
             if branch is None or branch.op_type != "Conv":
-                yield node, "has a quantised input, and no Conv computes the other"
+                yield node, "has a quantized input, and no Conv computes the other"
 
 
-@INT8_RULES.add("Of a Conv, Gemm or MatMul both operands are quantised, or neither.")
+@INT8_RULES.add
 def both_inputs(graph: Graph) -> Problems:
+    """A Conv, Gemm or MatMul has both operands quantized, or neither.
+
+    Source: placement (all inputs of weighted operations are quantized).
+    """
     for node in graph.nodes:
-        if node.op_type in COMPUTING and _quantised_inputs(graph, node) == 1:
+        if node.op_type in COMPUTING and _quantized_inputs(graph, node) == 1:
             yield node, f"is a {node.op_type} with one operand in INT8 and one in float"
 
 
-@INT8_RULES.add(
-    f"A quantised MatMul or Gemm has M and N above 1, and K and N of {LEAST_SIZE} or more, where they are known."
-)
+@INT8_RULES.add
 def small_product(graph: Graph) -> Problems:
+    """A quantized MatMul or Gemm has M and N above 1, and K and N of 16 or more, if they are known.
+
+    Source: modelopt, find_nodes_from_matmul_to_exclude for M and N above 1. 16 is the depth of an INT8 product on Tensor Cores.
+    """
     for node in graph.nodes:
-        if node.op_type in ("Gemm", "MatMul") and _quantised_inputs(graph, node):
+        if node.op_type in ("Gemm", "MatMul") and _quantized_inputs(graph, node):
             m, k, n = _product(graph, node)
             if m == 1 or any(size is not None and size < LEAST_SIZE for size in (k, n)):
                 sizes = ", ".join(
@@ -246,7 +293,7 @@ def small_product(graph: Graph) -> Problems:
 
 
 def _product(graph: Graph, node: onnx.NodeProto) -> tuple[int | None, int | None, int | None]:
-    """M, K and N of [M, K] x [K, N], None where one is not known. The leading axes are a batch; a vector counts as M or N = 1."""
+    """M, K and N of [M, K] x [K, N], None if one is not known. Leading axes are a batch; a vector counts as M or N = 1."""
     left, right = (graph.shape(name) for name in node.input[:2])
     left = [None, None] if left is None else [1, *left][-2:]
     right = [None, None] if right is None else [*right, 1][:2] if len(right) == 1 else right[-2:]
@@ -257,12 +304,16 @@ def _product(graph: Graph, node: onnx.NodeProto) -> tuple[int | None, int | None
     return left[0], left[1] if left[1] is not None else right[0], right[1]
 
 
-@INT8_RULES.add(f"A quantised Conv has {LEAST_CHANNELS} input channels or more, unless it is the first.")
+@INT8_RULES.add
 def few_channels(graph: Graph) -> Problems:
-    # First is what no other Conv comes before, so that each of two towers in one graph has its own.
+    """A quantized Conv has 16 input channels or more, unless it is the first.
+
+    Source: modelopt, find_nodes_from_convs_to_exclude, which lets a few more configurations through.
+    """
+    # The first is a Conv that no other Conv comes before: each of two towers in one graph has its own.
     after: set[str] = set()
     for node in graph.nodes:
-        if node.op_type == "Conv" and node.input[0] in after and _quantised_inputs(graph, node):
+        if node.op_type == "Conv" and node.input[0] in after and _quantized_inputs(graph, node):
             weight = graph.shape(node.input[1])
             channels = None if weight is None or weight[1] is None else weight[1] * attribute(node, "group", 1)
             if channels is not None and channels < LEAST_CHANNELS:

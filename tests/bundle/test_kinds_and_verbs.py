@@ -76,6 +76,11 @@ def take(graph: int, **tensor: Any) -> Edit:
     return lambda content: content["graphs"][graph]["inputs"].append(tensor)
 
 
+def add_graph(source: int, **fields: Any) -> Edit:
+    """One more graph, like another but for ``fields``."""
+    return lambda content: content["graphs"].append(copy.deepcopy(content["graphs"][source]) | fields)
+
+
 def add_pipeline(source: int, **fields: Any) -> Edit:
     """One more pipeline, like another but for ``fields``."""
     return lambda content: content["pipelines"].append(copy.deepcopy(content["pipelines"][source]) | fields)
@@ -149,6 +154,7 @@ KINDS: list[tuple[str, Edit]] = [
     ("$.graphs[2].inputs[0]", every("shots", shape=["batch", "moments", 9, 7])),
     ("$.graphs[2].inputs[0]", every("shots", shape=["batch", "moments"])),
     ("$.graphs[2].inputs[0].shape[1]", every("shots", shape=["batch", 4, 9, 8])),
+    ("$.graphs[8].axes[1]", both(add_graph(2, name="film_2"), put("graphs", 8, "axes", 1, "maximum", value=3))),
     ("$.graphs[2].inputs[1]", every("shown", dtype="uint8")),
     ("$.graphs[2].inputs[1]", every("shown", shape=["batch", 4])),
     ("$.graphs[2].inputs[1]", every("shots", kind="hidden")),
@@ -174,7 +180,7 @@ KINDS: list[tuple[str, Edit]] = [
     ("$.graphs[0].inputs[1]", take(0, name="joint", **HIDDEN)),
     ("$.graphs[3].outputs[2]", give(3, name="look", **HIDDEN | {"kind": "embedding"})),
     ("$.graphs[1].outputs[2]", lambda c: give(1, **c["graphs"][0]["outputs"][0])(c)),
-    ("$.graphs[8].outputs[0]", lambda c: c["graphs"].append(c["graphs"][2] | {"name": "second_film"})),
+    ("$.graphs[8].outputs[0]", add_graph(2, name="film_2")),
     ("$.graphs[2].outputs[1]", give(2, name="look", **HIDDEN | {"kind": "embedding"})),
 ]
 VERBS: list[tuple[str, Edit]] = [

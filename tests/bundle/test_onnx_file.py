@@ -1,4 +1,4 @@
-"""The reader of ONNX files agrees with the onnx package or refuses, whatever the bytes are; and only graphs of ours pass."""
+"""The reader of ONNX files agrees with the onnx package or refuses, whatever the bytes are. Only graphs of ours pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add_model() -> onnx.ModelProto:
 
 
 def by_onnx(model: onnx.ModelProto) -> GraphFile:
-    """What :func:`read_graph` has to say about a model without anything strange, from the onnx package."""
+    """What :func:`read_graph` must return for a model without problems, from the onnx package."""
     seen = GraphFile(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
     for node in model.graph.node:
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
@@ -61,7 +61,7 @@ def by_onnx(model: onnx.ModelProto) -> GraphFile:
 
 
 def hides_something(model: onnx.ModelProto) -> bool:
-    """Whether a model has anything that a digest or a list of operators would not see, by the onnx package alone."""
+    """Whether a model has anything that digests and a list of operators do not cover, by the onnx package alone."""
     tensors = list(model.graph.initializer)
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -126,7 +126,7 @@ def rename(values: list[onnx.ValueInfoProto], name: str) -> None:
     values[0].name = name
 
 
-STRANGE: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
+PROBLEMS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
     "external": (lambda m: external(m.graph.initializer[0]), "'w'"),
     "external by entries alone": (lambda m: m.graph.initializer[0].external_data.add(key="location", value="a"), "'w'"),
     "external in a node": (
@@ -176,12 +176,12 @@ STRANGE: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", sorted(STRANGE))
-def test_what_we_do_not_export_is_refused_by_name(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", sorted(PROBLEMS))
+def test_what_we_do_not_export_is_refused_by_its_name(case: str, tmp_path: Path) -> None:
     path, model = tmp_path / "g.onnx", add_model()
     onnx.save(model, path)
     check_graph_file(path, SPEC)
-    change, place = STRANGE[case]
+    change, place = PROBLEMS[case]
     change(model)
     path.write_bytes(model.SerializeToString())
     with pytest.raises(BundleError) as caught:
@@ -240,16 +240,17 @@ def test_bytes_that_are_not_a_whole_model_are_refused(case: str, tmp_path: Path)
     assert caught.value.exit_code == 5 and caught.value.where == str(path)
 
 
-def test_a_file_of_empty_fields_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_empty_fields_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_FIELDS", 1_000)
     path = tmp_path / "g.onnx"
     path.write_bytes(b"\x3a\xa8\xc3\x01" + b"\x0a\x00" * 12_500)
-    with pytest.raises(BundleError, match="1,000 fields"):
+    with pytest.raises(BundleError) as caught:
         read_graph(path)
+    assert caught.value.where == str(path)
 
 
 def agrees_or_refuses(content: bytes, path: Path) -> bool:
-    """Whether ``content`` was accepted; fail if it was although the onnx package sees something else in it."""
+    """Whether ``content`` was accepted. Fail if the onnx package sees something else in it than we do."""
     path.write_bytes(content)
     try:
         graph = read_graph(path)
@@ -271,7 +272,7 @@ def test_changed_bytes_agree_with_onnx_or_are_refused(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.onnx"
     model = add_model()
-    change = data.draw(st.sampled_from([None, *(change for change, _ in STRANGE.values())]))
+    change = data.draw(st.sampled_from([None, *(change for change, _ in PROBLEMS.values())]))
     if change is not None:
         change(model)
     content = bytearray(model.SerializeToString())
@@ -309,10 +310,10 @@ DTYPES = [np.float32, np.float16, np.int64, np.int32, np.int8, np.uint8, np.floa
     tensors=st.lists(st.tuples(st.text(max_size=8), st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3))),
     shape=st.lists(st.one_of(st.integers(0, 2**40), st.text(max_size=5), st.none()), max_size=4),
     raw=st.booleans(),
-    strange=st.lists(st.sampled_from([change for change, _ in STRANGE.values()]), max_size=1),
+    changes=st.lists(st.sampled_from([change for change, _ in PROBLEMS.values()]), max_size=1),
 )
 def test_any_model_is_read_as_onnx_reads_it(
-    tmp_path_factory: pytest.TempPathFactory, nodes: list, tensors: list, shape: list, raw: bool, strange: list
+    tmp_path_factory: pytest.TempPathFactory, nodes: list, tensors: list, shape: list, raw: bool, changes: list
 ) -> None:
     model = add_model()
     for index, (name, kind, inner) in enumerate(nodes):
@@ -324,7 +325,7 @@ def test_any_model_is_read_as_onnx_reads_it(
         flat = helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(array.dtype), sizes, array.ravel())
         model.graph.initializer.append(numpy_helper.from_array(array, name) if raw else flat)
     model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.INT64, shape))
-    for change in strange:
+    for change in changes:
         change(model)
     path = tmp_path_factory.getbasetemp() / "made.onnx"
     assert agrees_or_refuses(model.SerializeToString(), path)
@@ -347,8 +348,9 @@ def test_weights_in_another_file_are_refused_by_every_command(run_cli, tiny_bund
     bundle = change_graph(tiny_bundle, tmp_path / "bundle", "text_encoder", outside)
     assert (bundle / "graphs/w.bin").is_file()
     for engine in ("ort", "openvino"):
-        with load(bundle, engine) as model, pytest.raises(BundleError, match="text_encoder"):
+        with load(bundle, engine) as model, pytest.raises(BundleError) as caught:
             model.embed_text(["red"])
+        assert "text_encoder" in str(caught.value.where)
     for words in (["verify"], ["certify", "--engine", "ort"], ["build", "--engine", "trt", "--dry-run"]):
         done = run_cli("export", words[0], bundle, *words[1:])
         assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
@@ -382,8 +384,9 @@ def test_an_endless_loop_is_never_run(tiny_bundle: Path, tmp_path: Path) -> None
 
     bundle = change_graph(tiny_bundle, tmp_path / "bundle", "head.match", spin)
     for engine in ("ort", "openvino"):
-        with load(bundle, engine) as model, pytest.raises(BundleError, match="spin"):
+        with load(bundle, engine) as model, pytest.raises(BundleError) as caught:
             model.match(np.zeros((8, 8, 3), np.uint8), ["red"])
+        assert "spin" in caught.value.what
 
 
 def test_the_exporter_refuses_an_operator_that_no_device_would_open() -> None:
@@ -392,5 +395,6 @@ def test_the_exporter_refuses_an_operator_that_no_device_would_open() -> None:
     model = add_model()
     check(model, SPEC, 20)
     model.graph.node.append(helper.make_node("Sin", ["x"], ["v"], name="wave"))
-    with pytest.raises(GateFailed, match="wave"):
+    with pytest.raises(GateFailed) as caught:
         check(model, SPEC, 20)
+    assert "wave" in caught.value.what

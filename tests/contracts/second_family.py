@@ -10,7 +10,7 @@ from simmim_export.models.family import Graph, SourceModel
 from simmim_export.models.weights import check_state
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, TensorSpec, Verb
 
-SIDE, WIDTH, LONGEST, ANSWERS = 32, 32, 12, ("no", "yes")
+SIDE, WIDTH, LONGEST, ANSWERS = 32, 64, 12, ("no", "yes")
 PHOTO = TensorSpec("photo", "uint8", ("batch", SIDE, SIDE, 3), Kind.IMAGE)
 WORDS = TensorSpec("words", "int64", ("batch", "length"), Kind.TOKEN_IDS)
 REAL = TensorSpec("real", "int64", ("batch", "length"), Kind.TEXT_MASK)
@@ -41,11 +41,11 @@ def modules(vocabulary: int):
         def forward(self, photo, words, real):
             patches, asked = self[0](photo.permute(0, 3, 1, 2).float() / 255).flatten(2), self[1](words)
             seen = torch.softmax(asked @ patches / WIDTH**0.5, dim=-1) @ patches.transpose(1, 2)
-            return self[2]((seen * asked * real.float().unsqueeze(-1)).sum(1))
+            return (self[2](seen * asked) * real.float().unsqueeze(-1)).sum(1)
 
     eye = Eye(nn.Conv2d(3, WIDTH, 4, 4), nn.ReLU(), nn.Conv2d(WIDTH, WIDTH, 3))
-    ear = Ear(nn.Embedding(vocabulary, WIDTH), nn.Linear(WIDTH, WIDTH))
-    end = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, len(ANSWERS)))
+    ear = Ear(nn.Embedding(vocabulary, 256), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, WIDTH))
+    end = nn.Sequential(nn.Linear(WIDTH, 256), nn.ReLU(), nn.Linear(256, len(ANSWERS)))
     judge = Judge(nn.Conv2d(3, WIDTH, 8, 8), nn.Embedding(vocabulary, WIDTH), end)
     return nn.ModuleDict({"eye": eye, "ear": ear, "judge": judge}).eval()
 

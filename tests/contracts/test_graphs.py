@@ -23,7 +23,7 @@ from simmim_export.models.simmim.checkpoint import build, load
 from simmim_export.models.simmim.fusion import FUSIONS
 from simmim_export.models.simmim.heads import HEADS
 from simmim_export.models.simmim.interaction import INTERACTIONS
-from simmim_export.precision.passes import Options, apply
+from simmim_export.precision.passes import write_variant
 from simmim_export.proof.parity import compare
 from simmim_export.spec import Precision
 from simmim_export.tensorrt_rules.lint import lint
@@ -46,12 +46,8 @@ def prove(path: Path, folder: Path, *, names: set[str], attention: bool = False)
     for name in names:
         graph, source = model.graphs[name], folder / f"{name}.onnx"
         trace(graph, source)
-        report = compare(
-            get_engine("ort").open(source, graph.spec, precision=Precision.FP32),
-            graph.spec,
-            golden=golden,
-            precision=Precision.FP32,
-        )
+        session = get_engine("ort").open(source, graph.spec, precision=Precision.FP32)
+        report = compare(session, graph.spec, golden=golden, precision=Precision.FP32)
         report.require(name, "")
         assert {row.shape[0] for row in report.rows} == {1, 2, 5, 6}
         singles = [golden.feeds(case, graph.spec) for case in golden.cases if case.startswith("batch 1,")]
@@ -59,7 +55,7 @@ def prove(path: Path, folder: Path, *, names: set[str], attention: bool = False)
             target = source
             if variant != "fp32":
                 target = folder / f"{name}.{variant}.onnx"
-                apply(variant, source, target, singles, Options())
+                write_variant(source, target, variant=variant, feeds=singles)
             assert lint(onnx.load(target)) == [], (name, variant)
     for pipeline in model.pipelines:
         assert set(pipeline.graphs) <= set(model.graphs)

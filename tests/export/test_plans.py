@@ -1,48 +1,56 @@
-"""Plans of several engines share the files of a bundle: what one keeps float is float for all, and measured for all."""
+"""Plans of several engines share the files of a bundle: a group that one engine needs in float is float for all."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from simmim_export.export import exporter
+from simmim_export.export import plans
+from simmim_export.export.variants import VariantFiles
+from simmim_export.planning.planner import SearchResult, Trial
 from simmim_export.proof.budget import Budget
-from simmim_export.spec import PrecisionPlan
+from simmim_export.spec import PrecisionPlan, Variant
 
 
-def test_a_plan_is_made_again_when_another_engine_changes_its_file(
+def test_an_engine_is_planned_again_if_another_changes_its_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """ort keeps nothing float, openvino one group: ort's plan was then measured on a file that is no more."""
-    kept: dict[str, frozenset[str]] = {}
-    asked: list[tuple[str, frozenset[str]]] = []
+    """ort leaves nothing in float, openvino one group: ort's plan was measured on a file that no longer exists."""
+    written: list[tuple[str, frozenset[str]]] = []
+    searches: list[tuple[str, frozenset[str]]] = []
 
-    class Made:
-        def keep(self, graph: str, groups: set[str]) -> bool:
-            before = kept.get(graph, frozenset())
-            kept[graph] = before | set(groups)
-            return kept[graph] != before
+    class Files(VariantFiles):
+        def write(self, graph: str, variant: Variant) -> None:
+            written.append((graph, self.floats(graph)))
+
+    files = Files(root=tmp_path, graphs=["text_encoder"], passes=None)  # type: ignore[arg-type]
 
     class Planner:
-        def __init__(self, judge: str, *_: Any) -> None:
+        def __init__(self, *, judge: str, **_: object) -> None:
             self.engine = judge
 
-        def run(self) -> Any:
-            asked.append((self.engine, kept.get("text_encoder", frozenset())))
-            groups = {"text_encoder": ("layer.0",)} if self.engine == "openvino" else {}
-            plan = PrecisionPlan.parse("text_encoder=int8")
-            return SimpleNamespace(engine=self.engine, chosen=SimpleNamespace(plan=plan, kept=groups), notes=[])
+        def run(self) -> SearchResult:
+            searches.append((self.engine, files.floats("text_encoder")))
+            trial = Trial(
+                plan=PrecisionPlan.parse("text_encoder=int8"),
+                float_groups={"text_encoder": ("layer.0",)} if self.engine == "openvino" else {},
+                reason="",
+                seconds=1.0,
+                share=1.0,
+                lines=(),
+            )
+            return SearchResult(engine=self.engine, budget=budget, chosen=trial, trials=(trial,))
 
-    monkeypatch.setattr(exporter, "Judge", lambda name, *_: contextlib.nullcontext(name))
-    monkeypatch.setattr(exporter, "Choice", lambda *_: SimpleNamespace(refused={}))
-    monkeypatch.setattr(exporter, "Planner", Planner)
-    staging: Any = SimpleNamespace(root=tmp_path)
-    checkpoint: Any = SimpleNamespace(tokenizer="")
-    found = exporter._plan(staging, None, checkpoint, Made(), Budget.parse("cosine=0.9"), lambda *_: None)  # type: ignore[arg-type]
-    float_now = frozenset({"layer.0"})
-    assert asked == [("ort", frozenset()), ("openvino", frozenset()), ("ort", float_now)]
-    assert [plan.engine for plan in found] == ["ort", "openvino"]
+    budget = Budget.parse("cosine=0.9")
+    monkeypatch.setattr(plans, "Judge", lambda name, *_: contextlib.nullcontext(name))
+    monkeypatch.setattr(plans, "EngineChoices", lambda *_, **__: SimpleNamespace(refused={}))
+    monkeypatch.setattr(plans, "Planner", Planner)
+    (tmp_path / plans.TOKENIZER).write_text("")
+    results = plans.search_plans(tmp_path, None, files=files, budget=budget, watch=lambda *_: None)  # type: ignore[arg-type]
+    in_float = frozenset({"layer.0"})
+    assert searches == [("ort", frozenset()), ("openvino", frozenset()), ("ort", in_float)]
+    assert written == [("text_encoder", in_float)]
+    assert [result.engine for result in results] == ["ort", "openvino"]

@@ -183,11 +183,11 @@ def patch_zip(rng: random.Random, data: bytes) -> bytes:
 
 
 def _all(data: bytes, mark: bytes) -> list[int]:
-    found, place = [], data.find(mark)
-    while place >= 0 and len(found) < 200:
-        found.append(place)
+    places, place = [], data.find(mark)
+    while place >= 0 and len(places) < 200:
+        places.append(place)
         place = data.find(mark, place + 1)
-    return found
+    return places
 
 
 def mutate_npz(rng: random.Random, data: bytes) -> bytes:

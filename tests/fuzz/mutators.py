@@ -188,15 +188,15 @@ def _same_type(rng: random.Random, value: Any) -> Any:
 
 def _nodes(value: Any, path: tuple = ()) -> list[tuple]:
     """The path of every value in a tree, the root's included."""
-    found = [path]
+    paths = [path]
     if isinstance(value, dict):
         for key in value:
-            found += _nodes(value[key], (*path, key))
+            paths += _nodes(value[key], (*path, key))
     elif isinstance(value, list):
         # Of long lists of the same kind a few members stand for all.
         for index in range(min(len(value), 40)):
-            found += _nodes(value[index], (*path, index))
-    return found
+            paths += _nodes(value[index], (*path, index))
+    return paths
 
 
 def _at(value: Any, path: Sequence) -> Any:

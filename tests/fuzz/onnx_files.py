@@ -31,7 +31,7 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
 
 def _fields(data: bytes) -> list[tuple[int, bytes | int]]:
     """(key, value) of every field of a message. IndexError or ValueError for what is not one."""
-    found, place = [], 0
+    fields, place = [], 0
     while place < len(data):
         key, place = _read_varint(data, place)
         value: bytes | int
@@ -47,8 +47,8 @@ def _fields(data: bytes) -> list[tuple[int, bytes | int]]:
             raise ValueError("not a message")
         if place > len(data) or key >> 3 == 0:
             raise ValueError("not a message")
-        found.append((key, value))
-    return found
+        fields.append((key, value))
+    return fields
 
 
 def _message(fields: Sequence[tuple[int, bytes | int]]) -> bytes:

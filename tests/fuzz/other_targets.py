@@ -94,12 +94,12 @@ class ReadersTarget(Target):
             shutil.rmtree(root, ignore_errors=True)
             root.mkdir(parents=True)
             self._splits[name] = make(root)
-            found = {
+            files = {
                 f"{name}/{path.relative_to(root)}": path.read_bytes()
                 for path in sorted(root.rglob("*"))
                 if path.is_file()
             }
-            self._files[name] = found
+            self._files[name] = files
 
     def valid(self) -> Files:
         return {name: data for files in self._files.values() for name, data in files.items()}

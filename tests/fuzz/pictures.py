@@ -25,7 +25,7 @@ def pictures() -> list[bytes]:
     rgba = Image.fromarray(noise)
     exif = Image.Exif()
     exif[0x0112] = 6
-    found = []
+    files = []
     for form in STILL:
         modes = (
             ("RGB", "RGBA")
@@ -37,13 +37,13 @@ def pictures() -> list[bytes]:
                 rgba.convert("L").convert(mode) if mode.startswith(("I", "F")) else rgba.convert("RGB").convert(mode)
             )
             extra = {"exif": exif} if form in ("JPEG", "PNG", "WEBP", "TIFF") and mode == "RGB" else {}
-            found += _written(image, form, **extra)
-    found += _written(rgba.convert("RGB"), "JPEG", progressive=True) + _written(
+            files += _written(image, form, **extra)
+    files += _written(rgba.convert("RGB"), "JPEG", progressive=True) + _written(
         rgba.convert("RGB"), "TIFF", compression="jpeg"
     )
     for compression in ("tiff_lzw", "tiff_deflate", "packbits", "group4", "tiff_adobe_deflate", "webp", "zstd", "lzma"):
-        found += _written(rgba.convert("1" if compression == "group4" else "RGB"), "TIFF", compression=compression)
-    return found + animations()
+        files += _written(rgba.convert("1" if compression == "group4" else "RGB"), "TIFF", compression=compression)
+    return files + animations()
 
 
 def animations() -> list[bytes]:

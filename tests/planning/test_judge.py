@@ -1,4 +1,4 @@
-"""The judge's process: what it meets on the way up is said to whoever asks it."""
+"""The judge's process: an error at its start reaches the caller."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simmim_export.proof.evidence import FILE as EVIDENCE
     ("engine", "damaged", "error"),
     [("trt", False, EngineUnavailable), ("ort", True, BundleError)],
 )
-def test_what_it_cannot_start_with_is_raised_as_it_is(
+def test_an_error_at_the_start_is_raised_with_its_type(
     asked_bundle: Path, tmp_path: Path, engine: str, damaged: bool, error: type[Exception]
 ) -> None:
     bundle = Bundle.open(asked_bundle)

@@ -1,4 +1,4 @@
-"""What the passes remember: the same again without work, and never a damaged file or a result for something else."""
+"""The cache of the passes: the same result without work, and never a damaged file or a result of something else."""
 
 from __future__ import annotations
 
@@ -10,11 +10,36 @@ import pytest
 from support import golden_of
 
 from simmim_export.bundle import Bundle
+from simmim_export.errors import UsageError
+from simmim_export.export.lower import Lower
 from simmim_export.precision import passes
-from simmim_export.precision.passes import Options, Passes
+from simmim_export.precision.passes import PASSES, VARIANTS, CachedPasses, Options, write_variant
+from simmim_export.spec import Precision, Variant
 
 
-def test_a_cache_that_is_full_costs_no_result(
+@pytest.mark.parametrize("variant", ["fp8", "bf16", Variant.FP32])
+def test_unknown_variant_is_an_error(tiny_bundle: Path, tmp_path: Path, variant: Variant) -> None:
+    source, target = tiny_bundle / "graphs/head.vqa.fp32.onnx", tmp_path / "x.onnx"
+    with pytest.raises(UsageError, match=str(variant)) as caught:
+        write_variant(source, target, variant=variant, feeds=[])
+    assert caught.value.exit_code == 2 and caught.value.fix and not target.exists()
+
+
+def test_every_variant_belongs_to_its_precision_and_has_a_pass() -> None:
+    for precision, variants in VARIANTS.items():
+        assert all(variant.precision is precision for variant in variants)
+    assert {variant for variants in VARIANTS.values() for variant in variants} == set(Variant)
+    assert set(PASSES) == set(Variant) - set(VARIANTS[Precision.FP32])
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP32])
+def test_asking_for_a_precision_without_files_is_an_error(precision: Precision) -> None:
+    with pytest.raises(UsageError, match=str(precision)) as caught:
+        Lower((precision,))
+    assert caught.value.exit_code == 2 and caught.value.fix
+
+
+def test_a_full_cache_does_not_cost_the_result(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMMIM_EXPORT_CACHE", str(tmp_path / "cache"))
@@ -27,11 +52,12 @@ def test_a_cache_that_is_full_costs_no_result(
         return copy(source, target)
 
     monkeypatch.setattr(passes.shutil, "copyfile", full)
-    Passes({"head.vqa": []}).make("head.vqa", "int8-u8", source, target, Options())
+    cached = CachedPasses({"head.vqa": []})
+    cached.write("head.vqa", Variant.INT8_U8, source=source, target=target, options=Options())
     assert target.is_file() and not list((tmp_path / "cache").rglob("*.onnx"))
 
 
-def test_a_result_is_kept_whole_or_made_again(
+def test_a_cached_result_is_whole_or_made_again(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMMIM_EXPORT_CACHE", str(tmp_path / "cache"))
@@ -39,19 +65,22 @@ def test_a_result_is_kept_whole_or_made_again(
     rows = golden.feeds(max(golden.cases, key=lambda name: golden.cases[name]["input_ids"].size), spec)
     feeds = [{name: array[[index]] for name, array in rows.items()} for index in range(4)]
     source, target = tiny_bundle / "graphs/text_encoder.fp32.onnx", tmp_path / "x.onnx"
-    applied: list[str] = []
-    real = passes.apply
-    monkeypatch.setattr(passes, "apply", lambda variant, *rest: applied.append(variant) or real(variant, *rest))
+    made: list[Variant] = []
+    real = passes.write_variant
+    monkeypatch.setattr(
+        passes, "write_variant", lambda *args, **rest: made.append(rest["variant"]) or real(*args, **rest)
+    )
 
-    def make(options: Options = Options()) -> bytes:
-        Passes({"text_encoder": feeds}).make("text_encoder", "int8-u8", source, target, options)
+    def write(options: Options = Options()) -> bytes:
+        cached = CachedPasses({"text_encoder": feeds})
+        cached.write("text_encoder", Variant.INT8_U8, source=source, target=target, options=options)
         return target.read_bytes()
 
-    first = make()
-    assert make() == first and len(applied) == 1
-    assert make(Options(full_range=True)) != first and len(applied) == 2
+    first = write()
+    assert write() == first and len(made) == 1
+    assert write(Options(full_range=True)) != first and len(made) == 2
     (kept,) = [path for path in (tmp_path / "cache").rglob("graph.onnx") if path.read_bytes() == first]
     kept.write_bytes(first[:1000] + bytes([first[1000] ^ 1]) + first[1001:])
-    assert make() == first and len(applied) == 3
+    assert write() == first and len(made) == 3
     monkeypatch.setenv("SIMMIM_EXPORT_CACHE", "off")
-    assert make() == first and len(applied) == 4
+    assert write() == first and len(made) == 4

@@ -1,4 +1,4 @@
-"""Rounding to levels: within half a step, and better than that where inputs hang together."""
+"""Rounding to levels: within half a step, and better than that on correlated inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_si
 @given(weight=WEIGHTS, half=st.sampled_from([63, 127]))
 def test_a_level_is_within_half_a_step_of_its_weight(weight: np.ndarray, half: int) -> None:
     scales = scales_of(weight, half)
-    levels = nearest(weight, scales, half)
+    levels = nearest(weight, scales, half=half)
     assert levels.dtype == np.int8 and np.abs(levels.astype(int)).max() <= half
     assert scales.shape == (weight.shape[1],) and (scales > 0).all()
     back = levels.astype(np.float64) * scales.astype(np.float64)
@@ -31,12 +31,12 @@ def test_an_outlier_spoils_its_own_column_alone() -> None:
     spoiled = weight.copy()
     spoiled[0, 3] = 1000
     scales = scales_of(spoiled, 127)
-    lost = np.abs(nearest(spoiled, scales, 127) * scales - weight)[1:].max(axis=0)
+    lost = np.abs(nearest(spoiled, scales, half=127) * scales - weight)[1:].max(axis=0)
     assert lost[3] > 0.5 > 0.05 > np.delete(lost, 3).max()
 
 
 def correlated(rows: int, seed: int) -> np.ndarray:
-    """Inputs of 2 BLOCK + 10 channels that 30 causes make, as in a transformer few make many."""
+    """Inputs of 2 BLOCK + 10 channels that depend on 30 causes, as few causes drive many channels in a transformer."""
     causes = np.random.default_rng(0).normal(size=(30, 2 * BLOCK + 10))
     random = np.random.default_rng(seed)
     return random.normal(size=(rows, 30)) @ causes + 0.1 * random.normal(size=(rows, causes.shape[1]))
@@ -50,29 +50,34 @@ def lost(levels: np.ndarray, x: np.ndarray) -> float:
     return float(np.linalg.norm(x @ (levels * SCALES - WEIGHT)) / np.linalg.norm(x @ WEIGHT))
 
 
-def test_inputs_that_hang_together_lose_half_as_much_on_others_like_them() -> None:
+def gptq(seen: np.ndarray) -> np.ndarray:
+    return compensated(WEIGHT, SCALES, half=63, moments=seen.T @ seen, tokens=len(seen))
+
+
+def test_correlated_inputs_lose_less_than_half_on_others_like_them() -> None:
     seen, unseen = correlated(2000, 1), correlated(500, 2)
-    rounded, found = nearest(WEIGHT, SCALES, 63), compensated(WEIGHT, SCALES, 63, seen.T @ seen, len(seen))
-    assert found.dtype == np.int8 and np.abs(found.astype(int)).max() <= 63
-    assert lost(found, unseen) < 0.5 * lost(rounded, unseen)
+    rounded, levels = nearest(WEIGHT, SCALES, half=63), gptq(seen)
+    assert levels.dtype == np.int8 and np.abs(levels.astype(int)).max() <= 63
+    assert lost(levels, unseen) < 0.5 * lost(rounded, unseen)
 
 
 def test_few_tokens_decide_little() -> None:
-    """What is unlike the samples loses hardly more than by rounding to nearest."""
+    """Inputs unlike the samples lose hardly more than by rounding to nearest."""
     seen, unlike = correlated(4, 1), np.random.default_rng(3).normal(size=(500, len(WEIGHT)))
-    found = compensated(WEIGHT, SCALES, 63, seen.T @ seen, len(seen))
-    assert lost(found, unlike) < 1.1 * lost(nearest(WEIGHT, SCALES, 63), unlike)
+    assert lost(gptq(seen), unlike) < 1.1 * lost(nearest(WEIGHT, SCALES, half=63), unlike)
 
 
-def test_inputs_that_do_not_are_rounded_to_nearest() -> None:
+def test_uncorrelated_inputs_are_rounded_to_nearest() -> None:
     moments = np.diag(np.random.default_rng(0).uniform(0.1, 100, len(WEIGHT)))
     for known in (moments, np.zeros_like(moments)):
-        assert np.array_equal(compensated(WEIGHT, SCALES, 63, known, 100), nearest(WEIGHT, SCALES, 63))
+        assert np.array_equal(
+            compensated(WEIGHT, SCALES, half=63, moments=known, tokens=100), nearest(WEIGHT, SCALES, half=63)
+        )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_moments_that_are_not_finite_are_refused(value: float) -> None:
     moments = np.eye(len(WEIGHT))
     moments[3, 3] = value
-    with pytest.raises(ValueError, match="not finite"):
-        compensated(WEIGHT, SCALES, 63, moments, 100)
+    with pytest.raises(ValueError):
+        compensated(WEIGHT, SCALES, half=63, moments=moments, tokens=100)

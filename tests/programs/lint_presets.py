@@ -1,7 +1,6 @@
-"""Every graph of the presets, in every variant that TensorRT is given, against the lint: ``make lint-graphs``.
+"""Lint every graph of the presets, in every variant that TensorRT is given: ``make lint-graphs``.
 
-Knows which models there are, the tracer and the passes. Must not know what any rule says. Weights are random and inputs are
-noise: rules read operators, types and shapes, and what is worth quantising is decided on real ones elsewhere.
+Weights are random and inputs are noise. The rules read operators, types and shapes only; other tests use real weights.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import argparse
 import itertools
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,32 +18,33 @@ import onnx
 import torch
 
 from simmim_export.console import progress_bar, run_app, say
-from simmim_export.errors import FewSamples, GateFailed
-from simmim_export.export.golden import make_feeds
+from simmim_export.errors import GateFailed
+from simmim_export.export.golden import Inputs, feeds_of
 from simmim_export.export.onnx import trace
+from simmim_export.models.family import Graph
 from simmim_export.models.simmim.fusion import FUSIONS
-from simmim_export.models.simmim.graphs import Graph, graphs
+from simmim_export.models.simmim.graphs import STACKED, graphs
 from simmim_export.models.simmim.heads import HEADS
 from simmim_export.models.simmim.interaction import INTERACTIONS
 from simmim_export.models.simmim.model import SimMIM
 from simmim_export.models.simmim.presets import PRESETS, ModelConfig, preset
-from simmim_export.precision import fp16, int8_s8
-from simmim_export.precision.calibration import LEAST, Calibration
-from simmim_export.precision.passes import Feeds, Options, apply
+from simmim_export.precision.base import Feeds
+from simmim_export.precision.passes import write_variant
+from simmim_export.spec import Variant
 from simmim_export.tensorrt_rules.lint import Finding, lint
 
-FP32 = "fp32"
-VARIANTS = (FP32, fp16.VARIANT, int8_s8.VARIANT)
-MAX_BATCH, FRAMES, CLASSES = 8, 8, 32
+# What TensorRT is given.
+VARIANTS = (Variant.FP32, Variant.FP16, Variant.INT8_S8)
+MAX_BATCH, FRAMES, CLASSES, SAMPLES = 8, 8, 32, 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Linted:
     """One graph in one variant. ``graph`` names a fusion with its interaction: ``fusion film x graph``."""
 
     preset: str
     graph: str
-    variant: str
+    variant: Variant
     findings: tuple[Finding, ...]
 
 
@@ -63,7 +62,7 @@ def full(name: str) -> dict[str, Graph]:
 
 def fusions(name: str) -> Iterator[tuple[str, Graph]]:
     """The fusion of preset ``name`` with every pair, and with attention maps. It reads tokens of one width from any text
-    encoder, so that the smallest stands in for the preset's."""
+    encoder, so the smallest text encoder stands in for the preset's."""
     small = replace(preset(name), text=PRESETS["tiny"].text)
     for fusion, mixing in pairs():
         model = _model(replace(small, fusion=fusion, interaction=mixing))
@@ -76,46 +75,39 @@ def _model(config: ModelConfig) -> SimMIM:
     return SimMIM(config)
 
 
-def noise(found: Mapping[str, Graph], config: ModelConfig) -> dict[str, list[dict[str, np.ndarray]]]:
+def noise(every: dict[str, Graph], config: ModelConfig) -> dict[str, list[dict[str, np.ndarray]]]:
     """For each graph of :func:`full` what the passes measure ranges on, from random pixels and token ids."""
-    source = np.random.default_rng(0)
-    pixels = source.integers(0, 256, (LEAST, config.image_size, config.image_size, 3), dtype=np.uint8)
-
-    def tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids = source.integers(5, config.text["vocab_size"], (len(texts), config.max_length))
-        return ids, np.ones_like(ids)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FewSamples)
-        samples = Calibration(pixels, tuple(str(index) for index in range(LEAST)), "noise")
-    return make_feeds(found, samples, tokens)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (SAMPLES, config.image_size, config.image_size, 3), dtype=np.uint8)
+    ids = random.integers(5, config.text["vocab_size"], (SAMPLES, config.max_length))
+    return feeds_of(Inputs(every, stacked=STACKED), images=images, ids=ids, mask=np.ones_like(ids))
 
 
-def lint_graph(graph: Graph, feeds: Feeds, folder: Path) -> dict[str, tuple[Finding, ...]]:
-    """Trace ``graph`` into ``folder``, apply the passes, and say what the lint finds in each of :data:`VARIANTS`."""
-    source = folder / f"{graph.spec.name}.{FP32}.onnx"
+def lint_graph(graph: Graph, feeds: Feeds, folder: Path) -> dict[Variant, tuple[Finding, ...]]:
+    """Trace ``graph`` into ``folder``, apply the passes, and return the findings in each of :data:`VARIANTS`."""
+    source = folder / f"{graph.spec.name}.{Variant.FP32}.onnx"
     trace(graph, source)
-    found = {}
+    findings = {}
     for variant in VARIANTS:
         path = folder / f"{graph.spec.name}.{variant}.onnx"
-        if variant != FP32:
-            apply(variant, source, path, feeds, Options())
-        found[variant] = tuple(lint(onnx.load(path)))
-    return found
+        if variant is not Variant.FP32:
+            write_variant(source, path, variant=variant, feeds=feeds)
+        findings[variant] = tuple(lint(onnx.load(path)))
+    return findings
 
 
 def lint_preset(name: str) -> Iterator[Linted]:
-    """Every graph of preset ``name`` in every variant, as it is linted."""
-    found = full(name)
-    feeds = noise(found, preset(name))
-    for label, graph in itertools.chain(((n, g) for n, g in found.items() if n != "fusion"), fusions(name)):
+    """Every graph of preset ``name`` in every variant."""
+    every = full(name)
+    feeds = noise(every, preset(name))
+    for label, graph in itertools.chain(((n, g) for n, g in every.items() if n != "fusion"), fusions(name)):
         with tempfile.TemporaryDirectory() as folder:
             for variant, findings in lint_graph(graph, feeds[graph.spec.name], Path(folder)).items():
-                yield Linted(name, label, variant, findings)
+                yield Linted(preset=name, graph=label, variant=variant, findings=findings)
 
 
 def main() -> None:
-    """Lint the presets that are named, or all; exit with 4 if anything is found."""
+    """Lint the presets that are named, or all; exit with 4 if there are findings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", action="append", choices=list(PRESETS))
     broken: list[Linted] = []

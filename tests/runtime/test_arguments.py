@@ -89,6 +89,7 @@ VERBS: dict[str, Callable[[simmim_export.Model, Any], object]] = {
     "run, pipeline": lambda model, value: model.run(value, {}),
     "run, feeds": lambda model, value: model.run("embed_text", value),
     "run, a tensor": lambda model, value: model.run("embed_text", {"input_ids": value, "attention_mask": value}),
+    "run, an output": lambda model, value: model.run("embed_text", {"text_tokens": value, "text_embed": value}),
     "pixels": lambda model, value: model.pixels(value),
     "tokens": lambda model, value: model.tokens(value),
     "tokens, first": lambda model, value: model.tokens(["red"], first=value),

@@ -124,7 +124,7 @@ def test_int8_of_full_range_is_refused_by_a_saturating_engine_without_vnni(
     )
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     (bundle / "manifest.json").write_text(replace(manifest, artifacts=whole).dumps(), encoding="utf-8")
-    with load(bundle, "openvino", "int8") as model:
+    with load(bundle, "openvino", precision="int8") as model:
         with pytest.raises(EngineUnavailable, match="'openvino'") as caught:
             model.session("image_encoder")
         assert str(caught.value.where).endswith("image_encoder.int8-u8.onnx") and caught.value.fix

@@ -173,7 +173,7 @@ def test_a_worker_loads_only_what_it_serves(shared: Worker) -> None:
 
 def test_a_killed_worker_is_an_error_that_names_the_signal() -> None:
     with Worker(Served, name="engine 'x'") as worker:
-        os.kill(worker.pid, signal.SIGKILL)
+        os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(WorkerDied, match=r"engine 'x'.*asked to count.*SIGKILL") as caught:
             worker.ask(Served.count)
     assert caught.value.exit_code == 3 and caught.value.fix
@@ -195,13 +195,13 @@ def test_a_block_that_fails_kills_its_worker() -> None:
         raise KeyError
     assert time.monotonic() - started < 10
     with pytest.raises(ProcessLookupError):
-        os.kill(worker.pid, 0)
+        os.kill(worker._process.pid, 0)
 
 
 def test_a_worker_ignores_ctrl_c_and_ends_with_its_parent() -> None:
     with Worker(Served, name="a test") as worker:
         before = worker.ask(Served.count)
-        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker._process.pid, signal.SIGINT)
         assert worker.ask(Served.count) == before + 1
 
 

@@ -1,4 +1,4 @@
-"""Small valid graphs, each of which breaks one rule of TensorRT's parser and no other; those of INT8 are in broken_int8."""
+"""Small valid graphs that each break one rule of TensorRT's parser and no other. Those for INT8 are in broken_int8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INT64, BOOL = TensorProto.INT64, TensorProto.BOOL
 
 
 class Net:
-    """A graph written down one operator at a time; every method gives the name of the tensor it made."""
+    """A graph that is built one operator at a time. Every method returns the name of the tensor it made."""
 
     def __init__(self, opset: int = 20) -> None:
         self.opset, self.count = opset, itertools.count()
@@ -57,7 +57,7 @@ class Net:
         return self.op("Conv", self.pair(x), self.weight(outputs, inputs, 3, 3, axis=0), pads=[1, 1, 1, 1])
 
     def done(self, *outputs: str, dtype: int = FLOAT) -> onnx.ModelProto:
-        """The model of these outputs, valid ONNX; it says the types of its inputs and outputs and nothing of what is between."""
+        """The model with these outputs, valid ONNX. It declares the types of its inputs and outputs only."""
         values = [helper.make_tensor_value_info(name, dtype, None) for name in outputs]
         graph = helper.make_graph(self.nodes, "net", self.inputs, values, self.constants)
         domains = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]

@@ -1,4 +1,4 @@
-"""Small valid graphs, each of which breaks one rule of INT8 in TensorRT and no other; and one that breaks none."""
+"""Small valid graphs that each break one of TensorRT's rules for INT8 and no other, and one that breaks none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 
 def at_opset(opset: int, scales: np.ndarray) -> onnx.ModelProto:
-    """A quantised MatMul at an ``opset`` that knows no such ``scales``: the one graph here that ONNX refuses as well."""
+    """A quantized MatMul at an ``opset`` without such ``scales``: the only graph here that ONNX refuses as well."""
     net = Net(opset)
     weight = net.op(
         "DequantizeLinear", net.constant(np.ones((32, 32)), np.int8), net.constant(scales, scales.dtype.type)
@@ -33,7 +33,7 @@ def scale_opset__fp16() -> onnx.ModelProto:
 
 
 def product(**pair: Any) -> onnx.ModelProto:
-    """A MatMul whose activation is quantised as ``pair`` says."""
+    """A MatMul whose activation has a pair with these options."""
     net = Net()
     return net.done(net.op("MatMul", net.pair(net.input("batch", 32), **pair), net.weight(32, 32, axis=1)))
 
@@ -139,7 +139,7 @@ def after_a_pair(kind: str, *others: Any, **attributes: Any) -> onnx.ModelProto:
     return net.done(net.op(kind, net.pair(net.input("batch", 4, 16)), *constants, **attributes))
 
 
-NEVER_QUANTISED = {
+NEVER_QUANTIZED = {
     "Softmax": lambda: after_a_pair("Softmax"),
     "LayerNormalization": lambda: after_a_pair("LayerNormalization", np.ones(16, np.float32)),
     "Gelu": lambda: after_a_pair("Gelu"),
@@ -150,7 +150,7 @@ NEVER_QUANTISED = {
     "Relu": lambda: after_a_pair("Relu"),
     "Mul": lambda: after_a_pair("Mul", np.float32(2)),
 }
-BREAKING |= {f"placement--{kind}": make for kind, make in NEVER_QUANTISED.items()}
+BREAKING |= {f"placement--{kind}": make for kind, make in NEVER_QUANTIZED.items()}
 
 
 @breaks
@@ -167,13 +167,13 @@ def placement__weight_behind_a_transpose() -> onnx.ModelProto:
 
 
 @breaks
-def quantised_output() -> onnx.ModelProto:
+def quantized_output() -> onnx.ModelProto:
     net = Net()
     return net.done(net.pair(net.op("Relu", net.input(4))))
 
 
 @breaks
-def quantised_output__unread() -> onnx.ModelProto:
+def quantized_output__unread() -> onnx.ModelProto:
     net = Net()
     x = net.op("Relu", net.input(4))
     net.pair(x)
@@ -184,8 +184,8 @@ def quantised_output__unread() -> onnx.ModelProto:
 def bias() -> onnx.ModelProto:
     net = Net()
     x, levels = net.pair(net.input(1, 3, 8, 8)), net.constant(np.ones(16), np.int32)
-    quantised = net.op("DequantizeLinear", levels, net.constant(np.ones(16)), axis=0)
-    return net.done(net.op("Conv", x, net.weight(16, 3, 3, 3, axis=0), quantised))
+    quantized = net.op("DequantizeLinear", levels, net.constant(np.ones(16)), axis=0)
+    return net.done(net.op("Conv", x, net.weight(16, 3, 3, 3, axis=0), quantized))
 
 
 @breaks

@@ -1,4 +1,4 @@
-"""The lint for TensorRT: every rule has a small valid graph that breaks it and nothing else; our graphs break none."""
+"""TensorRT's rules: each has a small valid graph that breaks it and no other rule; our own graphs break none."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from broken_int8 import both_inputs, good, zero_point
 from lint_presets import VARIANTS, full, fusions, lint_graph, noise, pairs
 from onnx import TensorProto, helper
 
+from simmim_export.engines.tensorrt.request import Profile
 from simmim_export.errors import GateFailed
 from simmim_export.models.simmim.presets import preset
-from simmim_export.tensorrt_rules.lint import RULES, UNSUPPORTED, UNSUPPORTED_FAMILIES, Finding, lint, require
+from simmim_export.spec import Variant
+from simmim_export.tensorrt_rules.dry_run import SHOWN, Rehearsal, require_clean
+from simmim_export.tensorrt_rules.lint import RULES, Finding, lint
+from simmim_export.tensorrt_rules.parser import UNSUPPORTED, UNSUPPORTED_FAMILIES
 
 
 @pytest.mark.parametrize("name", BREAKING)
 def test_a_graph_that_breaks_one_rule_breaks_no_other(name: str) -> None:
     model = BREAKING[name]()
     before = model.SerializeToString()
-    found = lint(model)
-    assert {finding.rule for finding in found} == {name.split("--")[0]}, "\n".join(map(str, found))
-    assert all(finding.node and finding.what for finding in found)
+    findings = lint(model)
+    assert {finding.rule for finding in findings} == {name.split("--")[0]}, "\n".join(map(str, findings))
+    assert all(finding.node and finding.what for finding in findings)
     assert model.SerializeToString() == before
 
 
@@ -36,7 +40,7 @@ def test_a_good_graph_breaks_none() -> None:
     assert lint(good()) == []
 
 
-def test_formats_with_rules_of_their_own_are_let_through() -> None:
+def test_formats_with_rules_of_their_own_break_none() -> None:
     """Weights in 4 bits by blocks, activations in float."""
     net = Net(21)
     levels = helper.make_tensor("levels", TensorProto.INT4, [32, 32], np.ones(1024, np.int8))
@@ -45,7 +49,7 @@ def test_formats_with_rules_of_their_own_are_let_through() -> None:
     assert lint(net.done(net.op("MatMul", net.input("batch", 32), weight))) == []
 
 
-def test_large_constants_matter_in_half_precision_alone() -> None:
+def test_large_constants_matter_only_in_half_precision() -> None:
     net = Net()
     assert lint(net.done(net.op("Add", net.input(2), net.constant(-3.4e38)))) == []
     net = Net()
@@ -91,22 +95,26 @@ def test_a_finding_names_the_pytorch_module(scopes: str, module: str) -> None:
 def test_a_pair_belongs_to_the_module_that_reads_it() -> None:
     model = zero_point()
     scoped(model.graph.node[-1], "['', 'head.linear', 'matmul']")
-    found = lint(model)
-    assert [(finding.rule, finding.module) for finding in found] == [("zero-point", "head.linear")] * 2
-    assert [finding.node.split(".")[1] for finding in found] == ["QuantizeLinear", "DequantizeLinear"]
+    findings = lint(model)
+    assert [(finding.rule, finding.module) for finding in findings] == [("zero-point", "head.linear")] * 2
+    assert [finding.node.split(".")[1] for finding in findings] == ["QuantizeLinear", "DequantizeLinear"]
 
 
-def test_a_gate_names_twenty_findings() -> None:
-    require(good(), "good.onnx")
-    with pytest.raises(GateFailed, match=r"zero-point: node\.QuantizeLinear") as caught:
-        require(zero_point(), "small.onnx")
-    assert caught.value.where == "small.onnx" and caught.value.fix and "more" not in caught.value.what
+def rehearsal(model: onnx.ModelProto) -> Rehearsal:
+    return Rehearsal(graph="net", variant=Variant.FP32, profile=Profile({}), findings=lint(model))
+
+
+def test_a_gate_names_at_most_twenty_findings() -> None:
+    require_clean([rehearsal(good())], "bundle")
+    with pytest.raises(GateFailed, match=r"net\.fp32: zero-point: node\.QuantizeLinear") as caught:
+        require_clean([rehearsal(zero_point())], "bundle")
+    assert caught.value.where == "bundle" and caught.value.fix and caught.value.exit_code == 4
     net = Net()
     x = net.input(2, dtype=BOOL)
     model = net.done(*(net.op("NonZero", x) for _ in range(23)), dtype=INT64)
     with pytest.raises(GateFailed) as caught:
-        require(model, "large.onnx")
-    assert caught.value.what.count("nonzero:") == 20 and caught.value.what.endswith("and 3 more")
+        require_clean([rehearsal(model)], "bundle")
+    assert caught.value.what.count("nonzero:") == SHOWN == 20 and "3 more" in caught.value.what
 
 
 GRAPHS = [
@@ -143,29 +151,29 @@ def test_every_variant_of_a_trained_model_breaks_none(asked_bundle: Path, varian
         assert lint(onnx.load(path)) == [], path
 
 
-def test_the_presets_that_are_linted_have_every_graph() -> None:
-    """What ``make lint-graphs`` traces: every tower, head and pair."""
-    found = full("tiny")
-    assert set(found) == {*GRAPHS}
+def test_the_linted_presets_have_every_graph() -> None:
+    """``make lint-graphs`` traces every tower, head and pair."""
+    every = full("tiny")
+    assert set(every) == {*GRAPHS}
     labels = dict(fusions("tiny"))
     assert len(labels) == len(pairs()) + 1 and {graph.spec.name for graph in labels.values()} == {"fusion"}
-    # A smaller text encoder stands in for the preset's: the fusion reads the same tensors all the same.
-    assert all(graph.spec.inputs == found["fusion"].spec.inputs for graph in labels.values())
+    # A smaller text encoder stands in for the preset's, and the fusion reads the same tensors.
+    assert all(graph.spec.inputs == every["fusion"].spec.inputs for graph in labels.values())
 
 
 def test_a_graph_is_linted_in_every_variant(tmp_path: Path) -> None:
-    found = full("tiny")
-    feeds = noise(found, preset("tiny"))
-    assert lint_graph(found["head.vqa"], feeds["head.vqa"], tmp_path) == dict.fromkeys(VARIANTS, ())
+    every = full("tiny")
+    feeds = noise(every, preset("tiny"))
+    assert lint_graph(every["head.vqa"], feeds["head.vqa"], tmp_path) == dict.fromkeys(VARIANTS, ())
 
 
-def test_the_variant_for_cpu_engines_is_not_for_tensorrt(asked_bundle: Path) -> None:
-    """U8 activations, tokens levelled outside the product and a quantised bias: each has its rule, every finding its place.
+def test_tensorrt_does_not_take_the_variant_for_cpus(asked_bundle: Path) -> None:
+    """U8 activations, tokens scaled outside the product, and a quantized bias: each breaks a rule, and findings name modules.
 
-    Of a trained model: in an untrained one the convolutions that are quantised have no bias.
+    The model is trained: in an untrained one the quantized convolutions have no bias.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name in ("image_encoder", "text_encoder"):
-        found += lint(onnx.load(asked_bundle / f"graphs/{name}.int8-u8.onnx"))
-    assert {"zero-point", "placement", "bias"} <= {finding.rule for finding in found}
-    assert all(finding.module for finding in found)
+        findings += lint(onnx.load(asked_bundle / f"graphs/{name}.int8-u8.onnx"))
+    assert {"zero-point", "placement", "bias"} <= {finding.rule for finding in findings}
+    assert all(finding.module for finding in findings)

@@ -140,6 +140,15 @@ def clip_problems(manifest: Manifest) -> Iterator[Problem]:
     if isinstance(frames, int):
         place = next(place for place, tensor in _everywhere(manifest) if tensor.kind is Kind.FRAMES)
         yield f"{place}.shape[1]", "the number of frames must be an axis with a range"
+    ranges = [
+        (f"$.graphs[{i}].axes[{j}]", axis)
+        for i, graph in enumerate(manifest.graphs)
+        for j, axis in enumerate(graph.axes)
+        if axis.name == frames
+    ]
+    for place, axis in ranges:
+        if axis != ranges[0][1]:
+            yield place, f"{axis.name} must have the same range in every graph"
     if "clip" not in manifest.preprocessing:
         return
     if _stacked(manifest) is None:

@@ -180,10 +180,11 @@ def test_a_real_ctrl_c_cancels_and_is_raised_when_the_build_has_ended(rig: Rig) 
     """Python delivers a signal to the main thread alone, whatever that is doing."""
 
     def watch(step: str, done: int, total: int) -> None:
-        if step.startswith("text_encoder") and done == 1:
+        if step.startswith("text_encoder") and done == 1 and not threads:
             threads.append(threading.current_thread())
             signal.raise_signal(signal.SIGINT)
-            time.sleep(0.5)
+            # Long enough for the main thread of a busy machine to cancel the build.
+            time.sleep(2)
 
     threads: list[threading.Thread] = []
     # A worker of pytest-xdist ignores the signal.

@@ -28,7 +28,7 @@ from simmim_export.engines.tensorrt.request import (
 from simmim_export.errors import BundleError, DataError, GateFailed, UsageError
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
 from simmim_export.system.files import digest
-from simmim_export.tensorrt_rules.dry_run import find_in
+from simmim_export.tensorrt_rules.dry_run import lint_file
 
 SPEC = GraphSpec(
     "text_encoder",
@@ -308,10 +308,10 @@ SPOILERS = {
 def test_a_file_that_is_not_the_graph_is_refused_before_the_lint(tiny_bundle: Path, tmp_path: Path, spoil) -> None:
     path = Path(shutil.copy(tiny_bundle / "graphs/head.vqa.fp32.onnx", tmp_path))
     spec = Bundle.open(tiny_bundle).manifest.graph("head.vqa")
-    assert find_in(path, spec) == []
+    assert lint_file(path, spec) == []
     spoil(path)
     with pytest.raises(BundleError) as caught:
-        find_in(path, spec)
+        lint_file(path, spec)
     assert caught.value.where == str(path) and caught.value.exit_code == 5 and caught.value.fix
 
 

@@ -1,0 +1,90 @@
+"""What a pass is: an object that requires something of a graph, rewrites it, and ensures something of the result.
+
+The idea is that of ``onnx_ir.passes``. Its classes are not used: they replace our errors, which carry an exit code and a fix, by
+their own, and their ``ensures`` does not see the graph from before the pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from simmim_export.errors import GateFailed, UsageError
+from simmim_export.spec import Variant
+from simmim_export.tensorrt_rules.graph import ONNX_DOMAINS
+
+# Inputs of one graph by name, one sample (batch 1) in each.
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """``keep_float`` names the nodes that an INT8 pass leaves as they are. With ``full_range`` the weights of the variant for
+    CPUs have 8 bits instead of 7; see :mod:`simmim_export.precision.int8_u8`."""
+
+    keep_float: tuple[str, ...] = ()
+    full_range: bool = False
+
+
+class Pass(ABC):
+    """Makes one ``variant`` of a graph. ``feeds`` are real inputs of that graph, which the pass measures it on.
+
+    Call the object with an FP32 model: it returns a new one, or the same object if there is nothing to change.
+    """
+
+    variant: ClassVar[Variant]
+
+    def __init__(self, feeds: Feeds, options: Options = Options()) -> None:
+        self.feeds, self.options = feeds, options
+
+    def __call__(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Check ``model``, rewrite it, and check the result. ``model`` itself is not changed.
+
+        Raise :class:`DataError` for missing feeds, :class:`UsageError` for options that do not fit the graph, and
+        :class:`GateFailed` for a graph that this pass does not take or a result that is not what it promises.
+        """
+        self.requires(model)
+        result = self.call(model)
+        if result is not model:
+            self.ensures(model, result)
+        return result
+
+    def requires(self, model: onnx.ModelProto) -> None:
+        """Raise unless every node in ``keep_float`` is in the graph. Subclasses require more."""
+        missing = sorted(set(self.options.keep_float) - {node.name for node in model.graph.node})
+        if missing:
+            raise UsageError(
+                f"the graph has no node {', '.join(missing)} to keep in float", fix="name nodes of the graph"
+            )
+
+    @abstractmethod
+    def call(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The new model, or ``model`` itself if there is nothing to change."""
+
+    def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+        """Raise :class:`GateFailed` unless ``after`` is valid ONNX with the inputs, outputs (names, types, shapes) and opset of
+        ``before`` and with ONNX's own operators only. Subclasses ensure more."""
+        onnx.checker.check_model(after, full_check=True)
+        for side in ("input", "output"):
+            old, new = ([_signature(value) for value in getattr(model.graph, side)] for model in (before, after))
+            if old != new:
+                raise GateFailed(f"the pass changed the {side}s from {old} to {new}", fix="report this")
+        foreign = {node.op_type for node in after.graph.node if node.domain not in ONNX_DOMAINS}
+        if foreign:
+            raise GateFailed(f"the pass left operators that are not ONNX's own: {sorted(foreign)}", fix="report this")
+        opsets = [{entry.domain: entry.version for entry in model.opset_import}.get("") for model in (before, after)]
+        if opsets[0] != opsets[1]:
+            raise GateFailed(f"the pass changed the opset from {opsets[0]} to {opsets[1]}", fix="report this")
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
+    kind = tensor.elem_type
+    return value.name, "?" if kind == TensorProto.UNDEFINED else helper.tensor_dtype_to_np_dtype(kind).name, shape
