@@ -1,1 +1,1 @@
-"""Training: data, objectives, tasks, one loop. Knows models; must not know export, bundles or engines."""
+"""Training of SimMIM models: data, objectives, tasks, one training loop, and evaluation."""

@@ -1,8 +1,8 @@
-"""A state dict of the article's own class to a checkpoint of ours. Knows its names and shapes; must not know training.
+"""Turns a state dict of the article's own class into a checkpoint of ours.
 
-The class has roots ``visual_encoder.*`` (a torchvision ResNet, named or as the children of a Sequential), ``text_encoder.*``
-(a BERT) and ``projector.*``. What its shapes say is read off them, what they cannot say is asked for, and what cannot be
-used is dropped with a note: nothing in silence.
+The class has roots ``visual_encoder.*`` (a torchvision ResNet, named or as the children of a Sequential),
+``text_encoder.*`` (a BERT) and ``projector.*``. Sizes are read from the shapes of the weights, and what shapes cannot
+tell is asked for. Everything that is dropped is noted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _NESTED = ("state_dict", "model", "model_state_dict")
 # Children of nn.Sequential(*list(resnet.children())[:-1 or -2]): conv1, bn1, relu, maxpool, layer1 to layer4.
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# What the input of the projector says of the encoders.
+# What the projector's number of inputs tells about the encoders.
 _PROJECTORS = {
     1768: "the ResNet kept its fc: 1000 class logits beside 768 text channels",
     1280: "512 image channels beside 768 text channels",
@@ -40,7 +40,7 @@ _PROJECTORS = {
     768: "the encoders alone: it never saw the image",
 }
 _EMBED = 256
-# The longest text in tokens, where nobody says.
+# The longest text in tokens, by default.
 _LENGTH = 32
 _LAYERS = 3
 
@@ -50,36 +50,46 @@ def import_article(
 ) -> tuple[Checkpoint, list[str]]:
     """The checkpoint, and notes on what was dropped, assumed, or starts untrained.
 
-    ``tokenizer`` is the encoder's tokenizer.json and ``text_heads`` its number of attention heads: neither is in a state
-    dict. Raises :class:`UsageError` where one is missing or does not divide, or for a ``max_length`` over the encoder's
-    positions, and :class:`CheckpointError` for a file that is no such state dict (ALBEF's and BLIP's share the roots), naming
-    every key, and for a tokenizer that does not fit.
+    ``tokenizer`` is the encoder's tokenizer.json and ``text_heads`` its number of attention heads; a state dict holds
+    neither. Raise :class:`UsageError` if one of them is missing, if the heads do not divide the width, or if
+    ``max_length`` exceeds the encoder's positions. Raise :class:`CheckpointError`, naming every key, for a file that is
+    not such a state dict (those of ALBEF and BLIP share its roots), and for a tokenizer that does not fit.
     """
-    state, notes = _state(path)
+    notes: list[str] = []
+    state = _state(path)
     image = {key.removeprefix("visual_encoder."): v for key, v in state.items() if key.startswith("visual_encoder.")}
     text = {key.removeprefix("text_encoder."): v for key, v in state.items() if key.startswith("text_encoder.")}
     projector = {key: v for key, v in state.items() if key.startswith("projector.")}
-    trunk, image = _image(image, path, notes)
+    trunk, image = _image(image, path, notes=notes)
     if projector:
         _note_projector(projector, notes)
-    found, text = _text(text, text_heads, path, notes)
-    source = _tokenizer(tokenizer, found["vocab_size"], notes)
-    length = max_length or min(_LENGTH, found["max_position_embeddings"])
-    width = found["hidden_size"]
-    heads = found["num_attention_heads"]
-    config = ModelConfig("imported", trunk, image_size, found, length, width, _EMBED, _LAYERS, heads)
+    text_config, text = _text(text, path, heads=text_heads, notes=notes)
+    source = _tokenizer(tokenizer, rows=text_config["vocab_size"], notes=notes)
+    length = max_length or min(_LENGTH, text_config["max_position_embeddings"])
+    config = ModelConfig(
+        preset="imported",
+        image_trunk=trunk,
+        image_size=image_size,
+        text=text_config,
+        max_length=length,
+        width=text_config["hidden_size"],
+        embed_dim=_EMBED,
+        interaction_layers=_LAYERS,
+        attention_heads=text_config["num_attention_heads"],
+    )
     torch.manual_seed(0)
     model = SimMIM(config)
-    _load(model.image_encoder.trunk, image, "visual_encoder", path)
-    _load(model.text_encoder.encoder, text, "text_encoder", path)
+    _load(model.image_encoder.trunk, image, root="visual_encoder", path=path)
+    _load(model.text_encoder.encoder, text, root="text_encoder", path=path)
     notes.append("projections, embeddings and interaction start untrained: pretrain before you embed or ask")
     data = Shapes(0, "samples", size=image_size)
     provenance = {"stage": "import", "sha256": digest(path), "notes": notes}
-    return as_checkpoint(model, source, {}, samples(data, ()), {}, provenance), notes
+    checkpoint = as_checkpoint(model, source, labels={}, samples=samples(data, ()), metrics={}, provenance=provenance)
+    return checkpoint, notes
 
 
-def _state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors by their names in the class, without what wraps them."""
+def _state(path: Path) -> dict[str, Tensor]:
+    """The tensors by their names in the class, without the prefixes of wrappers."""
     content = read_tensors(path)
     for name in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
@@ -106,10 +116,10 @@ def _state(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     for key, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(f"{key} holds NaN or Inf", where=path, fix="save an earlier state")
-    return {key: value for key, value in state.items() if not key.endswith("position_ids")}, []
+    return {key: value for key, value in state.items() if not key.endswith("position_ids")}
 
 
-def _image(state: dict[str, Tensor], path: Path, notes: list[str]) -> tuple[str, dict[str, Tensor]]:
+def _image(state: dict[str, Tensor], path: Path, *, notes: list[str]) -> tuple[str, dict[str, Tensor]]:
     """torchvision's name of the ResNet, and its state without fc."""
     if not any(key.startswith("conv1.") for key in state):
         state = {
@@ -118,35 +128,35 @@ def _image(state: dict[str, Tensor], path: Path, notes: list[str]) -> tuple[str,
         }
     dropped = [key for key in state if key.startswith("fc.")]
     if dropped:
-        notes.append("visual_encoder.fc is dropped: class logits of ImageNet are no features")
+        notes.append("visual_encoder.fc is dropped: it gives ImageNet's class logits, not features")
     state = {key: value for key, value in state.items() if key not in dropped}
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     names = list_models(include=["resnet*", "wide_resnet*", "resnext*"])
     differences = {name: _differences(shapes, name) for name in names}
     best = min(names, key=lambda name: len(differences[name]))
     if problems := differences[best]:
-        what = f"visual_encoder is no ResNet of torchvision; the nearest is {best}: {_few(problems)}"
+        what = f"visual_encoder is not a torchvision ResNet; the nearest is {best}: {_few(problems)}"
         raise CheckpointError(what, where=path, fix="save the whole state dict of the article's class")
     notes.append(f"visual_encoder is {best}")
     return best, state
 
 
 def _differences(shapes: Mapping[str, tuple[int, ...]], name: str) -> list[str]:
-    """What of ``shapes`` is not as in torchvision's ResNet ``name`` without fc, in words."""
+    """How ``shapes`` differ from torchvision's ResNet ``name`` without fc, in words."""
     with torch.device("meta"):
         wanted = {k: tuple(v.shape) for k, v in get_model(name, weights=None).state_dict().items()}
     wanted = {key: shape for key, shape in wanted.items() if not key.startswith("fc.")}
-    found = [f"missing: {key}" for key in wanted if key not in shapes]
-    found += [f"unexpected: {key}" for key in shapes if key not in wanted]
-    return found + [
+    differences = [f"missing: {key}" for key in wanted if key not in shapes]
+    differences += [f"unexpected: {key}" for key in shapes if key not in wanted]
+    return differences + [
         f"misshapen: {k} is {list(shapes[k])}, not {list(s)}" for k, s in wanted.items() if shapes.get(k, s) != s
     ]
 
 
 def _text(
-    state: dict[str, Tensor], heads: int | None, path: Path, notes: list[str]
+    state: dict[str, Tensor], path: Path, *, heads: int | None, notes: list[str]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A Hugging Face configuration of BERT read off the shapes, and the state without the pooler."""
+    """A Hugging Face configuration of a BERT, read from the shapes, and the state without the pooler."""
     if any(key.startswith("pooler.") for key in state):
         notes.append("text_encoder.pooler is dropped: the embedding is the mean of the tokens")
     state = {key: value for key, value in state.items() if not key.startswith("pooler.")}
@@ -159,7 +169,7 @@ def _text(
         gaps = sorted(set(range(max(layers, default=0) + 1)) - layers)
         lacking += [f"encoder.layer.{n}" for n in gaps]
         lacking += ["encoder.layer.0.intermediate.dense.weight"] if inner is None and 0 in layers else []
-        what = f"text_encoder is no BERT: missing: {_few([f'text_encoder.{name}' for name in lacking])}"
+        what = f"text_encoder is not a BERT: missing: {_few([f'text_encoder.{name}' for name in lacking])}"
         raise CheckpointError(what, where=path, fix="save the whole state dict of the article's class")
     words, positions, kinds = (table.shape for table in tables if table is not None)
     width = words[1]
@@ -169,7 +179,7 @@ def _text(
     if heads < 1 or width % heads:
         raise UsageError(f"{heads} attention heads do not divide a width of {width}", fix="choose a divisor")
     assert inner is not None
-    found = {
+    config = {
         "model_type": "bert",
         "vocab_size": words[0],
         "hidden_size": width,
@@ -179,8 +189,8 @@ def _text(
         "max_position_embeddings": positions[0],
         "type_vocab_size": kinds[0],
     }
-    notes.append(f"text_encoder is a BERT of {len(layers)} layers, width {width}, {heads} heads as you said")
-    return found, state
+    notes.append(f"text_encoder is a BERT of {len(layers)} layers, width {width}, {heads} heads (from --text-heads)")
+    return config, state
 
 
 def _note_projector(state: Mapping[str, Tensor], notes: list[str]) -> None:
@@ -189,7 +199,7 @@ def _note_projector(state: Mapping[str, Tensor], notes: list[str]) -> None:
     notes.append(f"projector is dropped ({kind}): our fusion works on tokens that were projected to one width")
 
 
-def _tokenizer(path: Path | None, rows: int, notes: list[str]) -> str:
+def _tokenizer(path: Path | None, *, rows: int, notes: list[str]) -> str:
     if path is None:
         raise UsageError("a state dict holds no tokenizer", fix="give --tokenizer tokenizer.json of its text encoder")
     fix = "give the tokenizer.json that the encoder was trained with"
@@ -203,7 +213,7 @@ def _tokenizer(path: Path | None, rows: int, notes: list[str]) -> str:
     return source
 
 
-def _load(module: torch.nn.Module, state: Mapping[str, Tensor], root: str, path: Path) -> None:
+def _load(module: torch.nn.Module, state: Mapping[str, Tensor], *, root: str, path: Path) -> None:
     expected = {f"{root}.{key}": value for key, value in module.state_dict().items()}
     fix = "save the whole state dict of the article's class"
     check_state({f"{root}.{key}": value for key, value in state.items()}, expected, where=path, fix=fix)

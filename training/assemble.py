@@ -1,4 +1,4 @@
-"""A new model, and a trained one as a checkpoint."""
+"""Makes new models, and turns trained ones into checkpoints."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from simmim_export.training.pretrained import pretrained_image, pretrained_text
 from simmim_export.training.tokenizer import SPECIALS, word_tokenizer
 from simmim_export.version import __version__
 
-# The heads of a new model: what the demo trains, and what a reference for benchmarks needs.
+# The heads of a new model: what the demo trains, and what the reference of the benchmarks needs.
 HEADS = ("match", "vqa")
 SAMPLES = 256
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate")
 
 
 def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Checkpoint:
-    """An untrained checkpoint: random weights from ``seed``, vocabulary and samples of ``data`` (`shapes` without it).
+    """An untrained checkpoint: random weights from ``seed``, vocabulary and samples of ``data`` (None: `shapes`).
 
-    Without ``max_length`` texts are as long as the preset's, or as a pretrained encoder has positions for. Raises
-    :class:`UsageError` for an unknown name, a pair that makes no sense or texts that a pretrained encoder has no positions
-    for, and :class:`InputError` for a folder that does not load.
+    Without ``max_length``, texts may be as long as in the preset, or as a pretrained encoder has positions for. Raise
+    :class:`UsageError` for an unknown name, parts that do not go together, or texts that a pretrained encoder has too
+    few positions for, and :class:`InputError` for a folder that does not load.
     """
     config = preset(new.preset)
     wanted = {"fusion": new.fusion, "interaction": new.interaction, "frames": new.frames}
@@ -64,17 +64,24 @@ def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Che
         _load(model.image_encoder.trunk, pretrained_image(config.image_trunk, new.image_weights), new.image_weights)
     metrics = {head: untrained() for head in labels}
     provenance = {"seed": seed, "stage": "init"}
-    return as_checkpoint(model, text, labels, samples(data, shapes.samples(SAMPLES)[1]), metrics, provenance)
+    return as_checkpoint(
+        model,
+        text,
+        labels=labels,
+        samples=samples(data, shapes.samples(SAMPLES)[1]),
+        metrics=metrics,
+        provenance=provenance,
+    )
 
 
 def _load(encoder: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
-    """Put pretrained weights in, all of them or none: :class:`CheckpointError` names what does not fit."""
+    """Load pretrained weights completely, or raise :class:`CheckpointError`, naming what does not fit."""
     check_state(state, encoder.state_dict(), where=where, fix="give weights of the encoder that was chosen")
     encoder.load_state_dict(dict(state), strict=True)
 
 
 def _word_tokenizer(words: Sequence[str], config: ModelConfig) -> tuple[Tokenizer, ModelConfig]:
-    """A tokenizer of the most frequent words; the vocabulary of preset tiny, made for shapes, grows with its data."""
+    """A tokenizer of the most frequent words. The vocabulary of preset tiny, made for shapes, grows with its data."""
     size = int(config.text["vocab_size"])
     if config.preset == "tiny" and len(words) + len(SPECIALS) > size:
         size = min(len(words) + len(SPECIALS), PRESETS["base"].text["vocab_size"])
@@ -82,15 +89,16 @@ def _word_tokenizer(words: Sequence[str], config: ModelConfig) -> tuple[Tokenize
     return word_tokenizer(words[: size - len(SPECIALS)]), config
 
 
-def with_head(checkpoint: Checkpoint, head: str, labels: Sequence[str], frames: int, seed: int) -> Checkpoint:
-    """``checkpoint`` with a ``head`` for ``labels``, fresh unless it has one for exactly these, and ``frames`` for clips.
+def with_head(checkpoint: Checkpoint, head: str, *, labels: Sequence[str], frames: int, seed: int) -> Checkpoint:
+    """``checkpoint`` with a ``head`` for ``labels`` (a new one unless it has one for exactly these) and ``frames`` for
+    clips.
 
-    Everything else keeps its weights. Raise :class:`UsageError` for a checkpoint whose clips have fewer frames: what it
-    learned of time depends on their number.
+    Everything else keeps its weights. Raise :class:`UsageError` for a checkpoint whose clips have fewer frames, because
+    what it learned about time depends on their number.
     """
     if 0 < checkpoint.config.frames < frames:
-        what = f"the checkpoint takes clips of up to {checkpoint.config.frames} frames, the data have clips of {frames}"
-        raise UsageError(what, fix=f"start from a model that takes them: simmim-train init --frames {frames} -o NEW.pt")
+        what = f"the checkpoint takes clips of up to {checkpoint.config.frames} frames, and the data have clips of {frames}"
+        raise UsageError(what, fix=f"start from a new model: simmim-train init --frames {frames} -o NEW.pt")
     known = checkpoint.labels.get(head) == list(labels)
     if known and (checkpoint.config.frames or not frames):
         return checkpoint
@@ -103,13 +111,14 @@ def with_head(checkpoint: Checkpoint, head: str, labels: Sequence[str], frames: 
     return replace(checkpoint, config=config, labels=every, state=fresh | old)
 
 
-def resized(checkpoint: Checkpoint, image_size: int | None = None, max_length: int | None = None) -> Checkpoint:
-    """``checkpoint`` for images of ``image_size`` pixels and texts of up to ``max_length`` tokens (None: as it is), with the
-    weights it has: a trunk is convolutional, positions of images are computed.
+def resized(checkpoint: Checkpoint, *, image_size: int | None = None, max_length: int | None = None) -> Checkpoint:
+    """``checkpoint`` with its weights, for images of ``image_size`` pixels and texts of up to ``max_length`` tokens
+    (None: unchanged).
 
-    Training at a low resolution first and at the final one last costs a fraction of training there throughout (Touvron et
-    al., 2019, "Fixing the train-test resolution discrepancy"). Raises :class:`UsageError` where the weights of an
-    interaction belong to one number of image tokens or of words, and where the text encoder has too few positions.
+    This works because a trunk is convolutional and the positions of images are computed. Training first at a low
+    resolution and last at the final one costs a fraction of training at the final one throughout (Touvron et al., 2019,
+    "Fixing the train-test resolution discrepancy"). Raise :class:`UsageError` if the interaction's weights belong to
+    one number of image tokens or words, or if the text encoder has too few positions.
     """
     old = checkpoint.config
     config = replace(old, image_size=image_size or old.image_size, max_length=max_length or old.max_length)
@@ -125,9 +134,9 @@ def resized(checkpoint: Checkpoint, image_size: int | None = None, max_length: i
 
 
 def freeze(model: SimMIM, encoder: str) -> None:
-    """Leave the pretrained body of ``encoder`` (``image`` or ``text``) as it is: what follows it still learns.
+    """Do not train the pretrained body of ``encoder`` (``image`` or ``text``); the layers after it still learn.
 
-    Cheaper a step, and what the encoder learned from far more data is kept (Zhai et al., 2022, "LiT").
+    A step is cheaper, and what the encoder learned from far more data is kept (Zhai et al., 2022, "LiT").
     """
     require_encoder(encoder)
     bodies: dict[str, nn.Module] = {"image": model.image_encoder.trunk, "text": model.text_encoder.encoder}
@@ -135,31 +144,33 @@ def freeze(model: SimMIM, encoder: str) -> None:
 
 
 def check_batch(model: SimMIM, images: int) -> None:
-    """Raise :class:`UsageError` where a batch of ``images`` (every frame is one) leaves batch norm one value a channel, in a
-    trunk that is trained."""
+    """Raise :class:`UsageError` if a batch of ``images`` (each frame counts) would leave batch norm a single value per
+    channel in a trunk that is trained."""
     trained = any(parameter.requires_grad for parameter in model.image_encoder.trunk.parameters())
     if trained and images * model.image_encoder.tokens == 1:
         size = model.config.image_size
-        what = f"batch norm cannot train on one image of {size} pixels, of which this encoder makes a single token"
+        what = f"batch norm cannot train on one image of {size} pixels, which this encoder turns into a single token"
         raise UsageError(what, fix=f"give --batch-size 2 or more, or --image-size {2 * size}")
 
 
 def check_finite(model: SimMIM, fix: str) -> None:
-    """Raise :class:`GateFailed` with ``fix``, naming the first of the model's tensors that holds NaN or Inf."""
+    """Raise :class:`GateFailed` with ``fix`` if one of the model's tensors holds NaN or Inf, naming the first."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise GateFailed(f"training ended with NaN or Inf in {name}: no checkpoint is written", fix=fix)
+            raise GateFailed(f"training ended with NaN or Inf in {name}, so no checkpoint is written", fix=fix)
 
 
 def as_checkpoint(
     model: SimMIM,
     tokenizer: str,
+    *,
     labels: Mapping[str, Sequence[str]],
     samples: Mapping[str, Any],
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> Checkpoint:
-    """``model`` with all that deployment and judgement need: tokenizer, labels, preprocessing, samples, evidence."""
+    """``model`` with everything that deployment needs: tokenizer, labels, preprocessing, samples, metrics and
+    provenance."""
     size = model.config.image_size
     return Checkpoint(
         config=model.config,
@@ -177,8 +188,8 @@ def as_checkpoint(
 
 
 def samples(data: Data, texts: Sequence[str]) -> dict[str, Any]:
-    """Up to ``SAMPLES`` pictures with as many texts, from a stream of their own, on which nothing is judged; ``texts`` where
-    it has none."""
+    """Up to ``SAMPLES`` pictures, each with a text, from a stream that nothing is measured on. ``texts`` is used if the
+    data have none."""
     pixels, own = data.on("samples").samples(SAMPLES)
-    found = list(own or texts)
-    return {"pixels": torch.from_numpy(pixels), "texts": [found[row % len(found)] for row in range(len(pixels))]}
+    used = list(own or texts)
+    return {"pixels": torch.from_numpy(pixels), "texts": [used[row % len(used)] for row in range(len(pixels))]}

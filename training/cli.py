@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,104 +12,122 @@ import typer
 from simmim_export.console import new_app, print_json, progress_bar, run_app, say
 from simmim_export.console.metrics import print_metrics
 from simmim_export.training.cli_options import (
-    Accumulate,
-    AnyPreset,
+    DATA,
+    MODEL,
     AsJson,
-    BatchSize,
-    Data,
-    Examples,
-    Freeze,
     ImageSize,
-    Lr,
     MaxLength,
-    Minutes,
-    Mixed,
-    Optimizer,
+    Objectives,
     Output,
     Overwrite,
-    Preset,
-    Resume,
-    Root,
-    SaveEvery,
+    PanelCommand,
     Scenes,
     Seed,
     Split,
-    Start,
-    Steps,
+    Task,
+    Training,
+    option,
+    with_groups,
 )
 from simmim_export.training.interrupt import resumable
 
 app = new_app("Train SimMIM models: an image and a text encoder, their fusion, and task heads.")
 
 
-@app.command()
+def command(name: str | None = None) -> Callable[[Callable[..., None]], None]:
+    """Add a function to the app as a command, with its groups of options and its help in panels."""
+
+    def add(function: Callable[..., None]) -> None:
+        app.command(name, cls=PanelCommand)(with_groups(function))
+
+    return add
+
+
+@command()
 def init(
     output: Output,
-    preset: Preset = "tiny",
-    fusion: Annotated[
-        str | None, typer.Option("--fusion", help="concat_sequence, concat_feature, gated, film or bilinear.")
+    preset: Annotated[str, option("--preset", help="Size of the model: tiny, small, base or large.")] = "tiny",
+    text_encoder: Annotated[
+        str | None,
+        option(
+            "--text-encoder",
+            help="Folder of a Hugging Face text encoder, or its name on the hub; its weights are used.",
+        ),
     ] = None,
-    interaction: Annotated[str | None, typer.Option("--interaction", help="attention, linear or graph.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    fusion: Annotated[
+        str | None, option("--fusion", help="concat_sequence, concat_feature, gated, film or bilinear.", panel=MODEL)
+    ] = None,
+    interaction: Annotated[str | None, option("--interaction", help="attention, linear or graph.", panel=MODEL)] = None,
     frames: Annotated[
-        int | None, typer.Option("--frames", min=2, help="Let the model take clips of up to so many frames.")
+        int | None, option("--frames", min=2, help="Most frames in a clip, for video.", panel=MODEL)
     ] = None,
     image_encoder: Annotated[
-        str | None, typer.Option("--image-encoder", help="tiny or a torchvision ResNet, instead of the preset's.")
+        str | None, option("--image-encoder", help="tiny, or the name of a torchvision ResNet.", panel=MODEL)
     ] = None,
     image_weights: Annotated[
         str | None,
-        typer.Option("--image-weights", help="A ResNet's state dict, or torchvision's name for one (DEFAULT)."),
-    ] = None,
-    text_encoder: Annotated[
-        str | None,
-        typer.Option(
-            "--text-encoder", help="Folder of a Hugging Face encoder (or its name) to take, with its weights."
-        ),
+        option("--image-weights", help="File with a ResNet's state dict, or torchvision's name for one.", panel=MODEL),
     ] = None,
     image_size: ImageSize = None,
     max_length: MaxLength = None,
     seed: Seed = 0,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
 ) -> None:
-    """Write an untrained checkpoint, for a start or for a benchmark."""
-    from simmim_export.training import options
+    """Write a new, untrained checkpoint."""
+    from simmim_export.training import checks, options
 
-    encoders = (image_encoder, image_weights, text_encoder)
-    new = options.NewModel(preset, fusion, interaction, frames, *encoders, image_size, max_length)
-    options.check_init(output, new, overwrite)
+    new = options.NewModel(
+        preset,
+        fusion=fusion,
+        interaction=interaction,
+        frames=frames,
+        image_encoder=image_encoder,
+        image_weights=image_weights,
+        text_encoder=text_encoder,
+        image_size=image_size,
+        max_length=max_length,
+    )
+    checks.check_init(output, new, overwrite=overwrite)
     from simmim_export.training import run
 
-    report(run.init(output, new, seed), as_json)
+    report(run.init(output, new, seed=seed), as_json=as_json)
 
 
-@app.command("import")
+@command("import")
 def import_state(
     state: Annotated[
         Path, typer.Argument(metavar="FILE", help="State dict of the article's class, .pt or .safetensors.")
     ],
     output: Output,
     tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", help="tokenizer.json of the text encoder; no state dict holds it.")
+        Path | None, option("--tokenizer", help="The text encoder's tokenizer.json. Required.")
     ] = None,
     text_heads: Annotated[
-        int | None, typer.Option("--text-heads", help="Attention heads of the text encoder; no shape tells them.")
+        int | None, option("--text-heads", help="Number of attention heads of the text encoder. Required.")
     ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option("--max-length", min=3, help="Longest text in tokens, at most its positions; 32 by default."),
-    ] = None,
-    image_size: Annotated[int, typer.Option("--image-size", min=32, help="Side of an image in pixels.")] = 224,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    max_length: Annotated[
+        int | None,
+        option(
+            "--max-length",
+            min=3,
+            help="Longest text in tokens. Default: 32, or fewer if the encoder has fewer positions.",
+            panel=MODEL,
+        ),
+    ] = None,
+    image_size: Annotated[int, option("--image-size", min=32, help="Side of an image in pixels.", panel=MODEL)] = 224,
 ) -> None:
-    """Make a checkpoint of a state dict with visual_encoder, text_encoder and projector, and say what became of each."""
-    from simmim_export.training import options
+    """Make a checkpoint from the article's state dict (visual_encoder, text_encoder, projector)."""
+    from simmim_export.training import checks
 
-    options.check_import(state, output, overwrite)
+    checks.check_import(state, output, overwrite=overwrite)
     from simmim_export.training import run
 
-    notes = run.import_state(state, output, tokenizer, text_heads, max_length, image_size)
+    notes = run.import_state(
+        state, output, tokenizer=tokenizer, text_heads=text_heads, max_length=max_length, image_size=image_size
+    )
     if as_json:
         print_json({"checkpoint": str(output), "notes": notes})
         return
@@ -116,208 +136,144 @@ def import_state(
     say(f"wrote {output}")
 
 
-@app.command()
-def pretrain(
-    output: Output,
-    start: Start = None,
-    preset: AnyPreset = None,
-    data: Data = "shapes",
-    data_root: Root = None,
-    split: Split = "iid",
-    examples: Examples = None,
-    image_size: ImageSize = None,
-    max_length: MaxLength = None,
-    freeze: Freeze = None,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch_size: BatchSize = 32,
-    optimizer: Optimizer = "muon",
-    lr: Lr = 1e-3,
-    itc: Annotated[
-        float, typer.Option("--itc", help="Weight of contrasting images and captions; 0 leaves it out.")
-    ] = 1.0,
-    itm: Annotated[float, typer.Option("--itm", help="Weight of matching against hard negatives.")] = 1.0,
-    mlm: Annotated[float, typer.Option("--mlm", help="Weight of filling in hidden words of the captions.")] = 1.0,
-    tags: Annotated[
-        float, typer.Option("--tags", help="Weight of detecting the captions' words in image tokens.")
-    ] = 0.0,
-    mim: Annotated[float, typer.Option("--mim", help="Weight of painting hidden patches of the image.")] = 0.0,
-    seed: Seed = 0,
-    mixed_precision: Mixed = "no",
-    accumulate: Accumulate = 1,
-    save_every: SaveEvery = 500,
-    eval_scenes: Scenes = 1024,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Pretrain on images and captions, by a weighted mixture of objectives."""
-    from simmim_export.training import options
+@command()
+def pretrain(training: Training, objectives: Objectives) -> None:
+    """Pretrain on images and captions."""
+    from simmim_export.training import checks
 
-    recipe = options.Recipe(
-        steps,
-        minutes,
-        optimizer,
-        lr,
-        accumulate=accumulate,
-        mixed_precision=mixed_precision,
-        seed=seed,
-        save_every=save_every,
-    )
-    with resumable(resume), progress_bar("pretrain") as watch:
-        choice = options.DataChoice(data, data_root, split, examples)
-        kept = (image_size, freeze, max_length)
-        job = options.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, *kept)
-        weights = {"itc": itc, "itm": itm, "mlm": mlm, "tags": tags, "mim": mim}
-        options.check_pretrain(job, start, preset, weights)
+    weights = asdict(objectives)
+    recipe = training.recipe()
+    with resumable(training.resume), progress_bar("pretrain") as watch:
+        job = training.job(recipe, watch=watch)
+        checks.check_pretrain(job, weights)
         from simmim_export.training import run
 
-        checkpoint = run.pretrain(job, start, preset, weights)
-    report(checkpoint, as_json)
+        checkpoint = run.pretrain(job, weights)
+    report(checkpoint, as_json=training.as_json)
 
 
-@app.command()
+@command()
 def finetune(
-    output: Output,
-    start: Start = None,
-    task: Annotated[
-        str, typer.Option("--task", help="vqa, retrieval, text_class, image_class, video_class or video_qa.")
-    ] = "vqa",
-    preset: AnyPreset = None,
-    data: Data = "shapes",
-    data_root: Root = None,
-    split: Split = "iid",
-    examples: Examples = None,
-    image_size: ImageSize = None,
-    max_length: MaxLength = None,
-    freeze: Freeze = None,
-    steps: Steps = None,
-    minutes: Minutes = None,
-    batch_size: BatchSize = 32,
-    optimizer: Optimizer = "muon",
-    lr: Lr = 1e-3,
+    *,
+    task: Task = "vqa",
+    training: Training,
     questions: Annotated[
-        int | None, typer.Option("--questions", min=1, help="Questions an image in a batch; 8 of shapes by default.")
+        int | None,
+        option("--questions", min=1, help="Questions per image in a batch. Default: 8 for shapes, else 4.", panel=DATA),
     ] = None,
     rehearse: Annotated[
-        int, typer.Option("--rehearse", min=0, help="Every n-th batch is one of pretraining; 0 for none.")
+        int, option("--rehearse", min=0, help="Make every n-th batch one of pretraining; 0 for none.", panel=DATA)
     ] = 8,
     curriculum: Annotated[
-        bool,
-        typer.Option(
-            "--curriculum/--no-curriculum", help="Ask for look-ups first, then about places, then everything."
-        ),
+        bool, option("--curriculum/--no-curriculum", help="Ask easy questions of shapes first.", panel=DATA)
     ] = True,
-    seed: Seed = 0,
-    mixed_precision: Mixed = "no",
-    accumulate: Accumulate = 1,
-    save_every: SaveEvery = 500,
-    eval_scenes: Scenes = 1024,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
 ) -> None:
-    """Fine-tune on a task; a head that the checkpoint lacks is added to it."""
-    from simmim_export.training import options
+    """Fine-tune on a task; a head that the checkpoint lacks is added."""
+    from simmim_export.training import checks
+    from simmim_export.training.recipe import FinetuneSettings
 
-    recipe = options.Recipe(
-        steps,
-        minutes,
-        optimizer,
-        lr,
-        accumulate=accumulate,
-        mixed_precision=mixed_precision,
-        seed=seed,
-        save_every=save_every,
-    )
-    with resumable(resume), progress_bar("finetune") as watch:
-        choice = options.DataChoice(data, data_root, split, examples, questions)
-        kept = (image_size, freeze, max_length)
-        job = options.Job(output, choice, batch_size, recipe, resume, overwrite, eval_scenes, watch, *kept)
-        options.check_finetune(job, task, start, preset, rehearse)
+    recipe = training.recipe()
+    with resumable(training.resume), progress_bar("finetune") as watch:
+        job = training.job(recipe, watch=watch, questions=questions)
+        checks.check_finetune(job, task, rehearse=rehearse)
         from simmim_export.training import run
 
-        checkpoint = run.finetune(job, task, start, preset, options.Plan(rehearse, curriculum))
-    report(checkpoint, as_json)
+        checkpoint = run.finetune(job, task, settings=FinetuneSettings(rehearse=rehearse, curriculum=curriculum))
+    report(checkpoint, as_json=training.as_json)
 
 
-@app.command()
+@command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint to evaluate.")],
-    data: Annotated[
-        str | None, typer.Option("--data", help="As in pretrain; default: the data that the checkpoint was trained on.")
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option("--data-root", help="Folder of a data set on disk; default: the one of training.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", help="CoGenT split of shapes: iid, A or B; default: the one of training.")
-    ] = None,
-    stream: Annotated[str, typer.Option("--stream", help="Held-out stream of the data set.")] = "test",
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Seed of the data; default: the one of training.")
-    ] = None,
     eval_scenes: Scenes = 1024,
     pointing: Annotated[
-        bool,
-        typer.Option("--pointing", help="Also play the pointing game: is the hottest token on what is asked about?"),
+        bool, option("--pointing", help="Also measure whether the model looks at the thing that it is asked about.")
     ] = False,
     as_json: AsJson = False,
+    data: Annotated[
+        str | None, option("--data", help="Name of the data set. Default: that of training.", panel=DATA)
+    ] = None,
+    data_root: Annotated[
+        Path | None, option("--data-root", help="Folder of a data set on disk. Default: that of training.", panel=DATA)
+    ] = None,
+    split: Annotated[
+        str | None,
+        option("--split", help="CoGenT split of shapes: iid, A or B. Default: that of training.", panel=DATA),
+    ] = None,
+    stream: Annotated[str, option("--stream", help="Held-out stream of the data set.", panel=DATA)] = "test",
+    seed: Annotated[
+        int | None, option("--seed", min=0, help="Seed of the data. Default: that of training.", panel=DATA)
+    ] = None,
 ) -> None:
-    """Measure a checkpoint on held-out scenes, with its blind controls."""
-    from simmim_export.training import options
+    """Measure a checkpoint on held-out data, next to its controls."""
+    from simmim_export.training import checks
     from simmim_export.training.recall import DataRequest
 
-    options.check_evaluate(checkpoint, stream, eval_scenes)
-    request = DataRequest(data, data_root, split, seed)
+    checks.check_evaluate(checkpoint, stream, scenes=eval_scenes)
+    request = DataRequest(name=data, root=data_root, split=split, seed=seed)
     request.check(stream)
-    from simmim_export.training import run
+    from simmim_export.training.evaluate import evaluate
 
     with progress_bar("evaluate") as watch:
-        metrics = run.evaluate(checkpoint, request, stream, eval_scenes, pointing, watch)
-    show(metrics, as_json)
+        metrics = evaluate(checkpoint, request, stream=stream, scenes=eval_scenes, pointing=pointing, watch=watch)
+    show(metrics, as_json=as_json)
 
 
-@app.command()
+@command()
 def draw(
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
-    data: Annotated[str, typer.Option("--data", help="shapes, or clips as animations.")] = "shapes",
-    split: Split = "iid",
-    stream: Annotated[str, typer.Option("--stream", help="Stream of the data set.")] = "test",
-    seed: Seed = 0,
-    count: Annotated[int, typer.Option("--count", min=1, max=1024, help="How many images.")] = 8,
-    size: Annotated[int, typer.Option("--size", min=16, max=4096, help="Side of an image in pixels.")] = 64,
+    output: Annotated[Path, option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
+    data: Annotated[str, option("--data", help="shapes (images) or clips (animations).")] = "shapes",
+    count: Annotated[int, option("--count", min=1, max=1024, help="Number of images.")] = 8,
+    size: Annotated[int, option("--size", min=16, max=4096, help="Side of an image in pixels.")] = 64,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    split: Split = "iid",
+    stream: Annotated[str, option("--stream", help="Stream of the data set.", panel=DATA)] = "test",
+    seed: Seed = 0,
 ) -> None:
-    """Write images of the data set as PNG files (clips as WebP), with their captions, questions and answers in records.json."""
+    """Write images of a data set (PNG, clips as WebP) with captions, questions and answers (records.json)."""
     from simmim_export.training.drawing import draw as write
 
-    records, beside = write(output, data, split, stream, seed, count, size, overwrite)
+    records, beside = write(
+        output, data, split=split, stream=stream, seed=seed, count=count, size=size, overwrite=overwrite
+    )
     if as_json:
         print_json(records)
     else:
         say(f"wrote {len(records)} pictures, {', '.join(beside)} to {output}")
 
 
-def report(path_and_metrics: tuple[Path, dict[str, Any]], as_json: bool) -> None:
-    """Say what was written, and its metrics: once, not in every process."""
+def report(written: tuple[Path, dict[str, Any]], *, as_json: bool) -> None:
+    """Print the path of a checkpoint and its metrics, in the main process only."""
     from simmim_export.training.processes import state
 
-    path, metrics = path_and_metrics
+    path, metrics = written
     if not state().is_main_process:
         return
-    show(metrics | {"checkpoint": str(path)} if as_json else metrics, as_json)
+    show(metrics | {"checkpoint": str(path)} if as_json else metrics, as_json=as_json)
     if not as_json:
         say(f"wrote {path}")
 
 
-def show(metrics: dict[str, Any], as_json: bool) -> None:
-    """Metrics as a table, every figure beside its controls."""
+def show(metrics: dict[str, Any], *, as_json: bool) -> None:
+    """Print metrics: as JSON, or as a table of figures with their controls and one line for what has none."""
     if as_json:
         print_json(metrics)
         return
-    print_metrics(metrics)
+    reasons = {task: row.get("not_measured") for task, row in metrics.items() if _is_without_figures(row)}
+    measured = {task: row for task, row in metrics.items() if task not in reasons}
+    if measured:
+        print_metrics(measured)
+    untrained = [task for task, reason in reasons.items() if reason is None]
+    if untrained:
+        say(f"not trained yet: {', '.join(untrained)}")
+    for task, reason in reasons.items():
+        if reason is not None:
+            say(f"{task} was not measured: {reason}")
+
+
+def _is_without_figures(row: dict[str, Any]) -> bool:
+    return "untrained" in row or "not_measured" in row
 
 
 def main() -> None:

@@ -1,70 +1,224 @@
-"""The options that several training commands share, spelled, typed and explained once."""
+"""The options of the training commands: each is defined once, and help lists them in panels with the common ones first."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-Preset = Annotated[str, typer.Option("--preset", help="tiny, small, base or large.")]
-Output = Annotated[
-    Path, typer.Option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, data and sampling.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="shapes, clips, digits; or on disk table (CSV or JSON lines), vqav2, coco, karpathy, clevr, snli_ve, "
-        "image_folder, frames, webdataset.",
-    ),
-]
-Root = Annotated[
-    Path | None, typer.Option("--data-root", help="Folder of a data set on disk, laid out as in docs/training.md.")
-]
-Examples = Annotated[
-    int | None, typer.Option("--examples", min=1, help="Train on so many images only, for training with few labels.")
-]
-Split = Annotated[str, typer.Option("--split", help="CoGenT split of shapes: iid, A or B.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Train this many steps; the same weights every time.")]
-Minutes = Annotated[float | None, typer.Option("--minutes", help="Train this long; the schedule follows the clock.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images in a batch of one process.")]
-Lr = Annotated[float, typer.Option("--lr", help="Peak learning rate of AdamW; Muon's is 5 times as high.")]
-Optimizer = Annotated[
-    str,
-    typer.Option("--optimizer", help="muon (with AdamW for what is no hidden matrix) or adamw, for pretrained towers."),
-]
-Start = Annotated[
-    Path | None, typer.Option("--from", metavar="CKPT", help="Checkpoint to start from; without it, a new --preset.")
-]
-AnyPreset = Annotated[
-    str | None, typer.Option("--preset", help="tiny (the default), small, base or large; must agree with --from.")
-]
-Mixed = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16, by Accelerate.")]
-Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Batches added up for one step.")]
-SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between saves of the trainer's state.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the trainer's state beside the output, exactly.")]
+from simmim_export.training.options import DataChoice, Job
+from simmim_export.training.progress import Watch
+from simmim_export.training.recipe import Recipe
+
+DATA, MODEL, EXPERTS = "Data", "Model", "For experts"
+
+
+def option(*names: str, panel: str | None = None, **rest: Any) -> Any:
+    """An option of Typer, listed in ``panel`` of the help (None: among the common ones)."""
+    return typer.Option(*names, rich_help_panel=panel, **rest)
+
+
+Output = Annotated[Path, option("-o", "--output", metavar="CKPT", help="Checkpoint to write: a .pt file or a folder.")]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace an existing output.")]
+AsJson = Annotated[bool, option("--json", help="Print JSON on stdout.")]
+Split = Annotated[str, option("--split", help="CoGenT split of shapes: iid, A or B.", panel=DATA)]
+Seed = Annotated[int, option("--seed", min=0, help="Seed of weights, data and sampling.", panel=EXPERTS)]
 ImageSize = Annotated[
     int | None,
-    typer.Option("--image-size", min=32, help="Side of an image in pixels; the preset's, or --from's, without."),
+    option(
+        "--image-size",
+        min=32,
+        help="Side of an image in pixels. Default: that of the checkpoint or preset.",
+        panel=MODEL,
+    ),
 ]
 MaxLength = Annotated[
     int | None,
-    typer.Option(
-        "--max-length", min=3, help="Longest text in tokens; the preset's (or the encoder's), or --from's, without."
+    option(
+        "--max-length",
+        min=3,
+        help="Longest text in tokens. Default: that of the checkpoint, preset or text encoder.",
+        panel=MODEL,
     ),
 ]
-Freeze = Annotated[
-    str | None, typer.Option("--freeze", help="image or text: leave that encoder's pretrained body as it is.")
-]
-Scenes = Annotated[
-    int,
-    typer.Option(
-        "--eval-scenes",
-        min=0,
-        help="Held-out scenes to evaluate on (on the CPU), and others to take along as evidence; 0 for none.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Scenes = Annotated[int, option("--eval-scenes", min=0, help="Number of held-out images to measure on.")]
+Task = Annotated[str, option("--task", help="vqa, retrieval, text_class, image_class, video_class or video_qa.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The options that pretrain and finetune share."""
+
+    preset: Annotated[
+        str | None,
+        option("--preset", help="Size of a new model: tiny, small, base or large. Default: that of --from, or tiny."),
+    ] = None
+    minutes: Annotated[float | None, option("--minutes", help="Train for so many minutes. Give this or --steps.")] = (
+        None
+    )
+    output: Output
+    start: Annotated[
+        Path | None, option("--from", metavar="CKPT", help="Checkpoint to start from. Default: a new model.")
+    ] = None
+    data: Annotated[
+        str,
+        option(
+            "--data",
+            help="shapes, clips or digits; or on disk table (CSV or JSON lines), vqav2, coco, karpathy, clevr, snli_ve, "
+            "image_folder, frames or webdataset.",
+        ),
+    ] = "shapes"
+    data_root: Annotated[
+        Path | None, option("--data-root", help="Folder of a data set on disk, laid out as in docs/training.md.")
+    ] = None
+    resume: Annotated[bool, option("--resume", help="Continue an interrupted run exactly.")] = False
+    overwrite: Overwrite = False
+    as_json: AsJson = False
+    examples: Annotated[int | None, option("--examples", min=1, help="Train on only so many images.", panel=DATA)] = (
+        None
+    )
+    split: Split = "iid"
+    image_size: ImageSize = None
+    max_length: MaxLength = None
+    freeze: Annotated[
+        str | None,
+        option("--freeze", help="image or text: do not train the pretrained body of that encoder.", panel=MODEL),
+    ] = None
+    steps: Annotated[
+        int | None,
+        option(
+            "--steps",
+            help="Train for so many steps instead of minutes; the same seed then gives the same weights.",
+            panel=EXPERTS,
+        ),
+    ] = None
+    seed: Seed = 0
+    batch_size: Annotated[
+        int, option("--batch-size", min=1, help="Images in a batch of one process.", panel=EXPERTS)
+    ] = 32
+    optimizer: Annotated[
+        str,
+        option(
+            "--optimizer",
+            help="muon (AdamW for all but hidden matrices) or adamw (for pretrained encoders).",
+            panel=EXPERTS,
+        ),
+    ] = "muon"
+    lr: Annotated[
+        float, option("--lr", help="Peak learning rate of AdamW; Muon's is 5 times as high.", panel=EXPERTS)
+    ] = 1e-3
+    accumulate: Annotated[int, option("--accumulate", min=1, help="Batches to add up for one step.", panel=EXPERTS)] = 1
+    mixed_precision: Annotated[str, option("--mixed-precision", help="no, bf16 or fp16.", panel=EXPERTS)] = "no"
+    save_every: Annotated[
+        int, option("--save-every", min=1, help="Steps between saves of the trainer's state.", panel=EXPERTS)
+    ] = 500
+    eval_scenes: Annotated[
+        int,
+        option(
+            "--eval-scenes",
+            min=0,
+            help="Held-out images to measure on and, separately, to store as evidence; 0 for none.",
+            panel=EXPERTS,
+        ),
+    ] = 1024
+
+    def recipe(self) -> Recipe:
+        """How to optimize. Raise :class:`UsageError` for values that make no sense."""
+        return Recipe(
+            steps=self.steps,
+            minutes=self.minutes,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            accumulate=self.accumulate,
+            mixed_precision=self.mixed_precision,
+            seed=self.seed,
+            save_every=self.save_every,
+        )
+
+    def job(self, recipe: Recipe, *, watch: Watch, questions: int | None = None) -> Job:
+        """The job that these options describe; ``questions`` per image in a batch (None: the data set's usual number)."""
+        return Job(
+            output=self.output,
+            start=self.start,
+            preset=self.preset,
+            data=DataChoice(
+                self.data, root=self.data_root, split=self.split, examples=self.examples, questions=questions
+            ),
+            images=self.batch_size,
+            recipe=recipe,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            eval_scenes=self.eval_scenes,
+            watch=watch,
+            image_size=self.image_size,
+            frozen=self.freeze,
+            max_length=self.max_length,
+        )
+
+
+def _weight(name: str, text: str) -> Any:
+    return option(name, help=f"{text}; 0 leaves it out.", panel="Weights of the objectives")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objectives:
+    """The weight of each objective of pretraining."""
+
+    itc: Annotated[float, _weight("--itc", "Contrast images and captions")] = 1.0
+    itm: Annotated[float, _weight("--itm", "Match captions against similar wrong ones")] = 1.0
+    mlm: Annotated[float, _weight("--mlm", "Fill in hidden words of captions")] = 1.0
+    tags: Annotated[float, _weight("--tags", "Detect the captions' words in image tokens")] = 0.0
+    mim: Annotated[float, _weight("--mim", "Paint hidden patches of the image")] = 0.0
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of ``command`` whose type is a dataclass by one option for each field of that dataclass.
+
+    Typer reads a command's options off its parameters. This lets several commands share a group of options.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = group = parameter.annotation
+        hints = get_type_hints(group, include_extras=True)
+        for member in fields(group):
+            default = inspect.Parameter.empty if member.default is MISSING else member.default
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(member.name, kind, default=default, annotation=hints[member.name]))
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        made = {
+            name: group(**{member.name: values.pop(member.name) for member in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+class PanelCommand(TyperCommand):
+    """A command whose plain-text help lists its options in panels, the common ones first."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one section for each panel, in the order in which the panels first occur."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)

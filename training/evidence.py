@@ -1,8 +1,8 @@
-"""What a checkpoint takes along to be judged by on a device: held-out examples of every task that it was trained for.
+"""The held-out examples of every trained task that a checkpoint carries, so that a device can be judged by them.
 
-The stream is `val`, which neither training nor a checkpoint's own figures use. Where
-a data set has no third split it is the figures' own, from its other end: figures on half a public split could be compared
-with nobody's, while a device is only ever compared with PyTorch on the same images, whichever they are.
+They come from the stream `val`, which neither training nor the checkpoint's own figures use. If a data set has no third
+split, they come from the other end of the split that the figures use: a device is compared only with PyTorch on the
+same images, so the overlap does not matter, while figures on half a public split could not be compared with anybody's.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from simmim_export.errors import UsageError
 from simmim_export.proof.evidence import RETRIEVAL, Evidence, Task, matching
 from simmim_export.training.data.base import CAPTIONS, ONCE, Data
 
-# With 1,024 images of 8 questions a loss of answers is known to about 0.3 points, one of retrieval to about 0.5.
+# With 1,024 images of 8 questions, a loss of answers is known to about 0.3 points, and a loss of retrieval to about
+# 0.5.
 IMAGES = 1024
-# A clip weighs as much as its frames.
+# A clip counts as so many images.
 FRAMES = 8
-# Captions of an image that look for it, and the most questions, or statements, about one.
+# Captions used to search for each image, and the most questions or statements about one.
 CAPTIONS_EACH, TEXTS_EACH = 5, 8
 
 
-def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -> Evidence | None:
-    """Up to ``count`` images (clips: an eighth) with what ``data`` knows of them for the ``trained`` heads and "retrieval";
-    None where that is nothing."""
+def gather_evidence(data: Data, trained: Collection[str], *, count: int = IMAGES) -> Evidence | None:
+    """Up to ``count`` images (an eighth as many clips) with what ``data`` knows about them, for the ``trained`` heads
+    and for "retrieval". None if that is nothing."""
     if count == 0:
         return None
     held_out, shared = _held_out(data)
@@ -35,11 +36,11 @@ def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -
     count = max(1, count // FRAMES) if clips else count
 
     def part(kind: str) -> tuple[int, int]:
-        """(number of a batch, images in it)."""
+        """The number of a batch, and how many images it has."""
         limit = held_out.limit(kind)
         if limit is None:
             return 0, count
-        # Figures begin with the first batch of a stream; of the same stream the last is as far from them as there is.
+        # Figures use the first batches of a stream. Of the same stream, the last batch is the furthest from them.
         return max(0, limit // count - 1) if shared else 0, min(count, limit)
 
     def keep(name: str, pixels: np.ndarray) -> str:
@@ -50,27 +51,27 @@ def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -
         return name
 
     if "match" in trained and "match" in data.labels and part("captions")[1] > 1:
-        found = held_out.batch(*part("captions"), CAPTIONS)
-        each = min(CAPTIONS_EACH, *(len(row) for row in found.captions))
-        captions = tuple(tuple(row[:each]) for row in found.captions)
-        name = keep("captioned", found.pixels)
+        batch = held_out.batch(*part("captions"), want=CAPTIONS)
+        each = min(CAPTIONS_EACH, *(len(row) for row in batch.captions))
+        captions = tuple(tuple(row[:each]) for row in batch.captions)
+        name = keep("captioned", batch.pixels)
         tasks[RETRIEVAL] = Task(images=name, texts=captions, labels=np.zeros((len(captions), each), np.int64))
-        pairs = matching(found.captions, name)
+        pairs = matching(batch.captions, name)
         tasks |= {} if pairs is None else {"match": pairs}
     for head in ("vqa", "video_qa"):
         if head in trained and head in data.labels and part("questions")[1]:
-            found = held_out.batch(*part("questions"), ONCE)
-            rows, each = _most([len(row) for row in found.questions])
-            texts = tuple(tuple(found.questions[row][:each]) for row in rows)
-            scores = None if found.scores is None else found.scores[rows, :each]
-            answers = found.answers[rows, :each].astype(np.int64)
-            tasks[head] = Task(images=keep("asked", found.pixels[rows]), texts=texts, labels=answers, scores=scores)
+            batch = held_out.batch(*part("questions"), want=ONCE)
+            rows, each = _most([len(row) for row in batch.questions])
+            texts = tuple(tuple(batch.questions[row][:each]) for row in rows)
+            scores = None if batch.scores is None else batch.scores[rows, :each]
+            answers = batch.answers[rows, :each].astype(np.int64)
+            tasks[head] = Task(images=keep("asked", batch.pixels[rows]), texts=texts, labels=answers, scores=scores)
     for head in ("image_class", "video_class"):
         if head in trained and head in data.labels and part("classes")[1]:
-            pixels, labels = held_out.labelled(*part("classes"))
+            pixels, labels = held_out.labeled(*part("classes"))
             tasks[head] = Task(images=keep("classed", pixels), texts=(), labels=labels[:, None])
     if "text_class" in trained and "text_class" in data.labels and part("statements")[1]:
-        pixels, stated, labels = held_out.stated(*part("statements"), ONCE)
+        pixels, stated, labels = held_out.stated(*part("statements"), want=ONCE)
         rows, each = _most([len(row) for row in stated])
         texts = tuple(tuple(stated[row][:each]) for row in rows)
         tasks["text_class"] = Task(images=keep("stated", pixels[rows]), texts=texts, labels=labels[rows, :each])
@@ -78,18 +79,19 @@ def gather_evidence(data: Data, trained: Collection[str], count: int = IMAGES) -
 
 
 def _most(lengths: Sequence[int]) -> tuple[np.ndarray, int]:
-    """(rows, texts of each): so many of a row, and all the rows that have them, that the most texts are asked, none twice."""
+    """The rows to use and the number of texts of each: the number for which the most texts are asked, none of them
+    twice."""
     counts = np.array(lengths)
     each = max(range(1, min(TEXTS_EACH, int(counts.max())) + 1), key=lambda each: each * int((counts >= each).sum()))
     return np.flatnonzero(counts >= each), each
 
 
 def _held_out(data: Data) -> tuple[Data, bool]:
-    """The stream, and whether a checkpoint's own figures are of it too."""
-    found, test = data.on("val"), data.on("test")
+    """The stream, and whether the checkpoint's own figures come from it too."""
+    val, test = data.on("val"), data.on("test")
     try:
-        found.open()
+        val.open()
     except UsageError:
         return test, True
-    # On disk val may stand in for test.
-    return found, found.describe() == test.describe()
+    # On disk, val may be used in place of test.
+    return val, val.describe() == test.describe()

@@ -1,8 +1,8 @@
-"""Muon with its orthogonalisation in a type that the device multiplies fast.
+"""Muon, with its orthogonalization in a number format that the device multiplies fast.
 
-Knows tensors. Must not know models. torch.optim.Muon orthogonalises in bfloat16, one matrix at a time; a CPU without bfloat16
-products emulates them, and two thirds of a step of preset tiny went there. On CPUs it is float32, all matrices of one shape at
-once: the same update, rounded less, on every processor.
+torch.optim.Muon orthogonalizes in bfloat16, one matrix at a time. A CPU without bfloat16 products emulates them, which
+took two thirds of a step of preset tiny. On CPUs this Muon uses float32 and stacks all matrices of one shape: the same
+update, rounded less, on every processor.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Muon):
-    """Momentum, orthogonalised (Jordan et al., 2024): the options, defaults and state are those of :class:`torch.optim.Muon`;
-    rates are adjusted as by its ``match_rms_adamw`` (Liu et al., 2025), 0.2 * sqrt(max(rows, columns))."""
+    """Orthogonalized momentum (Jordan et al., 2024), with the options, defaults and state of :class:`torch.optim.Muon`.
+    Rates are adjusted as by its ``match_rms_adamw`` (Liu et al., 2025): times 0.2 * sqrt(max(rows, columns))."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step; returns what ``closure`` does."""
+        """Take one step; return what ``closure`` returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -32,7 +32,7 @@ class Muon(torch.optim.Muon):
                     alike[parameter.shape].append(parameter)
             for shape, parameters in alike.items():
                 updates = torch.stack([self._momentum(parameter, group) for parameter in parameters])
-                updates = orthogonalise(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                updates = orthogonalize(updates, group["ns_coefficients"], steps=group["ns_steps"], eps=group["eps"])
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
@@ -48,15 +48,15 @@ class Muon(torch.optim.Muon):
         return gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
 
 
-def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """[n, rows, columns] to about the nearest matrices with orthonormal rows or columns (singular values 0.5 to 1.5), by the
-    quintic Newton-Schulz iteration of Jordan et al., 2024."""
+def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], *, steps: int, eps: float) -> Tensor:
+    """[n, rows, columns] to approximately the nearest matrices with orthonormal rows or columns (singular values 0.5 to
+    1.5), by the quintic Newton-Schulz iteration of Jordan et al., 2024."""
     a, b, c = coefficients
     tall = matrices.shape[-2] > matrices.shape[-1]
-    found = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
-    found = found.mT if tall else found
-    found = found / found.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for _ in range(steps):
-        gram = found @ found.mT
-        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return (found.mT if tall else found).to(matrices.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)

@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors. Know numbers; must not know models or data.
+"""Losses as pure functions of tensors.
 
 Shapes: b images and texts of a batch, E embedding, c classes.
 """
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from simmim_export.errors import UsageError
 
-# exp(logit_scale) may not pass 100 (temperature 0.01), after Radford et al., 2021: beyond it training diverges.
+# exp(logit_scale) may not exceed 100 (temperature 0.01): beyond it training diverges (Radford et al., 2021).
 MAX_LOGIT_SCALE = 4.6052
 
 
 def similarities(image_embed: Tensor, text_embed: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled cosines float32 [b, b]: image i with text j, from embeddings [b, E] of unit length and log(1 / temperature).
+    """Scaled cosines float32 [b, b] of image i with text j, from embeddings [b, E] of unit length and log(1 /
+    temperature).
 
-    Mixed precision would take the product in 16 bits whatever the type of its factors, and at 100 times a cosine round it
-    by up to 0.25.
+    Autocast is off: it would compute the product in 16 bits, and at 100 times a cosine round it by up to 0.25.
     """
     with torch.autocast(image_embed.device.type, enabled=False):
         scale = logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
@@ -27,11 +27,10 @@ def similarities(image_embed: Tensor, text_embed: Tensor, logit_scale: Tensor) -
 
 
 def contrastive_loss(scores: Tensor, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE (van den Oord et al., 2018) over scores [b, b], both directions averaged.
+    """Symmetric InfoNCE (van den Oord et al., 2018) over scores [b, b], the mean of both directions.
 
-    Every text of which ``same`` (bool [b, b], symmetric, true on its diagonal) says that it belongs to the image is a
-    positive, and all of them share the target equally. Raises :class:`UsageError` for a batch of 1, which has nothing to
-    contrast.
+    ``same`` (bool [b, b], symmetric, true on its diagonal) says which texts belong to which image. All texts of an
+    image share its target equally. Raise :class:`UsageError` for a batch of 1, which has nothing to contrast.
     """
     if len(scores) < 2:
         raise UsageError("a contrastive loss needs a batch of 2 or more", fix="raise --batch-size")
@@ -40,10 +39,11 @@ def contrastive_loss(scores: Tensor, same: Tensor) -> Tensor:
 
 
 def hard_negatives(scores: Tensor, same: Tensor) -> Tensor:
-    """For each row of scores [b, b] the index of a column drawn from its softmax, never where ``same`` [b, b] is true.
+    """For each row of scores [b, b], a column drawn from the softmax of the row, never one where ``same`` [b, b] is
+    true.
 
-    A row without a candidate (everything is the same) is drawn uniformly from the other rows; zeroing the diagonal and
-    normalising, as ALBEF and BLIP did, crashes there.
+    If a row has no candidate because everything is the same, another row is drawn uniformly. (ALBEF and BLIP zero the
+    diagonal and normalize, which crashes in that case.)
     """
     masked = scores.detach().float().masked_fill(same, float("-inf"))
     hopeless = same.all(dim=1)
@@ -53,9 +53,9 @@ def hard_negatives(scores: Tensor, same: Tensor) -> Tensor:
 
 
 def match_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy over logits [3 b, 2]: b matching pairs, then 2 b pairs that do not match.
+    """Cross-entropy over logits [3 b, 2]: b pairs that match, then 2 b pairs that do not.
 
-    The matching third weighs as much as the other two together, so that always saying no gains nothing.
+    The matching third weighs as much as the other two together, so always answering "no" gains nothing.
     """
     positives = len(logits) // 3
     yes = F.cross_entropy(logits[:positives], logits.new_ones(positives, dtype=torch.int64))
@@ -64,12 +64,12 @@ def match_loss(logits: Tensor) -> Tensor:
 
 
 def tag_loss(logits: Tensor, present: Tensor) -> Tensor:
-    """Word detection with multiple-instance learning, the sum over t tags averaged over b images.
+    """Word detection by multiple-instance learning: the loss summed over t tags and averaged over b images.
 
-    ``logits`` [b, n, t] say for each of n image tokens whether it shows a tag, ``present`` [b, t] (0 or 1) whether the
-    image's captions hold it. An image shows a tag if any token does, a noisy or: 1 - prod_n (1 - p_n). So every token
-    learns what lies under it without anybody saying where. Source: Fang et al., 2015, "From captions to visual concepts
-    and back", section 3.
+    ``logits`` [b, n, t] say for each of n image tokens whether it shows a tag; ``present`` [b, t] (0 or 1) says whether
+    the image's captions contain it. An image shows a tag if any token does, as a noisy or: 1 - prod_n (1 - p_n). So
+    each token learns what it covers although the captions do not say where things are. Source: Fang et al., 2015, "From
+    captions to visual concepts and back", section 3.
     """
     none = F.logsigmoid(-logits.float()).sum(dim=1).clamp(max=-1e-6)  # log of prod_n (1 - p_n), [b, t]
     any_ = torch.log(-torch.expm1(none)) - none  # the logit of 1 - exp(none)
@@ -77,13 +77,14 @@ def tag_loss(logits: Tensor, present: Tensor) -> Tensor:
 
 
 def mask_words(
-    ids: Tensor, maskable: Tensor, rate: float, mask_id: int, generator: torch.Generator
+    ids: Tensor, maskable: Tensor, *, rate: float, mask_id: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Hide words of int64 ``ids`` [b, s]: (ids with ``mask_id`` in their place, bool [b, s] of what was hidden).
+    """Hide words of int64 ``ids`` [b, s]; return the ids with ``mask_id`` in their place, and bool [b, s] of what was
+    hidden.
 
-    Each word whose entry in bool ``maskable`` [vocabulary] is true is hidden with probability ``rate``, and at least one
-    a text where it has any. All of them become [MASK]: BERT's 10 % random and 10 % kept (Devlin et al., 2019) gain
-    nothing at higher rates, and a third hidden beats 15 % (Wettig et al., 2023).
+    Each word whose entry in bool ``maskable`` [vocabulary] is true is hidden with probability ``rate``, and at least
+    one word of each text that has any. All of them become [MASK]. BERT's 10 % random and 10 % kept words (Devlin et
+    al., 2019) gain nothing at higher rates, and hiding a third beats 15 % (Wettig et al., 2023).
     """
     candidates = maskable[ids]
     draw = torch.rand(ids.shape, generator=generator)
@@ -95,10 +96,10 @@ def mask_words(
 
 
 def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
-    """Cross-entropy over logits [b, c] and the one right answer int64 [b].
+    """Cross-entropy over logits [b, c] and the single right answer int64 [b].
 
-    Every question of `shapes` has exactly one answer, so the answers compete; binary cross-entropy on soft scores, which
-    VQAv2's ten annotators need, spends its gradient on pushing 22 zeros down.
+    Every question of `shapes` has exactly one answer, so the answers compete. Binary cross-entropy on soft scores, as
+    for VQAv2's ten annotators, would spend most of its gradient on pushing 22 zeros down.
     """
     return F.cross_entropy(logits.float(), answers)
 
@@ -106,6 +107,6 @@ def answer_loss(logits: Tensor, answers: Tensor) -> Tensor:
 def soft_answer_loss(logits: Tensor, scores: Tensor) -> Tensor:
     """Binary cross-entropy of logits [b, c] with scores [b, c] in [0, 1], summed over answers, averaged over questions.
 
-    For questions with several answers that are right in part. Source: Teney et al., 2018, section 3.3.
+    For questions with several answers that are partly right. Source: Teney et al., 2018, section 3.3.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), scores, reduction="none").sum(dim=1).mean()

@@ -1,4 +1,4 @@
-"""Whether an output can be written, asked before anything is computed."""
+"""Checks, before anything is computed, that an output can be written."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from simmim_export.system.outputs import destination, require_new, require_writa
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Raise :class:`UsageError` unless a checkpoint, and the trainer's state beside it, can be written to ``path``.
+    """Raise :class:`UsageError` unless a checkpoint, with the trainer's state beside it, can be written to ``path``.
 
-    A name in .pt is a file. A name without a suffix is a folder; so is one in a number, as lr0.001. Another suffix is a
-    mistake: nobody wants a folder called m.safetensors. What exists is replaced with ``overwrite`` alone, by its own kind.
+    A name that ends in .pt is a file. A name without a suffix is a folder, and so is one that ends in a number, such as
+    lr0.001. Any other suffix is an error: nobody wants a folder called m.safetensors. An existing output is replaced
+    only with ``overwrite``, and only by the same kind.
     """
     kind = path.suffix[1:2]
     if path.suffix != ".pt" and kind.isalpha():
         fix = f"choose -o {path.with_suffix('.pt')} for a file, or -o {path.with_suffix('')} for a folder"
-        raise UsageError(f"a checkpoint is no {path.suffix} file", where=path, fix=fix)
+        raise UsageError(f"a checkpoint cannot be a {path.suffix} file", where=path, fix=fix)
     require_new(path, overwrite)
     if path.suffix == ".pt" and path.is_dir():
         raise UsageError(
-            "the output is a folder, and a checkpoint in .pt is a file", where=path, fix="choose another -o"
+            "the output is a folder, but a checkpoint that ends in .pt is a file", where=path, fix="choose another -o"
         )
     if path.suffix != ".pt" and path.exists():
         _check_is_folder(path, "a checkpoint without .pt")
@@ -34,25 +35,25 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
-    """Raise :class:`UsageError` unless files can be written to the folder ``path``; one that exists is taken with ``overwrite``
-    alone."""
+    """Raise :class:`UsageError` unless files can be written to the folder ``path``; an existing one needs
+    ``overwrite``."""
     if path.exists():
-        _check_is_folder(path, "what is drawn")
+        _check_is_folder(path, "this output")
     require_new(path, overwrite)
     try_writing(path / "records.json")
 
 
 def _check_is_folder(path: Path, what: str) -> None:
     if not path.is_dir():
-        raise UsageError(f"the output is a file, and {what} is a folder", where=path, fix="choose another -o")
+        raise UsageError(f"the output is a file, but {what} is a folder", where=path, fix="choose another -o")
 
 
 def try_writing(path: Path) -> None:
-    """Write beside ``path``, under the longest name that anything there will have, and take it away again.
+    """Write a file beside ``path``, under the longest name that will be used there, and delete it again.
 
-    Raise :class:`UsageError` where that fails. What the permissions say is not enough: to an administrator they allow
-    everything, on whatever file system. Folders that are missing are made in a folder of this process alone, and removed again:
-    other processes of the same training try the same path at the same time.
+    Raise :class:`UsageError` if that fails. Permissions alone do not tell: to an administrator they allow everything on
+    any file system. Missing folders are made inside a folder of this process and removed again, because other processes
+    of the same training try the same path at the same time.
     """
     path = destination(path)
     require_writable(path)
@@ -61,7 +62,7 @@ def try_writing(path: Path) -> None:
     try:
         for folder in path.absolute().parents:
             if folder.is_symlink() and not folder.exists():
-                raise FileNotFoundError(errno.ENOENT, "a folder above it is a link to nowhere")
+                raise FileNotFoundError(errno.ENOENT, "a parent folder is a broken link")
         with TemporaryDirectory(prefix=".trial.", dir=nearest) if below.parts else nullcontext(nearest) as base:
             folder = Path(base) / below
             folder.mkdir(parents=True, exist_ok=True)

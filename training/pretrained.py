@@ -1,6 +1,6 @@
-"""Pretrained encoders by their own loaders: torchvision for images, Hugging Face for texts. Must not know our models.
+"""Loads pretrained encoders with their own libraries: torchvision for images, Hugging Face for texts.
 
-A path on disk always works; a name is downloaded, and a hub that cannot be reached is one message that says so.
+A path on disk always works. A name is downloaded; if the hub cannot be reached, a single error says so.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from urllib.error import URLError
 from torch import Tensor
 from torchvision.models import get_model_weights
 
+from simmim_export.console import say
 from simmim_export.errors import CheckpointError, InputError, UsageError
 from simmim_export.models.files import read_tensors
 from simmim_export.models.simmim.encoders import text_positions
 from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.system.telemetry import without_telemetry
-from simmim_export.training.options import weights_file
+from simmim_export.training.checks import weights_file
 from simmim_export.training.text_folder import FILES, check_text_config, check_text_folder, is_local
+
+# Seconds to wait for the model hub's answer.
+_SECONDS = 10.0
 
 
 class PretrainedText(NamedTuple):
-    """A Hugging Face configuration, the text of its tokenizer.json, the encoder's weights without a pooler, and the most
-    tokens that it has positions for (None: any number)."""
+    """A Hugging Face configuration, the text of its tokenizer.json, the encoder's weights without a pooler, and the
+    number of tokens that it has positions for (None: any number)."""
 
     config: dict[str, Any]
     tokenizer: str
@@ -35,17 +39,19 @@ class PretrainedText(NamedTuple):
 
 
 def pretrained_image(trunk: str, weights: str) -> dict[str, Tensor]:
-    """The state of torchvision's ResNet ``trunk`` without its classifier.
+    """The state of torchvision's ResNet ``trunk``, without its classifier.
 
     ``weights`` is the path of a state dict (.pt, .pth, .safetensors), or one of torchvision's names (DEFAULT,
     IMAGENET1K_V1), which is downloaded unless torch has it cached. Raise :class:`UsageError` for an unknown name,
-    :class:`InputError` for a download that fails, :class:`CheckpointError` for a file that is no state dict.
+    :class:`InputError` for a failed download, and :class:`CheckpointError` for a file that is not a state dict.
     """
     path = weights_file(weights)
     if path is not None:
         state = read_tensors(path)
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise InputError("not a state dict (names to tensors)", where=path, fix="give a torchvision ResNet's")
+            raise InputError(
+                "not a state dict (names to tensors)", where=path, fix="give the state dict of a torchvision ResNet"
+            )
     else:
         state = _download_image(trunk, weights)
     return {key: value for key, value in state.items() if not key.startswith("fc.")}
@@ -60,19 +66,19 @@ def _download_image(trunk: str, weights: str) -> dict[str, Tensor]:
     if weights not in names and weights != "DEFAULT":
         raise UsageError(f"unknown weights {weights!r} of {trunk}", fix=f"choose {', '.join(names)} or give a file")
     try:
-        found: dict[str, Tensor] = getattr(choices, weights).get_state_dict(progress=False, check_hash=True)
+        state: dict[str, Tensor] = getattr(choices, weights).get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         what = f"the weights {weights} of {trunk} cannot be downloaded: {error}"
         raise InputError(what, fix="download them elsewhere and give the file: --image-weights FILE.pth") from error
-    return found
+    return state
 
 
 def pretrained_text(source: str) -> PretrainedText:
-    """The encoder in a folder of Hugging Face's layout, or of that name on the hub (or in its cache).
+    """The encoder in a folder of Hugging Face's layout, or with that name on the hub (or in its cache).
 
-    Raise :class:`InputError` for a folder that does not load or holds something else, and a hub that cannot be reached, and
-    :class:`CheckpointError` for weights that are not those of the configuration, or not all of them, and a tokenizer that is
-    none or not the encoder's.
+    Raise :class:`InputError` for a folder that does not load or holds something else, and for a hub that cannot be
+    reached. Raise :class:`CheckpointError` for weights that do not match the configuration completely, and for a bad
+    tokenizer or one that is not the encoder's.
     """
     with without_telemetry("transformers"):
         from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -84,29 +90,31 @@ def pretrained_text(source: str) -> PretrainedText:
         check_text_folder(folder)
     logging.set_verbosity_error()
     try:
+        if not local:
+            _require_on_hub(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = AutoConfig.from_pretrained(source, local_files_only=local)
             check_text_config(config.to_dict(), source)
-            # What does not fit is named below: transformers' own message says that it is in a report, which is not shown.
-            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-            model, found = AutoModel.from_pretrained(source, local_files_only=local, config=config, **told)
+            # We name what does not fit below: transformers' own message points to a report that is not shown.
+            report = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, loading = AutoModel.from_pretrained(source, local_files_only=local, config=config, **report)
             if local:
                 tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
             else:
                 tokenizer = AutoTokenizer.from_pretrained(source).backend_tokenizer.to_str()
     except InputError:
         raise
-    # Whatever transformers raises over a damaged file, it means the same to the user.
+    # transformers can raise anything over a damaged file; to the user it means the same.
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if local:
             raise InputError(f"the text encoder does not load: {first}", where=folder, fix=FILES) from error
-        what = f"the text encoder {source!r} is no folder, and cannot be had from the hub: {first}"
+        what = f"there is no folder {source!r}, and the model hub does not give it either: {first}"
         raise InputError(what, fix=FILES) from error
     finally:
         logging.set_verbosity_warning()
-    _check_weights(found, source)
+    _check_weights(loading, source)
     where = Path(source) / "tokenizer.json" if local else source
     check_tokenizer(
         tokenizer,
@@ -120,11 +128,23 @@ def pretrained_text(source: str) -> PretrainedText:
     return PretrainedText(text, tokenizer, state, text_positions(model))
 
 
-def _check_weights(found: Mapping[str, Any], source: str) -> None:
-    """Raise :class:`CheckpointError` where the encoder's weights are not those of its configuration: transformers fills
-    with random numbers what it does not find. The pooler is not used, and many encoders come without one."""
-    odd = {key: f"missing: {key}" for key in found["missing_keys"]}
-    for key, own, wanted in found["mismatched_keys"]:
+def _require_on_hub(source: str) -> None:
+    """Raise unless the model hub, or its cache on this machine, has ``source``.
+
+    This asks once. transformers would retry an unreachable hub for half a minute.
+    """
+    from huggingface_hub import model_info, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(source, "config.json"), str):
+        say(f"there is no folder {source!r}; looking for a model of that name on the hub", error=True)
+        model_info(source, timeout=_SECONDS)
+
+
+def _check_weights(loading: Mapping[str, Any], source: str) -> None:
+    """Raise :class:`CheckpointError` unless the weights match the configuration: transformers fills gaps with random
+    numbers. The pooler is not used, and many encoders come without one."""
+    odd = {key: f"missing: {key}" for key in loading["missing_keys"]}
+    for key, own, wanted in loading["mismatched_keys"]:
         odd[key] = f"misshapen: {key} is {list(own)}, the configuration says {list(wanted)}"
     problems = [odd[key] for key in sorted(odd) if not key.startswith("pooler.")]
     if problems:

@@ -1,8 +1,8 @@
-"""What the processes of one training run share: one loss over the batches of all, one clock, one decision to stop.
+"""What the processes of one training run share: one loss over all batches, one clock, one decision to stop.
 
-DistributedDataParallel averages gradients over W processes. So that this average is the gradient of the loss of the whole
-batch, every process computes that whole loss from gathered embeddings (:func:`gather`), or its own sum over the mean count
-(:func:`mean_of_all`). In a single process both do nothing.
+DistributedDataParallel averages gradients over W processes. For this average to be the gradient of the loss of the
+whole batch, each process computes that whole loss from gathered embeddings (:func:`gather`), or divides its own sum by
+the mean count (:func:`mean_of_all`). In a single process both do nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 from simmim_export.errors import UsageError
 from simmim_export.system.telemetry import without_telemetry
@@ -22,26 +23,28 @@ with without_telemetry("accelerate"):
 
 
 def on_cpu() -> bool:
-    """Whether several processes share a machine without an accelerator, which Accelerate must be told."""
+    """Whether several processes share a machine without an accelerator; Accelerate must be told."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
 
 
 def state() -> PartialState:
-    """Which process this is, and of how many.
+    """Which process this is, and how many there are.
 
-    Raise :class:`UsageError` where the launcher started more processes than found each other: each would train the same
+    Raise :class:`UsageError` if the launcher started more processes than have joined: each would train on the same
     batches alone.
     """
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     fix = "launch with torchrun --nproc-per-node N, or accelerate launch"
     try:
-        found = PartialState(cpu=on_cpu())
+        joined = PartialState(cpu=on_cpu())
     except ValueError as error:
-        raise UsageError(f"{wanted} processes were launched, but do not find each other: {error}", fix=fix) from error
-    if found.num_processes != wanted:
-        what = f"{wanted} processes were launched, but this one sees {found.num_processes}"
+        raise UsageError(
+            f"{wanted} processes were launched, but they cannot reach each other: {error}", fix=fix
+        ) from error
+    if joined.num_processes != wanted:
+        what = f"{wanted} processes were launched, but this one sees {joined.num_processes}"
         raise UsageError(what, fix=fix)
-    return found
+    return joined
 
 
 def count() -> int:
@@ -55,9 +58,9 @@ def rank() -> int:
 
 
 def leave() -> None:
-    """Part from the other processes, all at once, when there is nothing more to share.
+    """Leave the process group, all processes at once, when nothing is left to share.
 
-    A process that ends while it still belongs to a group may be aborted by its own communication threads.
+    A process that ends while it still belongs to the group may be aborted by its own communication threads.
     """
     if count() > 1:
         dist.barrier()
@@ -65,50 +68,30 @@ def leave() -> None:
 
 
 def every(own: Any) -> list[Any]:
-    """``own`` of every process in order of rank."""
+    """``own`` of every process, in order of rank."""
     if count() == 1:
         return [own]
-    found: list[Any] = [None] * count()
-    dist.all_gather_object(found, own)
-    return found
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, own)
+    return values
 
 
 def gather(values: Tensor) -> Tensor:
-    """[b, ...] of every process in order of rank, [W b, ...]; all must have the same shape. Gradients flow back to each."""
+    """[b, ...] of every process in order of rank, as [W b, ...]. All must have the same shape. Gradients flow back to
+    each."""
     if count() == 1:
         return values
-    found: Tensor = _Gather.apply(values) if values.requires_grad else _gathered(values)
-    return found
-
-
-def _gathered(values: Tensor) -> Tensor:
-    parts = [torch.empty_like(values) for _ in range(count())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
-
-
-class _Gather(torch.autograd.Function):
-    """Every process's loss depends on every process's values, so their gradients are the sum over all of them."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _gathered(values)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad.chunk(count())[rank()]
+    return torch.cat(all_gather(values.contiguous()))
 
 
 def agreed(value: float, stop: int = 0) -> tuple[float, int]:
-    """``value`` (0 or more) of the first process, and the largest ``stop`` of any, in all of them.
+    """The first process's ``value`` (0 or more) and the largest ``stop`` of any process, the same in all of them.
 
-    Clocks differ, and a signal may reach one process alone, but all must stop at the same step.
+    Clocks differ and a signal may reach only one process, but all must stop at the same step.
     """
     if count() == 1:
         return value, stop
-    # On the device that processes talk through: between GPUs NCCL takes no tensor of the CPU.
+    # On the device that the processes communicate through: NCCL takes no CPU tensors.
     own = (value if rank() == 0 else 0.0, float(stop))
     shared = torch.tensor(own, dtype=torch.float64, device=state().device)
     dist.all_reduce(shared, dist.ReduceOp.MAX)
@@ -116,8 +99,8 @@ def agreed(value: float, stop: int = 0) -> tuple[float, int]:
 
 
 def mean_of_all(total: Tensor, number: int) -> Tensor:
-    """``total`` (a sum over ``number`` items of this process), scaled so that the average over processes is the mean over
-    the items of all of them."""
+    """``total``, a sum over ``number`` items of this process, scaled so that the average over processes is the mean
+    over the items of all processes."""
     if count() == 1:
         return total / max(number, 1)
     every = torch.tensor(float(number), device=total.device)

@@ -1,18 +1,19 @@
-"""Where batches come from. Knows how processes share a data set's numbered stream; must not know what is in a batch."""
+"""Where training batches come from: the numbered stream of a data set, shared by all processes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from simmim_export.training.data.base import Data
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set, ``images`` of them a batch, and this process's place among ``processes``."""
+    """A data set, the number of ``images`` in a batch, and this process's number among ``processes``."""
 
     data: Data
     images: int
+    _: KW_ONLY
     process: int = 0
     processes: int = 1
 

@@ -28,7 +28,7 @@ _SHOWN = 20
 
 
 class ConvertedWeights(UserWarning):
-    """Weights were stored in another floating-point format and were converted to float32; the message counts them."""
+    """Weights were stored in another floating-point format and converted to float32. The message counts them."""
 
 
 def _oddity(value: Tensor) -> str | None:
@@ -49,7 +49,7 @@ def _oddity(value: Tensor) -> str | None:
         return f"a tensor of {value.dtype}"
     needed, stored = value.numel() * value.element_size(), value.untyped_storage().nbytes()
     if needed > stored:
-        return f"expanded: its {list(value.shape)} elements take {needed:,} bytes, and {stored:,} are stored"
+        return f"expanded: its {list(value.shape)} elements take {needed:,} bytes, but {stored:,} are stored"
     return None
 
 
@@ -71,10 +71,10 @@ def plain_tensors(content: Any, where: Path) -> Any:
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
     needed, stored = sum(value.numel() * value.element_size() for value in tensors.values()), sum(storages.values())
     if where.is_file() and stored > where.stat().st_size:
-        what = f"the tensors have {stored:,} bytes, and the file {where.stat().st_size:,}"
+        what = f"the tensors have {stored:,} bytes, but the file has {where.stat().st_size:,}"
         raise CheckpointError(what, where=where, fix="copy it again, whole")
     if needed > MOST_SHARED * stored:
-        what = f"the tensors take {needed:,} bytes, and {stored:,} are stored: they share their memory"
+        what = f"the tensors take {needed:,} bytes, but only {stored:,} are stored: they share their memory"
         raise CheckpointError(what, where=where, fix=_RESAVE)
     formats = [value.dtype for value in tensors.values() if value.is_floating_point() and value.dtype != torch.float32]
     if formats:
@@ -101,7 +101,7 @@ def require_data(content: Any, where: object) -> None:
 
 
 def _walk(content: Any, where: object) -> list[tuple[str, Any]]:
-    """Every value in ``content`` with its place in dots, containers included."""
+    """Every value in ``content``, containers included, with its place as a dotted name."""
     values: list[tuple[str, Any]] = []
     waiting: list[tuple[str, Any, int]] = [("", content, 0)]
     while waiting:

@@ -55,7 +55,8 @@ class TrainerTarget(Target):
     def _stage(self) -> tuple[Any, Any, Any]:
         import torch
 
-        from simmim_export.training.loop import Recipe, make_optimizers
+        from simmim_export.training.optimizers import make_optimizers
+        from simmim_export.training.recipe import Recipe
 
         torch.manual_seed(0)
         stage = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
@@ -63,20 +64,23 @@ class TrainerTarget(Target):
         return stage, make_optimizers(stage, recipe), recipe
 
     def prepare(self) -> None:
-        from simmim_export.training.loop import Progress, save_state
+        from simmim_export.training.trainer_state import Progress, save_state
 
         path = self.sources.scratch / "trainer.state"
         stage, optimizers, recipe = self._stage()
-        save_state(path, stage, optimizers, recipe, Progress(2, 1.0, 8, 0.5), {"data": "shapes"})
+        progress = Progress(step=2, seconds=1.0, samples=8, loss=0.5)
+        save_state(path, stage, optimizers=optimizers, recipe=recipe, progress=progress, batches={"data": "shapes"})
         self.seeds = [path.read_bytes()]
 
     def make(self, rng: random.Random) -> Files:
         return {"input": mutate_pt(rng, self.seeds[0])}
 
     def run(self, folder: Path) -> None:
-        from simmim_export.training.loop import load_state
+        from simmim_export.training.trainer_state import load_state
 
-        progress = load_state(folder / "input", *self._stage(), {"data": "shapes"})
+        stage, optimizers, recipe = self._stage()
+        batches = {"data": "shapes"}
+        progress = load_state(folder / "input", stage, optimizers=optimizers, recipe=recipe, batches=batches)
         assert isinstance(progress.step, int) and progress.step >= 0 and progress.seconds >= 0
 
 

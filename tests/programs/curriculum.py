@@ -1,6 +1,6 @@
-"""`curriculum FOLDER`: the first of two processes answers right for a while and the second wrong, then both right.
+"""`curriculum FOLDER`: the first of two processes answers right for a while and the second wrong, then both are right.
 
-What they do next, each writes to a file of its own: FOLDER/RANK.
+Each writes what it does next to its own file, FOLDER/RANK.
 """
 
 from __future__ import annotations
@@ -12,14 +12,21 @@ import torch
 from programs.ranks import join, leave
 
 from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.recipe import FinetuneSettings
 from simmim_export.training.source import Source
-from simmim_export.training.tasks import CURRICULUM, Answers, Plan
+from simmim_export.training.tasks import CURRICULUM, Answers
 
 
 def main(folder: Path) -> None:
     """See the module."""
     rank, world, model, tokenizer = join()
-    stage = Answers("vqa", model, tokenizer, Source(Shapes(0), 4, rank, world), Plan(rehearse=2)).train()
+    stage = Answers(
+        "vqa",
+        model,
+        tokenizer=tokenizer,
+        source=Source(Shapes(0), 4, process=rank, processes=world),
+        settings=FinetuneSettings(rehearse=2),
+    ).train()
     last = model.heads["vqa"].classify[-1]
     with torch.no_grad():  # it answers class 0, whatever it is asked
         last.weight.zero_()

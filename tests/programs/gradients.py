@@ -1,8 +1,9 @@
-"""`gradients TARGET`, by one process or two: the loss and the gradients of a batch by objective, saved to TARGET.
+"""`gradients TARGET`, run by one process or by two: save the loss and the gradients of a batch, by objective, to
+TARGET.
 
-Each of two processes takes its part of batch 0 and leaves the averaged gradients, as DistributedDataParallel makes them; one
-takes the parts of both as one batch. Batch norm uses its running statistics here: in training every process normalises by
-its own images, as DDP does.
+Each of two processes takes its part of batch 0 and keeps the gradients as DistributedDataParallel averages them; a
+single process takes both parts as one batch. Batch norm uses its running statistics here, because in training each
+process normalizes by its own images.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.pretrain import Pretrain
+from simmim_export.training.recipe import FinetuneSettings
 from simmim_export.training.source import Source
-from simmim_export.training.tasks import Answers, Plan
+from simmim_export.training.tasks import Answers
 
 OBJECTIVES = ("itc", "mlm", "tags", "vqa")
 Batch = dict[str, torch.Tensor]
 
 
 def joined(stage: Answers | Pretrain) -> Batch:
-    """The parts of two processes as one batch of one process."""
+    """The parts of two processes, as one batch of a single process."""
     parts: list[Batch] = []
     for process in range(2):
-        stage.source = Source(stage.source.data, 4, process, 2)
+        stage.source = Source(stage.source.data, 4, process=process, processes=2)
         parts.append(stage.batch(0, 0.5))
     longest: dict[str, int] = {}
     for part in parts:
@@ -44,16 +46,22 @@ def joined(stage: Answers | Pretrain) -> Batch:
 def main(target: str) -> None:
     """See the module."""
     rank, world, model, tokenizer = join()
-    found = {}
+    outcomes = {}
     for what in OBJECTIVES:
-        source = Source(Shapes(0), 4, rank, world)
+        source = Source(Shapes(0), 4, process=rank, processes=world)
         torch.manual_seed(0)
         model.zero_grad()
         stage: Answers | Pretrain
         if what == "vqa":
-            stage = Answers("vqa", model, tokenizer, source, Plan(rehearse=0, curriculum=False))
+            stage = Answers(
+                "vqa",
+                model,
+                tokenizer=tokenizer,
+                source=source,
+                settings=FinetuneSettings(rehearse=0, curriculum=False),
+            )
         else:
-            stage = Pretrain(model, tokenizer, source, {what: 1.0})
+            stage = Pretrain(model, tokenizer, source=source, weights={what: 1.0})
         stage.eval()
         batch = stage.batch(0, 0.5) if world == 2 else joined(stage)
         wrapped = DistributedDataParallel(stage, find_unused_parameters=True)
@@ -62,9 +70,9 @@ def main(target: str) -> None:
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         grads = {name: p.grad.clone() for name, p in stage.named_parameters() if p.grad is not None}
-        found[what] = {"loss": mean / world, "grads": grads}
+        outcomes[what] = {"loss": mean / world, "grads": grads}
     if rank == 0:
-        torch.save(found, target)
+        torch.save(outcomes, target)
     leave()
 
 

@@ -1,4 +1,4 @@
-"""What every program of several processes begins with."""
+"""What every program of several processes begins and ends with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simmim_export.training.assemble import NewModel, new_checkpoint
 
 
 def join() -> tuple[int, int, SimMIM, Tokenizer]:
-    """Meet the others; this one's rank, how many there are, and the model and tokenizer that all of them have."""
+    """Join the other processes; return this one's rank, their number, and the same model and tokenizer in all of them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     started = new_checkpoint(NewModel(), seed=0)

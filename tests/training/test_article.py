@@ -1,4 +1,4 @@
-"""A state dict of the article's class, in every shape it comes in, gives the same encoders; everything else is refused."""
+"""The article's state dict, in every form it comes in, gives the same encoders; anything else is an error."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def features(resnet: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize("wrap", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("nested", [None, "state_dict", "model"])
-def test_names_and_wrappers(tmp_path: Path, tokenizer: Path, article: Article, wrap: str, nested: str | None) -> None:
+def test_wrapped_and_renamed_state_dicts_are_read(
+    tmp_path: Path, tokenizer: Path, article: Article, wrap: str, nested: str | None
+) -> None:
     state = {wrap + key: value for key, value in article.state_dict().items()}
     state[f"{wrap}text_encoder.embeddings.position_ids"] = torch.arange(24)[None]
     torch.save(state if nested is None else {nested: state, "epoch": 3}, tmp_path / "state.pt")
@@ -93,21 +95,23 @@ def test_safetensors(tmp_path: Path, tokenizer: Path, article: Article) -> None:
     same_encoders(tmp_path / "state.safetensors", tokenizer, article, features(article.visual_encoder))
 
 
-def test_what_no_state_dict_holds_is_asked_for(tmp_path: Path, tokenizer: Path, article: Article) -> None:
+def test_missing_information_is_asked_for(tmp_path: Path, tokenizer: Path, article: Article) -> None:
     torch.save(article.state_dict(), tmp_path / "state.pt")
-    with pytest.raises(UsageError, match="how many attention heads") as caught:
+    with pytest.raises(UsageError) as caught:
         taken(tmp_path / "state.pt", tokenizer, None)
     assert caught.value.fix == "give --text-heads 1"
-    with pytest.raises(UsageError, match="5 attention heads do not divide"):
+    with pytest.raises(UsageError, match="5 attention heads"):
         taken(tmp_path / "state.pt", tokenizer, 5)
-    with pytest.raises(UsageError, match="holds no tokenizer"):
+    with pytest.raises(UsageError) as caught:
         taken(tmp_path / "state.pt", None)
+    assert "--tokenizer" in str(caught.value.fix)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"not a tokenizer\.json"):
+    with pytest.raises(CheckpointError) as caught:
         taken(tmp_path / "state.pt", tmp_path / "tokenizer.json")
+    assert caught.value.where == str(tmp_path / "tokenizer.json")
     options = {"tokenizer": tokenizer, "text_heads": 4, "image_size": 64}
     assert import_article(tmp_path / "state.pt", max_length=24, **options)[0].config.max_length == 24
-    with pytest.raises(UsageError, match="24 positions, too few for texts of 1000 tokens"):
+    with pytest.raises(UsageError, match=r"24 .* 1000"):
         import_article(tmp_path / "state.pt", max_length=1000, **options)
 
 
@@ -127,7 +131,9 @@ def test_what_no_state_dict_holds_is_asked_for(tmp_path: Path, tokenizer: Path, 
         (lambda s: s.update({"note": "hello"}), "not a state dict"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(tmp_path: Path, tokenizer: Path, article: Article, change, expected: str) -> None:
+def test_a_tensor_that_does_not_fit_is_named(
+    tmp_path: Path, tokenizer: Path, article: Article, change, expected: str
+) -> None:
     state = {key: value.clone() for key, value in article.state_dict().items()}
     change(state)
     torch.save(state, tmp_path / "state.pt")
@@ -138,7 +144,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path, tokenizer: Path, article: Ar
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_key_is_ever_lost_in_silence(tmp_path: Path, tokenizer: Path, article: Article, data: st.DataObject) -> None:
+def test_every_lost_or_renamed_key_is_an_error(
+    tmp_path: Path, tokenizer: Path, article: Article, data: st.DataObject
+) -> None:
     state = {
         k: v for k, v in article.state_dict().items() if ".fc." not in k and "pooler" not in k and "projector" not in k
     }
@@ -153,11 +161,11 @@ def test_no_key_is_ever_lost_in_silence(tmp_path: Path, tokenizer: Path, article
 
 def test_code_is_never_executed(tmp_path: Path, tokenizer: Path) -> None:
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "state.pt")
-    with pytest.raises(CheckpointError, match="never executed"):
+    with pytest.raises(CheckpointError):
         taken(tmp_path / "state.pt", tokenizer)
 
 
-def test_the_command(run_cli, tmp_path: Path, tokenizer: Path, article: Article) -> None:
+def test_import_writes_a_checkpoint_that_exports(run_cli, tmp_path: Path, tokenizer: Path, article: Article) -> None:
     torch.save(article.state_dict(), tmp_path / "state.pt")
     arguments = ("import", tmp_path / "state.pt", "-o", tmp_path / "ckpt.pt", "--image-size", "64", "--text-heads", "4")
     done = run_cli("train", *arguments)

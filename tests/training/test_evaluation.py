@@ -1,4 +1,4 @@
-"""Figures by hand: recall with ties, controls that see nothing, intervals inside [0, 1]."""
+"""Accuracies, recalls, intervals and controls, compared with values computed in another way."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from simmim_export.training.evaluation.classes import evaluate_classes, evaluate
 from simmim_export.training.evaluation.controls import different_text, other_image, other_order
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.evaluation.retrieval import evaluate_match, evaluate_retrieval, recall
-from simmim_export.training.evaluation.statistics import accuracy, batches, wilson
+from simmim_export.training.evaluation.statistics import Evaluator, accuracy, batches, wilson
 from simmim_export.training.evidence import gather_evidence
 from simmim_export.training.tokenizer import encode
 
@@ -49,7 +49,7 @@ def test_recall_is_the_mean_over_all_orders_of_ties(candidates: list[tuple[int, 
     scores, own = torch.tensor([[float(s) for s, _ in candidates]]), torch.tensor([[o for _, o in candidates]])
     orders = itertools.permutations(range(len(candidates)))
     hits = [any(candidates[i][1] for i in sorted(order, key=lambda i: -candidates[i][0])[:cut]) for order in orders]
-    assert recall(scores, own, cut)[0] == pytest.approx(np.mean(hits))
+    assert recall(scores, own, cut=cut)[0] == pytest.approx(np.mean(hits))
 
 
 @given(st.integers(1, 10**6), st.data())
@@ -60,27 +60,34 @@ def test_an_interval_holds_its_figure(n: int, data: st.DataObject) -> None:
 
 
 def test_batches_end_with_the_data() -> None:
-    assert list(batches(130, None, "x", lambda *_: None)) == [(0, 64), (1, 64), (2, 2)]
-    assert list(batches(130, 70, "x", lambda *_: None)) == [(0, 64), (1, 6)]
+    assert list(batches(130, None, what="x", watch=lambda *_: None)) == [(0, 64), (1, 64), (2, 2)]
+    assert list(batches(130, 70, what="x", watch=lambda *_: None)) == [(0, 64), (1, 6)]
+
+
+def measured(evaluate: Evaluator, head: str, parts: tuple, *, data: Data, scenes: int) -> dict:
+    """What ``evaluate`` reports for the model and the tokenizer in ``parts``."""
+    return evaluate(head, parts[0], tokenizer=parts[1], data=data, scenes=scenes, watch=quiet)
 
 
 def made(head: str, labels) -> tuple:
-    started = with_head(new_checkpoint(NewModel(), seed=0), head, labels, 8, seed=0)
+    started = with_head(new_checkpoint(NewModel(), seed=0), head, labels=labels, frames=8, seed=0)
     return build(started), Tokenizer.from_str(started.tokenizer)
 
 
-def test_a_held_out_set_is_counted_once() -> None:
+def test_each_held_out_image_counts_once() -> None:
     model, tokenizer = made("image_class", Digits().labels["image_class"])
-    figures = evaluate_classes("image_class", model, tokenizer, Digits(0, "test"), 5000, lambda *_: None)
+    figures = evaluate_classes(
+        "image_class", model, tokenizer=tokenizer, data=Digits(0, "test"), scenes=5000, watch=lambda *_: None
+    )
     assert figures["n"] == 177 and figures["controls"]["majority"]["accuracy"] == pytest.approx(0.1, abs=0.06)
 
 
-def test_digits_judge_a_precision_by_others_than_it_is_calibrated_on() -> None:
+def test_calibration_and_evidence_use_different_digits() -> None:
     data = Digits(0)
     streams = {stream: data.on(stream) for stream in ("train", "val", "test")}
     parts = {
-        stream: {p.tobytes() for p in found.labelled(0, found.limit("classes")).pixels}
-        for stream, found in streams.items()
+        stream: {p.tobytes() for p in digits.labeled(0, digits.limit("classes")).pixels}
+        for stream, digits in streams.items()
     }
     assert {stream: len(part) for stream, part in parts.items()} == {"train": 1438, "val": 182, "test": 177}
     assert len(set.union(*parts.values())) == 1797
@@ -88,34 +95,41 @@ def test_digits_judge_a_precision_by_others_than_it_is_calibrated_on() -> None:
     assert calibration <= parts["train"] and len(calibration) == SAMPLES
     evidence = gather_evidence(data, ("image_class",))
     assert evidence is not None and {p.tobytes() for p in evidence.images["classed"]} == parts["val"]
-    with pytest.raises(UsageError, match="no stream 'later'"):
-        data.on("later").labelled(0, 1)
+    with pytest.raises(UsageError, match="later"):
+        data.on("later").labeled(0, 1)
 
 
 @dataclass(frozen=True)
 class Scored(Data):
-    """Two questions an image: "easy" is answered by class 1, the answer of "odd" is in no class."""
+    """Two questions per image: "easy" is answered by class 1, and the answer of "odd" is not a class."""
 
     name = "scored"
     stream = "train"
     families = ("all",)
 
-    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
+    def batch(self, index: int, images: int, *, want: Want = EVERYTHING) -> Batch:
         scores = np.zeros((images, 2, 3), np.float32)
         scores[0, 0, 1] = 0.3
         texts, empty = [["easy", "odd"]] * images, np.zeros((images, 2), np.int64)
-        return Batch(np.zeros((images, 8, 8, 3), np.uint8), [], texts, scores.argmax(axis=2), empty, scores)
+        return Batch(
+            pixels=np.zeros((images, 8, 8, 3), np.uint8),
+            captions=[],
+            questions=texts,
+            answers=scores.argmax(axis=2),
+            families=empty,
+            scores=scores,
+        )
 
 
-def test_questions_without_an_answer_are_no_votes_for_the_first_class() -> None:
+def test_questions_without_an_answer_do_not_count_for_the_first_class() -> None:
     predict = question_only(Scored(), 64)
     # One image of 64 has an answer to "easy"; without votes of its own, "odd" goes by its family.
     assert predict("easy", "all") == 1 and predict("odd", "all") == 1
 
 
-def test_a_clip_is_also_seen_in_another_order_and_frozen() -> None:
+def test_clips_are_also_shown_shuffled_and_frozen() -> None:
     model, _ = made("video_class", DIRECTIONS)
-    pixels = torch.from_numpy(Clips(0).labelled(0, 4).pixels)
+    pixels = torch.from_numpy(Clips(0).labeled(0, 4).pixels)
     views, moving = seen(model, pixels)
     assert moving.all() and set(views) == {"model", "shuffled_frames", "single_frame"}
     with torch.inference_mode():
@@ -127,7 +141,9 @@ def test_a_clip_is_also_seen_in_another_order_and_frozen() -> None:
 
 def test_an_untrained_model_is_no_better_than_its_controls() -> None:
     model, tokenizer = made("video_qa", ANSWERS)
-    figures = evaluate_answers("video_qa", model, tokenizer, Clips(0, "test"), 64, lambda *_: None)
+    figures = evaluate_answers(
+        "video_qa", model, tokenizer=tokenizer, data=Clips(0, "test"), scenes=64, watch=lambda *_: None
+    )
     assert set(figures["controls"]) == {
         "shuffled_frames", "single_frame", "shuffled_image", "image_only", "question_only",
     }  # fmt: skip
@@ -138,50 +154,52 @@ def test_an_untrained_model_is_no_better_than_its_controls() -> None:
 @pytest.mark.parametrize(
     ("scenes", "galleries", "chance"), [(8, [8], 1 / 8), (100, [64, 36], 2 / 100), (65, [64], 1 / 64)]
 )
-def test_chance_is_that_of_the_galleries_there_were(scenes: int, galleries: list[int], chance: float) -> None:
+def test_chance_follows_the_sizes_of_the_galleries(scenes: int, galleries: list[int], chance: float) -> None:
     model, tokenizer = made("match", ["no", "yes"])
-    figures = evaluate_match("match", model, tokenizer, Shapes(0, "test"), scenes, lambda *_: None)
-    found = figures["text_to_image_recall_at_1"]
-    assert found["galleries"] == galleries and found["among"] == galleries[0]
-    assert found["n"] == sum(galleries) and figures["n"] == 2 * sum(galleries)
-    assert found["chance"] == pytest.approx(chance)
+    figures = evaluate_match(
+        "match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=lambda *_: None
+    )
+    retrieval = figures["text_to_image_recall_at_1"]
+    assert retrieval["galleries"] == galleries and retrieval["among"] == galleries[0]
+    assert retrieval["n"] == sum(galleries) and figures["n"] == 2 * sum(galleries)
+    assert retrieval["chance"] == pytest.approx(chance)
 
 
 @dataclass(frozen=True)
 class Uneven(Shapes):
-    """64 images, of every one another number of questions, and of statements; padded as on disk."""
+    """64 images with different numbers of questions and statements, padded as on disk."""
 
     def limit(self, kind: str) -> int:
         return 64
 
-    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> ShapesBatch:
-        found = super().batch(index, images, want)
-        return replace(found, questions=[row[: 1 + place % 5] for place, row in enumerate(found.questions)])
+    def batch(self, index: int, images: int, *, want: Want = EVERYTHING) -> ShapesBatch:
+        batch = super().batch(index, images, want=want)
+        return replace(batch, questions=[row[: 1 + place % 5] for place, row in enumerate(batch.questions)])
 
-    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
-        found = super().stated(index, images, want)
-        return found._replace(texts=[row[: 1 + place % 3] for place, row in enumerate(found.texts)])
+    def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
+        batch = super().stated(index, images, want=want)
+        return batch._replace(texts=[row[: 1 + place % 3] for place, row in enumerate(batch.texts)])
 
 
 @torch.inference_mode()
-def test_rows_of_any_length_are_asked_as_they_are() -> None:
+def test_rows_of_different_lengths_are_asked_exactly() -> None:
     """The answers are those of the same questions asked one by one, and a control asks about another image."""
     model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
-    figures = evaluate_answers("vqa", model, tokenizer, Uneven(0, "test"), 12, quiet)
-    found = Uneven(0, "test").batch(0, 64, ONCE).first(12)
-    lengths = [len(row) for row in found.questions]
+    figures = evaluate_answers("vqa", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet)
+    batch = Uneven(0, "test").batch(0, 64, want=ONCE).first(12)
+    lengths = [len(row) for row in batch.questions]
     assert figures["n"] == sum(lengths) == 33 == figures["controls"]["image_only"]["n"]
     hits, others, swapped = [], [], []
-    for row, texts in enumerate(found.questions):
-        for column, answer in enumerate(found.answers[row, : len(texts)]):
-            before = found.questions[row - 1]
+    for row, texts in enumerate(batch.questions):
+        for column, answer in enumerate(batch.answers[row, : len(texts)]):
+            before = batch.questions[row - 1]
             for right, image, text in (
                 (hits, row, texts[column]),
                 (others, row - 1, texts[column]),
                 (swapped, row, before[column % len(before)]),
             ):
-                images = model.see(torch.from_numpy(found.pixels[image][None]))
-                tokens = encode(tokenizer, [text], model.config.max_length)
+                images = model.see(torch.from_numpy(batch.pixels[image][None]))
+                tokens = encode(tokenizer, [text], max_length=model.config.max_length)
                 words, _ = model.encode_text(**tokens)
                 fused = model.fuse(images, words, tokens["attention_mask"])
                 right.append(int(model.classify("vqa", fused).argmax()) == answer)
@@ -189,58 +207,73 @@ def test_rows_of_any_length_are_asked_as_they_are() -> None:
     assert figures["controls"]["shuffled_image"]["accuracy"] == pytest.approx(np.mean(others))
     assert figures["controls"]["image_only"]["accuracy"] == pytest.approx(np.mean(swapped))
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    assert evaluate_statements("text_class", model, tokenizer, Uneven(0, "test"), 12, quiet)["n"] == 4 * (1 + 2 + 3)
+    assert evaluate_statements(
+        "text_class", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet
+    )["n"] == 4 * (1 + 2 + 3)
 
 
-def test_evidence_asks_the_most_that_it_can_and_nothing_twice() -> None:
-    found = gather_evidence(Uneven(0), ("vqa", "text_class"), 60)
-    assert found is not None
+def test_evidence_asks_as_much_as_possible_without_repeats() -> None:
+    evidence = gather_evidence(Uneven(0), ("vqa", "text_class"), count=60)
+    assert evidence is not None
     # 60, 48, 36, 24 and 12 images have 1 to 5 questions or more: 3 of 36 are the most, 2 of 40 the most statements.
-    assert found.tasks["vqa"].labels.shape == (36, 3) and found.tasks["text_class"].labels.shape == (40, 2)
-    assert all(len(set(row)) == len(row) for task in found.tasks.values() for row in task.texts)
-    check(found)
+    assert evidence.tasks["vqa"].labels.shape == (36, 3) and evidence.tasks["text_class"].labels.shape == (40, 2)
+    assert all(len(set(row)) == len(row) for task in evidence.tasks.values() for row in task.texts)
+    check(evidence)
 
 
-def test_a_question_of_a_new_kind_is_guessed_by_all_that_were_asked() -> None:
+def test_an_unknown_question_gets_the_overall_majority_answer() -> None:
     assert question_only(Scored(), 64)("new", "of its own") == 1
 
 
-def test_controls_that_see_no_image_decode_none() -> None:
+def test_counting_labels_decodes_no_image() -> None:
     said = (Statement("it is so", "entailment"), Statement("it is not", "neutral"), Statement("it may be", "neutral"))
     asked = Question("how many?", {"2": 1.0})
     broken = [Record("a", (b"no picture",), questions=(asked,), statements=said, label="x")]
-    data = Files("made", Path("root"), lambda *_: broken, {"train": "train", "test": "test"})
+    data = Files("made", Path("root"), read=lambda *_: broken, splits={"train": "train", "test": "test"})
     assert question_only(data)("how many?", "all") == 0
-    assert data.labelled(0, 2, UNSEEN).labels.shape == (2,) and data.stated(0, 2, UNSEEN).labels.shape == (2, 3)
-    for found in (Shapes(0).batch(0, 4, UNSEEN), Clips(0).labelled(0, 2, UNSEEN), Digits(0).labelled(0, 4, UNSEEN)):
-        assert not found.pixels.size
+    assert data.labeled(0, 2, want=UNSEEN).labels.shape == (2,) and data.stated(0, 2, want=UNSEEN).labels.shape == (
+        2,
+        3,
+    )
+    for part in (
+        Shapes(0).batch(0, 4, want=UNSEEN),
+        Clips(0).labeled(0, 2, want=UNSEEN),
+        Digits(0).labeled(0, 4, want=UNSEEN),
+    ):
+        assert not part.pixels.size
 
 
-def test_the_pointing_game_is_played_on_so_many_scenes() -> None:
+def test_the_pointing_game_uses_the_given_number_of_scenes() -> None:
     model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
-    found = Shapes(0, "test").batch(0, 64, QUESTIONS)
-    counts = [sum(thing is not None for thing in row) for row in found.about]
+    batch = Shapes(0, "test").batch(0, 64, want=QUESTIONS)
+    counts = [sum(thing is not None for thing in row) for row in batch.about]
     for scenes in (1, 5):
-        assert pointing_game(model, tokenizer, Shapes(0, "test"), scenes, quiet)["n"] == sum(counts[:scenes])
+        assert pointing_game(model, tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet)["n"] == sum(
+            counts[:scenes]
+        )
 
 
-def test_one_image_is_not_retrieved() -> None:
+def test_retrieval_of_a_single_image_is_not_measured() -> None:
     model, tokenizer = made("match", ["no", "yes"])
-    alone = evaluate_retrieval("match", model, tokenizer, Shapes(0, "test"), 1, quiet)
-    assert alone == {"not_measured": "retrieval needs two scenes or more"}
+    alone = evaluate_retrieval("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
+    assert list(alone) == ["not_measured"]
 
 
 def quiet(*_: object) -> None:
     """No progress."""
 
 
-def test_an_image_alone_is_no_other_image() -> None:
+def test_a_single_image_has_no_shuffled_control() -> None:
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    alone = evaluate_match("match", model, tokenizer, Shapes(0, "test"), 1, quiet)
-    assert "two scenes" in alone["not_measured"] and "accuracy" not in alone
+    alone = evaluate_match("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
+    assert list(alone) == ["not_measured"]
     for scenes, shuffled in ((1, None), (65, 64)):
-        answers = evaluate_answers("vqa", model, tokenizer, Shapes(0, "test"), scenes, quiet)
-        stated = evaluate_statements("text_class", model, tokenizer, Shapes(0, "test"), scenes, quiet)
+        answers = evaluate_answers(
+            "vqa", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet
+        )
+        stated = evaluate_statements(
+            "text_class", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet
+        )
         assert answers["n"] == 8 * scenes and stated["n"] == 4 * scenes
         counted = [row["controls"]["shuffled_image"] for row in (answers, stated)]
         wanted = [None] * 2 if shuffled is None else [8 * shuffled, 4 * shuffled]
@@ -251,16 +284,18 @@ def test_an_image_alone_is_no_other_image() -> None:
 
 
 class Skewed(Shapes):
-    """Every statement of training is true, of any other stream false."""
+    """Every statement of training is true, and every other one false."""
 
-    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
-        found = super().stated(index, images, want)
-        return found._replace(labels=np.full_like(found.labels, int(self.stream == "train")))
+    def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
+        batch = super().stated(index, images, want=want)
+        return batch._replace(labels=np.full_like(batch.labels, int(self.stream == "train")))
 
 
-def test_the_majority_is_that_of_training() -> None:
+def test_the_majority_class_comes_from_training() -> None:
     model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    figures = evaluate_statements("text_class", model, tokenizer, Skewed(0, "test"), 8, lambda *_: None)
+    figures = evaluate_statements(
+        "text_class", model, tokenizer=tokenizer, data=Skewed(0, "test"), scenes=8, watch=lambda *_: None
+    )
     assert figures["controls"]["majority"]["accuracy"] == 0.0 and figures["n"] == 32
 
 
@@ -276,8 +311,8 @@ ANSWER_PAIRS = (("red", "circle"), ("blue", "square"))
 def templated(
     images: int, questions: Sequence[str] = QUESTIONS_OF_ALL, answers: Sequence[Sequence[str]] = ANSWER_PAIRS
 ) -> Files:
-    """A data set whose every image is asked the same ``questions``; the images take the rows of ``answers`` in turn, and a
-    picture's color says which row it has."""
+    """A data set that asks the same ``questions`` about every image. The images take the rows of ``answers`` in turn,
+    and a picture's color tells which row it has."""
     records = []
     for number in range(images):
         row = number % len(answers)
@@ -285,16 +320,25 @@ def templated(
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (200 * row, number, 0)).save(buffer, "PNG")
         records.append(Record(str(number), (buffer.getvalue(),), captions=("a thing",), questions=asked))
-    return Files("made", Path("root"), lambda *_: records, {"train": "train", "test": "test"}, stream="test")
+    return Files(
+        "made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test"
+    )
 
 
 def taught(data: Files, steps: int = 40) -> tuple:
     """A real tiny model that has learned to answer ``data``."""
+    from simmim_export.training.recipe import FinetuneSettings
     from simmim_export.training.source import Source
-    from simmim_export.training.tasks import Answers, Plan
+    from simmim_export.training.tasks import Answers
 
     model, tokenizer = made("vqa", data.labels["vqa"])
-    stage = Answers("vqa", model, tokenizer, Source(data.on("train"), 8), Plan(rehearse=0, curriculum=False)).train()
+    stage = Answers(
+        "vqa",
+        model,
+        tokenizer=tokenizer,
+        source=Source(data.on("train"), 8),
+        settings=FinetuneSettings(rehearse=0, curriculum=False),
+    ).train()
     optimizer = torch.optim.AdamW(stage.parameters(), lr=2e-3)
     for step in range(steps):
         optimizer.zero_grad()
@@ -312,9 +356,9 @@ def warned(metrics: dict) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_controls_of_templated_questions_are_those_of_a_model_that_looks() -> None:
+def test_controls_of_templated_questions_cause_no_warning_if_the_model_looks() -> None:
     data = templated(24)
-    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
     controls = figures["controls"]
     assert figures["accuracy"] == 1.0
     assert controls["image_only"]["accuracy"] == controls["shuffled_image"]["accuracy"] == 0.0
@@ -324,7 +368,7 @@ def test_controls_of_templated_questions_are_those_of_a_model_that_looks() -> No
 
 def test_one_question_for_all_images_leaves_image_only_not_measurable() -> None:
     data = templated(24, QUESTIONS_OF_ALL[:1], [["red"], ["blue"]])
-    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
     only = figures["controls"]["image_only"]
     assert figures["accuracy"] == 1.0
     assert "24 of 24" in only["not_measurable"] and "accuracy" not in only and only["is"]
@@ -334,14 +378,14 @@ def test_one_question_for_all_images_leaves_image_only_not_measurable() -> None:
 
 def test_one_answer_for_all_images_leaves_shuffled_image_not_measurable() -> None:
     data = templated(8, QUESTIONS_OF_ALL, [ANSWER_PAIRS[0]])
-    figures = evaluate_answers("vqa", *made("vqa", data.labels["vqa"]), data, 8, quiet)
+    figures = measured(evaluate_answers, "vqa", made("vqa", data.labels["vqa"]), data=data, scenes=8)
     assert "16 of 16" in figures["controls"]["shuffled_image"]["not_measurable"]
 
 
-def test_a_control_of_some_questions_is_compared_with_the_model_on_the_same() -> None:
+def test_a_partial_control_is_compared_on_the_questions_it_covers() -> None:
     """Of one question all images have the same answer: only the other can be asked about another image."""
     data = templated(24, QUESTIONS_OF_ALL, [("red", "circle"), ("red", "square")])
-    figures = evaluate_answers("vqa", *taught(data), data, 24, quiet)
+    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
     shuffled = figures["controls"]["shuffled_image"]
     assert shuffled["n"] == 24 and shuffled["accuracy"] == 0.0 and shuffled["model"] == 1.0
     shuffled |= {"accuracy": 0.9, "model": 0.92}
@@ -350,9 +394,9 @@ def test_a_control_of_some_questions_is_compared_with_the_model_on_the_same() ->
     assert "92.0%" in message and "90.0% by shuffled image" in message
 
 
-def test_questions_that_differ_in_case_alone_are_one_text() -> None:
+def test_questions_that_differ_only_in_case_are_one_text() -> None:
     data = templated(4, ("What colour?", "what  COLOUR ?"), [("red", "red"), ("blue", "blue")])
-    figures = evaluate_answers("vqa", *made("vqa", data.labels["vqa"]), data, 4, quiet)
+    figures = measured(evaluate_answers, "vqa", made("vqa", data.labels["vqa"]), data=data, scenes=4)
     assert "not_measurable" in figures["controls"]["image_only"]
 
 
@@ -373,7 +417,11 @@ def test_another_image_is_not_known_to_have_the_same_answer(rows: list[tuple[int
     image = np.array([names.index(image) for image, _, _ in rows])
     text, answers = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
     chosen, possible = other_image(
-        text, image, answers, np.ones(len(rows), bool), lambda t, guess: answers[t, None] == guess
+        text,
+        image,
+        answers=answers,
+        known=np.ones(len(rows), bool),
+        would_be_right=lambda t, guess: answers[t, None] == guess,
     )
     for k in range(len(rows)):
         before = [(image[k] - step) % len(names) for step in range(1, len(names))]
@@ -382,7 +430,7 @@ def test_another_image_is_not_known_to_have_the_same_answer(rows: list[tuple[int
         assert (int(chosen[k]) if possible[k] else None) == wanted
 
 
-def test_clips_that_stand_still_have_no_other_order() -> None:
+def test_still_clips_cannot_be_shuffled() -> None:
     still = torch.full((2, 2, 4, 4, 3), 7, dtype=torch.uint8)
     moving = still.clone()
     moving[:, 1] = 9
@@ -392,30 +440,39 @@ def test_clips_that_stand_still_have_no_other_order() -> None:
     assert torch.equal(mixed[2:], moving.flip(1))
 
 
-def test_captions_that_all_images_share_are_not_matched() -> None:
+def test_shared_captions_are_not_matched() -> None:
     data = templated(8)
     model, tokenizer = made("match", ["no", "yes"])
-    assert "each of 8" in evaluate_match("match", model, tokenizer, data, 8, quiet)["not_measured"]
-    found = evaluate_retrieval("match", model, tokenizer, data, 8, quiet)["text_to_image"]
-    assert found["oracle"] == pytest.approx(1 / 8) == found["chance"]
+    assert (
+        "each of 8"
+        in evaluate_match("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["not_measured"]
+    )
+    retrieval = evaluate_retrieval("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)[
+        "text_to_image"
+    ]
+    assert retrieval["oracle"] == pytest.approx(1 / 8) == retrieval["chance"]
 
 
-def test_a_statement_is_made_about_an_image_of_which_another_thing_holds() -> None:
+def test_statements_are_shuffled_to_images_with_another_label() -> None:
     records = []
     for number, record in enumerate(templated(8).read("made", Path(), "train")):
         said = (Statement("it is so", "entailment" if number % 4 else "contradiction"),)
         records.append(replace(record, statements=said))
-    data = Files("made", Path("root"), lambda *_: records, {"train": "train", "test": "test"}, stream="test")
-    figures = evaluate_statements("text_class", *made("text_class", data.labels["text_class"]), data, 8, quiet)
+    data = Files(
+        "made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test"
+    )
+    figures = measured(
+        evaluate_statements, "text_class", made("text_class", data.labels["text_class"]), data=data, scenes=8
+    )
     # Two of eight are false; every true one is paired with one of them, so a model that says the same of all is as right.
     assert figures["controls"]["shuffled_image"]["n"] == 8
 
 
-def test_evidence_pairs_an_image_with_a_caption_that_is_not_its_own() -> None:
+def test_evidence_pairs_images_with_wrong_captions() -> None:
     records = templated(6).read("made", Path(), "train")
     records = [replace(record, captions=(f"thing {number // 3}",)) for number, record in enumerate(records)]
-    data = Files("made", Path("root"), lambda *_: records, {"train": "train", "val": "val", "test": "test"})
-    found = gather_evidence(data, ("match",), 6)
-    assert found is not None and all(own != other for own, other in found.tasks["match"].texts)
-    found = gather_evidence(templated(6), ("match",), 6)
-    assert found is not None and set(found.tasks) == {"retrieval"}
+    data = Files("made", Path("root"), read=lambda *_: records, splits={"train": "train", "val": "val", "test": "test"})
+    evidence = gather_evidence(data, ("match",), count=6)
+    assert evidence is not None and all(own != other for own, other in evidence.tasks["match"].texts)
+    evidence = gather_evidence(templated(6), ("match",), count=6)
+    assert evidence is not None and set(evidence.tasks) == {"retrieval"}

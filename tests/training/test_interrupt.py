@@ -1,4 +1,4 @@
-"""Training that a signal ends: what is kept, what is printed, and the weights after going on."""
+"""Training that is ended by a signal: what is kept, what is printed, and the weights after continuing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from test_loop import Line
 from simmim_export.models.simmim.checkpoint import load
 from simmim_export.training import loop
 from simmim_export.training.interrupt import Stopped
-from simmim_export.training.loop import Recipe, train
+from simmim_export.training.loop import train
+from simmim_export.training.recipe import Recipe
 
 COMMAND = (sys.executable, "-m", "simmim_export.training.cli")
 # More steps than anybody waits for; no save by their number.
@@ -33,7 +34,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def started(*arguments: object, watched: str) -> subprocess.Popen[str]:
-    """A real command, once a line of its stderr holds ``watched``."""
+    """A real command, once a line of its stderr contains ``watched``."""
     command = [*COMMAND, *map(str, arguments)]
     # A shell lets its background ignore Ctrl-C, and a test may run there.
     process = subprocess.Popen(
@@ -54,12 +55,12 @@ def started(*arguments: object, watched: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> str:
-    """The rest of what a command wrote to stderr, when it has ended."""
+    """Wait for a command to end; return the rest of its stderr."""
     return process.communicate(timeout=60)[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_the_state_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_the_state_and_says_how_to_continue(tmp_path: Path, number: signal.Signals) -> None:
     output = tmp_path / "with a space" / "ckpt.pt"
     process = started(*ARGUMENTS, output, watched="step ")
     process.send_signal(number)
@@ -71,7 +72,7 @@ def test_a_signal_saves_the_state_and_says_how_to_go_on(tmp_path: Path, number: 
     assert words == [*COMMAND, *ARGUMENTS, str(output), "--resume"]
 
 
-def test_the_command_that_is_printed_goes_on(tmp_path: Path) -> None:
+def test_the_printed_command_continues_training(tmp_path: Path) -> None:
     arguments = ("pretrain", "--steps", "12", "--batch-size", "4", "--eval-scenes", "0", "-o", tmp_path / "ckpt.pt")
     process = started(*arguments, watched="step ")
     process.send_signal(signal.SIGINT)
@@ -84,7 +85,7 @@ def test_the_command_that_is_printed_goes_on(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt.pt"]
 
 
-def test_a_signal_during_the_figures_keeps_what_was_trained(tmp_path: Path) -> None:
+def test_a_signal_during_evaluation_keeps_the_state(tmp_path: Path) -> None:
     arguments = ("finetune", "--steps", "2", "--batch-size", "4", "--eval-scenes", "100000", "-o", tmp_path / "ckpt.pt")
     process = started(*arguments, watched="of 100000")
     process.send_signal(signal.SIGTERM)
@@ -115,7 +116,7 @@ def step_of(path: Path) -> int:
     return torch.load(path, weights_only=True)["progress"]["step"]
 
 
-def test_a_run_that_goes_on_after_a_signal_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_resumed_after_a_signal_ends_with_the_same_weights(tmp_path: Path) -> None:
     recipe, layers = Recipe(steps=10, lr=0.1), []
     for at in ({}, {3: [signal.SIGINT]}):
         torch.manual_seed(0)
@@ -141,7 +142,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
     assert end.exit_code == 130 and end.kept is None and not (tmp_path / "s").exists()
 
 
-def test_a_handler_and_a_signal_that_is_ignored_stay_as_they_were(tmp_path: Path) -> None:
+def test_signal_handlers_are_restored_and_ignored_signals_stay_ignored(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -151,7 +152,7 @@ def test_a_handler_and_a_signal_that_is_ignored_stay_as_they_were(tmp_path: Path
     assert done.step == 3 and signal.getsignal(signal.SIGTERM) is before
 
 
-def test_training_outside_the_main_thread_hears_no_signals(tmp_path: Path) -> None:
+def test_training_works_outside_the_main_thread(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as threads:
         done = threads.submit(train, Line(), Recipe(steps=3), state_path=tmp_path / "s")
     assert done.result().step == 3 and threading.current_thread() is threading.main_thread()
@@ -176,7 +177,7 @@ def test_the_state_is_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(steps) == 20 and len(set(saved)) >= 3 and saved[-1] == 20
 
 
-def test_one_process_that_is_told_stops_all_of_them(tmp_path: Path, launch: Callable, kill_launched: Callable) -> None:
+def test_a_signal_to_one_process_stops_all(tmp_path: Path, launch: Callable, kill_launched: Callable) -> None:
     common = ("pretrain", "--steps", "100000", "--batch-size", "4", "--eval-scenes", "0", "--save-every", "5", "-o")
     state = tmp_path / "stopped.pt.trainer"
     before = set(psutil.Process().children(recursive=True))

@@ -1,4 +1,4 @@
-"""Muon: the update of torch's own, on any processor."""
+"""Our Muon takes the same steps as torch's, on any processor."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import copy
 import pytest
 import torch
 
-from simmim_export.training.muon import Muon, orthogonalise
+from simmim_export.training.muon import Muon, orthogonalize
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 
 @pytest.mark.parametrize("shape", [(24, 96), (96, 24), (48, 48)])
 def test_singular_values_become_about_one(shape: tuple[int, int]) -> None:
-    found = orthogonalise(torch.randn(3, *shape, generator=torch.manual_seed(0)), COEFFICIENTS, 5, 1e-7)
-    values = torch.linalg.svdvals(found)
-    assert found.shape == (3, *shape) and values.min() > 0.3 and values.max() < 1.3
+    matrices = orthogonalize(torch.randn(3, *shape, generator=torch.manual_seed(0)), COEFFICIENTS, steps=5, eps=1e-7)
+    values = torch.linalg.svdvals(matrices)
+    assert matrices.shape == (3, *shape) and values.min() > 0.3 and values.max() < 1.3
 
 
-def test_steps_are_those_of_torch() -> None:
+def test_steps_agree_with_torchs_muon() -> None:
     """Up to its rounding to bfloat16, which has 8 bits."""
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((24, 96), (96, 24), (24, 96), (40, 40))]

@@ -1,4 +1,4 @@
-"""Losses against values worked out by hand, and the cases that crashed others."""
+"""Losses compared with values computed by hand, and cases that crashed other implementations."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def test_mixed_precision_does_not_round_the_scores() -> None:
     image, text = torch.nn.functional.normalize(torch.randn(2, 8, 96, generator=torch.manual_seed(0)), dim=-1)
     exact = similarities(image, text, torch.tensor(4.0))
     with torch.autocast("cpu", torch.bfloat16):
-        found = similarities(image.bfloat16(), text.bfloat16(), torch.tensor(4.0))
+        low = similarities(image.bfloat16(), text.bfloat16(), torch.tensor(4.0))
         mixed = similarities(image, text, torch.tensor(4.0))
-    assert found.dtype == torch.float32 and torch.equal(mixed, exact)
+    assert low.dtype == torch.float32 and torch.equal(mixed, exact)
 
 
 def test_contrastive_by_hand() -> None:
@@ -58,7 +58,7 @@ def test_two_texts_of_one_image_are_both_positives() -> None:
 
 
 def test_a_batch_of_one_is_refused() -> None:
-    with pytest.raises(UsageError, match="2 or more") as caught:
+    with pytest.raises(UsageError) as caught:
         contrastive_loss(torch.zeros(1, 1), own([0]))
     assert caught.value.exit_code == 2
 
@@ -73,7 +73,7 @@ def test_hard_negatives_follow_the_softmax_and_never_hit_the_same() -> None:
     assert (drawn == 1).float().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
-def test_rows_in_which_everything_is_the_same_do_not_crash() -> None:
+def test_hard_negatives_exist_even_if_everything_is_the_same() -> None:
     scores = torch.randn(4, 4)
     same = torch.ones(4, 4, dtype=torch.bool)
     for _ in range(50):
@@ -121,7 +121,7 @@ def test_hidden_words_are_maskable_and_nothing_else_changes(seed: int, rate: flo
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 10, (texts, length), generator=random)
     maskable = torch.arange(10) >= 5
-    hidden_ids, hidden = mask_words(ids, maskable, rate, 4, random)
+    hidden_ids, hidden = mask_words(ids, maskable, rate=rate, mask_id=4, generator=random)
     assert not (hidden & ~maskable[ids]).any()
     assert (hidden_ids[hidden] == 4).all() and torch.equal(hidden_ids[~hidden], ids[~hidden])
     assert torch.equal(hidden.any(dim=1), maskable[ids].any(dim=1))
@@ -131,5 +131,5 @@ def test_hidden_words_are_maskable_and_nothing_else_changes(seed: int, rate: flo
 
 def test_words_are_hidden_at_the_rate() -> None:
     ids = torch.full((400, 50), 7)
-    _, hidden = mask_words(ids, torch.arange(10) >= 5, 0.3, 4, torch.Generator().manual_seed(0))
+    _, hidden = mask_words(ids, torch.arange(10) >= 5, rate=0.3, mask_id=4, generator=torch.Generator().manual_seed(0))
     assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.01)

@@ -1,4 +1,5 @@
-"""simmim-train on data sets on disk: few examples, held-out splits that lack something, and training that outlives them."""
+"""simmim-train on data sets on disk: few examples, incomplete held-out splits, and evaluation that fails after
+training."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ from simmim_export.training.options import DataChoice
 CLASSES = ("ant", "bee", "cow", "dog", "eel", "fox")
 
 
-def png(colour: tuple[int, int, int]) -> bytes:
+def png(color: tuple[int, int, int]) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    Image.new("RGB", (8, 8), color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def classes(root: Path, split: str, names: tuple[str, ...] = CLASSES, each: int = 2) -> Path:
-    """An image_folder of one colour a class."""
+    """An image_folder with one color per class."""
     for place, name in enumerate(names):
         (root / split / name).mkdir(parents=True)
         for number in range(each):
@@ -46,7 +47,7 @@ def tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def asked(root: Path, split: str, count: int, questions: bool = True) -> Path:
-    """A webdataset of captions and, with ``questions``, one question an image, each with an answer of its own."""
+    """A webdataset of captions and, with ``questions``, one question per image, each with a different answer."""
     members = {}
     for number in range(count):
         said: dict[str, object] = {"caption": f"number {number}"}
@@ -58,33 +59,35 @@ def asked(root: Path, split: str, count: int, questions: bool = True) -> Path:
 
 
 def test_few_examples_have_the_classes_of_all(tmp_path: Path) -> None:
-    few = DataChoice("image_folder", classes(tmp_path / "c", "train"), examples=3).open(0, "train", 64)
+    few = DataChoice("image_folder", root=classes(tmp_path / "c", "train"), examples=3).open(0, "train", size=64)
     assert few.limit("classes") == 3 and few.labels == {"image_class": CLASSES}
-    choice = DataChoice("webdataset", asked(asked(tmp_path / "w", "train", 12), "test", 12), examples=2)
-    train, test = (choice.open(0, stream, 64) for stream in ("train", "test"))
+    choice = DataChoice("webdataset", root=asked(asked(tmp_path / "w", "train", 12), "test", 12), examples=2)
+    train, test = (choice.open(0, stream, size=64) for stream in ("train", "test"))
     assert train.limit("questions") == 2 and test.limit("questions") == 12
     assert train.labels == test.labels == train.on("test").labels and len(train.labels["vqa"]) == 12
-    found = train.batch(0, 2, QUESTIONS)
-    assert found.scores is not None and found.scores.shape == (2, 4, 12)
+    batch = train.batch(0, 2, want=QUESTIONS)
+    assert batch.scores is not None and batch.scores.shape == (2, 4, 12)
 
 
 def test_rehearsal_is_on_the_same_few_examples(tmp_path: Path) -> None:
-    train = DataChoice("webdataset", asked(tmp_path, "train", 12), examples=3).open(0, "train", 64)
+    train = DataChoice("webdataset", root=asked(tmp_path, "train", 12), examples=3).open(0, "train", size=64)
     again = train.on("train-rehearsal")
     assert again.limit("captions") == 3 and train.on("samples").limit("captions") == 12
-    own = {caption for row in train.batch(0, 3, CAPTIONS).captions for caption in row}
-    assert {caption for index in range(4) for row in again.batch(index, 3, CAPTIONS).captions for caption in row} == own
+    own = {caption for row in train.batch(0, 3, want=CAPTIONS).captions for caption in row}
+    assert {
+        caption for index in range(4) for row in again.batch(index, 3, want=CAPTIONS).captions for caption in row
+    } == own
 
 
 def test_rehearsal_on_shapes_is_on_the_same_few_scenes() -> None:
     train = Shapes(0, examples=8)
     again = train.on("train-rehearsal")
-    scenes = [{scene for i in range(4) for scene in data.batch(i, 4, CAPTIONS).scenes} for data in (train, again)]
+    scenes = [{scene for i in range(4) for scene in data.batch(i, 4, want=CAPTIONS).scenes} for data in (train, again)]
     assert scenes[0] == scenes[1] and len(scenes[0]) == 8
     assert train.on("test").examples is None
     # Without a limit rehearsal has scenes of its own.
-    other = Shapes(0).on("train-rehearsal").batch(0, 4, CAPTIONS)
-    assert not np.array_equal(other.pixels, Shapes(0).batch(0, 4, CAPTIONS).pixels)
+    other = Shapes(0).on("train-rehearsal").batch(0, 4, want=CAPTIONS)
+    assert not np.array_equal(other.pixels, Shapes(0).batch(0, 4, want=CAPTIONS).pixels)
 
 
 def test_classes_that_change_while_a_model_trains_are_refused(tmp_path: Path) -> None:
@@ -92,15 +95,15 @@ def test_classes_that_change_while_a_model_trains_are_refused(tmp_path: Path) ->
 
     def opened(stream: str) -> Data:
         """As a command of its own finds it."""
-        return DataChoice("image_folder", tmp_path).open(0, stream, 64)
+        return DataChoice("image_folder", root=tmp_path).open(0, stream, size=64)
 
     trained = opened("train").labels["image_class"]
-    check_classes(opened("test"), "image_class", trained)
+    check_classes(opened("test"), "image_class", trained=trained)
     classes(tmp_path, "train", ("gnu",))
-    with pytest.raises(DataError, match="other classes for image_class than training: gnu"):
-        check_classes(opened("test"), "image_class", trained)
-    with pytest.raises(DataError, match="in another order"):
-        check_classes(opened("test"), "image_class", ("gnu", *CLASSES))
+    with pytest.raises(DataError, match=r"image_class .*: gnu"):
+        check_classes(opened("test"), "image_class", trained=trained)
+    with pytest.raises(DataError):
+        check_classes(opened("test"), "image_class", trained=("gnu", *CLASSES))
 
 
 def finetune(run_cli, task: str, data: str, root: Path, output: Path, *more: object):
@@ -139,57 +142,57 @@ def test_a_text_that_is_too_long_is_named_before_training(run_cli, tmp_path: Pat
     })  # fmt: skip
     # Nobody waits for so many steps: the message comes first.
     done = finetune(run_cli, "retrieval", "webdataset", root, tmp_path / "x.pt", "--steps", "1000000")
-    assert done.returncode == 5 and "a text of 42 tokens" in done.stderr and "--max-length 42" in done.stderr
+    assert done.returncode == 5 and "42 tokens" in done.stderr and "--max-length 42" in done.stderr
     if split == "train":
         done = finetune(run_cli, "retrieval", "webdataset", root, tmp_path / "x.pt", "--max-length", "42")
         assert done.returncode == 0, done.stderr
         assert load(tmp_path / "x.pt").config.max_length == 42
 
 
-def test_data_for_no_task_at_all(run_cli, tmp_path: Path) -> None:
+def test_data_without_any_task_are_an_error(run_cli, tmp_path: Path) -> None:
     tar(tmp_path / "data/train.tar", {"0.png": png((0, 0, 0)), "0.json": b"{}"})
     done = finetune(run_cli, "vqa", "webdataset", tmp_path / "data", tmp_path / "x.pt")
     assert done.returncode == 2 and "give data with questions, captions or classes" in done.stderr
 
 
-def test_a_missing_test_split_is_said_before_training(run_cli, tmp_path: Path) -> None:
+def test_a_missing_test_split_is_reported_before_training(run_cli, tmp_path: Path) -> None:
     root = classes(tmp_path / "data", "train")
     # Nobody waits for so many steps: the message comes first.
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--steps", "1000000")
-    assert done.returncode == 2 and "no split 'test'" in done.stderr and "--eval-scenes 0" in done.stderr
+    assert done.returncode == 2 and "split 'test'" in done.stderr and "--eval-scenes 0" in done.stderr
     assert not (tmp_path / "x.pt").exists() and not (tmp_path / "x.pt.trainer").exists()
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--eval-scenes", "0")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_val_split_stands_in_for_a_missing_test_and_says_so(run_cli, tmp_path: Path) -> None:
+def test_val_replaces_a_missing_test_split_with_a_warning(run_cli, tmp_path: Path) -> None:
     from simmim_export.models.simmim.checkpoint import load
     from simmim_export.proof.evidence import Evidence
 
     root = classes(classes(tmp_path / "data", "train"), "val", each=20)
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt", "--eval-scenes", "40")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("there is no split 'test': 'val' stands in for it") == 1
+    assert done.stderr.count("split 'test'") == 1 and "'val'" in done.stderr
     checkpoint = load(tmp_path / "x.pt")
     assert checkpoint.metrics["image_class"]["n"] == 40 and checkpoint.metrics["image_class"]["data"]["split"] == "val"
     # Figures and evidence share the split, and no picture.
-    measured = DataChoice("image_folder", root).open(0, "test", 64)
-    figures = {p.tobytes() for p in measured.labelled(0, 40).pixels}
+    measured = DataChoice("image_folder", root=root).open(0, "test", size=64)
+    figures = {p.tobytes() for p in measured.labeled(0, 40).pixels}
     evidence = Evidence.load(checkpoint.evidence.numpy().tobytes()).images["classed"]
     assert len(evidence) == len(figures) == 40 and not figures & {p.tobytes() for p in evidence}
     classes(root, "test")
     done = run_cli("train", "evaluate", tmp_path / "x.pt", "--data", "image_folder", "--data-root", root, "--json")
-    assert done.returncode == 0 and "stands in" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "split 'test'" not in done.stderr, done.stderr
     assert json.loads(done.stdout)["image_class"]["n"] == 12
 
 
-def test_a_single_class_is_nothing_to_learn(run_cli, tmp_path: Path) -> None:
+def test_a_single_class_is_an_error(run_cli, tmp_path: Path) -> None:
     root = classes(classes(tmp_path / "data", "train", ("ant",)), "test", ("ant",))
     done = finetune(run_cli, "image_class", "image_folder", root, tmp_path / "x.pt")
     assert done.returncode == 5 and "one class for image_class, 'ant'" in done.stderr, done.stderr
 
 
-def test_images_of_unequal_captions_pretrain(run_cli, tmp_path: Path) -> None:
+def test_images_with_different_numbers_of_captions_pretrain(run_cli, tmp_path: Path) -> None:
     from test_readers import coco
 
     for split in ("train2014", "val2014"):
@@ -199,7 +202,7 @@ def test_images_of_unequal_captions_pretrain(run_cli, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_split_without_what_a_figure_needs_is_not_measured(run_cli, tmp_path: Path) -> None:
+def test_a_split_without_questions_is_not_measured(run_cli, tmp_path: Path) -> None:
     root = asked(asked(tmp_path / "data", "train", 4), "test", 4, questions=False)
     done = finetune(run_cli, "vqa", "webdataset", root, tmp_path / "ckpt.pt")
     assert done.returncode == 0, done.stderr
@@ -210,7 +213,7 @@ def test_a_split_without_what_a_figure_needs_is_not_measured(run_cli, tmp_path: 
     assert json.loads(done.stdout)["vqa"] == metrics["vqa"]
 
 
-def test_a_model_outlives_a_failed_evaluation_and_is_not_trained_again(run_cli, tmp_path: Path) -> None:
+def test_a_failed_evaluation_can_be_resumed_without_training(run_cli, tmp_path: Path) -> None:
     from simmim_export.models.simmim.checkpoint import load
 
     root, output = classes(classes(tmp_path / "data", "train"), "test"), tmp_path / "ckpt.pt"

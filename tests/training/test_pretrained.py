@@ -1,4 +1,4 @@
-"""Pretrained encoders through their own loaders: the same numbers as the originals, and one message where they cannot be had."""
+"""Pretrained encoders give the same numbers here as in their own libraries; what cannot be loaded is a single error."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_real_bert_weights_give_the_originals_tokens(tmp_path: Path) -> None:
     # MiniLM's own file pads every text to 128 tokens, and cuts there.
     tokenizer = read_tokenizer(checkpoint.tokenizer)
     texts = ["a dog runs over the grass", "the cat sleeps", "quarterly results were better than feared"]
-    tokens = encode(tokenizer, texts, 32)
+    tokens = encode(tokenizer, texts, max_length=32)
     with torch.inference_mode():
-        found = model.encode_text(**tokens)[0]
+        embedded = model.encode_text(**tokens)[0]
         wanted = original(**tokens).last_hidden_state * tokens["attention_mask"][:, :, None]
-    assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.allclose(embedded, wanted, atol=1e-5)
 
 
 def test_a_pretrained_text_encoder_is_trained_further(tmp_path: Path, run_cli) -> None:
@@ -59,10 +59,10 @@ def test_the_bundle_of_real_weights_embeds_alike(minilm_bundle: Path) -> None:
     import simmim_export
 
     with simmim_export.load(minilm_bundle) as model:
-        found = model.embed_text(["a dog runs", "a puppy is running", "stocks fell sharply"])
+        vectors = model.embed_text(["a dog runs", "a puppy is running", "stocks fell sharply"])
     # embed is a random projection of MiniLM's mean token: it keeps what is near and far.
-    assert found[0] @ found[1] > found[0] @ found[2] + 0.1
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.1
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -82,37 +82,38 @@ def test_a_resnets_file(tmp_path: Path, suffix: str) -> None:
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(get_model("resnet34", weights=None).state_dict(), path)
-    with pytest.raises(CheckpointError, match=r"unexpected: layer1\.2\.conv1\.weight") as caught:
+    with pytest.raises(CheckpointError, match=r"layer1\.2\.conv1\.weight") as caught:
         new_checkpoint(NewModel("tiny", image_encoder="resnet18", image_weights=str(path)), seed=0)
     assert "encoder that was chosen" in caught.value.fix
     torch.save([1, 2], path)
-    with pytest.raises(InputError, match="not a state dict"):
+    with pytest.raises(InputError):
         pretrained_image("resnet18", str(path))
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError):
         pretrained_image("resnet18", str(tmp_path / "none.pth"))
-    with pytest.raises(UsageError, match="unknown weights 'BEST' of resnet18"):
+    with pytest.raises(UsageError, match="BEST"):
         pretrained_image("resnet18", "BEST")
-    with pytest.raises(UsageError, match="no weights for 'tiny'"):
+    with pytest.raises(UsageError, match="tiny"):
         pretrained_image("tiny", "DEFAULT")
 
 
-def test_what_cannot_be_downloaded_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_download_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing is mocked: both hubs are really asked, at a place where nobody answers."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="cannot be downloaded") as caught:
+    with pytest.raises(InputError) as caught:
         pretrained_image("resnet18", "DEFAULT")
     assert "--image-weights FILE.pth" in caught.value.fix
 
 
-def test_a_hub_that_cannot_be_reached(run_cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_an_unreachable_hub_is_asked_once(run_cli, tmp_path: Path, setting: dict[str, str]) -> None:
     import os
 
-    offline = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = run_cli("train", "init", "--text-encoder", "bert-base-nowhere", "-o", tmp_path / "x.pt", env=offline)
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hub")} | setting
+    done = run_cli("train", "init", "--text-encoder", "nowhere/bert", "-o", tmp_path / "x.pt", env=environment)
     assert done.returncode == 5, done.stderr
-    assert "cannot be had from the hub" in done.stderr and "Traceback" not in done.stderr
+    assert "'nowhere/bert'" in done.stderr and "Traceback" not in done.stderr and "Retrying" not in done.stderr
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -136,11 +137,11 @@ def test_weights_without_a_pooler_are_whole_and_others_that_lack_one_are_named(b
 
     path = bert / "model.safetensors"
     state = load_file(path)
-    found = pretrained_text(str(bert))
-    assert not any("pooler" in key for key in (*state, *found.state))
-    assert all(torch.equal(found.state[key], state[key]) for key in state)
+    loaded = pretrained_text(str(bert))
+    assert not any("pooler" in key for key in (*state, *loaded.state))
+    assert all(torch.equal(loaded.state[key], state[key]) for key in state)
     save_file({k: v for k, v in state.items() if "layer.1.output.dense" not in k}, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"missing: encoder\.layer\.1\.output\.dense\.bias") as caught:
+    with pytest.raises(CheckpointError, match=r"encoder\.layer\.1\.output\.dense\.bias") as caught:
         pretrained_text(str(bert))
     assert caught.value.exit_code == 5 and caught.value.where == str(bert) and "pooler" not in caught.value.what
 
@@ -150,9 +151,7 @@ def test_weights_of_another_shape_than_the_configuration_are_named(bert: Path) -
 
     config = json.loads((bert / "config.json").read_text())
     (bert / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
-    with pytest.raises(
-        CheckpointError, match=r"output\.dense\.weight is \[48, 96\], the configuration says \[48, 64\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"output\.dense\.weight .*\[48, 96\].*\[48, 64\]"):
         pretrained_text(str(bert))
 
 
@@ -160,7 +159,7 @@ def test_weights_of_another_shape_than_the_configuration_are_named(bert: Path) -
 def test_a_damaged_encoder_is_bad_input(bert: Path, kept: int) -> None:
     path = bert / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InputError, match="does not load") as caught:
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
     assert caught.value.exit_code == 5 and caught.value.where == str(bert)
 
@@ -171,7 +170,7 @@ def test_texts_are_as_long_as_a_pretrained_encoder_has_positions_for(bert: Path,
     if max_length != 17:
         assert new_checkpoint(new, seed=0).config.max_length == 16
         return
-    with pytest.raises(UsageError, match="16 positions, too few for texts of 17 tokens") as caught:
+    with pytest.raises(UsageError, match=r"16 .* 17") as caught:
         new_checkpoint(new, seed=0)
     assert "--max-length 16" in str(caught.value.fix)
 
@@ -183,15 +182,15 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_has_embeddings(bert: Path
     (bert / "tokenizer.json").write_text(word_tokenizer(words).to_str())
     assert pretrained_text(str(bert)).positions == 16
     (bert / "tokenizer.json").write_text(word_tokenizer([*words, "more"]).to_str())
-    with pytest.raises(CheckpointError, match="61 tokens, the text encoder 60 embeddings") as caught:
+    with pytest.raises(CheckpointError, match=r"61 .* 60") as caught:
         pretrained_text(str(bert))
     assert caught.value.where == str(bert / "tokenizer.json")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "no JSON", '{"version": "1.0", "model": {"type": "Other"}}'])
-def test_a_tokenizer_that_is_none(bert: Path, text: str) -> None:
+def test_a_damaged_tokenizer_is_an_error(bert: Path, text: str) -> None:
     (bert / "tokenizer.json").write_text(text)
-    with pytest.raises(InputError, match="not a tokenizer") as caught:
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
     assert caught.value.where == str(bert / "tokenizer.json")
 
@@ -200,8 +199,9 @@ def test_a_tokenizer_without_a_token(bert: Path) -> None:
     from tokenizers import Tokenizer, models
 
     (bert / "tokenizer.json").write_text(Tokenizer(models.WordLevel({}, unk_token="[UNK]")).to_str())
-    with pytest.raises(InputError, match="no tokens"):
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
+    assert caught.value.where == str(bert / "tokenizer.json")
 
 
 def test_a_damaged_encoder_ends_the_command_with_one_message(bert: Path, run_cli, tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_a_damaged_encoder_ends_the_command_with_one_message(bert: Path, run_cli
     assert not (tmp_path / "x.pt").exists()
 
 
-def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no config\.json"):
+def test_a_folder_without_an_encoder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json"):
         pretrained_text(str(tmp_path))
 
 
@@ -296,13 +296,13 @@ def test_a_folder_of_sentence_transformers_names_the_encoder_inside(tmp_path: Pa
 @pytest.mark.parametrize("name", ["checkpoint.json", "manifest.json", "adapter_config.json", "open_clip_config.json"])
 def test_a_folder_without_config_says_what_else_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match="this is ") as caught:
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(tmp_path))
     assert caught.value.fix
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_type": 3}', "{" * 2000, "[" * 100_000])
-def test_a_config_that_is_none_is_bad_input(bert: Path, text: str) -> None:
+def test_a_malformed_config_is_bad_input(bert: Path, text: str) -> None:
     (bert / "config.json").write_text(text)
     with pytest.raises(InputError) as caught:
         pretrained_text(str(bert))
@@ -312,11 +312,12 @@ def test_a_config_that_is_none_is_bad_input(bert: Path, text: str) -> None:
 def test_a_vocabulary_without_a_tokenizer_says_how_to_make_one(bert: Path) -> None:
     (bert / "tokenizer.json").unlink()
     (bert / "vocab.txt").write_text("[PAD]\n[UNK]\n")
-    with pytest.raises(InputError, match=r"no tokenizer\.json") as caught:
+    with pytest.raises(InputError, match=r"tokenizer\.json") as caught:
         pretrained_text(str(bert))
     assert "AutoTokenizer" in caught.value.fix
 
 
-def test_a_file_is_no_folder(bert: Path) -> None:
-    with pytest.raises(InputError, match="a file"):
+def test_a_file_is_not_an_encoder_folder(bert: Path) -> None:
+    with pytest.raises(InputError) as caught:
         pretrained_text(str(bert / "model.safetensors"))
+    assert caught.value.where == str(bert / "model.safetensors")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from simmim_export.errors import DataError, UsageError
 from simmim_export.training.data.readers import READERS, read
-from simmim_export.training.data.readers.vqav2 import normalise_answer, soft_scores
+from simmim_export.training.data.readers.vqav2 import normalize_answer, soft_scores
 from simmim_export.training.data.records import Question, Statement
 
 
@@ -152,7 +152,7 @@ def test_vqav2(tmp_path: Path) -> None:
     first, second = record.questions
     assert first.text == "What colour is it?" and first.family == "other"
     assert first.answers == pytest.approx({"red": 1.0, "dark red": 0.9, "rose": 0.3})
-    assert second == Question("How many?", {"2": 1.0}, "number")
+    assert second == Question("How many?", {"2": 1.0}, family="number")
 
 
 def test_coco(tmp_path: Path) -> None:
@@ -172,14 +172,14 @@ def test_clevr(tmp_path: Path) -> None:
 
 def test_snli_ve_says_what_it_leaves_out(tmp_path: Path) -> None:
     split = snli_ve(tmp_path)
-    with pytest.warns(UserWarning, match="1 pairs without a gold label"):
+    with pytest.warns(UserWarning, match="1 pairs"):
         (record,) = read("snli_ve", tmp_path, split)
     assert record.statements == (Statement("it rains", "neutral"), Statement("it rains", "entailment"))
 
 
 def test_image_folder_and_frames(tmp_path: Path) -> None:
-    found = made("image_folder", tmp_path / "images")
-    assert [(r.label, r.images[0].name) for r in found] == [("cat", "1.png"), ("cat", "10.png"), ("dog", "2.png")]
+    records = made("image_folder", tmp_path / "images")
+    assert [(r.label, r.images[0].name) for r in records] == [("cat", "1.png"), ("cat", "10.png"), ("dog", "2.png")]
     _, clip = made("frames", tmp_path / "clips")
     assert [p.name for p in clip.images] == ["frame1.jpg", "frame2.jpg", "frame10.jpg"] and clip.label == "wave"
 
@@ -192,9 +192,9 @@ def test_webdataset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MAKERS))
-def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path, name: str) -> None:
+def test_a_missing_split_names_the_existing_ones(tmp_path: Path, name: str) -> None:
     split = MAKERS[name](tmp_path)
-    with pytest.raises(UsageError, match="no split 'nowhere'") as caught:
+    with pytest.raises(UsageError, match="nowhere") as caught:
         read(name, tmp_path, "nowhere")
     assert split.split("+")[0] in caught.value.fix
 
@@ -214,7 +214,7 @@ LOOKED_FOR = {
 
 
 @pytest.mark.parametrize("name", sorted(MAKERS))
-def test_a_data_set_that_is_not_found_says_which_files_were_looked_for(tmp_path: Path, name: str) -> None:
+def test_a_missing_split_names_the_files_looked_for(tmp_path: Path, name: str) -> None:
     MAKERS[name](tmp_path)
     with pytest.raises(UsageError) as caught:
         read(name, tmp_path, "nowhere")
@@ -248,7 +248,7 @@ COCO, CLEVR = "annotations/captions_val2017.json", "questions/CLEVR_val_question
 BROKEN = [
     ("vqav2", VQA_Q, lambda c: c["questions"][1].pop("question"), r"no 'question'.*questions\[1\]"),
     ("vqav2", VQA_Q, lambda c: c["questions"].append(dict(c["questions"][0])), "question_id 420 occurs twice"),
-    ("vqav2", VQA_Q, lambda c: c["questions"].pop(), "annotation of question 421, which is not asked"),
+    ("vqav2", VQA_Q, lambda c: c["questions"].pop(), "annotation of question 421"),
     ("vqav2", VQA_A, lambda c: c["annotations"].pop(), "question 421 has no annotation"),
     ("vqav2", VQA_A, lambda c: c["annotations"][0].update(answers=[]), r"no answers.*annotations\[0\]"),
     ("vqav2", VQA_A, lambda c: c["annotations"][0].update(answers=[{"answer": 3}]), "'answer' is int, not str"),
@@ -283,32 +283,35 @@ def test_malformed_lines_labels_and_missing_files(tmp_path: Path) -> None:
     split = snli_ve(tmp_path)
     path = tmp_path / "snli_ve_dev.jsonl"
     path.write_text(path.read_text() + "{broken\n")
-    with pytest.raises(DataError, match="malformed JSON") as caught, warnings.catch_warnings():
+    with pytest.raises(DataError) as caught, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read("snli_ve", tmp_path, split)
     assert "line 4" in str(caught.value)
     path.write_text('{"Flickr30K_ID": "77", "sentence2": "x", "gold_label": "maybe"}')
-    with pytest.raises(DataError, match="label is 'maybe'"):
+    with pytest.raises(DataError, match="maybe"):
         read("snli_ve", tmp_path, split)
     vqav2(tmp_path)
     (tmp_path / VQA_A).unlink()
-    with pytest.raises(DataError, match="the file is missing"):
+    with pytest.raises(DataError) as caught:
         read("vqav2", tmp_path, "val2014")
-    with pytest.raises(DataError, match=r"0 of .* not one"):
+    assert caught.value.where == str(tmp_path / VQA_A)
+    with pytest.raises(DataError) as caught:
         read("karpathy", tmp_path, "train")
+    assert caught.value.where == str(tmp_path)
     frames(tmp_path / "f")
     for number in (1, 2):
         (tmp_path / f"f/train/wave/clip7/frame{number}.jpg").unlink()
-    with pytest.raises(DataError, match="a clip of 1 frames"):
+    with pytest.raises(DataError, match="1 frames"):
         read("frames", tmp_path / "f", "train")
     (tmp_path / "g/train/cat").mkdir(parents=True)
-    with pytest.raises(DataError, match="class is empty"):
+    with pytest.raises(DataError) as caught:
         read("image_folder", tmp_path / "g", "train")
+    assert caught.value.where == str(tmp_path / "g/train/cat")
     picture(tmp_path / "g/train/cat/deep/1.png")
     write(tmp_path / "g/train/cat/notes.txt", "x")
-    with pytest.warns(UserWarning, match="1 files that do not belong"):
+    with pytest.warns(UserWarning, match="1 files"):
         assert len(read("image_folder", tmp_path / "g", "train")) == 1
-    with pytest.raises(UsageError, match="unknown reader 'nope'"):
+    with pytest.raises(UsageError, match="nope"):
         read("nope", tmp_path, "train")
 
 
@@ -337,7 +340,7 @@ def test_a_broken_shard_is_named(tmp_path: Path, members: dict[str, bytes], expe
 
 
 @pytest.mark.parametrize("how", ["between", "within", "header", "two", "gz", "link"])
-def test_no_member_of_a_shard_is_lost_in_silence(tmp_path: Path, how: str) -> None:
+def test_a_lost_member_of_a_shard_is_an_error(tmp_path: Path, how: str) -> None:
     path = tar(tmp_path / "train.tar", {f"{n}.png": png() for n in range(40)})
     whole = path.read_bytes()
     assert len(read("webdataset", tmp_path, "train")) == 40
@@ -348,7 +351,7 @@ def test_no_member_of_a_shard_is_lost_in_silence(tmp_path: Path, how: str) -> No
         with tarfile.open(path, "a") as archive:
             (info := tarfile.TarInfo("x.png")).type = tarfile.SYMTYPE
             archive.addfile(info)
-    with pytest.raises(DataError, match="no file" if how == "link" else "malformed tar"):
+    with pytest.raises(DataError):
         read("webdataset", tmp_path, "train")
 
 
@@ -367,7 +370,7 @@ def said(root: Path, text: str | bytes, suffix: str = ".csv") -> list:
     return read("table", root, "train")
 
 
-def test_a_table_of_anything_that_is_said_of_an_image(tmp_path: Path) -> None:
+def test_a_table_may_have_all_columns(tmp_path: Path) -> None:
     lines = [
         {"image": "a.png", "caption": "one \n thing", "question": "", "answer": None},
         {"image": "a.png", "question": "how many?", "answer": 2, "label": "cat"},
@@ -385,12 +388,12 @@ def test_a_table_of_anything_that_is_said_of_an_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path, suffix: str) -> None:
     text = {".csv": "image,label\na.png,x\n", ".jsonl": '{"image": "a.png", "label": "x"}\n'}[suffix]
     assert said(tmp_path, b"\xef\xbb\xbf" + text.encode(), suffix)[0].label == "x"
 
 
-def test_repeated_rows_and_columns_of_no_use_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_repeated_rows_and_unknown_columns_are_counted_in_warnings(tmp_path: Path) -> None:
     text = "image,caption,source\na.png,x,web\na.png,x,web\na.png,y,\na.png,x,\n"
     with pytest.warns(UserWarning) as caught:
         (record,) = said(tmp_path, text)
@@ -467,14 +470,14 @@ couldnt've=couldn't've; somebody'd=somebodyd; black-white - x=blackwhite x; 1,00
 
 
 @pytest.mark.parametrize("pair", ANSWERS.replace("\n", "; ").split("; "))
-def test_answers_are_normalised(pair: str) -> None:
+def test_answers_are_normalized(pair: str) -> None:
     text, expected = pair.split("=")
-    assert normalise_answer(text) == expected
+    assert normalize_answer(text) == expected
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(["vqav2", "coco", "karpathy", "clevr", "snli_ve", "webdataset", "table"]), data=st.data())
-def test_damaged_files_are_refused_and_nothing_else_happens(tmp_path: Path, name: str, data: st.DataObject) -> None:
+def test_damaged_files_raise_only_errors_with_a_fix(tmp_path: Path, name: str, data: st.DataObject) -> None:
     root = tmp_path / name
     split = MAKERS[name](root)
     files = [p for p in root.rglob("*") if p.suffix in (".json", ".jsonl", ".tar", ".csv")]

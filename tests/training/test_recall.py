@@ -35,16 +35,16 @@ SHAPES = {"data": {"name": "shapes", "seed": 5, "split": "A", "stream": "train",
 HERE = Path("ckpt.pt")
 
 
-def test_what_is_recorded_of_one_data_set_is_not_used_for_another(tmp_path: Path) -> None:
+def test_a_record_of_one_data_set_is_not_used_for_another(tmp_path: Path) -> None:
     choice, seed = DataRequest().resolve(SHAPES, HERE)
     assert (choice.name, choice.split, choice.root, seed) == ("shapes", "A", None, 5)
-    choice, seed = DataRequest("clips", seed=0).resolve(SHAPES, HERE)
+    choice, seed = DataRequest(name="clips", seed=0).resolve(SHAPES, HERE)
     assert (choice.name, choice.split, seed) == ("clips", "iid", 0)
     assert DataRequest(split="B").resolve(SHAPES, HERE)[0].split == "B"
     coco = {"data": {"name": "coco", "root": str(tmp_path), "split": "train2014"}}
     choice, seed = DataRequest().resolve(coco, HERE)
     assert (choice.name, choice.root, choice.split, seed) == ("coco", tmp_path, "iid", 0)
-    assert DataRequest("shapes").resolve(coco, HERE)[0].root is None
+    assert DataRequest(name="shapes").resolve(coco, HERE)[0].root is None
 
 
 def test_a_checkpoint_that_was_never_trained_is_evaluated_on_shapes() -> None:
@@ -57,7 +57,7 @@ def test_a_checkpoint_that_was_never_trained_is_evaluated_on_shapes() -> None:
     [{"data": "shapes"}, {"data": {"name": 3}}, {"data": {"name": "shapes", "split": []}}, {"recipe": {"seed": True}},
      {"data": {"name": "coco", "root": 1}}],
 )  # fmt: skip
-def test_a_record_that_makes_no_sense_is_an_error_of_the_checkpoint(provenance: dict) -> None:
+def test_a_malformed_record_is_an_error_of_the_checkpoint(provenance: dict) -> None:
     with pytest.raises(CheckpointError) as caught:
         DataRequest().resolve(provenance, HERE)
     assert caught.value.where == str(HERE) and caught.value.fix

@@ -1,4 +1,4 @@
-"""The runs behind docs/results.md are commands that exist, in an order that works; the page says what they found."""
+"""The runs behind docs/results.md are commands that exist, in an order that works; the page shows their results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_command_parses(run: Run) -> None:
         application.commands[name].make_context(name, [*arguments], resilient_parsing=False)  # type: ignore[attr-defined]
 
 
-def test_the_interval_is_students() -> None:
+def test_the_interval_is_that_of_students_t() -> None:
     # scipy.stats.t.interval(0.95, 2, loc=2, scale=sem([1, 2, 3])) is 2 +- 2.4841
     assert interval([1.0, 2.0, 3.0]) == pytest.approx(2.4841, abs=1e-3)
 
@@ -47,12 +47,12 @@ def test_the_interval_is_students() -> None:
         ((0.3,), "undecided"),
     ],
 )
-def test_a_claim_holds_only_outside_the_interval(gains: tuple[float, ...], said: str) -> None:
+def test_a_gain_counts_only_outside_its_interval(gains: tuple[float, ...], said: str) -> None:
     assert verdict(gains) == said
 
 
-def test_the_stored_page_is_that_of_the_stored_figures() -> None:
-    found = json.loads(STORED.read_text(encoding="utf-8"))
-    assert page(found, [run.key for run in ALL]) == STORED.with_name("results.md").read_text(encoding="utf-8")
-    assert "not run" not in page(found, [run.key for run in ALL])
+def test_the_stored_page_shows_the_stored_results() -> None:
+    results = json.loads(STORED.read_text(encoding="utf-8"))
+    assert page(results, [run.key for run in ALL]) == STORED.with_name("results.md").read_text(encoding="utf-8")
+    assert "not run" not in page(results, [run.key for run in ALL])
     assert "not run" in page({}, [run.key for run in ALL])

@@ -1,4 +1,4 @@
-"""The data set: every caption and answer is true, by a checker that was written apart, and the text gives little away."""
+"""The data set `shapes`: an independent checker confirms every caption and answer, and the text gives little away."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from simmim_export.errors import UsageError
 from simmim_export.training.data.base import CAPTIONS, QUESTIONS, Want
 from simmim_export.training.data.shapes import ANSWERS, FAMILIES, Scene, Shapes, contact_sheet, draw_scene, vocabulary
 from simmim_export.training.data.shapes.draw import RGB
-from simmim_export.training.data.shapes.scene import COLOURS, SHAPES, SIZES, TEXTURES
+from simmim_export.training.data.shapes.scene import COLORS, SHAPES, SIZES, TEXTURES
 
 WORDS = {word: ("size", i) for i, word in enumerate(SIZES)} | {word: ("texture", i) for i, word in enumerate(TEXTURES)}
-WORDS |= {word: ("colour", i) for i, word in enumerate(COLOURS)} | {word: ("shape", i) for i, word in enumerate(SHAPES)}
+WORDS |= {word: ("colour", i) for i, word in enumerate(COLORS)} | {word: ("shape", i) for i, word in enumerate(SHAPES)}
 WORDS |= {word + "s": ("shape", i) for i, word in enumerate(SHAPES)} | {"crosses": ("shape", 3)}
-NAMES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
+NAMES = {"size": SIZES, "texture": TEXTURES, "colour": COLORS, "shape": SHAPES}
 ROWS = {"top": 0, "upper": 1, "lower": 2, "bottom": 3}
 COLUMNS = {"far left": 0, "left": 1, "right": 2, "far right": 3}
 
@@ -32,9 +32,9 @@ def fitting(scene: Scene, phrase: str) -> list:
 
 
 def one(scene: Scene, phrase: str):
-    found = fitting(scene, phrase)
-    assert len(found) == 1, f"{phrase!r} fits {len(found)} things"
-    return found[0]
+    things = fitting(scene, phrase)
+    assert len(things) == 1, f"{phrase!r} fits {len(things)} things"
+    return things[0]
 
 
 def holds(a, relation: str, b) -> bool:
@@ -75,9 +75,9 @@ def solve(scene: Scene, text: str) -> str:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), index=st.integers(0, 10**6), split=st.sampled_from(["iid", "A", "B"]))
 def test_every_answer_is_true(seed: int, index: int, split: str) -> None:
-    found = Shapes(seed, split=split).batch(index, 6)
-    assert found.answers.shape == found.families.shape == (6, 8)
-    for scene, texts, answers in zip(found.scenes, found.questions, found.answers, strict=True):
+    batch = Shapes(seed, split=split).batch(index, 6)
+    assert batch.answers.shape == batch.families.shape == (6, 8)
+    for scene, texts, answers in zip(batch.scenes, batch.questions, batch.answers, strict=True):
         assert len(set(texts)) == 8
         for text, answer in zip(texts, answers, strict=True):
             assert solve(scene, text) == ANSWERS[answer], text
@@ -86,9 +86,9 @@ def test_every_answer_is_true(seed: int, index: int, split: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_every_caption_is_true(seed: int) -> None:
-    found = Shapes(seed).batch(0, 6, CAPTIONS)
+    batch = Shapes(seed).batch(0, 6, want=CAPTIONS)
     numbers = ["zero", "one", "two", "three", "four", "five", "six"]
-    for scene, captions in zip(found.scenes, found.captions, strict=True):
+    for scene, captions in zip(batch.scenes, batch.captions, strict=True):
         assert len(captions) == 5
         first, relation, second = re.split(" (left of|right of|above|below) ", captions[0])
         pairs = [(a, b) for a in fitting(scene, first) for b in fitting(scene, second)]
@@ -117,45 +117,45 @@ def test_the_same_number_is_the_same_batch_and_streams_share_nothing() -> None:
     seen = set()
     for stream in ("train", "val", "test", "samples", "demo"):
         for index in range(20):
-            scenes = set(Shapes(1, stream).batch(index, 32, CAPTIONS).scenes)
+            scenes = set(Shapes(1, stream).batch(index, 32, want=CAPTIONS).scenes)
             assert not scenes & seen
             seen |= scenes
 
 
 @pytest.mark.parametrize(("examples", "images"), [(10, 4), (10, 32), (40, 8)])
-def test_few_examples_are_so_many_and_all_of_what_is_said_of_them_is_learned(examples: int, images: int) -> None:
+def test_few_examples_are_all_used_with_all_their_captions(examples: int, images: int) -> None:
     """40 of 8 are 5 batches: as many as a scene has captions, and every 8th batch is one of rehearsal."""
     data = Shapes(0, size=16, examples=examples)
     assert data.limit("captions") == examples and data.on("test").limit("captions") is None
     shown: dict[str, set[str]] = defaultdict(set)
     scenes, asked = {}, set()
     for index in range(-(-40 * examples // images)):
-        found = data.batch(index, images, CAPTIONS)
-        for row, (key, scene, captions) in enumerate(zip(found.keys, found.scenes, found.captions, strict=True)):
+        batch = data.batch(index, images, want=CAPTIONS)
+        for row, (key, scene, captions) in enumerate(zip(batch.keys, batch.scenes, batch.captions, strict=True)):
             assert scenes.setdefault(key, scene) == scene
             shown[key].add(captions[(index + row) % 5])  # as pretraining takes them
             if (index + 1) % 8:
                 asked.add(key)
     assert len(set(scenes.values())) == len(scenes) == len(asked) == examples
     assert {len(captions) for captions in shown.values()} == {5}
-    first, again = data.batch(0, 64, QUESTIONS), data.batch(1, 64, QUESTIONS)
-    said = [dict(zip(found.keys, found.questions, strict=True)) for found in (first, again)]
+    first, again = data.batch(0, 64, want=QUESTIONS), data.batch(1, 64, want=QUESTIONS)
+    said = [dict(zip(batch.keys, batch.questions, strict=True)) for batch in (first, again)]
     assert all(said[0][key] == said[1][key] for key in said[0].keys() & said[1].keys())
     stated = [data.stated(index, examples) for index in range(2)]
     assert sorted(stated[0].texts) == sorted(stated[1].texts) and stated[0].labels.tolist() == [[1, 1, 0, 0]] * examples
 
 
-def test_when_all_has_been_asked_it_is_asked_again() -> None:
+def test_questions_repeat_only_when_all_were_asked() -> None:
     """Of three things there are at most 24 questions about places."""
     want = Want(captions=False, families=("spatial",))
-    found = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want)
-    assert found.answers.shape == (16, 60)
-    for scene, texts, answers in zip(found.scenes, found.questions, found.answers, strict=True):
+    batch = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want=want)
+    assert batch.answers.shape == (16, 60)
+    for scene, texts, answers in zip(batch.scenes, batch.questions, batch.answers, strict=True):
         counts = Counter(texts)
         assert max(counts.values()) - min(counts.values()) <= 1
         assert all(solve(scene, text) == ANSWERS[answer] for text, answer in zip(texts, answers, strict=True))
-    once = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want._replace(every=True))
-    assert [list(dict.fromkeys(row)) for row in found.questions] == once.questions
+    once = Shapes(0, size=16, questions_per_scene=60).batch(0, 16, want=want._replace(every=True))
+    assert [list(dict.fromkeys(row)) for row in batch.questions] == once.questions
 
 
 def test_the_text_alone_gives_little_away() -> None:
@@ -165,8 +165,8 @@ def test_the_text_alone_gives_little_away() -> None:
     predict = question_only(Shapes(3), scenes=4096)
     hits, families = defaultdict(list), Counter()
     for index in range(32):
-        found = Shapes(3, "test").batch(index, 64, QUESTIONS)
-        for texts, answers, kinds in zip(found.questions, found.answers, found.families, strict=True):
+        batch = Shapes(3, "test").batch(index, 64, want=QUESTIONS)
+        for texts, answers, kinds in zip(batch.questions, batch.answers, batch.families, strict=True):
             for text, answer, kind in zip(texts, answers, kinds, strict=True):
                 hits[FAMILIES[kind]].append(predict(text, FAMILIES[kind]) == answer)
                 families[FAMILIES[kind]] += 1
@@ -179,35 +179,35 @@ def test_the_text_alone_gives_little_away() -> None:
 
 
 @pytest.mark.parametrize("split", ["A", "B"])
-def test_cogent(split: str) -> None:
-    warm = {COLOURS.index(name) for name in ("grey", "blue", "orange", "yellow")}
-    for scene in Shapes(0, split=split).batch(0, 300, CAPTIONS).scenes:
+def test_cogent_splits_have_their_colors(split: str) -> None:
+    warm = {COLORS.index(name) for name in ("grey", "blue", "orange", "yellow")}
+    for scene in Shapes(0, split=split).batch(0, 300, want=CAPTIONS).scenes:
         for thing in scene.things:
             if SHAPES[thing.shape] in ("square", "triangle"):
                 assert (thing.colour in warm) == ((SHAPES[thing.shape] == "square") == (split == "A"))
 
 
-def test_unknown_split() -> None:
-    with pytest.raises(UsageError, match="unknown split 'C'"):
+def test_an_unknown_split_is_an_error() -> None:
+    with pytest.raises(UsageError, match="'C'"):
         Shapes(split="C")
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_words_and_lengths(seed: int) -> None:
+def test_every_text_is_in_the_vocabulary_and_short_enough(seed: int) -> None:
     from simmim_export.training.tokenizer import encode, word_tokenizer
 
     tokenizer = word_tokenizer(vocabulary())
-    found = Shapes(seed).batch(0, 8)
-    texts = [text for rows in (found.captions, found.questions) for row in rows for text in row]
-    tokens = encode(tokenizer, texts, 20)
+    batch = Shapes(seed).batch(0, 8)
+    texts = [text for rows in (batch.captions, batch.questions) for row in rows for text in row]
+    tokens = encode(tokenizer, texts, max_length=20)
     assert tokens["input_ids"].shape[1] <= 20
     assert not (tokens["input_ids"] == tokenizer.token_to_id("[UNK]")).any()
 
 
 @pytest.mark.parametrize("size", [16, 64, 100, 224, 500])
 def test_a_scene_looks_the_same_at_every_size(size: int) -> None:
-    scene = Shapes(0).batch(0, 1, CAPTIONS).scenes[0]
+    scene = Shapes(0).batch(0, 1, want=CAPTIONS).scenes[0]
     image = draw_scene(scene, size)
     assert image.shape == (size, size, 3) and image.dtype == np.uint8
     for thing, (left, top, right, bottom) in zip(scene.things, scene.boxes(size), strict=True):
@@ -219,6 +219,6 @@ def test_a_scene_looks_the_same_at_every_size(size: int) -> None:
 
 
 def test_the_contact_sheet_holds_every_scene() -> None:
-    found = Shapes(0).batch(0, 4)
-    sheet = contact_sheet(found.scenes, found.questions)
+    batch = Shapes(0).batch(0, 4)
+    sheet = contact_sheet(batch.scenes, batch.questions)
     assert sheet.size[0] > 2 * 64 and sheet.size[1] > 2 * 64

@@ -1,4 +1,4 @@
-"""simmim-train from end to end: what ends up in a checkpoint, and what is refused."""
+"""simmim-train from end to end: what a checkpoint contains, and what is an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_pretrain_finetune_evaluate(run_cli, tmp_path: Path) -> None:
     done = run_cli("train", "pretrain", "--from", second, *other, *few, "-o", tmp_path / "third.pt")
     assert done.returncode == 0, done.stderr
     third = load(tmp_path / "third.pt")
-    assert "towers have changed" in third.metrics["vqa"]["not_measured"]
+    assert "encoders have changed" in third.metrics["vqa"]["not_measured"]
     assert third.config.image_size == third.preprocessing["image"]["width"] == third.samples["pixels"].shape[1] == 96
     assert build(third).image_encoder.tokens == 36 and third.provenance["frozen"] == "text"
     moved = {key for key, value in third.state.items() if not torch.equal(value, checkpoint.state[key])}
@@ -105,71 +105,42 @@ def test_init_with_a_pretrained_text_encoder(run_cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "expected"),
+    ("arguments", "code", "named"),
     [
-        (("init", "--preset", "huge", "-o", "{tmp}/x.pt"), 2, "unknown preset 'huge'"),
-        (("init", "--fusion", "sum", "-o", "{tmp}/x.pt"), 2, "unknown fusion 'sum'"),
-        (("init", "--interaction", "graf", "-o", "{tmp}/x.pt"), 2, "unknown interaction 'graf'"),
-        (("init", "--fusion", "gated", "-o", "{tmp}/x.pt"), 2, "choose --interaction linear"),
-        (("init", "--image-encoder", "vit", "-o", "{tmp}/x.pt"), 2, "unknown image encoder 'vit'"),
-        (("init", "-o", "{tmp}/exists.pt"), 2, "already exists"),
-        (("pretrain", "-o", "{tmp}/x.pt"), 2, "--steps or --minutes"),
-        (("pretrain", "--steps", "1", "--data", "cocoa", "-o", "{tmp}/x.pt"), 2, "unknown data set 'cocoa'"),
-        (("pretrain", "--steps", "1", "--data", "coco", "-o", "{tmp}/x.pt"), 2, "give its folder with --data-root"),
-        (("pretrain", "--steps", "1", "--data-root", "/", "-o", "{tmp}/x.pt"), 2, "not on disk"),
-        (("pretrain", "--steps", "1", "--data", "digits", "-o", "{tmp}/x.pt"), 2, "has no captions"),
-        (("finetune", "--steps", "1", "--data", "digits", "-o", "{tmp}/x.pt"), 2, "choose --task image_class"),
-        (("finetune", "--steps", "1", "--task", "video_qa", "-o", "{tmp}/x.pt"), 2, "nothing for the task video_qa"),
-        (("pretrain", "--steps", "1", "--split", "C", "-o", "{tmp}/x.pt"), 2, "unknown split 'C'"),
-        (("pretrain", "--steps", "1", "--batch-size", "1", "-o", "{tmp}/x.pt"), 2, "2 images or more"),
-        (("pretrain", "--steps", "1", "--optimizer", "sgd", "-o", "{tmp}/x.pt"), 2, "unknown optimizer 'sgd'"),
-        (("pretrain", "--steps", "1", "--itm", "-1", "-o", "{tmp}/x.pt"), 2, "0 or more"),
-        (("pretrain", "--steps", "1", "--itc", "nan", "-o", "{tmp}/x.pt"), 2, "0 or more, and finite"),
-        (("init", "-o", "{tmp}/" + 300 * "x"), 2, "give a shorter name"),
-        (("pretrain", "--steps", "1", "--itc", "0", "--itm", "0", "--mlm", "0", "-o", "{tmp}/x.pt"), 2, "an objective"),
-        (("pretrain", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "disagrees"),
-        (("pretrain", "--steps", "1", "--from", "{ckpt}", "-o", "{tmp}/x.pt"), 2, "no [MASK]"),
-        (("finetune", "--steps", "1", "--task", "dance", "-o", "{tmp}/x.pt"), 2, "unknown task 'dance'"),
-        (("finetune", "--steps", "1", "--from", "{tmp}/none.pt", "-o", "{tmp}/x.pt"), 5, "no such checkpoint"),
-        (("finetune", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "disagrees"),
-        (("finetune", "--steps", "1", "--resume", "-o", "{tmp}/x.pt"), 2, "no trainer state"),
-        (("pretrain", "--steps", "1", "--freeze", "text", "-o", "{tmp}/x.pt"), 2, "has learned nothing"),
-        (
-            ("finetune", "--steps", "1", "--from", "{ckpt}", "--freeze", "both", "-o", "{tmp}/x.pt"),
-            2,
-            "no encoder 'both' to freeze",
-        ),
-        (("evaluate", "{tmp}/none.pt"), 5, "no such checkpoint"),
-        (("evaluate", "{ckpt}", "--eval-scenes", "4"), 5, "nothing to measure"),
-        (("pretrain", "--steps", "1", "--minutes", "1", "-o", "{tmp}/x.pt"), 2, "drop --steps, or drop --minutes"),
-        (("pretrain", "--steps", "0", "-o", "{tmp}/x.pt"), 2, "--steps 1000"),
-        (("pretrain", "--steps", "1", "--data", "table", "--data-root", "{tmp}", "-o", "{tmp}/x/y.pt"), 2, "train.csv"),
-        (("finetune", "--minutes", "nan", "-o", "{tmp}/x.pt"), 2, "--minutes must be above zero"),
-        (("finetune", "--steps", "1", "--lr", "nan", "-o", "{tmp}/x.pt"), 2, "--lr must be above zero"),
-        (("pretrain", "--steps", "1", "--mixed-precision", "fp8", "-o", "{tmp}/x.pt"), 2, "unknown mixed precision"),
-        (("evaluate", "{ckpt}", "--stream", "train"), 2, "what the model learned from"),
-        (("evaluate", "{ckpt}", "--stream", "train-rehearsal"), 2, "what the model learned from"),
-        (("evaluate", "{ckpt}", "--stream", "samples"), 2, "--stream samples is for calibration"),
-        (("evaluate", "{ckpt}", "--eval-scenes", "0"), 2, "measures nothing"),
-        (("evaluate", "{ckpt}", "--stream", "tset"), 2, "no stream 'tset'"),
+        (("pretrain", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "small"),
+        (("pretrain", "--steps", "1", "--from", "{ckpt}", "-o", "{tmp}/x.pt"), 2, "[MASK]"),
+        (("finetune", "--steps", "1", "--from", "{ckpt}", "--preset", "small", "-o", "{tmp}/x.pt"), 2, "small"),
+        (("evaluate", "{ckpt}", "--eval-scenes", "4"), 5, "{ckpt}"),
         (("evaluate", "{ckpt}", "--data", "coco", "--data-root", "{tmp}/nowhere"), 2, "{tmp}/nowhere"),
-        (("finetune", "--steps", "1", "--batch-size", "1", "-o", "{tmp}/x.pt"), 2, "--rehearse 0"),
-        (("pretrain", *ONCE, "--optimizer", "adamw", "--lr", "1e45", "-o", "{tmp}/x.pt"), 4, "NaN or Inf in"),
-        (("init", "-o", "{tmp}/m.safetensors"), 2, "-o {tmp}/m.pt for a file, or -o {tmp}/m for a folder"),
-        (("draw", "--data", "coco", "-o", "{tmp}/pictures"), 2, "choose --data shapes or clips"),
-        (("draw", "--stream", "tset", "-o", "{tmp}/pictures"), 2, "no stream 'tset'"),
-        (("draw", "-o", "{tmp}"), 2, "already exists"),
-        (("draw", "-o", "{tmp}/exists.pt", "--overwrite"), 2, "what is drawn is a folder"),
+        (("pretrain", *ONCE, "--optimizer", "adamw", "--lr", "1e45", "-o", "{tmp}/x.pt"), 4, "--lr"),
     ],
 )
-def test_bad_input(run_cli, tiny_checkpoint: Path, tmp_path: Path, arguments, code: int, expected: str) -> None:
-    (tmp_path / "exists.pt").write_text("precious")
+def test_bad_input_is_an_error_that_says_what_to_do(
+    run_cli, tiny_checkpoint: Path, tmp_path: Path, arguments, code: int, named: str
+) -> None:
+    """Errors that only PyTorch can tell; test_options has those that come before it."""
     done = run_cli("train", *(a.format(tmp=tmp_path, ckpt=tiny_checkpoint) for a in arguments))
     assert done.returncode == code, done.stderr
-    assert "error: " in done.stderr and expected.format(tmp=tmp_path) in done.stderr and "next:" in done.stderr
-    assert (tmp_path / "exists.pt").read_text() == "precious"
-    # The state of a model that became NaN stays; nothing else does, nor a folder that was made for it.
-    assert {path.name for path in tmp_path.iterdir()} - {"x.pt.trainer"} == {"exists.pt"}
+    assert "error: " in done.stderr and "next:" in done.stderr
+    assert named.format(ckpt=tiny_checkpoint, tmp=tmp_path) in done.stderr
+    # The state of a model that became NaN is kept; nothing else is written.
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.pt.trainer"}
+
+
+def test_a_table_says_what_is_not_trained_yet_in_one_line(run_cli, tmp_path: Path) -> None:
+    done = run_cli("train", "init", "-o", tmp_path / "new.pt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["not trained yet: match, vqa", f"wrote {tmp_path / 'new.pt'}"]
+
+
+@pytest.mark.parametrize("command", ["init", "pretrain", "finetune", "evaluate", "draw", "import"])
+def test_help_lists_common_options_before_those_for_experts(run_cli, command: str) -> None:
+    done = run_cli("train", command, "--help")
+    assert done.returncode == 0, done.stderr
+    if command in ("pretrain", "finetune"):
+        names = ["--preset", "--minutes", "Data:", "--split", "Model:", "--image-size", "For experts:", "--lr"]
+        places = [done.stdout.index(name) for name in names]
+        assert places == sorted(places)
 
 
 @pytest.mark.parametrize("command", [("evaluate",), ("pretrain", "--steps", "1", "-o", "{tmp}/x.pt", "--from")])
@@ -199,7 +170,7 @@ def test_a_trainer_state_that_does_not_fit_on_the_disk_is_an_error(run_cli, smal
     assert list(disk.iterdir()) == []
 
 
-def test_what_was_trained_stays_where_the_checkpoint_does_not_fit(run_cli, small_disk) -> None:
+def test_the_state_is_kept_if_the_checkpoint_does_not_fit_on_the_disk(run_cli, small_disk) -> None:
     # The trainer's state takes 7 MB, and the checkpoint 6.
     disk = small_disk(9 << 10)
     done = run_cli("train", "finetune", *ONCE, "-o", disk / "x.pt")
@@ -229,24 +200,24 @@ def test_the_kind_of_the_output_is_checked_first(tmp_path: Path) -> None:
         check_output(tmp_path / good, overwrite=True)
     assert not (tmp_path / "deep").exists() and not any((tmp_path / "folder").iterdir())
     for bad in ("m.safetensors", "m.pth", "m.PT", "m.h5"):
-        with pytest.raises(UsageError, match=r"a checkpoint is no \.\w+ file"):
+        with pytest.raises(UsageError):
             check_output(tmp_path / bad, overwrite=True)
-    with pytest.raises(UsageError, match="the output is a folder"):
+    with pytest.raises(UsageError):
         check_output(tmp_path / "folder.pt", overwrite=True)
-    with pytest.raises(UsageError, match="the output is a file"):
+    with pytest.raises(UsageError):
         check_output(tmp_path / "file", overwrite=True)
-    with pytest.raises(UsageError, match="what is no folder"):
+    with pytest.raises(UsageError):
         check_output(tmp_path / "file" / "x.pt", overwrite=True)
     (tmp_path / "nowhere").symlink_to(tmp_path / "none")
     with pytest.raises(UsageError):
         check_output(tmp_path / "nowhere" / "x.pt", overwrite=True)
     # To an administrator its permissions allow writing there; it takes no file all the same.
-    with pytest.raises(UsageError, match="written"):
+    with pytest.raises(UsageError):
         check_output(Path("/proc/x.pt"), overwrite=True)
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_a_head_of_matching_is_added_where_the_checkpoint_has_none(run_cli, tmp_path: Path) -> None:
+def test_a_missing_match_head_is_added(run_cli, tmp_path: Path) -> None:
     from support import make_checkpoint
 
     from simmim_export.models.simmim.checkpoint import load
@@ -262,7 +233,7 @@ def test_a_head_of_matching_is_added_where_the_checkpoint_has_none(run_cli, tmp_
 
 
 @pytest.mark.parametrize("encoder", ["image", "text"])
-def test_a_frozen_encoder_keeps_its_statistics_and_what_follows_it_learns(encoder: str) -> None:
+def test_a_frozen_encoder_does_not_change_but_later_layers_learn(encoder: str) -> None:
     import torch
     from torch import nn
 
@@ -297,13 +268,13 @@ def test_there_are_as_many_positions_as_tokens_at_any_size(trunk: str, sizes: Se
 
     torch.manual_seed(0)
     for size in sizes:
-        encoder = ImageEncoder(trunk, size, 32, 16).eval()
+        encoder = ImageEncoder(trunk, size, width=32, embed_dim=16).eval()
         with torch.no_grad():
             tokens, _ = encoder(torch.zeros(1, size, size, 3, dtype=torch.uint8))
         assert tokens.shape == (1, encoder.tokens, 32)
 
 
-def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) -> None:
+def test_an_interaction_with_fixed_tokens_cannot_be_resized(tmp_path: Path) -> None:
     from support import make_checkpoint
 
     from simmim_export.errors import UsageError
@@ -311,16 +282,16 @@ def test_an_interaction_that_counts_tokens_keeps_its_image_size(tmp_path: Path) 
     from simmim_export.training.assemble import resized
 
     attention = load(make_checkpoint(tmp_path / "a.pt"))
-    assert build(resized(attention, 96)).image_encoder.tokens == 36
+    assert build(resized(attention, image_size=96)).image_encoder.tokens == 36
     linear = load(make_checkpoint(tmp_path / "b.pt", interaction="linear"))
-    with pytest.raises(UsageError, match="belong to images of 64 pixels"):
-        resized(linear, 96)
+    with pytest.raises(UsageError, match="64 pixels"):
+        resized(linear, image_size=96)
     longer = resized(attention, max_length=64)
     assert build(longer) and (longer.config.max_length, longer.config.image_size) == (64, 64)
-    with pytest.raises(UsageError, match="64 positions, too few for texts of 65 tokens") as caught:
+    with pytest.raises(UsageError, match=r"64 .* 65") as caught:
         resized(attention, max_length=65)
     assert "--max-length 64" in str(caught.value.fix)
-    with pytest.raises(UsageError, match="and texts of 20 tokens"):
+    with pytest.raises(UsageError, match="20 tokens"):
         resized(linear, max_length=21)
 
 
@@ -331,7 +302,7 @@ def test_a_model_of_longer_texts_has_positions_for_them() -> None:
 
     made = new_checkpoint(NewModel("tiny", max_length=100), seed=0)
     assert made.config.max_length == made.preprocessing["text"]["max_length"] == 100
-    tokens = encode(read_tokenizer(made.tokenizer), ["red " * 98], made.config.max_length)
+    tokens = encode(read_tokenizer(made.tokenizer), ["red " * 98], max_length=made.config.max_length)
     assert build(made).encode_text(**tokens)[0].shape == (1, 100, 96)
 
 
@@ -343,14 +314,14 @@ def test_clips_of_more_frames_than_the_checkpoint_takes(tmp_path: Path) -> None:
     from simmim_export.training.assemble import with_head
 
     known = load(make_checkpoint(tmp_path / "a.pt", frames=4, heads=("video_class",)))
-    assert with_head(known, "video_class", known.labels["video_class"], 4, 0) is known
+    assert with_head(known, "video_class", labels=known.labels["video_class"], frames=4, seed=0) is known
     for labels in (known.labels["video_class"], ["up", "down", "left"]):
-        with pytest.raises(UsageError, match="up to 4 frames, the data have clips of 8") as caught:
-            with_head(known, "video_class", labels, 8, 0)
+        with pytest.raises(UsageError, match=r"4 .* 8") as caught:
+            with_head(known, "video_class", labels=labels, frames=8, seed=0)
         assert "init --frames 8" in str(caught.value.fix)
 
 
-def test_a_single_value_a_channel_is_refused_before_training() -> None:
+def test_a_batch_too_small_for_batch_norm_is_an_error() -> None:
     from dataclasses import replace
 
     from simmim_export.errors import UsageError
@@ -359,7 +330,7 @@ def test_a_single_value_a_channel_is_refused_before_training() -> None:
     from simmim_export.training.assemble import check_batch, freeze
 
     model = SimMIM(replace(preset("tiny"), image_trunk="resnet18", image_size=32))
-    with pytest.raises(UsageError, match="a single token") as caught:
+    with pytest.raises(UsageError) as caught:
         check_batch(model, 1)
     assert "--batch-size 2 or more, or --image-size 64" in str(caught.value.fix)
     check_batch(model, 2)
@@ -384,7 +355,7 @@ def test_draw(run_cli, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["0000.webp", "records.json"]
 
 
-def test_wilson_by_hand() -> None:
+def test_wilsons_interval_matches_published_values() -> None:
     """Brown, Cai and DasGupta, 2001, give 0.0 to 0.278 for none of ten."""
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
     assert np.mean(wilson(50, 100)) == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Data sets by name. One file or folder each; what is on disk is read by :mod:`simmim_export.training.data.readers`."""
+"""Data sets by name. :mod:`simmim_export.training.data.readers` reads those on disk."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from simmim_export.training.data.records import Record
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.clips import Clips
 
-MADE = ("shapes", "clips", "digits")
-DATASETS = (*MADE, *READERS)
-# Of what is made. "demo" is what `make demo` asks about: neither learned from nor judged on.
+GENERATED = ("shapes", "clips", "digits")
+DATASETS = (*GENERATED, *READERS)
+# The streams of generated data. `make demo` asks about "demo", which is used neither for training nor for evaluation.
 STREAMS = ("train", "val", "test", "samples", "demo")
-# reader -> the splits that streams are read from. Without val evidence and figures are of the same split: VQAv2 and COCO have
-# no third one, the answers of CLEVR's are withheld.
+# Which split on disk each stream of a reader is read from. Without "val", evidence comes from the same split as the
+# figures: VQAv2 and COCO have no third split, and CLEVR withholds the answers of its third.
 SPLITS: Mapping[str, Mapping[str, str]] = {
     "vqav2": {"train": "train2014", "test": "val2014"},
     "coco": {"train": "train2014", "test": "val2014"},
@@ -32,52 +32,54 @@ _PLAIN = {"train": "train", "val": "val", "test": "test"}
 
 def dataset(
     name: str,
-    seed: int,
     stream: str,
+    *,
+    seed: int,
     split: str,
     size: int,
-    *,
     root: Path | None = None,
     examples: int | None = None,
     questions: int | None = None,
     known: dict[str, list[Record]] | None = None,
 ) -> Data:
-    """The data set called ``name``; ``split`` is the CoGenT split of shapes, ``root`` the folder of one on disk;
-    ``questions`` an image in a batch; ``known`` what was read from ``root`` before, by split, and is not read again.
+    """The data set called ``name``, for images of ``size`` pixels.
 
-    Raise :class:`UsageError` for an unknown name, naming the choices, a stream that is none, and for a root that is missing or
-    makes no sense.
+    ``split`` is the CoGenT split of shapes, ``root`` the folder of a data set on disk, ``questions`` the number of
+    questions for each image of a batch. ``known`` holds records that were already read from ``root``, by split; they
+    are not read again.
+
+    Raise :class:`UsageError` for an unknown name or stream, and for a missing or senseless root.
     """
     if name not in DATASETS:
         raise UsageError(f"unknown data set {name!r}", fix=f"choose one of {', '.join(DATASETS)}")
-    if name in MADE and root is not None:
-        raise UsageError(f"the data set {name} is not on disk", fix="drop --data-root")
-    if name in MADE and stream not in STREAMS:
-        # A stream that is made would be made under any name, a misspelt one too.
+    if name in GENERATED and root is not None:
+        raise UsageError(f"the data set {name} is generated, not read from disk", fix="drop --data-root")
+    if name in GENERATED and stream not in STREAMS:
+        # Generated data would exist for any name of a stream, including a misspelled one.
         raise UsageError(f"the data set {name} has no stream {stream!r}", fix=f"choose one of {', '.join(STREAMS)}")
     if name == "shapes":
-        return Shapes(seed, stream, split, size, questions or 8, examples)
+        return Shapes(seed, stream, split=split, size=size, questions_per_scene=questions or 8, examples=examples)
     if split != "iid":
         raise UsageError(f"the data set {name} has no CoGenT split {split!r}", fix="drop --split, or use --data shapes")
     if name == "digits":
-        return Digits(seed, stream, size, examples)
+        return Digits(seed, stream, size=size, examples=examples)
     if name == "clips":
         if examples is not None:
             raise UsageError(
-                "clips are made as they are asked for: there is no --examples of them", fix="drop --examples"
+                "--examples does not apply to clips, which are generated without end", fix="drop --examples"
             )
-        return Clips(seed, stream, size, questions or 4)
+        return Clips(seed, stream, size=size, questions_per_clip=questions or 4)
     if root is None:
         raise UsageError(f"the data set {name} is read from disk", fix="give its folder with --data-root")
     splits = SPLITS.get(name, _PLAIN)
     return Files(
         name,
         root,
-        read,
-        splits,
-        seed,
-        stream,
-        size,
+        read=read,
+        splits=splits,
+        seed=seed,
+        stream=stream,
+        size=size,
         questions_per_image=questions or 4,
         examples=examples,
         known={} if known is None else known,

@@ -1,4 +1,4 @@
-"""What a task asks of a data set. Knows arrays and texts; must not know where they come from, tensors or models.
+"""What tasks ask of a data set.
 
 Batches are addressed by number: the same number is the same batch, in every process and after every resume.
 """
@@ -6,7 +6,7 @@ Batches are addressed by number: the same number is the same batch, in every pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -15,40 +15,46 @@ import numpy as np
 from simmim_export.errors import UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
-    """n images: ``pixels`` uint8 [n, H, W, 3], or of clips [n, f, H, W, 3]; captions; q questions an image.
+    """n images with their texts.
 
-    ``answers`` and ``families`` are int64 [n, q], indices into the labels of ``vqa`` and into the data's families;
-    ``scores`` float32 [n, q, labels] where several answers are right in part. ``keys`` name the images: equal for the same
-    one, in whatever batch. What was not asked for is empty. With :attr:`Want.every` the rows of ``questions`` may differ in
-    length: q is that of the longest, and the arrays hold zeros where a row has ended.
+    ``pixels`` is uint8 [n, H, W, 3], or [n, f, H, W, 3] for clips. ``captions`` and ``questions`` have one row for each
+    image. ``answers`` and ``families`` are int64 [n, q]: indices into the labels of ``vqa`` and into the data's
+    families. ``scores`` is float32 [n, q, labels], for questions with several answers that are partly right. ``keys``
+    identify the images: the same image has the same key in every batch. Parts that were not asked for are empty.
+
+    With :attr:`Want.every`, rows of ``questions`` may differ in length; then q is the length of the longest, and the
+    arrays are filled up with zeros.
     """
 
     pixels: np.ndarray
-    captions: list[list[str]]
-    questions: list[list[str]]
+    captions: list[list[str]] = field(default_factory=list)
+    questions: list[list[str]] = field(default_factory=list)
     answers: np.ndarray
     families: np.ndarray
     scores: np.ndarray | None = None
     keys: Sequence[str] = ()
 
     def first(self, count: int) -> Self:
-        """The first ``count`` images with what belongs to them."""
+        """The first ``count`` images with everything that belongs to them."""
         parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
         kept: dict[str, Any] = {name: None if part is None else part[:count] for name, part in parts.items()}
         return replace(self, **kept)
 
 
-class Labelled(NamedTuple):
-    """``pixels`` as in :class:`Batch`, and the class of each: int64 [n]."""
+class Labeled(NamedTuple):
+    """``pixels`` as in :class:`Batch`, and the class of each image or clip, int64 [n]."""
 
     pixels: np.ndarray
     labels: np.ndarray
 
 
 class Stated(NamedTuple):
-    """``pixels`` as in :class:`Batch`; k texts an image; what holds of each: int64 [n, k]. With :attr:`Want.every` as there."""
+    """``pixels`` as in :class:`Batch`, k texts for each image, and the label of each text, int64 [n, k].
+
+    With :attr:`Want.every`, rows may differ in length, as in :class:`Batch`.
+    """
 
     pixels: np.ndarray
     texts: list[list[str]]
@@ -60,30 +66,30 @@ def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng((seed, epoch)).permutation(count).tolist())
 
 
-def in_turn(seed: int, index: int, images: int, count: int) -> list[int]:
-    """The members of batch number ``index`` of a set of ``count``: each once, in mixed order, before any comes again."""
+def in_turn(index: int, images: int, *, count: int, seed: int) -> list[int]:
+    """The members of batch number ``index`` of a set of ``count``: shuffled, and each once before any comes again."""
     places = range(index * images, (index + 1) * images)
     return [_order(seed, place // count, count)[place % count] for place in places]
 
 
 def nothing(size: int) -> np.ndarray:
-    """Pixels of no image: uint8 [0, size, size, 3]."""
+    """The pixels of zero images: uint8 [0, size, size, 3]."""
     return np.zeros((0, size, size, 3), np.uint8)
 
 
 def filled(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """int64 [n, longest]: ``rows`` with zeros behind those that are shorter."""
-    found = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
+    """int64 [n, longest]: ``rows``, filled up with zeros."""
+    array = np.zeros((len(rows), max(map(len, rows), default=0)), np.int64)
     for place, row in enumerate(rows):
-        found[place, : len(row)] = row
-    return found
+        array[place, : len(row)] = row
+    return array
 
 
 class Want(NamedTuple):
-    """What of a batch to make; questions of the given families, of all without.
+    """What to put into a batch. ``families``: only questions of these families (None: of all).
 
-    ``every``: each question (or statement) of an image once, for figures, instead of a fixed number of which some may come
-    twice. Without ``pixels`` none are drawn or decoded, for whoever counts labels.
+    ``every``: each question (or statement) about an image exactly once, for evaluation, instead of a fixed number with
+    repeats. ``pixels`` false: do not draw or decode images, to count labels.
     """
 
     captions: bool = True
@@ -98,19 +104,19 @@ CAPTIONS, QUESTIONS = Want(questions=False), Want(captions=False)
 # What figures are measured on, and what their controls count.
 ONCE = QUESTIONS._replace(every=True)
 UNSEEN = ONCE._replace(pixels=False)
-# The streams that a model learns from: a number of examples holds for both.
+# The streams that a model learns from. --examples limits both.
 REHEARSAL = "train-rehearsal"
 LEARNED = ("train", REHEARSAL)
 
 
 class Data:
-    """One stream of a data set. What a data set does not have raises :class:`UsageError`, or is empty."""
+    """One stream of a data set. What a data set does not have is empty, or raises :class:`UsageError`."""
 
-    # As on the command line.
+    # Its name on the command line.
     name: str
-    # train, val, test, samples.
+    # train, val, test or samples.
     stream: str
-    # Where to find what this one lacks, for the message.
+    # The data set that an error message suggests instead.
     instead = "shapes"
 
     @property
@@ -124,39 +130,40 @@ class Data:
         return {}
 
     def on(self, stream: str) -> Self:
-        """The same data set, another stream; a limited number of examples holds for what is learned from alone."""
+        """The same data set, another stream. A limit on examples applies only to the streams that a model learns from."""
         raise NotImplementedError
 
     def open(self) -> None:
-        """Read what is to be read, so that what is missing or malformed is said now; nothing for what is made."""
+        """Read what has to be read, so that problems show now; does nothing for generated data."""
 
     def limit(self, kind: str) -> int | None:
-        """How many images of this stream have captions, questions, classes or statements (``kind``); None: endless."""
+        """How many images of this stream have captions, questions, classes or statements (``kind``); None: without end."""
         return None
 
     def texts(self, kind: str) -> Sequence[str]:
-        """Every text of this stream's captions, questions or statements (``kind``), to be checked before training; none of what
-        is made."""
+        """Every caption, question or statement (``kind``) of this stream, to check their lengths before training; empty
+        for generated data."""
         return ()
 
     def describe(self) -> dict[str, object]:
-        """What a checkpoint records of its data."""
+        """What a checkpoint records about its data."""
         raise NotImplementedError
 
-    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
-        """Batch number ``index``."""
+    def batch(self, index: int, images: int, *, want: Want = EVERYTHING) -> Batch:
+        """Batch number ``index`` of ``images`` images."""
         raise self._has_no("captions or questions")
 
-    def labelled(self, index: int, images: int, want: Want = EVERYTHING) -> Labelled:
-        """Batch number ``index`` of images or clips with a class each."""
+    def labeled(self, index: int, images: int, *, want: Want = EVERYTHING) -> Labeled:
+        """Batch number ``index`` of images or clips with one class each."""
         raise self._has_no("classes")
 
-    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
-        """Batch number ``index`` of images with statements."""
+    def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
+        """Batch number ``index`` of images with statements about them."""
         raise self._has_no("statements")
 
     def truth(self, batch: Batch) -> np.ndarray | None:
-        """bool [captions of the batch, images]: of which images each caption is true; None where nobody knows."""
+        """bool [captions of the batch, images]: which caption is true of which image; None if the data set does not
+        know."""
         return None
 
     def words(self) -> list[str]:
@@ -164,16 +171,16 @@ class Data:
         return []
 
     def visual_words(self) -> list[str]:
-        """The words of captions that speak of what is seen."""
+        """The words of captions that describe what is visible."""
         return []
 
     def phrases(self) -> list[str]:
-        """What captions call a thing, in one word or two."""
+        """Names that captions give to a thing, of one or two words."""
         return []
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
-        """``count`` different pictures uint8 [count, H, W, 3] of this stream, or all where it has fewer, and at most ``count``
-        texts; no texts where it has none."""
+        """Up to ``count`` different images, uint8 [n, H, W, 3], and up to ``count`` texts of this stream (none if it
+        has no texts)."""
         raise NotImplementedError
 
     def _has_no(self, what: str) -> UsageError:

@@ -1,7 +1,7 @@
-"""Records of a data set on disk to batches. Knows records and how a device decodes a picture; must not know file formats.
+"""Turns the records of a data set on disk into batches.
 
-Pictures are decoded and resized by the runtime's own code, so that training sees what a device will. The records are split
-no further: a stream is a split on disk.
+The runtime's own code decodes and resizes the pictures, so training sees what a device will see. A stream is a split on
+disk; records are not split any further.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +25,7 @@ from simmim_export.training.data.base import (
     REHEARSAL,
     Batch,
     Data,
-    Labelled,
+    Labeled,
     Stated,
     Want,
     filled,
@@ -34,20 +34,21 @@ from simmim_export.training.data.base import (
 )
 from simmim_export.training.data.records import NoSplit, Question, Record, Statement
 
-# Answers that become classes, after VQAv2's usual 3,129: those that are given at least so often, the most frequent first.
+# Like VQAv2's usual 3,129 classes: the most frequent answers, if they are given at least so often.
 MOST_ANSWERS, LEAST_COUNT = 3129, 9
 READ = Callable[[str, Path, str], list[Record]]
-# Statements an image in a batch: of SNLI-VE's labels, one each on average.
+# Statements per image in a batch; SNLI-VE has one of each label on average.
 STATEMENTS = 3
 T = TypeVar("T")
 
 
 class UnknownAnswers(UserWarning):
-    """Questions that no class answers: the answers are rare in training, or do not occur there. The message counts them."""
+    """Questions whose answer is not one of the classes, because it is rare in training or does not occur there. The
+    message counts them."""
 
 
 class NoTestSplit(UserWarning):
-    """A data set without a test split is judged on its val split, as the message says."""
+    """A data set without a test split is measured on its val split instead; the message says so."""
 
 
 def askable(record: Record) -> list[Question]:
@@ -73,14 +74,15 @@ _TEXTS: Mapping[str, Callable[[Record], Sequence[str]]] = {
 class Files(Data):
     """One stream of the data set that ``read(name, root, split)`` reads; ``splits`` maps a stream to its split on disk.
 
-    Where there is no split for ``test`` on disk, that of ``val`` stands in for it, with a :class:`NoTestSplit` warning.
-    The classes of each head are those of the whole training split, however few ``examples`` of it are trained on;
-    questions that none of them answers stay and count as wrong, with a :class:`UnknownAnswers` warning. ``frames``: clips
-    are taken at so many frames, at even distances.
+    If there is no split for ``test`` on disk, that of ``val`` is used, with a :class:`NoTestSplit` warning. The classes
+    of each head are those of the whole training split, even if only a few ``examples`` of it are used. Questions whose
+    answer is not a class stay and count as wrong, with an :class:`UnknownAnswers` warning. Clips are sampled at
+    ``frames`` evenly spaced frames.
     """
 
     name: str
     root: Path
+    _: KW_ONLY
     read: READ
     splits: Mapping[str, str]
     seed: int = 0
@@ -89,19 +91,20 @@ class Files(Data):
     frames: int = 8
     questions_per_image: int = 4
     examples: int | None = None
-    # What was read, by split: shared by all streams of one data set, since a large file takes a while.
+    # The records of each split that was read, shared by all streams of a data set because reading a large file takes a
+    # while.
     known: dict[str, list[Record]] = field(default_factory=dict, repr=False, compare=False)
 
     def on(self, stream: str) -> Files:
-        """The same data set, another stream; see :meth:`Data.on`."""
+        """See :meth:`Data.on`."""
         return replace(self, stream=stream, examples=self.examples if stream in LEARNED else None)
 
     def open(self) -> None:
-        """See :meth:`Data.open`; also says how many questions have no known answer."""
+        """See :meth:`Data.open`; also warns about questions whose answer is not a class."""
         _ = self._members
 
     def limit(self, kind: str) -> int | None:
-        """The records that have what is asked for."""
+        """The number of records that have ``kind``."""
         return len(self._members[kind])
 
     def texts(self, kind: str) -> Sequence[str]:
@@ -109,19 +112,19 @@ class Files(Data):
         return [text for record in self.records for text in _TEXTS.get(kind, lambda record: ())(record)]
 
     def describe(self) -> dict[str, object]:
-        """What a checkpoint records of its data."""
-        found: dict[str, object] = {
+        """See :meth:`Data.describe`."""
+        description: dict[str, object] = {
             "name": self.name,
             "root": str(self.root),
             "split": self.split,
             "size": self.size,
         }
-        return found | {"records": len(self.records), "examples": self.examples}
+        return description | {"records": len(self.records), "examples": self.examples}
 
     @cached_property
     def split(self) -> str:
-        """The split on disk that this stream is read from. Raise :class:`UsageError` where there is none."""
-        # Rehearsal and the samples for calibration are of training; nothing else may be, least of all in silence.
+        """The split on disk that this stream is read from. Raise :class:`UsageError` if there is none."""
+        # Rehearsal and samples (for calibration) come from the training split; no other stream may.
         stream = "train" if self.stream in (REHEARSAL, "samples") else self.stream
         if stream not in self.splits:
             fix = f"choose one of {', '.join(self.splits)}"
@@ -136,7 +139,7 @@ class Files(Data):
                 self._read(val)
             except NoSplit:
                 raise missing from None
-            what = f"{self.root}: there is no split {self.splits[stream]!r}: {val!r} stands in for it"
+            what = f"{self.root}: split {self.splits[stream]!r} is missing, so {val!r} is used instead"
             warnings.warn(what, NoTestSplit, stacklevel=2)
             return val
         return self.splits[stream]
@@ -152,37 +155,38 @@ class Files(Data):
 
     @cached_property
     def records(self) -> list[Record]:
-        """The split's records, or so many ``examples``. Raise :class:`DataError` if it is malformed or empty."""
+        """The records of the split, or so many ``examples`` of it. Raise :class:`DataError` if it is malformed or
+        empty."""
         order = np.random.default_rng(self.seed).permutation(len(self._all))[: self.examples]
         return [self._all[index] for index in order]
 
     @property
     def _training(self) -> list[Record]:
-        """The whole training split in its own order, so that every stream finds the same classes in it."""
+        """The whole training split in its own order, so that every stream sees the same classes."""
         return self._read(self.splits["train"])
 
     @cached_property
     def labels(self) -> Mapping[str, Sequence[str]]:
-        """The classes of every head that the data can train: of the whole training split, whatever the stream."""
-        found: dict[str, Sequence[str]] = {}
+        """The classes of every head that the data can train, taken from the whole training split."""
+        labels: dict[str, Sequence[str]] = {}
         records = self._training
         if any(record.captions for record in records):
-            found["match"] = ("no", "yes")
+            labels["match"] = ("no", "yes")
         answers = Counter(max(q.answers, key=lambda a: q.answers[a]) for r in records for q in r.questions if q.answers)
         if answers:
             least = LEAST_COUNT if len(answers) > MOST_ANSWERS else 1
             common = [answer for answer, count in answers.most_common(MOST_ANSWERS) if count >= least]
-            found["vqa"] = tuple(sorted(common))
+            labels["vqa"] = tuple(sorted(common))
         if statements := {s.label for record in records for s in record.statements}:
-            found["text_class"] = tuple(sorted(statements))
+            labels["text_class"] = tuple(sorted(statements))
         if classes := {record.label for record in records if record.label is not None}:
             clips = any(len(record.images) > 1 for record in records)
-            found["video_class" if clips else "image_class"] = tuple(sorted(classes))
-        return found
+            labels["video_class" if clips else "image_class"] = tuple(sorted(classes))
+        return labels
 
     @cached_property
     def families(self) -> Sequence[str]:
-        """The kinds of this split's questions and of those of training."""
+        """The families of this split's questions and of those of training."""
         both = (*self._training, *self._all)
         return tuple(sorted({question.family for record in both for question in record.questions}))
 
@@ -195,7 +199,7 @@ class Files(Data):
         return [word for word, _ in counts.most_common()]
 
     def visual_words(self) -> list[str]:
-        """All words: nothing says which of them are seen."""
+        """All words, because nothing says which of them are visible."""
         return self.words()
 
     def phrases(self) -> list[str]:
@@ -207,12 +211,12 @@ class Files(Data):
         members = self._members[kind]
         if not members:
             raise DataError(f"no record has {kind}", where=f"{self.root}, {self.split}", fix="choose another --task")
-        return [members[place] for place in in_turn(self.seed, index, images, len(members))]
+        return [members[place] for place in in_turn(index, images, count=len(members), seed=self.seed)]
 
     @cached_property
     def _members(self) -> Mapping[str, list[Record]]:
-        found = {kind: [record for record in self.records if has(record)] for kind, has in _HAS.items()}
-        asked = [question for record in found["questions"] for question in askable(record)]
+        members = {kind: [record for record in self.records if has(record)] for kind, has in _HAS.items()}
+        asked = [question for record in members["questions"] for question in askable(record)]
         known = set(self.labels.get("vqa", ()))
         unknown = sum(not known & set(question.answers) for question in asked)
         if unknown:
@@ -220,7 +224,7 @@ class Files(Data):
                 f"{unknown} of the {len(asked)} questions of {self.split} have no answer among the {len(known)} classes"
             )
             warnings.warn(f"{self.root}: {what}: whatever the model says is wrong", UnknownAnswers, stacklevel=2)
-        return found
+        return members
 
     def _pixels(self, records: Sequence[Record], want: Want) -> np.ndarray:
         if not want.pixels:
@@ -232,29 +236,32 @@ class Files(Data):
         for record in records:
             if len(record.images) < 2:
                 raise DataError("a clip of fewer than 2 frames", where=record.key, fix="leave it out")
-            # Fewer frames than asked: some stand still for two.
+            # With fewer frames than that, some are repeated.
             places = np.linspace(0, len(record.images) - 1, self.frames).round().astype(int)
             clips.append(load_pixels([record.images[place] for place in places], preprocessing))
         return np.stack(clips)
 
-    def _some(self, said: Sequence[T], index: int, row: int, count: int, want: Want) -> list[T]:
-        """``count`` of what is ``said`` of the image in ``row`` of batch number ``index``, mixed anew for each batch; of
-        fewer some twice. Or everything once."""
+    def _some(self, items: Sequence[T], count: int, *, index: int, row: int, want: Want) -> list[T]:
+        """``count`` of ``items`` for the image in ``row`` of batch number ``index``, shuffled anew for each batch, with
+        repeats if there are fewer. With ``want.every``: all of them once."""
         if want.every:
-            return list(said)
-        order = np.random.default_rng((self.seed, index, row)).permutation(len(said))
-        return [said[order[place % len(said)]] for place in range(count)]
+            return list(items)
+        order = np.random.default_rng((self.seed, index, row)).permutation(len(items))
+        return [items[order[place % len(items)]] for place in range(count)]
 
-    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
-        """See :class:`Batch`; of an image with fewer questions than are asked for, some are asked twice."""
+    def batch(self, index: int, images: int, *, want: Want = EVERYTHING) -> Batch:
+        """See :class:`Batch`. If an image has fewer questions than asked for, some come twice."""
         asks = want.questions and not want.captions
         records = self._chosen(index, images, "questions" if asks else "captions")
         pixels, keys = self._pixels(records, want), [record.key for record in records]
         if not asks:
             empty = np.zeros((len(records), 0), np.int64)
-            return Batch(pixels, [list(record.captions) for record in records], [], empty, empty, keys=keys)
+            captions = [list(record.captions) for record in records]
+            return Batch(pixels=pixels, captions=captions, answers=empty, families=empty, keys=keys)
         count = self.questions_per_image
-        asked = [self._some(askable(record), index, row, count, want) for row, record in enumerate(records)]
+        asked = [
+            self._some(askable(record), count, index=index, row=row, want=want) for row, record in enumerate(records)
+        ]
         kinds = filled([[self._family[question.family] for question in row] for row in asked])
         scores = np.zeros((*kinds.shape, len(self._answer)), np.float32)
         for row, chosen in enumerate(asked):
@@ -263,7 +270,8 @@ class Files(Data):
                     if answer in self._answer:
                         scores[row, column, self._answer[answer]] = score
         texts = [[question.text for question in row] for row in asked]
-        return Batch(pixels, [], texts, scores.argmax(axis=2), kinds, scores, keys)
+        answers = scores.argmax(axis=2)
+        return Batch(pixels=pixels, questions=texts, answers=answers, families=kinds, scores=scores, keys=keys)
 
     @cached_property
     def _answer(self) -> Mapping[str, int]:
@@ -273,19 +281,20 @@ class Files(Data):
     def _family(self) -> Mapping[str, int]:
         return {family: place for place, family in enumerate(self.families)}
 
-    def labelled(self, index: int, images: int, want: Want = EVERYTHING) -> Labelled:
-        """See :class:`Labelled`. Raise :class:`DataError` for a class that training has not."""
+    def labeled(self, index: int, images: int, *, want: Want = EVERYTHING) -> Labeled:
+        """See :class:`Labeled`. Raise :class:`DataError` for a class that does not occur in training."""
         head = next((name for name in ("image_class", "video_class") if name in self.labels), None)
         if head is None:
             raise UsageError(f"the data set {self.name} has no classes", fix="choose another --task")
         records = self._chosen(index, images, "classes")
-        return Labelled(self._pixels(records, want), self._places(head, [(r.key, r.label or "") for r in records]))
+        return Labeled(self._pixels(records, want), self._places(head, [(r.key, r.label or "") for r in records]))
 
-    def stated(self, index: int, images: int, want: Want = EVERYTHING) -> Stated:
-        """See :class:`Stated`: three statements an image, of one with fewer some twice."""
+    def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
+        """See :class:`Stated`: three statements per image, with repeats if there are fewer."""
         records = self._chosen(index, images, "statements")
         chosen: list[list[Statement]] = [
-            self._some(record.statements, index, row, STATEMENTS, want) for row, record in enumerate(records)
+            self._some(record.statements, STATEMENTS, index=index, row=row, want=want)
+            for row, record in enumerate(records)
         ]
         labels = [
             self._places("text_class", [(record.key, statement.label) for statement in row]).tolist()
@@ -293,16 +302,16 @@ class Files(Data):
         ]
         return Stated(self._pixels(records, want), [[s.text for s in row] for row in chosen], filled(labels))
 
-    def _places(self, head: str, found: Sequence[tuple[str, str]]) -> np.ndarray:
+    def _places(self, head: str, labels: Sequence[tuple[str, str]]) -> np.ndarray:
         classes = {name: place for place, name in enumerate(self.labels[head])}
-        for key, label in found:
+        for key, label in labels:
             if label not in classes:
                 what = f"the class {label!r} does not occur in training"
                 raise DataError(what, where=f"{self.root}, {key}", fix="correct the label, or leave the record out")
-        return np.array([classes[label] for _, label in found], np.int64)
+        return np.array([classes[label] for _, label in labels], np.int64)
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
-        """Up to ``count`` pictures uint8 [n, H, W, 3], frames of clips one by one, and their texts (none where it has none)."""
+        """See :meth:`Data.samples`; the frames of clips are separate images."""
         records = self._chosen(0, min(count, len(self._members["pictures"])), "pictures")
         pictures = [image for record in records for image in record.images][:count]
         texts = [text for r in records for text in (*r.captions, *(q.text for q in r.questions)) if text.strip()]

@@ -1,7 +1,8 @@
-"""How good a model is, and how good it would be blind. Knows a model and held-out data; must not know optimisation.
+"""How good a model is, and how good it would be without seeing its whole input.
 
-A figure without its controls says nothing: questions can be answered from their text alone, and a model may do just that.
-Every control is named in :mod:`simmim_export.training.evaluation.statistics`, and stands beside its figure in the checkpoint.
+An accuracy without its controls says nothing: questions can often be answered from their text alone, and a model may do
+just that. :mod:`simmim_export.training.evaluation.statistics` lists the controls; a checkpoint stores them next to each
+accuracy.
 """
 
 from simmim_export.training.evaluation.answers import evaluate_answers

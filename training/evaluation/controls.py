@@ -1,4 +1,4 @@
-"""What the blind controls show a model instead of its own input: another text, another image, frames in another order."""
+"""What the controls show a model instead of its own input: another text, another image, or frames in another order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ WouldBeRight = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def identities(input_ids: Tensor) -> np.ndarray:
-    """int64 [m]: equal numbers for equal rows of ``input_ids`` [m, s], so two texts that a tokenizer cannot tell apart
-    (in upper and lower case, say) count as one."""
+    """int64 [m]: equal numbers for equal rows of ``input_ids`` [m, s]. Two texts that the tokenizer cannot tell apart
+    (for example in upper and lower case) count as the same."""
     return np.unique(input_ids.numpy(), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def different_text(identity: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each of m texts the position of a different one (int64 [m]), and whether there is one (bool [m]).
 
-    ``start`` (int64 [m]) is where the search begins: it goes on to the following text, around the end, until one has
-    another ``identity``. Where all texts are the same, the position is that of the text itself.
+    The search begins at ``start`` (int64 [m]) and goes on to the following texts, around the end, until one has another
+    ``identity``. If all texts are the same, the position is that of the text itself.
     """
     texts, first = identity.tolist(), start.tolist()
     count = len(texts)
@@ -38,13 +38,13 @@ def different_text(identity: np.ndarray, start: np.ndarray) -> tuple[np.ndarray,
 
 
 def other_image(
-    identity: np.ndarray, image: np.ndarray, answers: np.ndarray, known: np.ndarray, would_be_right: WouldBeRight
+    identity: np.ndarray, image: np.ndarray, *, answers: np.ndarray, known: np.ndarray, would_be_right: WouldBeRight
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each of m texts an image (int64 [m]) other than its own, and whether there is one (bool [m]).
 
     ``image`` int64 [m] is the image that each text belongs to, ``answers`` int64 [m] its right answer, and ``known``
-    bool [m] says whether it has one. An image about which the same text is asked and answered alike is no other image:
-    a model that looks would be right about it too. The image before is taken where it can be, else the nearest before it.
+    bool [m] whether that is known. An image with the same text and the same answer does not count, because a model that
+    looks at it would be right. The previous image is taken if it counts, else the nearest before it that does.
     """
     count = int(image.max()) + 1
     alike = np.zeros((len(image), count), bool)
@@ -64,9 +64,9 @@ def other_image(
 
 
 def other_order(pixels: Tensor, random: torch.Generator) -> tuple[Tensor, np.ndarray]:
-    """Clips uint8 [b, f, H, W, 3] with their frames in another order, and which clips show a difference (bool [b]).
+    """Clips uint8 [b, f, H, W, 3] with their frames in another order, and which clips then look different (bool [b]).
 
-    The order is random; where it happens to show the same pictures in the same order, all frames move by one. A clip whose
+    The order is random. If it happens to show the same pictures in the same order, all frames move by one. A clip whose
     frames are all equal has no other order.
     """
     order = torch.stack([torch.randperm(pixels.shape[1], generator=random) for _ in pixels])
@@ -77,5 +77,5 @@ def other_order(pixels: Tensor, random: torch.Generator) -> tuple[Tensor, np.nda
 
 
 def moves(pixels: Tensor) -> np.ndarray:
-    """bool [b]: whether the frames of a clip in ``pixels`` [b, f, H, W, 3] differ."""
+    """bool [b]: whether the frames of each clip in ``pixels`` [b, f, H, W, 3] differ."""
     return (pixels != pixels[:, :1]).flatten(1).any(dim=1).numpy()

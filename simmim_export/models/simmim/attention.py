@@ -1,7 +1,6 @@
 """One attention for training, evaluation and export.
 
-Knows the formula and the two ways to write it; must not know which model calls it. Shapes: b batch, h heads, q queries,
-k keys, d channels of a head.
+Shapes: b batch, h heads, q queries, k keys, d channels per head.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from simmim_export.system.telemetry import without_telemetry
 with without_telemetry("transformers"):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Added to the scores of padded keys. exp(-1e4) is exactly 0 in FP32, and -1e4 still fits FP16, where the usual
-# -3.4e38 becomes -inf and a row of them NaN.
+# Added to the scores of padded keys. exp(-1e4) is exactly 0 in FP32, and -1e4 fits FP16, where the usual -3.4e38
+# becomes -inf and turns a row of them into NaN.
 MASKED = -1.0e4
 
 NAME = "simmim"
@@ -30,11 +29,12 @@ def mask_bias(mask: Tensor) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None = None) -> Tensor:
-    """softmax(q k^T * scale + bias) v, with q [b, h, q, d], k and v [b, h, k, d], bias broadcast to [b, h, q, k].
+    """softmax(q k^T * scale + bias) v, with q [b, h, q, d], k and v [b, h, k, d], and a bias that broadcasts to [b, h,
+    q, k].
 
-    While exporting it is spelled out, with q and k each times sqrt(scale): the MatMul -> Add -> Softmax -> MatMul that
-    TensorRT, ONNX Runtime and OpenVINO fuse, free of the IsNaN and Where that the exporter writes for
-    ``scaled_dot_product_attention``. Source: Vaswani et al., 2017, equation 1.
+    For export the formula is written out, with q and k each times sqrt(scale). This gives MatMul -> Add -> Softmax ->
+    MatMul, which TensorRT, ONNX Runtime and OpenVINO fuse; for ``scaled_dot_product_attention`` the exporter would add
+    IsNaN and Where. Source: Vaswani et al., 2017, equation 1.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if not torch.compiler.is_exporting():
@@ -56,9 +56,9 @@ def _for_transformers(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """:func:`attention` behind the signature that transformers calls; returns [b, q, h, d]. Dropout is not applied."""
+    """:func:`attention` with the signature that transformers calls; returns [b, q, h, d]. Dropout is not applied."""
     return attention(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
 
 
-# Any Hugging Face encoder whose config says _attn_implementation = NAME runs the function above.
+# A Hugging Face encoder whose config says _attn_implementation = NAME runs the function above.
 ALL_ATTENTION_FUNCTIONS.register(NAME, _for_transformers)

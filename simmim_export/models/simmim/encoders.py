@@ -1,7 +1,7 @@
-"""The two towers: pixels to image tokens, token ids to text tokens.
+"""The two encoders: pixels to image tokens, token ids to text tokens.
 
-torchvision's ResNets encode images, Hugging Face's BERT family texts. Shapes: b batch, n image
-tokens, s text tokens, D width, E embedding.
+Images are encoded by torchvision's ResNets, texts by Hugging Face's BERT family. Shapes: b batch, n image tokens, s
+text tokens, D width, E embedding.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from simmim_export.system.telemetry import without_telemetry
 with without_telemetry("transformers"):
     from transformers import AutoConfig, AutoModel
 
-# Of ImageNet, as torchvision's weights expect them; in the graph, so that a host cannot apply them twice or not at all.
+# ImageNet's, as torchvision's weights expect. They are part of the graph, so a host cannot apply them twice or forget
+# them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 class TinyTrunk(nn.Sequential):
-    """A trunk for 64-pixel images in torchvision's own blocks: stages of 24, 48 and 96 channels, stride 16 in all.
+    """A trunk for 64-pixel images made of torchvision's blocks: stages of 24, 48 and 96 channels, with a total stride
+    of 16.
 
-    A token then covers 16 pixels, about a thing of `shapes`. With a stride of 8 (64 tokens) word detection took three
-    times, and looking things up twice as many steps to learn, at a higher cost a step.
+    A token covers 16 pixels, about a thing of `shapes`. With a stride of 8 (64 tokens), word detection took three times
+    as many steps to learn and look-ups twice as many, and each step cost more.
     """
 
     channels = 96
@@ -41,7 +43,7 @@ class TinyTrunk(nn.Sequential):
 
     @staticmethod
     def side(image_size: int) -> int:
-        """Rows (and columns) of tokens: the stem has no padding, the stages do."""
+        """Rows (and columns) of tokens: the stem has no padding, the stages have."""
         return math.ceil(image_size // 4 / 4)
 
     def __init__(self) -> None:
@@ -67,25 +69,24 @@ class ResNetTrunk(nn.Sequential):
 
     def __init__(self, name: str) -> None:
         resnet = get_model(name, weights=None)
-        self_channels = resnet.fc.in_features
         children = {key: child for key, child in resnet.named_children() if key not in ("avgpool", "fc")}
         super().__init__()
-        self.channels = self_channels
+        self.channels = resnet.fc.in_features
         for key, child in children.items():
             self.add_module(key, child)
 
 
 def image_trunk(name: str) -> TinyTrunk | ResNetTrunk:
-    """The trunk called ``name``: ``tiny`` or any ResNet of torchvision. Raise :class:`UsageError` on another name."""
+    """The trunk called ``name``: ``tiny`` or any torchvision ResNet. Raise :class:`UsageError` for another name."""
     require_trunk(name)
     return TinyTrunk() if name == "tiny" else ResNetTrunk(name)
 
 
 def positions_1d(count: int, width: int) -> Tensor:
-    """Fixed sine-cosine positions, float32 [count, width], of mean square 1.
+    """Fixed sine-cosine positions, float32 [count, width], with mean square 1. ``width`` is even.
 
-    Source: Vaswani et al., 2017, section 3.5, with wavelengths from 4 steps, so that neighbours differ, to 4 times
-    ``count``: their 10000 is for sentences, and on a grid of 7 or 8 leaves most channels constant. ``width``: even.
+    Source: Vaswani et al., 2017, section 3.5. The wavelengths go from 4 steps, so that neighbors differ, to 4 times
+    ``count``. Their 10000 is for sentences; on a grid of 7 or 8 it would leave most channels constant.
     """
     highest, lowest = math.pi / 2, math.pi / (2 * count)
     frequencies = highest * (lowest / highest) ** (torch.arange(width // 2) / (width // 2))
@@ -94,9 +95,10 @@ def positions_1d(count: int, width: int) -> Tensor:
 
 
 def positions_2d(rows: int, columns: int, width: int) -> Tensor:
-    """:func:`positions_1d` of the row and of the column side by side, [rows * columns, width]. ``width``: a multiple of 4.
+    """:func:`positions_1d` of the row and of the column side by side, [rows * columns, width]. ``width`` is a multiple
+    of 4.
 
-    On a scale of mean square 1, that of the content they are added to.
+    Their mean square is 1, like that of the content that they are added to.
     """
     count = max(rows, columns)
     by_row = positions_1d(count, width // 2)[:rows, None, :].expand(rows, columns, width // 2)
@@ -116,7 +118,7 @@ class ImageEncoder(nn.Module):
     shift: Tensor
     positions: Tensor
 
-    def __init__(self, trunk: str, image_size: int, width: int, embed_dim: int) -> None:
+    def __init__(self, trunk: str, image_size: int, *, width: int, embed_dim: int) -> None:
         super().__init__()
         self.trunk = image_trunk(trunk)
         side = self.trunk.side(image_size)
@@ -133,23 +135,23 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode; see the class for shapes."""
-        # Cast first: TensorRT takes bytes as a network input only where a Cast reads them at once.
+        # Cast first: TensorRT accepts bytes as a network input only if a Cast reads them directly.
         x = pixels.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift  # b 3 H W
         x = self.project(self.trunk(x)).flatten(2).transpose(1, 2)  # b n D
-        # Content at unit variance before the place is added: trained content grows, and would drown where it is.
+        # Content is brought to unit variance before positions are added: trained content grows, and would drown them.
         tokens = self.norm(x) + self.positions + self.kind
         return tokens, unit_length(self.embed(tokens.mean(dim=1)))
 
 
 class TextEncoder(nn.Module):
-    """input_ids, attention_mask int64 [b, s] to text_tokens [b, s, D] and text_embed [b, E] of unit length.
+    """input_ids and attention_mask, int64 [b, s], to text_tokens [b, s, D] and text_embed [b, E] of unit length.
 
-    Tokens of padding come out as exact zeros, so nothing downstream can depend on them. There is no dropout, whatever the
-    configuration calls it. ``positions`` is the most tokens that a text may have, None where nothing limits it. Raises
-    :class:`UsageError` for a configuration of a family that would compute something else here than in transformers.
+    Padding tokens come out as exact zeros, so nothing downstream can depend on them. Dropout is off, whatever the
+    configuration says. ``positions`` is the most tokens that a text may have; None means no limit. Raise
+    :class:`UsageError` for a family that would give other results here than in transformers.
     """
 
-    def __init__(self, config: Mapping[str, Any], width: int, embed_dim: int) -> None:
+    def __init__(self, config: Mapping[str, Any], *, width: int, embed_dim: int) -> None:
         super().__init__()
         options = dict(config)
         family = options.pop("model_type")
@@ -161,7 +163,8 @@ class TextEncoder(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
         self.positions = text_positions(self.encoder)
-        # One segment: a [1, 1] zero broadcasts over batch and sequence and leaves a constant in the exported graph.
+        # One segment: a zero of shape [1, 1] broadcasts over batch and sequence, and stays a constant in the exported
+        # graph.
         takes_segments = "token_type_ids" in inspect.signature(self.encoder.forward).parameters
         self.segment_names = ("token_type_ids",) if takes_segments else ()
         self.register_buffer("segment", torch.zeros(1, 1, dtype=torch.int64), persistent=False)
@@ -171,7 +174,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode; see the class for shapes."""
-        # transformers returns a 4-D mask as it is, so ours reaches our attention untouched.
+        # transformers leaves a 4-D mask as it is, so ours reaches our attention untouched.
         segments = dict.fromkeys(self.segment_names, self.segment)
         x = self.encoder(input_ids=input_ids, attention_mask=mask_bias(attention_mask), **segments).last_hidden_state
         real = attention_mask.to(x.dtype)[:, :, None]  # b s 1
@@ -180,9 +183,9 @@ class TextEncoder(nn.Module):
 
 
 def text_positions(encoder: nn.Module) -> int | None:
-    """The most tokens that a Hugging Face encoder has positions for; None where they are computed.
+    """The most tokens that a Hugging Face encoder has positions for; None if positions are computed.
 
-    RoBERTa's family numbers positions from after that of padding, so some rows of the table are never a token's.
+    RoBERTa's family numbers positions from after the padding index, so some rows of the table are never used.
     """
     for name, table in encoder.named_modules():
         if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
@@ -191,7 +194,7 @@ def text_positions(encoder: nn.Module) -> int | None:
 
 
 def build_text_model(config: Any) -> nn.Module:
-    """The Hugging Face encoder for ``config``, without a pooler where its class has one."""
+    """The Hugging Face encoder for ``config``, without a pooler if its class has one."""
     options = {}
     model_class = AutoModel._model_mapping[type(config)]
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:

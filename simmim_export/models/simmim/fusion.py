@@ -1,8 +1,7 @@
-"""z = f_v(x) (+) f_t(y): how image tokens and text tokens become one set for the interaction.
+"""z = f_v(x) (+) f_t(y): how image tokens and text tokens are combined for the interaction.
 
-Knows the two token tensors. Must not know what is computed on the result. Shapes: b batch of texts, n image tokens, s text
-tokens, D width. An image may serve several texts: with ``repeats`` r there are b / r images, and image i serves the texts
-i r ... i r + r - 1.
+Shapes: b batch of texts, n image tokens, s text tokens, D width. An image may belong to several texts: with ``repeats``
+r there are b / r images, and image i belongs to the texts i r ... i r + r - 1.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from simmim_export.models.simmim.parts import require_fusion
 
 
 class Layout(NamedTuple):
-    """How many rows Z has: ``text`` at most (padding included), and ``image``."""
+    """How many rows Z has: at most ``text`` (padding included), and ``image``."""
 
     text: int
     image: int
 
 
 class Joint(NamedTuple):
-    """The token matrix Z = [rows; image]. The answer is read off row 0 in the end.
+    """The token matrix Z = [rows; image]. In the end, the answer is read from row 0.
 
-    That the image part stands apart, once for each image, is what lets an interaction encode it once for all questions.
+    The image part is separate, once for each image, so that an interaction can encode it once for all questions.
     """
 
     rows: Tensor  # [b, s, D]
@@ -35,7 +34,7 @@ class Joint(NamedTuple):
     repeats: int = 1
 
     def whole(self) -> Joint:
-        """All of Z as rows, [b, s + n, D], each image repeated for each of its texts."""
+        """All of Z as rows, [b, s + n, D], with each image repeated for each of its texts."""
         if self.image is None:
             return self
         image = repeat(self.image, self.repeats)
@@ -57,9 +56,9 @@ def pooled(text_tokens: Tensor, attention_mask: Tensor) -> Tensor:
 class Fusion(nn.Module):
     """Image tokens and text tokens to a :class:`Joint`."""
 
-    # Whether rows keep one for each word, which masked language modelling reads.
+    # Whether there is a row for each word, which masked language modeling needs.
     keeps_words = False
-    # Whether Z is a single vector, in which nothing can attend to anything else.
+    # Whether Z is a single vector, which has nothing to attend to.
     single = True
 
     def __init__(self, width: int) -> None:
@@ -77,12 +76,12 @@ class Fusion(nn.Module):
         return Joint(vector[:, None], attention_mask[:, :1], None)
 
     def combine(self, image: Tensor, text: Tensor) -> Tensor:
-        """The mean image token and the mean text token, [b, D] each, to one vector [b, D]."""
+        """Combine the mean image token and the mean text token, [b, D] each, into one vector [b, D]."""
         raise NotImplementedError
 
 
 class ConcatSequence(Fusion):
-    """Z in R^{(s+n) x D}: text tokens as rows, image tokens beside them."""
+    """Z in R^{(s+n) x D}: text tokens as rows, with the image tokens beside them."""
 
     keeps_words = True
     single = False
@@ -93,7 +92,7 @@ class ConcatSequence(Fusion):
 
 
 class ConcatFeature(Fusion):
-    """z = W [v; t]: the article's letter, one vector for the image beside one for the text."""
+    """z = W [v; t], one vector for the image next to one for the text: literally what the article says."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
@@ -160,6 +159,6 @@ FUSIONS: Mapping[str, type[Fusion]] = {
 
 
 def fusion(name: str, width: int) -> Fusion:
-    """The fusion called ``name``; raise :class:`UsageError` naming the choices."""
+    """The fusion called ``name``. Raise :class:`UsageError`, naming the choices, for another name."""
     require_fusion(name)
     return FUSIONS[name](width)

@@ -1,13 +1,12 @@
-"""Task heads: what is read off the fused vector, or off image tokens.
+"""Task heads: they read the fused vector, or the image tokens.
 
-Knows one tensor a sample. Must not know where it came from. A head is a row of ``HEADS``; its classes come from the
-configuration.
+A head is a row of ``HEADS``; its number of classes comes from the configuration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor, nn
 
@@ -42,7 +41,7 @@ class HiddenHead(nn.Module):
 class PooledHead(nn.Module):
     """image_tokens [b, n, D] to logits [b, classes]: a hidden layer at every token, then their mean.
 
-    The layer comes before the mean, so that a token can say what its content and its place mean together.
+    The layer comes before the mean, so that a token can combine its content with its place.
     """
 
     def __init__(self, width: int, classes: int) -> None:
@@ -60,6 +59,7 @@ class HeadRow:
     """A head: its module, the tensor it reads, the pipeline that ends in it, the verb that this serves, image or clip."""
 
     module: type[nn.Module]
+    _: KW_ONLY
     reads: str
     pipeline: str
     verb: Verb
@@ -67,17 +67,17 @@ class HeadRow:
 
 
 HEADS: Mapping[str, HeadRow] = {
-    "match": HeadRow(LinearHead, "fused", "match", Verb.MATCH),
-    "vqa": HeadRow(HiddenHead, "fused", "answer", Verb.ANSWER),
-    "text_class": HeadRow(HiddenHead, "fused", "classify_text", Verb.CLASSIFY_TEXT),
-    "image_class": HeadRow(PooledHead, "image_tokens", "classify_image", Verb.CLASSIFY),
-    "video_class": HeadRow(PooledHead, "image_tokens", "classify_video", Verb.CLASSIFY, video=True),
-    "video_qa": HeadRow(HiddenHead, "fused", "answer_video", Verb.ANSWER, video=True),
+    "match": HeadRow(LinearHead, reads="fused", pipeline="match", verb=Verb.MATCH),
+    "vqa": HeadRow(HiddenHead, reads="fused", pipeline="answer", verb=Verb.ANSWER),
+    "text_class": HeadRow(HiddenHead, reads="fused", pipeline="classify_text", verb=Verb.CLASSIFY_TEXT),
+    "image_class": HeadRow(PooledHead, reads="image_tokens", pipeline="classify_image", verb=Verb.CLASSIFY),
+    "video_class": HeadRow(PooledHead, reads="image_tokens", pipeline="classify_video", verb=Verb.CLASSIFY, video=True),
+    "video_qa": HeadRow(HiddenHead, reads="fused", pipeline="answer_video", verb=Verb.ANSWER, video=True),
 }
 
 
 def head(name: str, width: int, classes: int) -> nn.Module:
-    """The head called ``name``; raise :class:`UsageError` naming the choices."""
+    """The head called ``name``. Raise :class:`UsageError`, naming the choices, for another name."""
     if name not in HEADS:
         raise UsageError(f"unknown head {name!r}", fix=f"choose one of {', '.join(HEADS)}")
     return HEADS[name].module(width, classes)

@@ -1,8 +1,8 @@
-"""A(Z) Z: three ways in which the rows of a token matrix reach each other.
+"""A(Z) Z: three ways in which the rows of a token matrix influence each other.
 
-Knows a :class:`~simmim_export.models.simmim.fusion.Joint`. Must not know layers. Each is a module with the same two methods, so
-that a layer holds any of them: ``visible(joint)``, what the mask means to it, made once for all layers, and ``forward``.
-Shapes: b batch, s rows, n image tokens, k = s + n all rows of Z, q rows computed, D width, h heads.
+Each is a module with the same two methods, so that a layer can hold any of them: ``visible(joint)`` turns the mask into
+what the module needs, once for all layers, and ``forward`` mixes. Shapes: b batch, s rows, n image tokens, k = s + n
+all rows of Z, q rows computed, D width, h heads.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ def check_heads(width: int, heads: int) -> None:
 
 
 class Mixing(nn.Module):
-    """A of the form H = A(Z) Z + Z W2^T."""
+    """The A of H = A(Z) Z + Z W2^T."""
 
-    # Whether the image's rows change too. Where they do not, an image is encoded once for all its questions.
+    # Whether the image's rows change too. If not, an image is encoded once for all its questions.
     updates_image = True
 
     def visible(self, joint: Joint) -> Tensor:
-        """What :meth:`forward` needs to know of the mask."""
+        """What :meth:`forward` needs to know about the mask."""
         raise NotImplementedError
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
-        """A(Z) Z, [b, s, D], or with ``first_only`` its first row [b, 1, D]; the rows of ``joint`` are normalised."""
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
+        """A(Z) Z, [b, s, D], or with ``first_only`` its first row, [b, 1, D]. The rows of ``joint`` are normalized."""
         raise NotImplementedError
 
 
 class SoftmaxMixing(Mixing):
-    """A is a multi-head softmax over [image; rows], for the rows alone: the image stays as it is."""
+    """A is a multi-head softmax over [image; rows], computed for the rows only: the image does not change."""
 
     updates_image = False
 
@@ -57,17 +57,18 @@ class SoftmaxMixing(Mixing):
         self.output = nn.Linear(width, width)
 
     def visible(self, joint: Joint) -> Tensor:
-        """A bias [b, 1, 1, n + s]. The image has no padding: its part is 0."""
+        """A bias [b, 1, 1, n + s]. The image has no padding, so its part is 0."""
         assert joint.image is not None
         return F.pad(mask_bias(joint.mask), (joint.image.shape[1], 0))
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """As :meth:`Mixing.forward`."""
         query, key, value = self._projected(joint, first_only)
         return self.output(attention(query, key, value, visible).transpose(1, 2).flatten(2))
 
-    def weights(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
-        """How much each row looks at each image token, the mean over heads: [b, q, n] in [0, 1], over rows too at most 1."""
+    def weights(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
+        """How much each row attends to each image token, the mean over heads: [b, q, n] in [0, 1]. A row's sum is at
+        most 1."""
         assert joint.image is not None
         query, key, _ = self._projected(joint, first_only)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + visible
@@ -82,9 +83,11 @@ class SoftmaxMixing(Mixing):
 
 
 def rows_of(matrix: Tensor, layout: Layout, rows: int) -> Tensor:
-    """The part [k, k] of ``matrix`` [text + image, text + image] for k = ``rows``, of which the last ``image`` are the image.
+    """The part [k, k] of ``matrix`` [text + image, text + image] for k = ``rows``, the last ``image`` of which are the
+    image.
 
-    This is what keeps the sequence dynamic although the matrix is not: a shorter text takes its first rows and columns.
+    A shorter text uses the first rows and columns of the text part. So the sequence is dynamic although the matrix is
+    not.
     """
     text = rows - layout.image
     matrix = torch.cat([matrix[:text], matrix[layout.text :]], dim=0)
@@ -92,11 +95,11 @@ def rows_of(matrix: Tensor, layout: Layout, rows: int) -> Tensor:
 
 
 class ConstantMixing(Mixing):
-    """A = W1, learned and the same for every input: token i always takes the same share of token j.
+    """A = W1, learned, the same for every input: token i always takes the same share of token j.
 
-    The article prints h = W1 z + W2 z^T, which type-checks for no vector. Over Z in R^{N x D} it reads
-    H = W1 Z + (W2 Z^T)^T = W1 Z + Z W2^T with W1 in R^{N x N}, W2 in R^{D x D}, and W1's blocks off the diagonal are its
-    "image and text influence each other". For a fused vector N is 1 and W1 a number: the article's letter.
+    The article prints h = W1 z + W2 z^T, whose types fit for no vector. Over Z in R^{N x D} it reads H = W1 Z + (W2
+    Z^T)^T = W1 Z + Z W2^T with W1 in R^{N x N} and W2 in R^{D x D}; the off-diagonal blocks of W1 are its "image and
+    text influence each other". For a fused vector, N is 1 and W1 a number, which is literally what the article says.
     """
 
     def __init__(self, width: int, heads: int, layout: Layout) -> None:
@@ -106,20 +109,20 @@ class ConstantMixing(Mixing):
         self.weight = nn.Parameter(torch.randn(count, count) * count**-0.5)
 
     def visible(self, joint: Joint) -> Tensor:
-        """1 or 0 a row, [b, k, 1]."""
+        """1 or 0 for each row, [b, k, 1]."""
         return joint.mask.to(torch.float32)[:, :, None]
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """As :meth:`Mixing.forward`."""
         weight = rows_of(self.weight, self.layout, joint.rows.shape[1])
         return (weight[:1] if first_only else weight) @ (joint.rows * visible)
 
 
 def adjacency(layout: Layout) -> Tensor:
-    """bool [N, N]: who is a neighbour of whom, each of itself too.
+    """bool [N, N]: which rows are neighbors; each is its own neighbor.
 
-    Words: the one before and the one after. Image tokens: the 8 around them on their square grid. A word and an image
-    token: always.
+    A word and the words before and after it are neighbors, an image token and the 8 tokens around it on their square
+    grid, and every word and every image token.
     """
     text = torch.arange(layout.text)
     words = (text[:, None] - text[None, :]).abs() <= 1
@@ -131,10 +134,10 @@ def adjacency(layout: Layout) -> Tensor:
 
 
 class GraphMixing(Mixing):
-    """A is a softmax over each row's neighbours in :func:`adjacency`, with the scores of GATv2.
+    """A is a softmax over each row's neighbors (:func:`adjacency`), with the scores of GATv2.
 
-    score_ij = a^T LeakyReLU(Wq z_i + Wk z_j), each head with its own a. Source: Brody et al., 2022, equation 7. The graph
-    is a dense bias rather than a scatter, so that it exports to plain matrix products.
+    score_ij = a^T LeakyReLU(Wq z_i + Wk z_j), with an a for each head. Source: Brody et al., 2022, equation 7. The
+    graph is a dense bias and not a scatter, so that it exports to plain matrix products.
     """
 
     bias: Tensor
@@ -151,10 +154,10 @@ class GraphMixing(Mixing):
         self.register_buffer("bias", (~adjacency(layout)).float() * MASKED, persistent=False)
 
     def visible(self, joint: Joint) -> Tensor:
-        """A bias [b, 1, k, k]: 0 for a real neighbour."""
+        """A bias [b, 1, k, k], 0 for a real neighbor."""
         return mask_bias(joint.mask) + rows_of(self.bias, self.layout, joint.rows.shape[1])
 
-    def forward(self, joint: Joint, visible: Tensor, first_only: bool) -> Tensor:
+    def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
         """As :meth:`Mixing.forward`."""
         rows = joint.rows[:, :1] if first_only else joint.rows
         visible = visible[:, :, :1] if first_only else visible

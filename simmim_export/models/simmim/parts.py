@@ -1,4 +1,4 @@
-"""The names of a model's parts, and whether they go together: asked before PyTorch is imported."""
+"""The names of a model's parts, and whether they go together. Checked before PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simmim_export.models.files import require_weights as require_weights
 RESNETS: tuple[str, ...] = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 RESNETS += ("wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
 TRUNKS = ("tiny", *RESNETS)
-# Whether a fusion gives a single vector, in which nothing can attend to anything else.
+# Whether a fusion gives a single vector. A single vector has nothing to attend to.
 FUSIONS: Mapping[str, bool] = {
     "concat_sequence": False,
     "concat_feature": True,
@@ -37,11 +37,10 @@ def require_fusion(name: str) -> None:
 
 
 def require_interaction(name: str, single: bool) -> None:
-    """Raise :class:`UsageError` unless ``name`` is one of :data:`INTERACTIONS` that goes with a fusion to a ``single`` vector,
-    or to several.
+    """Raise :class:`UsageError` unless ``name`` is one of :data:`INTERACTIONS` and goes with the fusion.
 
-    ``linear`` alone goes with a single vector: a softmax over one row is 1 whatever the input, so ``attention`` and
-    ``graph`` would be ``linear`` under another name.
+    ``single``: the fusion gives a single vector. Only ``linear`` goes with that: a softmax over one row is always 1, so
+    ``attention`` and ``graph`` would be ``linear`` under another name.
     """
     if name not in INTERACTIONS:
         raise UsageError(f"unknown interaction {name!r}", fix=f"choose one of {', '.join(INTERACTIONS)}")
@@ -53,13 +52,13 @@ def require_interaction(name: str, single: bool) -> None:
 
 
 def require_encoder(name: str) -> None:
-    """Raise :class:`UsageError` unless ``name`` is one of :data:`ENCODERS`, to freeze."""
+    """Raise :class:`UsageError` unless ``name`` is one of :data:`ENCODERS`, which can be frozen."""
     if name not in ENCODERS:
-        raise UsageError(f"there is no encoder {name!r} to freeze", fix=f"choose {' or '.join(ENCODERS)}")
+        raise UsageError(f"unknown encoder {name!r} to freeze", fix=f"choose {' or '.join(ENCODERS)}")
 
 
 def require_checkpoint(path: Path) -> None:
-    """Raise :class:`CheckpointError` unless there is something at ``path`` that could be a checkpoint."""
+    """Raise :class:`CheckpointError` unless ``path`` exists and could be a checkpoint."""
     if not path.exists():
         make_one = "make one: simmim-train finetune --preset tiny --data shapes --minutes 3 -o ckpt.pt"
         raise CheckpointError("no such checkpoint", where=path, fix=make_one)
@@ -82,8 +81,9 @@ def require_checkpoint(path: Path) -> None:
     raise CheckpointError(what, where=path, fix=fix)
 
 
-# Hugging Face's model_type of each text encoder that computes the same here as in transformers, padded or not. Of others
-# some compute something else without an error: DeBERTa adds terms to its attention, ConvBERT's convolutions see padding.
+# Hugging Face's model_type of each text encoder that gives the same results here as in transformers, padded or not.
+# Some others would silently give different results: DeBERTa adds terms to its attention, ConvBERT's convolutions see
+# padding.
 TEXT_FAMILIES: tuple[str, ...] = ("albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie")
 TEXT_FAMILIES += ("jina_embeddings_v3", "megatron-bert", "mobilebert", "mpnet", "nomic_bert", "rembert", "roberta")
 TEXT_FAMILIES += ("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")

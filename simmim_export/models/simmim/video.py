@@ -1,7 +1,7 @@
-"""Frames of a clip to the tokens of one image: temporal attention, one place of the image at a time.
+"""Combines the frames of a clip into the tokens of one image, by temporal attention at each place of the image.
 
-Knows image tokens of frames. Must not know encoders, fusion or tasks. What comes out has the shape of an image's tokens, so
-that fusion and every head serve clips unchanged. Shapes: b clips, f frames, n image tokens a frame, D width.
+The result has the shape of an image's tokens, so fusion and every head work on clips too. Shapes: b clips, f frames, n
+image tokens per frame, D width.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class TemporalLayer(nn.Module):
 class VideoEncoder(nn.Module):
     """frame_tokens [b, f, n, D] and frame_mask int64 [b, f] (1 for a real frame) to image_tokens [b, n, D].
 
-    The mean over frames cannot tell a clip from its reverse. Here every frame's token gets its time, frames look at each
-    other at each place, and what is added to the mean says what happened there and when. A clip of any number of frames
-    up to ``max_frames``.
+    The mean over frames cannot tell a clip from its reverse. So each frame's token gets its time, frames attend to each
+    other at each place, and the result, which says what happened there and when, is added to the mean. A clip may have
+    any number of frames up to ``max_frames``.
     """
 
     times: Tensor
 
-    def __init__(self, width: int, heads: int, layers: int, max_frames: int) -> None:
+    def __init__(self, width: int, heads: int, *, layers: int, max_frames: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(TemporalLayer(width, heads) for _ in range(layers))
         self.score = nn.Linear(width, 1)
@@ -60,6 +60,6 @@ class VideoEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, bias)
         share = (self.score(x).transpose(1, 2) + bias[:, 0]).softmax(dim=-1)  # (b n) 1 f
-        found = self.norm((share @ x)[:, 0]).unflatten(0, (-1, places))  # b n D
+        change = self.norm((share @ x)[:, 0]).unflatten(0, (-1, places))  # b n D
         mean = (frame_tokens * real[:, :, None, None]).sum(dim=1) / real.sum(dim=1)[:, None, None]
-        return mean + found
+        return mean + change

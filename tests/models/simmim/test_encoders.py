@@ -30,7 +30,7 @@ def test_an_encoder_has_no_dropout_and_takes_as_many_tokens_as_it_has_positions(
     family: str, config: dict, positions: int
 ) -> None:
     torch.manual_seed(0)
-    encoder = TextEncoder({"model_type": family, **config}, 16, 8).train()
+    encoder = TextEncoder({"model_type": family, **config}, width=16, embed_dim=8).train()
     assert encoder.positions == positions
     ids = torch.full((2, positions), 7)
     first, second = (encoder(ids, torch.ones_like(ids))[0] for _ in range(2))
@@ -52,8 +52,8 @@ FAMILY["mobilebert"] = {
 
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
-def test_every_accepted_family_computes_what_transformers_computes(family: str) -> None:
-    """On padded texts; and padding changes no token."""
+def test_every_accepted_family_agrees_with_transformers(family: str) -> None:
+    """On padded texts, and no token depends on padding."""
     from transformers import AutoConfig, AutoModel
 
     from simmim_export.models.simmim.attention import mask_bias
@@ -61,7 +61,7 @@ def test_every_accepted_family_computes_what_transformers_computes(family: str) 
     options = DISTIL | {"dropout": 0.0, "attention_dropout": 0.0} if family == "distilbert" else BERT | FAMILY[family]
     config = AutoConfig.for_model(family, **options)
     torch.manual_seed(0)
-    encoder = TextEncoder({"model_type": family, **options}, 16, 8).eval()
+    encoder = TextEncoder({"model_type": family, **options}, width=16, embed_dim=8).eval()
     original = AutoModel.from_config(config).eval()
     weights = encoder.encoder.state_dict()
     unused = original.load_state_dict(weights, strict=False)
@@ -71,19 +71,19 @@ def test_every_accepted_family_computes_what_transformers_computes(family: str) 
     ids[~mask] = config.pad_token_id or 0
     with torch.no_grad():
         segments = dict.fromkeys(encoder.segment_names, encoder.segment)
-        tokens = encoder.encoder(input_ids=ids, attention_mask=mask_bias(mask.long()), **segments).last_hidden_state
+        hidden = encoder.encoder(input_ids=ids, attention_mask=mask_bias(mask.long()), **segments).last_hidden_state
         wanted = original(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        assert torch.allclose(tokens[mask], wanted[mask], atol=1e-5)
+        assert torch.allclose(hidden[mask], wanted[mask], atol=1e-5)
         alone, padded = encoder(ids[2:, :3], mask[2:, :3].long())[0], encoder(ids[2:], mask[2:].long())[0]
     assert torch.allclose(alone, padded[:, :3], atol=1e-5)
 
 
-def test_a_family_that_would_compute_something_else_is_an_error() -> None:
+def test_an_unsupported_text_family_is_an_error() -> None:
     with pytest.raises(UsageError):
-        TextEncoder({"model_type": "deberta-v2", **BERT}, 16, 8)
+        TextEncoder({"model_type": "deberta-v2", **BERT}, width=16, embed_dim=8)
 
 
-def test_parts_are_named_as_they_are_built() -> None:
+def test_names_of_parts_match_their_implementations() -> None:
     from torchvision.models import list_models
 
     from simmim_export.models.simmim.fusion import FUSIONS

@@ -1,7 +1,7 @@
-"""Data sets on disk by name: each reader turns a public layout into records.
+"""Readers of data sets on disk, by name: each turns a public layout into records.
 
-A reader is ``read(root, split) -> list[Record]``. It raises :class:`DataError` naming file and record for whatever is
-malformed, :class:`UsageError` naming the splits found for one that is not there, and skips nothing in silence.
+A reader is ``read(root, split) -> list[Record]``. It raises :class:`DataError`, naming file and record, for malformed
+content, and :class:`UsageError`, naming the splits on disk, for a missing split. It warns about whatever it leaves out.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
 
 
 def read(name: str, root: Path, split: str) -> list[Record]:
-    """The records of a split, by the reader called ``name``; :class:`UsageError` for another, naming the choices."""
+    """The records of a split, read by the reader called ``name``. Raise :class:`UsageError` for an unknown name or a
+    bad ``root``."""
     if name not in READERS:
         raise UsageError(f"unknown reader {name!r}", fix=f"choose one of {', '.join(READERS)}")
     if not root.is_dir():
-        what = "the data set's folder is a file" if root.exists() else "there is no folder of the data set"
+        what = "the data set's folder is a file" if root.exists() else "the data set's folder does not exist"
         raise UsageError(what, where=root, fix="give another --data-root")
     return READERS[name](root, split)

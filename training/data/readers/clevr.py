@@ -1,4 +1,4 @@
-"""CLEVR (Johnson et al., 2017). Knows its layout; must not know pixels."""
+"""Reader of CLEVR (Johnson et al., 2017)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def read(root: Path, split: str) -> list[Record]:
     """
     path = root / "questions" / f"CLEVR_{split}_questions.json"
     if not is_there(path):
-        found = (p.name.split("_")[1] for p in (root / "questions").glob("CLEVR_*_questions.json"))
-        raise no_split(split, found, root, [f"questions/{path.name}"])
+        splits = (p.name.split("_")[1] for p in (root / "questions").glob("CLEVR_*_questions.json"))
+        raise no_split(split, splits, root=root, looked_for=[f"questions/{path.name}"])
     asked: dict[str, list[Question]] = {}
     seen: dict[int, str] = {}
     for where, row in rows(load_json(path), "questions", path):
@@ -40,6 +40,6 @@ def read(root: Path, split: str) -> list[Record]:
         program = checked(row.get("program", []), list, where, "'program'")
         last = checked(program[-1], dict, where, "a step of 'program'") if program else {}
         family = str(last.get("function") or last.get("type") or "all")
-        asked.setdefault(name, []).append(Question(text, answers, family))
+        asked.setdefault(name, []).append(Question(text, answers, family=family))
     images = root / "images" / split
     return finished([Record(name, (images / name,), questions=tuple(qs)) for name, qs in asked.items()], path)

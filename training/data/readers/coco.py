@@ -1,4 +1,4 @@
-"""COCO captions (Chen et al., 2015). Knows its layout; must not know pixels."""
+"""Reader of COCO captions (Chen et al., 2015)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def read(root: Path, split: str) -> list[Record]:
     """The split ``train2014``, ``val2017``, ...: annotations/captions_{split}.json, pictures in {split}/."""
     path = root / "annotations" / f"captions_{split}.json"
     if not is_there(path):
-        found = (p.stem.removeprefix("captions_") for p in (root / "annotations").glob("captions_*.json"))
-        raise no_split(split, found, root, [f"annotations/{path.name}"])
+        splits = (p.stem.removeprefix("captions_") for p in (root / "annotations").glob("captions_*.json"))
+        raise no_split(split, splits, root=root, looked_for=[f"annotations/{path.name}"])
     content = load_json(path)
     names: dict[int, str] = {}
     for where, row in rows(content, "images", path):

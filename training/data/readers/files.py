@@ -1,4 +1,4 @@
-"""JSON, JSON lines and pictures on disk, with errors that name file and record."""
+"""JSON, JSON lines and pictures on disk; errors name the file and the record."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def load_json(path: Path) -> Any:
-    """The content of a JSON file. Raise :class:`DataError` if it is missing or malformed, with line and column."""
+    """The content of a JSON file. Raise :class:`DataError`, with line and column, if it is missing or malformed."""
     return parsed(read_text(path), path)
 
 
 def parsed(text: str, where: object, line: int = 1) -> Any:
-    """The value of a JSON text that begins on line ``line`` of ``where``. Raise :class:`DataError` with line and column."""
+    """The value of a JSON text that begins on line ``line`` of ``where``. Raise :class:`DataError` with line and
+    column."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -39,8 +40,8 @@ def load_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, without a byte order mark. Raise :class:`DataError` if it is missing, unreadable, or not
-    UTF-8, with the line."""
+    """The text of a UTF-8 file without its byte order mark. Raise :class:`DataError` if it is missing, unreadable or,
+    with the line, not UTF-8."""
     try:
         content = path.read_bytes()
         return content.decode("utf-8-sig")
@@ -62,7 +63,7 @@ def read_text(path: Path) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether ``path`` is a file; a name that no file can have is none."""
+    """Whether ``path`` is a file; false for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -70,14 +71,14 @@ def is_there(path: Path) -> bool:
 
 
 def checked(value: Any, kind: type, where: object, what: str) -> Any:
-    """``value`` if it is a ``kind``; else :class:`DataError`. A bool is no int."""
+    """``value`` if it is a ``kind``, else :class:`DataError`. A bool does not count as an int."""
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise DataError(f"{what} is {type(value).__name__}, not {kind.__name__}", where=where, fix="correct the record")
     return value
 
 
 def field(record: Any, name: str, kind: type, where: object) -> Any:
-    """``record[name]``, a ``kind``; else :class:`DataError` naming record and field."""
+    """``record[name]`` if it is a ``kind``, else :class:`DataError` naming record and field."""
     if name not in checked(record, dict, where, "a record"):
         raise DataError(f"the record has no {name!r}", where=where, fix="correct the record")
     return checked(record[name], kind, where, f"{name!r}")
@@ -91,13 +92,13 @@ def rows(content: Any, name: str, path: Path) -> Iterator[tuple[str, dict[str, A
 
 
 def unique(known: Mapping[Any, object], key: Any, where: object, what: str) -> None:
-    """Raise :class:`DataError` if ``key`` is among ``known``."""
+    """Raise :class:`DataError` if ``key`` is already in ``known``."""
     if key in known:
         raise DataError(f"{what} {key!r} occurs twice", where=where, fix="leave one of them out")
 
 
 def finished(records: Sequence[Record], where: object) -> list[Record]:
-    """``records``, once there is at least one and every picture on disk is there: :class:`DataError` names the first."""
+    """``records``. Raise :class:`DataError` if there are none, or if a picture is missing on disk (naming the first)."""
     if not records:
         raise DataError("the split is empty", where=where, fix="check the folder and the split")
     missing = [image for r in records for image in r.images if isinstance(image, Path) and not is_there(image)]
@@ -107,9 +108,9 @@ def finished(records: Sequence[Record], where: object) -> list[Record]:
     return list(records)
 
 
-def no_split(split: str, there: Iterable[str], root: Path, looked_for: Sequence[str]) -> NoSplit:
-    """The error for a split that is not there: the files (or folders, ending in /) below ``root`` that it was looked for in,
-    and the splits that are ``there``."""
+def no_split(split: str, there: Iterable[str], *, root: Path, looked_for: Sequence[str]) -> NoSplit:
+    """The error for a missing split: which files (or folders, ending in /) below ``root`` were looked for, and which
+    splits exist."""
     names = ", ".join(sorted(set(there))) or "none"
-    what = f"no split {split!r}: there is no {' or '.join(looked_for)}"
+    what = f"split {split!r} is missing: looked for {' or '.join(looked_for)}"
     return NoSplit(what, where=root, fix=f"give the folder of the data set with --data-root; splits found: {names}")

@@ -1,4 +1,4 @@
-"""torchvision's ImageFolder, and clips as folders of frames. Knows folders; must not know pixels."""
+"""Readers of torchvision's ImageFolder layout, and of clips as folders of frames."""
 
 from __future__ import annotations
 
@@ -13,49 +13,50 @@ from simmim_export.training.data.records import Record
 
 
 def read(root: Path, split: str) -> list[Record]:
-    """{split}/{class}/picture; as torchvision does, also pictures in folders of the class.
+    """{split}/{class}/picture, or pictures in subfolders of the class, as in torchvision.
 
-    Files that are no pictures are left out; one warning says how many. Raise :class:`DataError` for a class without any.
+    Files that are not pictures are left out; a warning counts them. Raise :class:`DataError` for a class without a
+    picture.
     """
-    found, strangers = [], 0
+    records, others = [], 0
     for folder in _classes(root, split):
         files = [child for child in folder.rglob("*") if not child.is_dir()]
         pictures = _pictures(files)
         _filled(folder, pictures)
-        strangers += len(files) - len(pictures)
-        found += [Record(str(path.relative_to(root)), (path,), label=folder.name) for path in pictures]
-    _warn(root / split, strangers)
-    return finished(found, root / split)
+        others += len(files) - len(pictures)
+        records += [Record(str(path.relative_to(root)), (path,), label=folder.name) for path in pictures]
+    _warn(root / split, others)
+    return finished(records, root / split)
 
 
 def read_frames(root: Path, split: str) -> list[Record]:
-    """{split}/{class}/{clip}/frame, frames in natural order of their names (frame2 before frame10).
+    """{split}/{class}/{clip}/frame, with frames in the natural order of their names (frame2 before frame10).
 
-    What is no clip or no frame is left out; one warning says how many. Raise :class:`DataError` for a class without a clip
-    and for a clip of fewer than 2 frames.
+    Whatever is not a clip or a frame is left out; a warning counts it. Raise :class:`DataError` for a class without a
+    clip and for a clip of fewer than 2 frames.
     """
-    found, strangers = [], 0
+    records, others = [], 0
     for folder in _classes(root, split):
         inside = sorted(folder.iterdir())
         clips = [child for child in inside if child.is_dir()]
         _filled(folder, clips)
-        strangers += len(inside) - len(clips)
+        others += len(inside) - len(clips)
         for clip in clips:
             files = list(clip.iterdir())
             frames = _pictures(files)
             if len(frames) < 2:
                 what = f"a clip of {len(frames)} frames"
                 raise DataError(what, where=clip, fix="give 2 or more, or remove the folder")
-            strangers += len(files) - len(frames)
-            found.append(Record(str(clip.relative_to(root)), tuple(frames), label=folder.name))
-    _warn(root / split, strangers)
-    return finished(found, root / split)
+            others += len(files) - len(frames)
+            records.append(Record(str(clip.relative_to(root)), tuple(frames), label=folder.name))
+    _warn(root / split, others)
+    return finished(records, root / split)
 
 
 def _classes(root: Path, split: str) -> list[Path]:
     if not (root / split).is_dir():
         there = (child.name for child in root.iterdir() if child.is_dir()) if root.is_dir() else ()
-        raise no_split(split, there, root, [f"{split}/"])
+        raise no_split(split, there, root=root, looked_for=[f"{split}/"])
     return sorted(child for child in (root / split).iterdir() if child.is_dir())
 
 
@@ -65,10 +66,10 @@ def _filled(folder: Path, content: list[Path]) -> None:
 
 
 def _pictures(files: Iterable[Path]) -> list[Path]:
-    found = (child for child in files if child.suffix.lower() in SUFFIXES)
-    return sorted(found, key=lambda child: (child.parent, natural(child.name), child.name))
+    pictures = (child for child in files if child.suffix.lower() in SUFFIXES)
+    return sorted(pictures, key=lambda child: (child.parent, natural(child.name), child.name))
 
 
-def _warn(folder: Path, strangers: int) -> None:
-    if strangers:
-        warnings.warn(f"{folder}: {strangers} files that do not belong there are left out", stacklevel=3)
+def _warn(folder: Path, others: int) -> None:
+    if others:
+        warnings.warn(f"{folder}: {others} files that are not part of the data set are left out", stacklevel=3)

@@ -1,4 +1,4 @@
-"""Karpathy's splits of COCO, Flickr30k and Flickr8k (2015). Knows their layout; must not know pixels."""
+"""Reader of Karpathy's splits of COCO, Flickr30k and Flickr8k (2015)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ NAMES = ("dataset_coco.json", "dataset_flickr30k.json", "dataset_flickr8k.json")
 
 
 def read(root: Path, split: str) -> list[Record]:
-    """The split ``train``, ``val``, ``test``, ``restval``, or several joined by +, as in ``train+restval``.
+    """The split ``train``, ``val``, ``test`` or ``restval``, or several joined by +, as in ``train+restval``.
 
-    A sentence without a word is left out; one warning says how many.
+    Sentences without a word are left out; a warning counts them.
     """
     present = [root / name for name in NAMES if is_there(root / name)]
     if len(present) != 1:
-        what = f"{len(present)} of {', '.join(NAMES)} are there, not one"
+        what = f"the folder has {len(present)} of {', '.join(NAMES)}, and exactly one is needed"
         raise DataError(what, where=root, fix="give the folder of one data set with --data-root")
     (path,), wanted = present, set(split.split("+"))
-    found: dict[str, Record] = {}
+    records: dict[str, Record] = {}
     splits = set()
     blank = 0
     for where, row in rows(load_json(path), "images", path):
@@ -31,18 +31,21 @@ def read(root: Path, split: str) -> list[Record]:
         if part not in wanted:
             continue
         key = f"{field(row, 'filepath', str, where)}/{name}" if row.get("filepath") else name
-        unique(found, key, where, "the picture")
+        unique(records, key, where, "the picture")
         captions = [field(s, "raw", str, where).strip() for s in field(row, "sentences", list, where)]
         if not any(captions):
             raise DataError(f"an image without a caption: {name}", where=where, fix="correct the record")
         blank += captions.count("")
         places = (root / key, root / "images" / name, root / name)
         image = next((place for place in places if is_there(place)), places[0])
-        found[key] = Record(key, (image,), captions=tuple(caption for caption in captions if caption))
+        records[key] = Record(key, (image,), captions=tuple(caption for caption in captions if caption))
     if not wanted <= splits:
         raise no_split(
-            split, splits, root, [f"image of the split {name!r} in {path.name}" for name in sorted(wanted - splits)]
+            split,
+            splits,
+            root=root,
+            looked_for=[f"an image of the split {name!r} in {path.name}" for name in sorted(wanted - splits)],
         )
     if blank:
         warnings.warn(f"{path}: {blank} empty sentences are left out", stacklevel=2)
-    return finished(list(found.values()), path)
+    return finished(list(records.values()), path)

@@ -1,4 +1,4 @@
-"""SNLI-VE (Xie et al., 2019). Knows its layout; must not know pixels."""
+"""Reader of SNLI-VE (Xie et al., 2019)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LABELS = ("contradiction", "entailment", "neutral")
 def read(root: Path, split: str) -> list[Record]:
     """The split ``train``, ``dev`` or ``test``: snli_ve_{split}.jsonl, pictures in flickr30k_images/.
 
-    A pair on which the annotators did not agree (gold_label "-") is left out; one warning says how many.
+    Pairs on which the annotators did not agree (gold_label "-") are left out; a warning counts them.
     """
     path = root / f"snli_ve_{split}.jsonl"
     if not is_there(path):
-        found = (p.stem.removeprefix("snli_ve_") for p in root.glob("snli_ve_*.jsonl"))
-        raise no_split(split, found, root, [path.name])
+        splits = (p.stem.removeprefix("snli_ve_") for p in root.glob("snli_ve_*.jsonl"))
+        raise no_split(split, splits, root=root, looked_for=[path.name])
     stated: dict[str, list[Statement]] = {}
     undecided = 0
     for where, row in load_lines(path):
@@ -38,5 +38,6 @@ def read(root: Path, split: str) -> list[Record]:
         warnings.warn(f"{path}: {undecided} pairs without a gold label are left out", stacklevel=2)
     folder = root / "flickr30k_images"
     return finished(
-        [Record(key, (folder / f"{key}.jpg",), statements=tuple(found)) for key, found in stated.items()], path
+        [Record(key, (folder / f"{key}.jpg",), statements=tuple(statements)) for key, statements in stated.items()],
+        path,
     )

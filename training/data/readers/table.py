@@ -1,4 +1,4 @@
-"""Plain tables: a CSV or JSON lines file for each split, a row for each thing that is said of an image."""
+"""Reader of plain tables: a CSV or JSON lines file for each split, one row for each thing said about an image."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from simmim_export.training.data.readers.files import checked, finished, is_ther
 from simmim_export.training.data.records import Question, Record
 
 SUFFIXES = (".csv", ".jsonl")
-# What may be said of the image of a row: any of these groups of columns, each whole or left empty.
+# The columns that a row may fill; each group is filled whole or left empty.
 GROUPS = (("question", "answer"), ("caption",), ("label",))
 COLUMNS = ("image", "question", "answer", "caption", "label")
-# Characters of a cell: a text, not a file that a missing quote has swallowed.
+# The most characters of a cell. A longer one is probably the rest of the file after a missing quote.
 LONGEST = 100_000
 _FIX = "correct the line"
 
 
 def read(root: Path, split: str) -> list[Record]:
-    """{split}.csv or {split}.jsonl, with ``image`` (a path below ``root``) and ``question`` and ``answer``, ``caption``, or
-    ``label``.
+    """{split}.csv or {split}.jsonl, with ``image`` (a path below ``root``) and any of ``question`` with ``answer``,
+    ``caption``, ``label``.
 
-    Rows of the same image are one record. A question with several answers has several right ones. Rows that say nothing new
-    and columns of other names are left out; a warning says how many and which. Raise :class:`DataError`, naming file and
-    line, for everything else.
+    Rows about the same image become one record. If a question has several answers, each is right. Repeated rows and
+    unknown columns are left out, with a warning. Everything else that is wrong raises :class:`DataError` with file and
+    line.
     """
     present = [path for path in (root / f"{split}{suffix}" for suffix in SUFFIXES) if is_there(path)]
     if not present:
         there = [path.stem for suffix in SUFFIXES for path in root.glob(f"*{suffix}")]
-        raise no_split(split, there, root, [f"{split}{suffix}" for suffix in SUFFIXES])
+        raise no_split(split, there, root=root, looked_for=[f"{split}{suffix}" for suffix in SUFFIXES])
     if len(present) > 1:
-        what = f"both {' and '.join(path.name for path in present)} are there"
+        what = f"the folder has both {' and '.join(path.name for path in present)}"
         raise DataError(what, where=root, fix="keep one of them")
     path, images = present[0], _Images(root)
     repeated, strange = 0, dict[str, None]()
@@ -45,12 +45,12 @@ def read(root: Path, split: str) -> list[Record]:
     if repeated:
         warnings.warn(f"{path}: {repeated} repeated rows are left out", stacklevel=2)
     if strange:
-        warnings.warn(f"{path}: columns that are not used: {', '.join(map(repr, strange))}", stacklevel=2)
+        warnings.warn(f"{path}: unknown columns are ignored: {', '.join(map(repr, strange))}", stacklevel=2)
     return finished(images.records(), path)
 
 
 class _Images:
-    """What the rows so far say, by image."""
+    """What the rows read so far say, by image."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -59,22 +59,22 @@ class _Images:
         self._labels: dict[str, str] = {}
 
     def add(self, row: Mapping[str, str], where: str) -> bool:
-        """Take in a row; whether it says something new. Raise :class:`DataError` for one that makes no sense."""
+        """Add a row; return whether it says anything new. Raise :class:`DataError` for a row that makes no sense."""
         key = _key(row["image"], where)
         if key not in self._captions and not is_there(self._root / key):
             fix = "correct the path, which is relative to the folder of the table, or leave the row out"
             raise DataError(f"the picture {key!r} is missing", where=where, fix=fix)
         captions, answers = self._captions.setdefault(key, {}), self._answers.setdefault(key, {})
-        new = said = False
+        new = any_given = False
         for group in GROUPS:
             given = [name for name in group if row[name]]
             if given and given != list(group):
                 empty = next(name for name in group if not row[name])
-                raise DataError(f"there is a {given[0]}, but no {empty}", where=where, fix=_FIX)
-            said = said or bool(given)
-        if not said:
+                raise DataError(f"the row has a {given[0]} but no {empty}", where=where, fix=_FIX)
+            any_given = any_given or bool(given)
+        if not any_given:
             fix = "give a question and its answer, a caption or a label"
-            raise DataError("the row says nothing of its image", where=where, fix=fix)
+            raise DataError("the row says nothing about its image", where=where, fix=fix)
         if row["question"]:
             own = answers.setdefault(row["question"], {})
             new |= row["answer"] not in own
@@ -91,7 +91,7 @@ class _Images:
         return new
 
     def records(self) -> list[Record]:
-        """One for each image, in the order of the file."""
+        """One record for each image, in the order of the file."""
         return [
             Record(
                 key,
@@ -105,18 +105,18 @@ class _Images:
 
 
 def _key(name: str, where: str) -> str:
-    """The path of an image below the root, with / between its parts. Raise :class:`DataError` for one that leaves the root."""
+    """The path of an image below the root, with / as separator. Raise :class:`DataError` if it leaves the root."""
     if not name:
         raise DataError("the image is empty", where=where, fix=_FIX)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or Path(name).is_absolute():
         fix = "give the image's path below --data-root"
-        raise DataError(f"the image {name!r} lies outside of the data set's folder", where=where, fix=fix)
+        raise DataError(f"the image {name!r} is outside the data set's folder", where=where, fix=fix)
     return str(path)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, row) for each line of a CSV file that is not blank; a row's cells by column, without spaces around them."""
+    """(where, row) for each line of a CSV file that is not blank; a row maps column names to stripped cells."""
     text = read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     names: list[str] = []
@@ -159,7 +159,8 @@ def _header(names: list[str], where: str) -> list[str]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, row) for each line of a JSON lines file that is not blank; null is an empty cell, a whole number its digits."""
+    """(where, row) for each line of a JSON lines file that is not blank; null becomes an empty cell, an integer its
+    digits."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue

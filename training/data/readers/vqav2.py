@@ -1,4 +1,4 @@
-"""VQAv2 (Goyal et al., 2017): questions and annotations JSON. Knows its layout and its scoring; must not know tensors."""
+"""Reader of VQAv2 (Goyal et al., 2017), with its scoring of answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simmim_export.training.data.records import Question, Record
 
 _NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
 _NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
-# The contractions that the official table knows. It spells each with one apostrophe left out.
+# The contractions in the official table, which spells each with one apostrophe left out.
 _APOSTROPHES = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
 he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
 o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
@@ -26,16 +26,16 @@ _CONTRACTIONS = {
     for word in _APOSTROPHES.split()
     for place, mark in enumerate(word)
     if mark == "'"
-} | {"somebody'd": "somebodyd"}  # the one that the table has the wrong way round
+} | {"somebody'd": "somebodyd"}  # the table has this one the wrong way round
 _MARKS = """;/[]"{}()=+\\_-><@`,?!"""
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Lower case, digits for number words, no articles, contractions with their apostrophe, no punctuation.
 
-    Source: processPunctuation and processDigitArticle of the official evaluation,
-    github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py at c4e6a0e: a mark goes where the answer has
-    it next to a space or has a number like 1,000, and becomes a space elsewhere.
+    Source: processPunctuation and processDigitArticle of the official evaluation, github.com/GT-Vision-Lab/VQA,
+    PythonEvaluationTools/vqaEvaluation/vqaEval.py at c4e6a0e. A mark is removed if the answer has it next to a space or
+    contains a number like 1,000; otherwise it becomes a space.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     thousands = re.search(r"\d,\d", text) is not None
@@ -48,9 +48,10 @@ def normalise_answer(text: str) -> str:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """The score of each answer that was given: min(1, matches / 3) among the other annotators, averaged over who is left out.
+    """The score of each answer that was given: min(1, matches / 3) among the other annotators, averaged over all
+    choices of the one left out.
 
-    For ten annotators 0.3, 0.6, 0.9 and 1 for one, two, three and more who agree.
+    For ten annotators: 0.3, 0.6, 0.9 and 1 if one, two, three or more agree.
     """
     counts, n = Counter(answers), len(answers)
     if n == 1:
@@ -62,11 +63,11 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
 
 
 def read(root: Path, split: str) -> list[Record]:
-    """The split ``train2014``, ``val2014``, ``test2015`` or ``test-dev2015``; the tests have no answers."""
+    """The split ``train2014``, ``val2014``, ``test2015`` or ``test-dev2015``; the test splits have no answers."""
     path = root / f"v2_OpenEnded_mscoco_{split}_questions.json"
     if not is_there(path):
-        found = (p.name.split("_")[3] for p in root.glob("v2_OpenEnded_mscoco_*_questions.json"))
-        raise no_split(split, found, root, [path.name])
+        splits = (p.name.split("_")[3] for p in root.glob("v2_OpenEnded_mscoco_*_questions.json"))
+        raise no_split(split, splits, root=root, looked_for=[path.name])
     annotated = root / f"v2_mscoco_{split}_annotations.json"
     scores: dict[int, dict[str, float]] = {}
     families: dict[int, str] = {}
@@ -74,7 +75,7 @@ def read(root: Path, split: str) -> list[Record]:
         for where, row in rows(load_json(annotated), "annotations", annotated):
             number = field(row, "question_id", int, where)
             unique(scores, number, where, "the question_id")
-            given = [normalise_answer(field(a, "answer", str, where)) for a in field(row, "answers", list, where)]
+            given = [normalize_answer(field(a, "answer", str, where)) for a in field(row, "answers", list, where)]
             if not given:
                 raise DataError("the annotation has no answers", where=where, fix="correct the record")
             scores[number] = soft_scores(given)
@@ -89,12 +90,14 @@ def read(root: Path, split: str) -> list[Record]:
             raise DataError(
                 f"question {number} has no annotation in {annotated.name}", where=where, fix="use one release"
             )
-        asked = Question(text, scores.get(number, {}), families.get(number, "all"))
+        asked = Question(text, scores.get(number, {}), family=families.get(number, "all"))
         questions.setdefault(field(row, "image_id", int, where), []).append(asked)
     orphans = sorted(set(scores) - set(seen))
     if orphans:
         raise DataError(
-            f"annotation of question {orphans[0]}, which is not asked", where=annotated, fix="use one release"
+            f"there is an annotation of question {orphans[0]}, but not the question",
+            where=annotated,
+            fix="use one release",
         )
     folder = "test2015" if split.startswith("test") else split
     return finished(

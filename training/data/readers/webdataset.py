@@ -1,5 +1,4 @@
-"""Tar shards in webdataset's layout. Knows tar; must not know pixels. Nothing is unpacked to disk; pictures stay in
-memory as they are encoded."""
+"""Reader of tar shards in webdataset's layout. Nothing is unpacked to disk; encoded pictures stay in memory."""
 
 from __future__ import annotations
 
@@ -23,16 +22,17 @@ _BROKEN = (zlib.error, lzma.LZMAError)
 
 
 def read(root: Path, split: str) -> list[Record]:
-    """{split}.tar, {split}-*.tar or {split}/*.tar. Members that share a name up to its first dot are one sample:
+    """{split}.tar, {split}-*.tar or {split}/*.tar. Members with the same name up to the first dot are one sample.
 
-    a picture (.jpg, .jpeg, .png, .webp), .txt with a caption a line, .cls with a class, .json with any of ``captions``,
-    ``caption``, ``label`` and ``questions`` (a list of objects with ``question`` and ``answer`` or ``answers``).
+    A sample has a picture (.jpg, .jpeg, .png, .webp), and may have .txt with one caption per line, .cls with a class,
+    and .json with any of ``captions``, ``caption``, ``label`` and ``questions`` (a list of objects with ``question``
+    and ``answer`` or ``answers``).
     """
     flat = [path for path in root.glob("*.tar") if path.stem == split or path.stem.startswith(f"{split}-")]
     shards = sorted([*flat, *(path for path in root.glob("*/*.tar") if path.parent.name == split)])
     if not shards:
         there = [p.stem.rsplit("-", 1)[0] for p in root.glob("*.tar")] + [p.parent.name for p in root.glob("*/*.tar")]
-        raise no_split(split, there, root, [f"{split}.tar", f"{split}-*.tar", f"{split}/*.tar"])
+        raise no_split(split, there, root=root, looked_for=[f"{split}.tar", f"{split}-*.tar", f"{split}/*.tar"])
     samples: dict[str, dict[str, bytes]] = {}
     places: dict[str, str] = {}
     for shard in shards:
@@ -42,7 +42,7 @@ def read(root: Path, split: str) -> list[Record]:
             key = f"{folder}/{key}" if folder else key
             if suffix.lower() not in _KNOWN:
                 what = f"a member of unknown kind: .{suffix}"
-                raise DataError(what, where=f"{shard}, {name}", fix=f"known are {', '.join(_KNOWN)}")
+                raise DataError(what, where=f"{shard}, {name}", fix=f"use only {', '.join(_KNOWN)}")
             if places.setdefault(key, str(shard)) != str(shard):
                 raise DataError(
                     f"the sample {key!r} occurs in two shards",
@@ -56,7 +56,7 @@ def read(root: Path, split: str) -> list[Record]:
 
 
 def _members(shard: Path) -> list[tuple[str, bytes]]:
-    found = []
+    members = []
     name, end = "its start", 0
     try:
         with _unpacked(shard) as source, tarfile.open(fileobj=source, mode="r|") as archive:
@@ -67,22 +67,22 @@ def _members(shard: Path) -> list[tuple[str, bytes]]:
                     continue
                 stream = archive.extractfile(member) if member.isfile() else None
                 if stream is None:
-                    raise DataError("a member is no file", where=f"{shard}, {name}", fix="store files, not links")
+                    raise DataError("a member is not a file", where=f"{shard}, {name}", fix="store files, not links")
                 content = stream.read()
                 if len(content) != member.size:
                     raise EOFError(f"{len(content)} of {member.size} bytes")
                 end = member.offset_data + -(-member.size // 512) * 512
-                found.append((name.removeprefix("./"), content))
-        # tarfile takes a damaged header, or the end of the file, for the end of the archive. Only two empty blocks, with
-        # nothing behind them, say that no member was lost.
+                members.append((name.removeprefix("./"), content))
+        # tarfile mistakes a damaged header, or the end of a cut file, for the end of the archive. Only two empty blocks
+        # with nothing behind them prove that no member was lost.
         with _unpacked(shard) as source:
             source.seek(end)
             rest = source.read()
         if len(rest) < 1024 or rest.strip(b"\0"):
             raise EOFError(
-                "it has no end" if len(rest) < 1024 else "the next member, or what follows the end, is damaged"
+                "the file is cut off" if len(rest) < 1024 else "the next member, or the data after the end, is damaged"
             )
-    # tarfile parses headers by hand: damaged numbers surface as any of these.
+    # tarfile parses headers by hand, so damaged numbers can raise any of these.
     except (
         tarfile.TarError,
         EOFError,
@@ -95,7 +95,7 @@ def _members(shard: Path) -> list[tuple[str, bytes]]:
     ) as error:
         where = f"{shard}, after {name}"
         raise DataError(f"malformed tar: {error}", where=where, fix="copy the shard again, whole") from error
-    return found
+    return members
 
 
 def _unpacked(shard: Path) -> IO[bytes]:
@@ -125,13 +125,7 @@ def _record(key: str, sample: dict[str, bytes], where: str) -> Record:
         label = str(label if type(label) is int else checked(label, str, where, "the label")).strip()
         if not label:
             raise DataError("the label is empty", where=where, fix="correct the shard")
-    return Record(
-        key,
-        tuple(pictures),
-        captions=tuple(captions),
-        questions=tuple(questions),
-        label=label,
-    )
+    return Record(key, tuple(pictures), captions=tuple(captions), questions=tuple(questions), label=label)
 
 
 def _question(row: Any, where: str) -> Question:

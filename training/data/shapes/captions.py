@@ -1,6 +1,6 @@
-"""Five true captions of a scene. Knows scenes and words; must not know questions.
+"""Five true captions of a scene.
 
-Together they say enough to tell a scene from others; each alone may also fit another scene, as real captions do.
+Together they distinguish a scene from others. Each alone may also fit another scene, as real captions do.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ COUNT = 5
 
 
 def captions(scene: Scene, random: Random) -> list[str]:
-    """``COUNT`` captions: a relation, two that give a place and name another thing, a place, a list or a census of shapes.
+    """``COUNT`` captions: a relation; two that place one thing and name another; a place; and a list or a count of
+    shapes.
 
-    The first three name every thing of the scene with all its attributes, so that a word that none of them holds is a
-    word that is not true of the image.
+    The first three mention every thing of the scene with all its attributes. So an attribute word that none of them
+    contains is not true of the image.
     """
     things = list(scene.things)
     random.shuffle(things)

@@ -1,34 +1,35 @@
-"""`clips`: moving things of `shapes`, so that time matters. Knows scenes, motion and words; must not know tensors.
+"""`clips`: moving things of `shapes`, for tasks in which time matters.
 
-Two or three things; one or two of them move by a cell and a half or more, the others stand still. Questions: which way a
-thing moves (direction), which thing moves (mover), whether one starts before another (order). A direction and its opposite
-show the same frames in the opposite order, so the mean over frames, a single frame and shuffled frames cannot tell them.
+A clip has two or three things. One or two of them move by a cell and a half or more, the others stand still. The
+questions ask which way a thing moves (direction), which thing moves (mover), and whether one starts before another
+(order). Opposite directions show the same frames in reverse, so the mean over frames, a single frame and shuffled
+frames cannot tell them apart.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 
-from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labelled, Want, filled, nothing
+from simmim_export.training.data.base import EVERYTHING, Batch, Data, Labeled, Want, filled, nothing
 from simmim_export.training.data.shapes.draw import draw_scene
-from simmim_export.training.data.shapes.scene import COLOURS, GRID, SHAPES, Scene, Thing
+from simmim_export.training.data.shapes.scene import COLORS, GRID, SHAPES, Scene, Thing
 from simmim_export.training.data.shapes.words import describe_thing, vocabulary
 
 FRAMES = 8
 DIRECTIONS = ("left", "right", "up", "down")
 FAMILIES = ("direction", "mover", "order")
-ANSWERS = (*DIRECTIONS, "yes", "no", *COLOURS, *SHAPES)
+ANSWERS = (*DIRECTIONS, "yes", "no", *COLORS, *SHAPES)
 _STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 
 class Motion(NamedTuple):
-    """``direction`` over ``cells`` grid cells during the frames ``first`` to ``last``."""
+    """A move in ``direction`` by ``cells`` grid cells, from frame ``first`` to frame ``last``."""
 
     direction: str
     cells: float
@@ -37,7 +38,7 @@ class Motion(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """Things where they begin, and the motion of each (None: it stands still)."""
+    """The things at the start, and the motion of each (None: it stands still)."""
 
     scene: Scene
     motions: tuple[Motion | None, ...]
@@ -58,9 +59,9 @@ class Clip(NamedTuple):
 
 
 def sample_clip(random: Random, movers: int) -> Clip:
-    """A random clip of ``movers`` + 1 things of different colours and shapes, each in rows and columns of its own."""
+    """A random clip of ``movers`` + 1 things of different colors and shapes, each in a lane of its own."""
     count = movers + 1
-    shapes, colours = random.sample(range(len(SHAPES)), count), random.sample(range(len(COLOURS)), count)
+    shapes, colors = random.sample(range(len(SHAPES)), count), random.sample(range(len(COLORS)), count)
     lanes = random.sample(range(GRID), count)
     starts = random.sample((0, 3), 2) if movers == 2 else [0]
     things, motions = [], []
@@ -77,20 +78,20 @@ def sample_clip(random: Random, movers: int) -> Clip:
         row, column = (lanes[index], along) if sideways else (along, lanes[index])
         jitter = (random.uniform(-1, 1), random.uniform(-1, 1))
         size, texture = int(random.random() * 2), int(random.random() * 2)
-        things.append(Thing(size, texture, colours[index], shapes[index], row, column, *jitter))
+        things.append(Thing(size, texture, colors[index], shapes[index], row, column, *jitter))
         motions.append(motion)
     return Clip(Scene(tuple(things), random.getrandbits(32)), tuple(motions))
 
 
 def _ask(clip: Clip, random: Random, family: str) -> tuple[str, str]:
-    """A question of ``family`` and its answer. ``order`` is for clips with two movers."""
+    """A question of ``family`` and its answer. ``order`` needs a clip with two movers."""
     moving = [(t, m) for t, m in zip(clip.scene.things, clip.motions, strict=True) if m is not None]
     thing, motion = random.choice(moving)
     if family == "direction":
         name = describe_thing(thing, random.choice((("colour",), ("shape",), ("colour", "shape"))))
         return f"which way does the {name} move?", motion.direction
     if family == "mover":
-        attribute, values = random.choice((("colour", COLOURS), ("shape", SHAPES)))
+        attribute, values = random.choice((("colour", COLORS), ("shape", SHAPES)))
         when = ("first" if motion.first == min(m.first for _, m in moving) else "last") if len(moving) > 1 else ""
         text = f"what {attribute} is the thing that moves {when}".strip()
         return f"{text}?", values[getattr(thing, attribute)]
@@ -101,10 +102,11 @@ def _ask(clip: Clip, random: Random, family: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Clips(Data):
-    """The data set for one seed and stream. ``size`` is in pixels, a clip has :data:`FRAMES` frames."""
+    """The data set for one seed and stream. ``size`` is in pixels; a clip has :data:`FRAMES` frames."""
 
     seed: int = 0
     stream: str = "train"
+    _: KW_ONLY
     size: int = 64
     questions_per_clip: int = 4
 
@@ -121,11 +123,11 @@ class Clips(Data):
         return {"video_class": DIRECTIONS, "video_qa": ANSWERS}
 
     def on(self, stream: str) -> Clips:
-        """The same data set, another stream."""
+        """See :meth:`Data.on`."""
         return replace(self, stream=stream)
 
     def describe(self) -> dict[str, object]:
-        """What a checkpoint records of its data."""
+        """See :meth:`Data.describe`."""
         return {"name": self.name, "seed": self.seed, "stream": self.stream, "size": self.size, "frames": FRAMES}
 
     def _random(self, what: str, index: int, clips: int) -> Random:
@@ -135,8 +137,8 @@ class Clips(Data):
     def _draw(self, clips: Sequence[Clip]) -> np.ndarray:
         return np.stack([[draw_scene(clip.at(frame), self.size) for frame in range(FRAMES)] for clip in clips])
 
-    def batch(self, index: int, images: int, want: Want = EVERYTHING) -> Batch:
-        """Clips of one or two movers with questions; see :class:`Batch`."""
+    def batch(self, index: int, images: int, *, want: Want = EVERYTHING) -> Batch:
+        """Clips with one or two movers, and questions about them; see :class:`Batch`."""
         random = self._random("questions", index, images)
         clips = [sample_clip(random, 1 + (random.random() < 0.5)) for _ in range(images)]
         asked = []
@@ -146,27 +148,26 @@ class Clips(Data):
             row = [(*_ask(clip, random, kind), kind) for kind in chosen]
             asked.append(list(dict.fromkeys(row)) if want.every else row)
         return Batch(
-            self._draw(clips) if want.pixels else nothing(self.size),
-            [],
-            [[text for text, _, _ in row] for row in asked],
-            filled([[ANSWERS.index(answer) for _, answer, _ in row] for row in asked]),
-            filled([[FAMILIES.index(kind) for _, _, kind in row] for row in asked]),
+            pixels=self._draw(clips) if want.pixels else nothing(self.size),
+            questions=[[text for text, _, _ in row] for row in asked],
+            answers=filled([[ANSWERS.index(answer) for _, answer, _ in row] for row in asked]),
+            families=filled([[FAMILIES.index(kind) for _, _, kind in row] for row in asked]),
             keys=[str(number) for number in range(index * images, (index + 1) * images)],
         )
 
-    def labelled(self, index: int, images: int, want: Want = EVERYTHING) -> Labelled:
+    def labeled(self, index: int, images: int, *, want: Want = EVERYTHING) -> Labeled:
         """Clips with one mover, and its direction."""
         random = self._random("direction", index, images)
         clips = [sample_clip(random, 1) for _ in range(images)]
         labels = [DIRECTIONS.index(next(m.direction for m in clip.motions if m is not None)) for clip in clips]
-        return Labelled(self._draw(clips) if want.pixels else nothing(self.size), np.array(labels, np.int64))
+        return Labeled(self._draw(clips) if want.pixels else nothing(self.size), np.array(labels, np.int64))
 
     def words(self) -> list[str]:
         """See :func:`words.vocabulary`."""
         return vocabulary()
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:
-        """The frames of clips one after the other, and questions about them."""
-        found = self.batch(0, -(-count // self.questions_per_clip))
-        pixels = found.pixels.reshape(-1, *found.pixels.shape[2:])[:count]
-        return pixels, [text for row in found.questions for text in row][:count]
+        """The frames of clips as separate images, and questions about the clips."""
+        batch = self.batch(0, -(-count // self.questions_per_clip))
+        pixels = batch.pixels.reshape(-1, *batch.pixels.shape[2:])[:count]
+        return pixels, [text for row in batch.questions for text in row][:count]

@@ -1,4 +1,4 @@
-"""Scenes to pixels, at any size. Knows shapes and colours; must not know words."""
+"""Scenes to pixels, at any size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simmim_export.training.data.shapes.scene import RADII, Scene, place
 if TYPE_CHECKING:
     from PIL import Image
 
-# sRGB of COLOURS, chosen apart from each other and from the dark background, striped or not.
+# sRGB of COLORS, chosen to differ from each other and from the dark background, with stripes or without.
 RGB = np.array(
     [
         (150, 150, 150),
@@ -33,19 +33,21 @@ _STRIPE = 0.35  # brightness of the dark stripes
 
 @cache
 def _noise() -> np.ndarray:
-    """Fixed noise float32 [512, 512, 1] with standard deviation 8, cut at random offsets for backgrounds."""
+    """Fixed noise, float32 [512, 512, 1] with standard deviation 8; backgrounds are cut from it at random offsets."""
     return np.random.default_rng(0).normal(0, 8, (512, 512, 1)).astype(np.float32)
 
 
 @cache
-def _stamp(shape: int, size_index: int, texture: int, size: int, phase_y: int, phase_x: int) -> tuple[np.ndarray, ...]:
-    """Coverage float32 [k, k, 1] in [0, 1] of a thing, and coverage times brightness, for a quarter-pixel position."""
+def _stamp(
+    shape: int, size_index: int, *, texture: int, size: int, phase_y: int, phase_x: int
+) -> tuple[np.ndarray, ...]:
+    """A thing at a quarter-pixel position: its coverage, float32 [k, k, 1] in [0, 1], and coverage times brightness."""
     radius = RADII[size_index] * size
     k = int(np.ceil(2 * radius)) + 2
     steps = (np.arange(k * _SUBPIXELS) + 0.5) / _SUBPIXELS
-    centre = k / 2
-    y = (steps - centre - phase_y / _SUBPIXELS)[:, None] / radius
-    x = (steps - centre - phase_x / _SUBPIXELS)[None, :] / radius
+    center = k / 2
+    y = (steps - center - phase_y / _SUBPIXELS)[:, None] / radius
+    x = (steps - center - phase_x / _SUBPIXELS)[None, :] / radius
     if shape == 0:
         inside = y * y + x * x <= 1
     elif shape == 1:
@@ -56,7 +58,7 @@ def _stamp(shape: int, size_index: int, texture: int, size: int, phase_y: int, p
         inside = (np.maximum(np.abs(y), np.abs(x)) <= 1) & (np.minimum(np.abs(y), np.abs(x)) <= 0.36)
     bright = np.ones_like(inside, dtype=np.float32)
     if texture == 1:
-        # Two pixels bright, two dark at 64 pixels, whatever the size of the thing.
+        # At 64 pixels two bright rows follow two dark ones, for things of any size.
         stripes = np.floor((y * radius + 100 * size) / (size / 32)) % 2
         bright = np.broadcast_to(np.where(stripes == 0, 1.0, _STRIPE), inside.shape).astype(np.float32)
 
@@ -67,7 +69,7 @@ def _stamp(shape: int, size_index: int, texture: int, size: int, phase_y: int, p
 
 
 def draw_scene(scene: Scene, size: int = 64) -> np.ndarray:
-    """The scene as uint8 [size, size, 3] RGB. The same scene looks the same at every size, but for the noise."""
+    """The scene as uint8 [size, size, 3] RGB. It looks the same at every size, except for the noise."""
     y, x = scene.background % 397, scene.background // 397 % 397
     noise = _noise()
     if size > 512 - 397:
@@ -77,11 +79,13 @@ def draw_scene(scene: Scene, size: int = 64) -> np.ndarray:
     image = noise[y : y + size, x : x + size] + np.float32(base)
     image = np.repeat(image, 3, axis=2)
     for thing in scene.things:
-        centre_y, centre_x, _ = place(thing)
+        center_y, center_x, _ = place(thing)
         # Position in quarter pixels, split into whole pixels and a phase.
-        quarter_y, quarter_x = int(centre_y * size * _SUBPIXELS), int(centre_x * size * _SUBPIXELS)
+        quarter_y, quarter_x = int(center_y * size * _SUBPIXELS), int(center_x * size * _SUBPIXELS)
         phase_y, phase_x = quarter_y % _SUBPIXELS, quarter_x % _SUBPIXELS
-        cover, light = _stamp(thing.shape, thing.size, thing.texture, size, phase_y, phase_x)
+        cover, light = _stamp(
+            thing.shape, thing.size, texture=thing.texture, size=size, phase_y=phase_y, phase_x=phase_x
+        )
         k = len(cover)
         top, left = quarter_y // _SUBPIXELS - k // 2, quarter_x // _SUBPIXELS - k // 2
         a, b = max(top, 0), max(left, 0)
@@ -94,9 +98,9 @@ def draw_scene(scene: Scene, size: int = 64) -> np.ndarray:
 
 
 def contact_sheet(
-    scenes: Sequence[Scene], texts: Sequence[Sequence[str]], size: int = 64, zoom: int = 3
+    scenes: Sequence[Scene], texts: Sequence[Sequence[str]], *, size: int = 64, zoom: int = 3
 ) -> Image.Image:
-    """A picture of scenes with their texts beside them, two columns, for looking at."""
+    """A picture of scenes with their texts beside them, in two columns."""
     from PIL import Image, ImageDraw
 
     side = size * zoom

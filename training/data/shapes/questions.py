@@ -1,10 +1,9 @@
 """Questions about a scene, with answers balanced so that the text alone gives little away.
 
-Knows scenes and words; must not know pixels. A question has a family and a form (which attributes it speaks of). Within
-a batch, :class:`Balance` counts the answers given to each form, and a new question must have an answer that its form has
-given least. Values within a form are exchangeable (no colour is special), so balance by form is balance by text. This
-replaces the editing of scenes into complementary pairs (VQAv2, Goyal et al., 2017): it needs no second scene, and the
-floor it leaves is measured in the tests.
+A question has a family and a form (which attributes it mentions). Within a batch, :class:`Balance` counts the answers
+given to each form, and a new question must have one of the answers that its form has given least. The values of an
+attribute are interchangeable (no color is special), so balance by form is balance by text. VQAv2 (Goyal et al., 2017)
+instead pairs complementary scenes; this way needs no second scene, and the tests measure what can still be guessed.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from itertools import combinations
 from random import Random
 from typing import NamedTuple
 
-from simmim_export.training.data.shapes.scene import ATTRIBUTES, COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Scene, Thing
+from simmim_export.training.data.shapes.scene import ATTRIBUTES, COLORS, SHAPES, SIZES, TEXTURES, VALUES, Scene, Thing
 from simmim_export.training.data.shapes.words import EXTREMES, RELATIONS, article, describe, place_words
 
 FAMILIES = ("count", "exist", "colour", "shape", "size", "texture", "relation", "same", "compare", "spatial")
-ANSWERS = ("yes", "no", "0", "1", "2", "3", "4", *COLOURS, *SHAPES, *SIZES, *TEXTURES)
+ANSWERS = ("yes", "no", "0", "1", "2", "3", "4", *COLORS, *SHAPES, *SIZES, *TEXTURES)
 
 
 class Question(NamedTuple):
-    """A text, its answer (one of ANSWERS), its family (one of FAMILIES), and the one thing it is about, where it is one."""
+    """A text, its answer (one of ANSWERS), its family (one of FAMILIES), and the thing it is about (None if several)."""
 
     text: str
     answer: str
@@ -31,7 +30,8 @@ class Question(NamedTuple):
     about: Thing | None = None
 
 
-# A form proposes (text, answer), and the one thing it is about if it is one, for a scene, in random order.
+# For a scene, a form proposes questions in random order: (text, answer), and the thing it is about if it is a single
+# one.
 Proposals = Iterator[tuple[str, str] | tuple[str, str, Thing]]
 Form = Callable[[Scene, Random], Proposals]
 
@@ -46,19 +46,21 @@ def _holds(thing: Thing, values: tuple[tuple[str, int], ...]) -> bool:
 
 
 def _count(attribute: str, counts: tuple[int, ...]) -> Form:
-    """How many things have one value of ``attribute``; only counts that are common for it, so that they balance."""
+    """How many things have a value of ``attribute``? Only counts that are common for it, so that answers can be
+    balanced."""
 
     def propose(scene: Scene, random: Random) -> Proposals:
-        found = Counter(getattr(thing, attribute) for thing in scene.things)
+        counted = Counter(getattr(thing, attribute) for thing in scene.things)
         for value in _shuffled(list(range(len(VALUES[attribute]))), random):
-            if found[value] in counts:
-                yield f"how many {describe([(attribute, value)], plural=True)} are there?", str(found[value])
+            if counted[value] in counts:
+                yield f"how many {describe([(attribute, value)], plural=True)} are there?", str(counted[value])
 
     return propose
 
 
 def _exist(attributes: tuple[str, ...]) -> Form:
-    """Is there one: of a thing that is there, or of one that differs from it in a single attribute and is not there."""
+    """Is there such a thing? Asked about a thing in the scene, or about one that differs from it in a single attribute
+    and is absent."""
 
     def propose(scene: Scene, random: Random) -> Proposals:
         for thing in _shuffled(list(scene.things), random):
@@ -75,7 +77,7 @@ def _exist(attributes: tuple[str, ...]) -> Form:
     return propose
 
 
-# How people refer: by colour and kind, with size or texture only where that is not enough.
+# How people refer to a thing: by color and shape, adding size or texture only if needed.
 _REFERENCES: dict[str | None, tuple[tuple[str, ...], ...]] = {
     None: (("colour", "shape"), ("size", "colour", "shape"), ("texture", "colour", "shape"), ATTRIBUTES),
     "size": (("colour", "shape"), ("texture", "colour", "shape")),
@@ -86,7 +88,7 @@ _REFERENCES: dict[str | None, tuple[tuple[str, ...], ...]] = {
 
 
 def _unique(scene: Scene, thing: Thing, without: str | None) -> str | None:
-    """The first description of ``thing`` that fits no other and does not use ``without``; None if there is none."""
+    """The first description of ``thing`` that fits no other thing and does not use ``without``; None if there is none."""
     for chosen in _REFERENCES[without]:
         values = tuple((name, getattr(thing, name)) for name in chosen)
         if sum(_holds(other, values) for other in scene.things) == 1:
@@ -95,7 +97,7 @@ def _unique(scene: Scene, thing: Thing, without: str | None) -> str | None:
 
 
 def _query(attribute: str) -> Form:
-    """What is the ``attribute`` of the one thing that fits a description?"""
+    """What is the ``attribute`` of the only thing that fits a description?"""
 
     def propose(scene: Scene, random: Random) -> Proposals:
         for thing in _shuffled(list(scene.things), random):
@@ -124,7 +126,7 @@ def _relation(scene: Scene, random: Random) -> Proposals:
 
 
 def _same(attribute: str) -> Form:
-    """Do two things, described without it, share the ``attribute``?"""
+    """Do two things, described without ``attribute``, share it?"""
 
     def propose(scene: Scene, random: Random) -> Proposals:
         for a, b in _shuffled(list(combinations(scene.things, 2)), random):
@@ -137,16 +139,16 @@ def _same(attribute: str) -> Form:
 
 
 def _compare(attribute: str) -> Form:
-    """Are there more things of one value than of another?"""
+    """Are there more things with one value than with another?"""
 
     def propose(scene: Scene, random: Random) -> Proposals:
-        found = Counter(getattr(thing, attribute) for thing in scene.things)
+        counted = Counter(getattr(thing, attribute) for thing in scene.things)
         for a, b in _shuffled(list(combinations(range(len(VALUES[attribute])), 2)), random):
             if random.random() < 0.5:
                 a, b = b, a
-            if found[a] or found[b]:
+            if counted[a] or counted[b]:
                 texts = (describe([(attribute, value)], plural=True) for value in (a, b))
-                yield f"are there more {' than '.join(texts)}?", "yes" if found[a] > found[b] else "no"
+                yield f"are there more {' than '.join(texts)}?", "yes" if counted[a] > counted[b] else "no"
 
     return propose
 
@@ -166,7 +168,7 @@ def _spatial(attribute: str) -> Form:
 
 
 def _extreme(attribute: str) -> Form:
-    """What is the ``attribute`` of the thing that lies furthest to one side?"""
+    """What is the ``attribute`` of the thing furthest to one side?"""
 
     def propose(scene: Scene, random: Random) -> Proposals:
         for side in _shuffled([0, 1, 2, 3], random):
@@ -202,14 +204,14 @@ FORMS: dict[str, tuple[Form, ...]] = {
 
 
 class Balance:
-    """How often each form has given each answer so far; the memory of one batch."""
+    """How often each form has given each answer in a batch."""
 
     def __init__(self) -> None:
         self.families: Counter[str] = Counter()
         self._answers: defaultdict[tuple[str, int], Counter[str]] = defaultdict(Counter)
 
     def accepts(self, key: tuple[str, int], answer: str) -> bool:
-        """Whether ``answer`` is among the rarest of its form."""
+        """Whether ``answer`` is among the rarest answers of its form."""
         given = self._answers[key]
         rarest = min(given.values()) if len(given) >= self._size(key) else 0
         return given[answer] <= rarest
@@ -227,43 +229,47 @@ class Balance:
         if family in VALUES:
             return len(VALUES[family])
         if family == "spatial":
-            return (*(len(VALUES[name]) for name in ATTRIBUTES), len(COLOURS), len(SHAPES))[index]
+            return (*(len(VALUES[name]) for name in ATTRIBUTES), len(COLORS), len(SHAPES))[index]
         return 2
 
 
 def questions(
-    scene: Scene, random: Random, count: int, balance: Balance, families: Sequence[str] = FAMILIES
+    scene: Scene, random: Random, *, count: int, balance: Balance, families: Sequence[str] = FAMILIES
 ) -> list[Question]:
-    """``count`` questions about ``scene``: rare families first, each answer among the rarest of its form; none comes twice
-    before all that there are have come.
+    """``count`` questions about ``scene``: rare families first, each with one of the rarest answers of its form. A
+    question repeats only when no other is left.
 
-    ``families`` must hold "spatial", which alone has questions for every scene.
+    ``families`` must contain "spatial", the only family with questions for every scene.
     """
-    found: list[Question] = []
+    chosen: list[Question] = []
     texts: set[str] = set()
-    while len(found) < count:
-        before = len(found)
+    while len(chosen) < count:
+        before = len(chosen)
         order = sorted(families, key=lambda family: balance.families[family] + random.random())
         for family in order:
-            if len(found) == count:
+            if len(chosen) == count:
                 break
-            question = _one(family, scene, random, balance, texts, strict=True)
+            question = _propose(family, scene, random=random, balance=balance, texts=texts, strict=True)
             if question is not None:
-                found.append(question)
-        if len(found) == before:
-            # No balanced question is left for this scene: take any, so that every scene has its full number.
-            left = (_one(family, scene, random, balance, texts, strict=False) for family in order)
+                chosen.append(question)
+        if len(chosen) == before:
+            # No balanced question is left for this scene: take any, so that every scene gets its full number.
+            left = (
+                _propose(family, scene, random=random, balance=balance, texts=texts, strict=False) for family in order
+            )
             question = next((one for one in left if one is not None), None)
             if question is not None:
-                found.append(question)
+                chosen.append(question)
             elif texts:
-                texts.clear()  # Not even that: everything has been asked, and is asked again.
+                texts.clear()  # Everything has been asked, so questions repeat.
             else:
-                raise ValueError(f"there is no question of {', '.join(families)} about this scene")
-    return found
+                raise ValueError(f"no family of {', '.join(families)} has a question about this scene")
+    return chosen
 
 
-def _one(family: str, scene: Scene, random: Random, balance: Balance, texts: set[str], strict: bool) -> Question | None:
+def _propose(
+    family: str, scene: Scene, *, random: Random, balance: Balance, texts: set[str], strict: bool
+) -> Question | None:
     for index in _shuffled(list(range(len(FORMS[family]))), random):
         key = (family, index)
         for text, answer, *about in FORMS[family][index](scene, random):

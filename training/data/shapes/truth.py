@@ -1,7 +1,7 @@
-"""Is a caption true of a scene? Knows scenes and the grammar of captions; must not know how a caption is chosen.
+"""Is a caption true of a scene?
 
-For foils (a caption with one word changed must be false) and for the oracle of retrieval: a caption that fits several
-images keeps even a perfect model from finding its own.
+Two things need this: foils (a caption with one word changed must be false), and the best possible recall of retrieval
+(a caption that fits several images keeps even a perfect model from finding its own).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from simmim_export.training.data.shapes.scene import COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing
+from simmim_export.training.data.shapes.scene import COLORS, SHAPES, SIZES, TEXTURES, Scene, Thing
 from simmim_export.training.data.shapes.words import COLUMNS, NUMBERS, PLURALS, ROWS
 
 Test = Callable[[Scene], bool]
 
 _VALUE = {word: (name, index) for name, words in
-          (("size", SIZES), ("texture", TEXTURES), ("colour", COLOURS), ("shape", SHAPES))
+          (("size", SIZES), ("texture", TEXTURES), ("colour", COLORS), ("shape", SHAPES))
           for index, word in enumerate(words)}  # fmt: skip
 _SINGULAR = {plural: name for name, plural in PLURALS.items()}
 _RELATIONS: dict[str, Callable[[Thing, Thing], bool]] = {
@@ -31,20 +31,21 @@ _RELATION = re.compile(rf"(.+) ({'|'.join(_RELATIONS)}) (.+)")
 _PLACE = re.compile(rf"(.+?) at the ({'|'.join(ROWS)}) ({_COLUMN})(?: and (.+))?")
 _CENSUS = re.compile(rf"(?:{'|'.join(NUMBERS)}) \w+(?:, (?:{'|'.join(NUMBERS)}) \w+)*")
 
-# Words that can stand in each other's place.
-_SWAPS = (SIZES, TEXTURES, COLOURS, SHAPES, ROWS, ("left", "right"), ("above", "below"), NUMBERS[1:])
+# Groups of words that can replace each other.
+_SWAPS = (SIZES, TEXTURES, COLORS, SHAPES, ROWS, ("left", "right"), ("above", "below"), NUMBERS[1:])
 
 
 def parse(caption: str) -> Test:
-    """A test of scenes from a caption of :mod:`simmim_export.training.data.shapes.captions`. ValueError for another text."""
+    """A test of scenes, made from a caption of :mod:`simmim_export.training.data.shapes.captions`. Raise ValueError for
+    another text."""
     if _CENSUS.fullmatch(caption):
         return _census(caption)
-    if found := _RELATION.fullmatch(caption):
-        first, second, holds = _things(found[1]), _things(found[3]), _RELATIONS[found[2]]
+    if match := _RELATION.fullmatch(caption):
+        first, second, holds = _things(match[1]), _things(match[3]), _RELATIONS[match[2]]
         return lambda scene: any(a is not b and holds(a, b) for a in first(scene) for b in second(scene))
-    if found := _PLACE.fullmatch(caption):
-        things, row, column = _things(found[1]), ROWS.index(found[2]), COLUMNS.index(found[3])
-        other = _things(found[4]) if found[4] else None
+    if match := _PLACE.fullmatch(caption):
+        things, row, column = _things(match[1]), ROWS.index(match[2]), COLUMNS.index(match[3])
+        other = _things(match[4]) if match[4] else None
         return lambda scene: (
             any((t.row, t.column) == (row, column) for t in things(scene)) and (other is None or bool(other(scene)))
         )
@@ -54,7 +55,7 @@ def parse(caption: str) -> Test:
 
 
 def _things(phrase: str) -> Callable[[Scene], list[Thing]]:
-    """The things of a scene that "a large red circle" fits."""
+    """A function that finds the things of a scene that a phrase such as "a large red circle" fits."""
     words = [word for word in phrase.split() if word not in ("a", "an", "the", "thing")]
     if not all(word in _VALUE for word in words):
         raise ValueError(f"not a caption of shapes: {phrase!r}")
@@ -89,7 +90,7 @@ def foil(caption: str, scene: Scene, random: Random) -> str | None:
 
 
 def _grammatical(text: str) -> str:
-    """ "an orange" and "a red", "one circle" and "two circles" after a word was changed."""
+    """Repair "an orange" and "a red", "one circle" and "two circles" after a word was changed."""
     text = re.sub(r"\b(a|an) (\w)", lambda m: f"{'an' if m[2] in 'aeiou' else 'a'} {m[2]}", text)
 
     def number(match: re.Match[str]) -> str:

@@ -1,11 +1,11 @@
-"""How things are said. Knows attributes and words; must not know how a question is chosen."""
+"""The words for things, places and relations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
 
-from simmim_export.training.data.shapes.scene import ATTRIBUTES, COLOURS, SHAPES, SIZES, TEXTURES, VALUES, Thing
+from simmim_export.training.data.shapes.scene import ATTRIBUTES, COLORS, SHAPES, SIZES, TEXTURES, VALUES, Thing
 
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses", "thing": "things"}
 RELATIONS = ("left of", "right of", "above", "below")
@@ -16,7 +16,8 @@ COLUMNS = ("far left", "left", "right", "far right")
 
 
 def describe(values: Iterable[tuple[str, int]], plural: bool = False) -> str:
-    """ "large striped red circle" from (attribute, value) pairs in the order of ATTRIBUTES; "thing" without a shape."""
+    """ "large striped red circle" from (attribute, value) pairs in the order of ATTRIBUTES; "thing" if there is no
+    shape."""
     words, noun = [], "thing"
     for attribute, value in values:
         if attribute == "shape":
@@ -27,29 +28,29 @@ def describe(values: Iterable[tuple[str, int]], plural: bool = False) -> str:
 
 
 def article(noun_phrase: str) -> str:
-    """The phrase with its indefinite article before it."""
+    """The phrase with its indefinite article."""
     return f"{'an' if noun_phrase[0] in 'aeiou' else 'a'} {noun_phrase}"
 
 
 def describe_thing(thing: Thing, attributes: Iterable[str] = ATTRIBUTES) -> str:
-    """A thing by the given attributes."""
+    """A thing, described by the given attributes."""
     return describe([(name, getattr(thing, name)) for name in attributes])
 
 
 def place_words(thing: Thing) -> str:
-    """The cell of a thing: "upper far left"."""
+    """The cell of a thing, such as "upper far left"."""
     return f"{ROWS[int(thing.row)]} {COLUMNS[int(thing.column)]}"
 
 
 def vocabulary() -> list[str]:
-    """Every word and mark that a question or a caption may use, in a fixed order."""
+    """Every word and mark that a question or caption may use, in a fixed order."""
     grammar = "what colour shape size texture is the are there a an how many more than same as in and of on at ? , ."
     motion = "which way does move moves that before first last up down"
     places = " ".join((*ROWS, *COLUMNS, *RELATIONS, *EXTREMES))
     words = [
         *grammar.split(),
         *motion.split(),
-        *COLOURS,
+        *COLORS,
         *SHAPES,
         *SIZES,
         *TEXTURES,
@@ -61,14 +62,14 @@ def vocabulary() -> list[str]:
 
 
 def visual_words() -> list[str]:
-    """The words that speak of what is seen: attributes, plurals, numbers, places and relations."""
+    """The words that describe what is visible: attributes, plurals, numbers, places and relations."""
     places = " ".join((*ROWS, *COLUMNS, *RELATIONS)).split()
-    words = [*COLOURS, *SHAPES, *SIZES, *TEXTURES, *PLURALS.values(), *NUMBERS, *places]
+    words = [*COLORS, *SHAPES, *SIZES, *TEXTURES, *PLURALS.values(), *NUMBERS, *places]
     return [word for word in dict.fromkeys(words) if word not in ("of", "things")]
 
 
 def phrases() -> list[str]:
-    """What a thing can be called in a word or two that stand together: "red", "circle", "striped red", "red circle"."""
+    """Names of a thing in one word or two adjacent ones: "red", "circle", "striped red", "red circle"."""
     pairs = pairwise(ATTRIBUTES)
     double = [f"{first} {second}" for a, b in pairs for first in VALUES[a] for second in VALUES[b]]
     return [word for name in ATTRIBUTES for word in VALUES[name]] + double
