@@ -228,7 +228,7 @@ def references(
 
 
 def _required(bundle: Bundle, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any]:
-    line = reproduction(bundle.manifest, figures, exact)
+    line = reproduction(bundle.manifest, figures, exact=exact)
     if line is None:
         raise BundleError("the evidence holds no reference", where=bundle.root, fix="export the bundle again")
     return line

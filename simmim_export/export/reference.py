@@ -35,8 +35,8 @@ def make_evidence(
         plain = tuple(texts[MOST:] or texts)
         evidence = Evidence(images={"samples": held_out}, tasks={}, source={"name": "samples"}, plain=plain)
     tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"], graphs=manifest.graphs)
-    require_fit(evidence, manifest, where, referenced=False)
+    require_fit(evidence, manifest, where=where, referenced=False)
     examiner = Examiner(manifest, evidence, tokens=tokenizer.feeds, watch=watch, batch=BATCH)
     outputs = examiner.outputs(lambda name: TorchSession(model.graphs[name].module, model.graphs[name].spec))
     # PyTorch's own outputs may not be finite. Such a model proves nothing.
-    return require_fit(evidence.with_reference(outputs), manifest, where)
+    return require_fit(evidence.with_reference(outputs), manifest, where=where)

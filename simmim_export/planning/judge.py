@@ -44,7 +44,7 @@ class Bench:
         """Read all of it. Raise :class:`EngineUnavailable` or :class:`BundleError` for what cannot be used."""
         self.engine, self.manifest = require_engine(engine), manifest
         read = Tokenizer(tokenizer, manifest.preprocessing["text"]["max_length"], graphs=manifest.graphs)
-        held_out = require_fit(Evidence.load(evidence), manifest, evidence)
+        held_out = require_fit(Evidence.load(evidence), manifest, where=evidence)
         self.examiner = Examiner(manifest, held_out, tokens=read.feeds)
         self.golden = Golden.load(golden, graphs=manifest.graphs)
 

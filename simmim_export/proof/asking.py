@@ -14,12 +14,11 @@ import numpy as np
 
 from simmim_export.bundle import Manifest
 from simmim_export.engines.base import Session
-from simmim_export.engines.checks import BATCH
 from simmim_export.engines.pipeline import run_graphs
 from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, graphs_behind, stacked
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.rows import Keep, Rows, RowSession, Watch
-from simmim_export.spec import GraphSpec, Kind, Pipeline, TensorSpec
+from simmim_export.spec import BATCH, GraphSpec, Kind, Pipeline, TensorSpec
 
 # So many versions of the outputs of each graph are kept: with fewer, a planner that goes back and forth would ask again.
 KEPT = 4
@@ -52,7 +51,7 @@ class Asker:
         texts = evidence.texts()
         self._number = {text: index for index, text in enumerate(texts)}
         tensors = tokens(texts) if texts else {}
-        self._texts = {name: _rows(array, each=TEXTS, origin=(TEXTS,)) for name, array in tensors.items()}
+        self._texts = {name: Rows.of(array, each=TEXTS, origin=(TEXTS,)) for name, array in tensors.items()}
         self._kept: dict[tuple[str, ...], Any] = {}
 
     def numbers(self, texts: Iterable[Iterable[str]]) -> np.ndarray:
@@ -124,25 +123,21 @@ class Asker:
         images, takes = self._evidence.images[name], self._manifest.takes(pipeline)
         origin = f"{IMAGES}/{name}"
         if images.ndim == 4:
-            return _named(takes, {Kind.IMAGE: _rows(images, each=IMAGES, origin=(origin,))})
+            return _named(takes, {Kind.IMAGE: Rows.of(images, each=IMAGES, origin=(origin,))})
         graphs = frame_graphs(self._manifest)
 
         def read() -> np.ndarray:
             # Frames take much memory, so what they gave is not kept.
-            pixels = _rows(images.reshape(-1, *images.shape[2:]), each=IMAGES, origin=())
-            tensors = {t.name: pixels for spec in graphs for t in spec.inputs if t.kind is Kind.IMAGE}
+            frames = Rows.of(images.reshape(-1, *images.shape[2:]), each=IMAGES, origin=())
+            tensors = {t.name: frames for spec in graphs for t in spec.inputs if t.kind is Kind.IMAGE}
             flowing = self._run(graphs, tensors, model=model, questions={}, keep=lambda key, make: make())
             values = flowing[stacked(self._manifest)].read()
             return values.reshape(*images.shape[:2], *values.shape[1:])
 
         makers = (origin, *(model.name(spec.name) for spec in graphs))
         mask = np.ones(images.shape[:2], np.int64)
-        frames = Rows(each=IMAGES, origin=makers, read=read)
-        return _named(takes, {Kind.FRAMES: frames, Kind.FRAME_MASK: _rows(mask, each=IMAGES, origin=makers)})
-
-
-def _rows(array: np.ndarray, *, each: str, origin: tuple[str, ...]) -> Rows:
-    return Rows.of(array, each=each, origin=origin)
+        clips = Rows(each=IMAGES, origin=makers, read=read)
+        return _named(takes, {Kind.FRAMES: clips, Kind.FRAME_MASK: Rows.of(mask, each=IMAGES, origin=makers)})
 
 
 def _named(takes: Mapping[Kind, TensorSpec], tensors: Mapping[Kind, Rows]) -> dict[str, Rows]:

@@ -47,7 +47,7 @@ class Line:
 
     @property
     def name(self) -> str:
-        """The key, and the task or kind of embedding: ``answers vqa``."""
+        """The key, and the task or kind of embedding, for example ``answers vqa``."""
         return _named(self.key, self.of)
 
     @property

@@ -1,6 +1,6 @@
 """Examines a model on the evidence: asks it everything, and compares its answers with the references.
 
-What sessions return is judged as it is: a wrong shape is an error, and what is not finite is counted in the figures.
+A wrong shape is an error; outputs that are not finite are counted in the figures.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def require_evidence(bundle: Bundle) -> Evidence:
     if FILE not in bundle.manifest.files:
         raise BundleError("the bundle holds no evidence", where=bundle.root, fix="export it again with this version")
     path = bundle.file(FILE)
-    return require_fit(Evidence.load(path), bundle.manifest, path)
+    return require_fit(Evidence.load(path), bundle.manifest, where=path)
 
 
-def reproduction(manifest: Manifest, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any] | None:
+def reproduction(manifest: Manifest, figures: Mapping[str, Any], *, exact: Collection[str]) -> dict[str, Any] | None:
     """A row like those of a budget: do graphs at FP32 give the references that the evidence holds?
 
     ``exact`` names the graphs that ran at FP32. Only outputs that these graphs make are compared; None if there are none.

@@ -15,11 +15,11 @@ from simmim_export.spec import Kind, Pipeline, TensorSpec
 UNIT = 1e-3
 
 
-def require_fit(evidence: Evidence, manifest: Manifest, where: object = None, *, referenced: bool = True) -> Evidence:
+def require_fit(evidence: Evidence, manifest: Manifest, *, where: object = None, referenced: bool = True) -> Evidence:
     """``evidence`` itself, if it passes :func:`check` and is about the model that ``manifest`` describes.
 
-    With ``referenced``, its references must be exactly those that an examiner compares. Raise :class:`BundleError` naming what
-    does not fit.
+    With ``referenced``, its references must be exactly those that an examiner compares. Raise :class:`BundleError`, which names
+    what does not fit and ``where`` the evidence is from.
     """
     try:
         check(evidence)

@@ -84,7 +84,7 @@ class RowSession:
 
         everything = np.arange(count)
         lengths = {axis: rows_of(mask, everything).sum(axis=1) for mask, axis in padded_axes(self.spec).items()}
-        full = {axis: arrays[mask].shape[1] for mask, axis in padded_axes(self.spec).items()}
+        full: dict[int | str, int] = {axis: arrays[mask].shape[1] for mask, axis in padded_axes(self.spec).items()}
         order = np.argsort(sum(lengths.values(), np.zeros(count, np.int64)), kind="stable")
         session, outputs = self.open(), dict[str, np.ndarray]()
         for start in range(0, count, self.batch):
@@ -102,7 +102,7 @@ class RowSession:
                     raise GateFailed(what, fix="export the bundle again")
                 if tensor.name not in outputs:
                     sizes = zip(tensor.shape[1:], values.shape[1:], strict=True)
-                    shape = [full.get(str(axis), size) for axis, size in sizes]
+                    shape = [full.get(axis, size) for axis, size in sizes]
                     outputs[tensor.name] = np.zeros((count, *shape), values.dtype)
                 # What was cut off stays zero.
                 place: tuple[Any, ...] = (rows, *map(slice, values.shape[1:]))

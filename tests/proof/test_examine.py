@@ -241,17 +241,17 @@ def test_other_answers_are_not_the_references_at_any_scale(scale: float, offset:
     names, name = [graph.name for graph in GRAPHS], "logits/photos"
     honest = dict(evidence.reference) | {name: moved(evidence.reference[name])}
     examined = examiner_of(evidence.with_reference(honest))
-    line = reproduction(MANIFEST, examined.figures(honest), names)
+    line = reproduction(MANIFEST, examined.figures(honest), exact=names)
     assert line is not None and line["kept"] and line["measured"] == 0
-    line = reproduction(MANIFEST, examined.figures(honest | {name: honest[name][..., ::-1].copy()}), names)
+    line = reproduction(MANIFEST, examined.figures(honest | {name: honest[name][..., ::-1].copy()}), exact=names)
     assert line is not None and not line["kept"] and line["reason"]
 
 
 def test_references_are_checked_only_if_every_graph_behind_them_ran_at_fp32() -> None:
     given = figures(examiner())
-    assert reproduction(MANIFEST, given, ["projector", "moving"]) is None
-    assert reproduction(MANIFEST, given, ["eye"]) is not None
+    assert reproduction(MANIFEST, given, exact=["projector", "moving"]) is None
+    assert reproduction(MANIFEST, given, exact=["eye"]) is not None
     wrong = given | {"references": {"logits/films": {"scaled_error": 1.0, "cosine": 0.0}}}
-    assert reproduction(MANIFEST, wrong, ["eye", "projector"]) is None
-    line = reproduction(MANIFEST, wrong, ["eye", "projector", "moving"])
+    assert reproduction(MANIFEST, wrong, exact=["eye", "projector"]) is None
+    line = reproduction(MANIFEST, wrong, exact=["eye", "projector", "moving"])
     assert line is not None and not line["kept"] and line["measured"] == pytest.approx(1 / 3)

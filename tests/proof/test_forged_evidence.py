@@ -24,7 +24,7 @@ from simmim_export.runtime import load
 
 
 def test_references_that_fp32_does_not_give_are_not_certified(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
-    """INT8 alone is asked for: FP32 has to be run for it, and shows that the references are another model's."""
+    """Only INT8 is asked for. FP32 runs all the same, and shows that the references are those of another model."""
     bundle = forged(asked_bundle, tmp_path / "bundle", put(LOGITS, lambda a: a[::-1].copy()))
     done = run_cli("export", "certify", bundle.root, "--engine", "ort:int8", "--rounds", 1, "--json")
     assert done.returncode == 4 and "references" in done.stderr, done.stderr
@@ -37,8 +37,8 @@ def test_references_that_fp32_does_not_give_are_not_certified(asked_bundle: Path
     assert [line["name"] for line in json.loads(done.stdout)["budget"] if not line["kept"]] == ["references"]
 
 
-def test_answers_that_are_better_than_fp32_are_suspicious(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
-    """References with too few right answers: at INT8 no reference is checked, but the gain is shown."""
+def test_answers_better_than_those_of_fp32_are_suspicious(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
+    """The references have too few right answers. At INT8 they are not checked, but the gain is shown."""
     with load(asked_bundle, "ort", precision="int8") as model:
         evidence = require_evidence(model.bundle)
         answers = Examiner(model.bundle.manifest, evidence, tokens=model.tokens).outputs(model.session)["logits/vqa"]
@@ -60,7 +60,9 @@ def test_answers_that_are_better_than_fp32_are_suspicious(asked_bundle: Path, tm
 
 
 @pytest.mark.parametrize("command", ["certify", "verify"])
-def test_evidence_that_does_not_fit_ends_a_command(asked_bundle: Path, tmp_path: Path, run_cli, command: str) -> None:
+def test_a_command_exits_5_for_evidence_that_does_not_fit(
+    asked_bundle: Path, tmp_path: Path, run_cli, command: str
+) -> None:
     bundle = forged(asked_bundle, tmp_path / "bundle", put(LOGITS, lambda a: a.astype(np.complex64)))
     more = ["--evidence"] if command == "verify" else ["--rounds", 1]
     done = run_cli("export", command, bundle.root, "--engine", "ort", *more)
@@ -68,8 +70,8 @@ def test_evidence_that_does_not_fit_ends_a_command(asked_bundle: Path, tmp_path:
     assert not (bundle.root / "certificate.json").exists()
 
 
-def test_a_bundle_of_which_nothing_can_be_judged_is_not_certified(asked_bundle: Path, tmp_path: Path) -> None:
-    """Texts, and nothing else: no limit on answers can be judged."""
+def test_a_bundle_with_nothing_to_judge_is_not_certified(asked_bundle: Path, tmp_path: Path) -> None:
+    """The evidence has only texts, so no limit on answers can be judged."""
 
     def change(arrays: Arrays) -> None:
         words(lambda content: content.update(tasks={}, plain=["a circle"]))(arrays)
@@ -87,7 +89,7 @@ def test_a_bundle_of_which_nothing_can_be_judged_is_not_certified(asked_bundle: 
         assert caught.value.exit_code == (2 if strict else 5) and caught.value.fix
 
 
-def test_the_witness_is_a_contestant_or_their_engine_at_fp32(asked_bundle: Path) -> None:
+def test_the_witness_is_a_contestant_or_an_engine_of_theirs_at_fp32(asked_bundle: Path) -> None:
     opened = Bundle.open(asked_bundle)
 
     def chosen(*names: str) -> str:
@@ -97,7 +99,7 @@ def test_the_witness_is_a_contestant_or_their_engine_at_fp32(asked_bundle: Path)
     assert chosen("openvino:int8", "ort:int8") == "openvino" and chosen("trt:int8") == "ort"
 
 
-def test_an_explicit_budget_is_judged_whole_or_refused(asked_bundle: Path) -> None:
+def test_an_explicit_budget_must_be_judged_whole(asked_bundle: Path) -> None:
     opened = Bundle.open(asked_bundle)
     with pytest.raises(UsageError):
         judgeable(opened, Budget.parse(DEFAULT), True)
@@ -105,8 +107,8 @@ def test_an_explicit_budget_is_judged_whole_or_refused(asked_bundle: Path) -> No
     assert not left_out and of["answers"] == ("match", "vqa")
 
 
-def test_logits_with_an_offset_do_not_hide_other_answers(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
-    """FP32 computes logits around 1000, and the references, which are as close to that, answer everything right."""
+def test_an_offset_of_logits_does_not_hide_other_answers(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
+    """FP32 computes logits around 1000. The references are close to these values, but answer everything right."""
 
     def shift(model: onnx.ModelProto, path: Path) -> None:
         (output,) = (value.name for value in model.graph.output)
@@ -130,7 +132,7 @@ def test_logits_with_an_offset_do_not_hide_other_answers(asked_bundle: Path, tmp
         line = reproduction(
             model.bundle.manifest,
             examiner.figures(examiner.outputs(model.session)),
-            [graph.name for graph in model.bundle.manifest.graphs],
+            exact=[graph.name for graph in model.bundle.manifest.graphs],
         )
     assert line is not None and not line["kept"] and line["measured"] > 1e-4
     done = run_cli("export", "verify", bundle.root, "--evidence", "--json")
@@ -139,7 +141,7 @@ def test_logits_with_an_offset_do_not_hide_other_answers(asked_bundle: Path, tmp
     assert not rows["references"]["kept"] and not rows["answers vqa"]["kept"]
 
 
-def test_a_budget_of_another_machine_does_not_judge_here(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
+def test_the_budget_of_another_machine_is_not_used(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
     """A certificate that came with the bundle allows everything."""
     bundle = Path(shutil.copytree(asked_bundle, tmp_path / "bundle"))
     done = run_cli("export", "certify", bundle, "--engine", "ort", "--rounds", 1, "--budget", "cosine=0.5")
