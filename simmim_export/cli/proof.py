@@ -172,7 +172,7 @@ def certify(
     if not contestants:
         contestants, skipped = suite.candidates(opened_bundle)
     with progress_bar("certify") as watch:
-        found = suite.certify(bundle, contestants, limits, budget is not None, rounds, watch)
+        found = suite.certify(bundle, contestants, budget=limits, strict=budget is not None, rounds=rounds, watch=watch)
     path = write(opened_bundle, found)
     unjudged = list(dict.fromkeys(one for certificate in found for one in certificate.not_judged))
     if as_json:
