@@ -21,9 +21,10 @@ from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
 from simmim_export.proof.records import Certificate, CertifiedGraph, CertifiedLine, Figures, Unjudged, verdict
 from simmim_export.runtime.loading import PLANNED, compiled, plan_of
-from simmim_export.spec import Precision, PrecisionPlan, as_json
+from simmim_export.spec import Precision, PrecisionPlan, Variant
 from simmim_export.system.files import digest
 from simmim_export.system.host import fingerprint
+from simmim_export.system.plain import as_json
 
 Watch = Callable[[str, int, int], None]
 # The types of nodes that run at a precision, as proofs of engines name them.
@@ -31,9 +32,9 @@ _KINDS = {Precision.FP16: ("float16",), Precision.BF16: ("bfloat16",), Precision
 
 
 def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
-    """Every engine that runs here from the bundle's graphs, at every precision that it has and the bundle holds, and at its
-    plan; and why the others are none. Raise :class:`EngineUnavailable` if none is left."""
-    found, skipped = [], []
+    """Every engine that can run the bundle's graphs here, at every precision that both support and at its precision plan; and
+    the reasons why others are left out. Raise :class:`EngineUnavailable` if there are no candidates."""
+    contestants, skipped = [], []
     for name in ENGINES:
         engine = get_engine(name)
         reason = engine.why_unavailable()
@@ -44,7 +45,7 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
             continue
         wanted = {str(precision): PrecisionPlan(precision) for precision in Precision}
         plan = PrecisionPlan.parse(bundle.manifest.plans[name]) if name in bundle.manifest.plans else PrecisionPlan()
-        if plan.graphs:  # one of a single precision for all graphs is among them already
+        if plan.graphs:  # a plan with one precision for all graphs is already among them
             wanted[PLANNED] = plan
         for asked, plan in wanted.items():
             try:
@@ -52,24 +53,24 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
             except (EngineUnavailable, BundleError) as error:
                 skipped.append(f"{name}:{asked}: {error.what}")
             else:
-                found.append(driver.Contestant(name, asked))
-    if not found:
+                contestants.append(driver.Contestant(name, asked))
+    if not contestants:
         raise EngineUnavailable("no engine can run this bundle here: " + "; ".join(skipped), where=bundle.root)
-    return found, skipped
+    return contestants, skipped
 
 
 def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
     for graph in bundle.manifest.graphs:
         artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
         require_host(engine, artifact.built_for, where=artifact.path)
-        # What is compiled ahead of time and is not yet is no candidate.
+        # An engine that compiles ahead of time is a candidate only if it did.
         compiled(bundle, engine, graph=graph.name, plan=plan)
 
 
 def certify(
-    path: Path, contestants: Sequence[driver.Contestant], budget: Budget, strict: bool, rounds: int, watch: Watch
+    path: Path, contestants: Sequence[driver.Contestant], *, budget: Budget, strict: bool, rounds: int, watch: Watch
 ) -> list[Certificate]:
-    """A certificate for each of ``contestants``, measured together: latencies are of alternated rounds.
+    """A certificate for each of ``contestants``, measured together in alternated rounds.
 
     Every limit of a ``strict`` budget must be measurable on what travels with the bundle, for every head or tower, else
     :class:`UsageError`; of another budget, what is not is listed in the certificates. Raise :class:`BundleError` for a bundle
@@ -222,7 +223,7 @@ def references(
     if witness not in figures:
         watch(f"what {witness} at FP32 gives for the references", 0, 1)
         figures[witness] = driver.examine(witness, plan=plan)
-    lines = {contestant: _required(bundle, found, exact) for contestant, found in figures.items()}
+    lines = {contestant: _required(bundle, own, exact) for contestant, own in figures.items()}
     by_engine = {contestant.engine: line for contestant, line in lines.items()}
     return {c: lines.get(c) or by_engine.get(c.engine) or lines[witness] for c in contestants}
 
@@ -235,16 +236,16 @@ def _required(bundle: Bundle, figures: Mapping[str, Any], exact: Collection[str]
 
 
 def unchanged(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> list[str]:
-    """The graphs of which a pass made another file for their precision in ``plan``, and found nothing to change. An engine that
-    lowers the FP32 file by itself has none: there is always something that it could."""
+    """The graphs whose file for their precision in ``plan`` is a copy of the FP32 file, because the pass had nothing to change.
+    None for an engine that lowers the FP32 file by itself."""
     variants = {graph.name: engine.variant(plan.of(graph.name)) for graph in bundle.manifest.graphs}
-    exact = {name: bundle.artifact(name, "fp32").sha256 for name in variants}
-    return [n for n, v in variants.items() if v != "fp32" and bundle.artifact(n, v).sha256 == exact[n]]
+    exact = {name: bundle.artifact(name, Variant.FP32).sha256 for name in variants}
+    return [n for n, v in variants.items() if v != Variant.FP32 and bundle.artifact(n, v).sha256 == exact[n]]
 
 
 def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] = ()) -> tuple[dict[str, Any], ...]:
-    """A line, as of a budget, for every precision below FP32 that ``graphs`` were asked for: of how many at least one node ran at
-    it. In those of ``untouched`` there is nothing that could."""
+    """A line, like that of a budget, for every precision below FP32 that ``graphs`` were asked for: in how many of them at least
+    one node ran at that precision. Graphs in ``untouched`` do not count, because no node of them can."""
     asked: dict[Precision, list[bool]] = {}
     for name, row in graphs.items():
         precision, executed = Precision(row["precision"]), row["executed"]["executed"]

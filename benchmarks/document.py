@@ -18,9 +18,9 @@ from simmim_export.benchmarks.measure import WILD, BenchmarkResult, Ratio, paire
 from simmim_export.bundle import Bundle
 from simmim_export.engines.doctor import examine
 from simmim_export.errors import DataError, UsageError
-from simmim_export.spec import as_json
 from simmim_export.system.files import digest, parse_json
 from simmim_export.system.outputs import destination, replacing
+from simmim_export.system.plain import as_json
 
 SCHEMA = 1
 # The most bytes that a document takes: for machine and engines, for each target on an engine, and for each latency.

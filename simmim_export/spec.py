@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isfinite
-from typing import Any
 
 import numpy as np
 
@@ -222,22 +220,3 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.BF16: Tolerance(scaled_error=0.1, cosine=0.999),
     Precision.INT8: Tolerance(scaled_error=1.0, cosine=0.98),
 }
-
-
-def shown(value: float) -> str:
-    """``value`` as text with 4 digits, or 6 if it is just below 1, as a cosine is: its distance from 1 is what matters."""
-    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.4g}"
-
-
-def as_json(value: Any) -> Any:
-    """A dataclass, tuple, list, mapping or scalar as plain JSON values.
-
-    Infinity and NaN, which JSON lacks, become None: an error that could not be measured is not a number.
-    """
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: as_json(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [as_json(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -21,8 +21,9 @@ from simmim_export.bundle.checks.files import REQUIRED_FILES
 from simmim_export.bundle.checks.problem import Problem, refusal
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
-from simmim_export.spec import FED, GraphSpec, Kind, Pipeline, Precision, TensorSpec, Variant, Verb, as_json
+from simmim_export.spec import FED, GraphSpec, Kind, Pipeline, Precision, TensorSpec, Variant, Verb
 from simmim_export.system.files import parse_json
+from simmim_export.system.plain import as_json
 
 SCHEMA = 2
 # How many problems one message lists, and how many characters of each: a hostile manifest could fill the terminal.

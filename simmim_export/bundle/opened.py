@@ -10,10 +10,10 @@ from simmim_export.bundle.manifest import Artifact, Manifest, digest_of, parse_m
 from simmim_export.bundle.onnx_file import check_graph_file
 from simmim_export.bundle.schema import MAX_BYTES
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.spec import as_json
 from simmim_export.system.files import as_path, digest, reading
 from simmim_export.system.npz import MAX_UNPACKED
 from simmim_export.system.outputs import leftovers
+from simmim_export.system.plain import as_json
 
 # The end of the name of a bundle that an export moved aside until the new one is in its place.
 REPLACED = ".replaced"

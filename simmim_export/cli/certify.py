@@ -52,7 +52,9 @@ def certify(
     if not engines:
         engines, skipped = suite.candidates(opened)
     with progress_bar("certify") as watch:
-        certificates = suite.certify(bundle, engines, limits, budget is not None, rounds, watch)
+        certificates = suite.certify(
+            bundle, engines, budget=limits, strict=budget is not None, rounds=rounds, watch=watch
+        )
     path = write(opened, certificates)
     unjudged = list(dict.fromkeys(one for certificate in certificates for one in certificate.not_judged))
     if as_json:

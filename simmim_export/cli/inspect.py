@@ -28,7 +28,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     Lists its pipelines, inputs, labels, graphs, files and metrics.
     """
     from simmim_export.bundle import Bundle
-    from simmim_export.spec import as_json as plain
+    from simmim_export.system.plain import as_json as plain
 
     opened = Bundle.open(bundle)
     opened.check()

@@ -110,7 +110,7 @@ def _limit_columns(limits: Mapping[str, str]) -> list[str]:
 
 
 def _limit_cells(lines: Sequence[Mapping[str, Any]], limits: Mapping[str, str]) -> list[str]:
-    from simmim_export.spec import shown
+    from simmim_export.proof.budget import shown
 
     cells = {}
     for line in lines:

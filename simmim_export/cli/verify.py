@@ -53,8 +53,8 @@ def verify(
     from simmim_export.proof.certificate import read
     from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
     from simmim_export.spec import Precision
-    from simmim_export.spec import as_json as plain
     from simmim_export.system.host import fingerprint
+    from simmim_export.system.plain import as_json as plain
 
     if budget is not None and not evidence:
         raise UsageError("--budget limits what --evidence measures", fix="add --evidence, or drop --budget")
@@ -89,7 +89,7 @@ def verify(
     references_checked = True
     if figures is not None:
         exact = [graph.name for graph in manifest.graphs if model.plan.of(graph.name) is Precision.FP32]
-        line = reproduction(manifest, figures, exact)
+        line = reproduction(manifest, figures, exact=exact)
         references_checked = line is not None
         lines += [] if line is None else [line]
         remarks = suspicions(figures)

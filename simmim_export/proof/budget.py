@@ -18,7 +18,6 @@ from simmim_export.bundle import Manifest
 from simmim_export.errors import UsageError
 from simmim_export.proof.asked import IMAGES, TEXTS, pipeline_of
 from simmim_export.proof.evidence import RETRIEVAL
-from simmim_export.spec import shown
 
 # What a key bounds, for messages and help.
 KEYS: Mapping[str, str] = {
@@ -263,3 +262,8 @@ def _lost(key: str, name: str, *, limit: float, figures: Mapping[str, Any]) -> L
     least, reason = row["interval"][0], "even the smallest loss that the figures allow exceeds it"
     exceeded = Line(key=key, of=name, measured=least, limit=limit, kept=False, reason=reason)
     return exceeded if least > limit else None
+
+
+def shown(value: float) -> str:
+    """``value`` as text with 4 digits, or 6 if it is just below 1, as a cosine is: its distance from 1 is what matters."""
+    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.4g}"

@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from simmim_export.proof.budget import in_words
-from simmim_export.spec import Precision, as_json
+from simmim_export.spec import Precision
+from simmim_export.system.plain import as_json
 
 Finite = Annotated[float, Meta(ge=-1e12, le=1e12)]
 Share = Annotated[float, Meta(ge=0, le=1)]

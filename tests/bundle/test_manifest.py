@@ -21,7 +21,8 @@ from simmim_export.console.metrics import print_metrics
 from simmim_export.errors import BundleError
 from simmim_export.runtime.images import ImagePreprocessing
 from simmim_export.runtime.loading import plan_of
-from simmim_export.spec import Kind, Pipeline, Precision, Verb, as_json
+from simmim_export.spec import Kind, Pipeline, Precision, Verb
+from simmim_export.system.plain import as_json
 
 
 def use(manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simmim_export.bundle import Bundle
 from simmim_export.errors import UsageError
 from simmim_export.proof.budget import DEFAULT, Budget, Promised, promised
-from simmim_export.spec import as_json
+from simmim_export.system.plain import as_json
 
 FIGURES: dict[str, Any] = {
     "embeddings": {"images": {"cosine_mean": 0.9995}, "texts": {"cosine_mean": 0.99796}},

@@ -28,7 +28,7 @@ from simmim_export.runtime.images import (
     decode,
     load_pixels,
 )
-from simmim_export.spec import as_json
+from simmim_export.system.plain import as_json
 
 SMALL = ImagePreprocessing(32, 48)
 RNG = np.random.default_rng(0)

@@ -21,9 +21,10 @@ import msgspec
 
 from simmim_export.engines.tensorrt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.spec import GraphSpec, as_json
+from simmim_export.spec import GraphSpec
 from simmim_export.system.files import digest, parse_json, read_file
 from simmim_export.system.outputs import replacing
+from simmim_export.system.plain import as_json
 
 SCHEMA = 1
 # A sidecar takes a few kilobytes.
