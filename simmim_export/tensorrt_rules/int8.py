@@ -170,10 +170,8 @@ def per_channel(graph: Graph) -> Problems:
         for reader, position in _readers(graph, node):
             wanted = _channel_axis(reader, position, len(weight))
             if wanted is not None and wanted != axis:
-                yield (
-                    node,
-                    f"has scales on axis {axis} of the weight of {label(reader)}; its output channels are axis {wanted}",
-                )
+                where = f"on axis {axis} of the weight of {label(reader)}"
+                yield node, f"has scales {where}; its output channels are axis {wanted}"
 
 
 def _channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int | None:
