@@ -93,6 +93,6 @@ def test_names_of_parts_match_their_implementations() -> None:
 
 
 def test_the_docs_name_every_accepted_family() -> None:
-    text = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs/training.md").read_text(encoding="utf-8")
     accepted = text.partition("These model types are accepted:")[2].partition(".")[0]
     assert sorted(accepted.replace("\n", " ").replace(" ", "").split(",")) == sorted(TEXT_FAMILIES)
