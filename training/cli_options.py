@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simmim_export.console.options import AsJson, Overwrite
-from simmim_export.training.options import DataChoice, Job
-from simmim_export.training.progress import Watch
-from simmim_export.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from simmim_export.training.options import Job
+    from simmim_export.training.progress import Watch
+    from simmim_export.training.recipe import Recipe
 
 DATA, MODEL, EXPERTS = "Data", "Model", "For experts"
 
@@ -125,6 +127,8 @@ class Training:
 
     def recipe(self) -> Recipe:
         """How to optimize. Raise :class:`UsageError` for values that make no sense."""
+        from simmim_export.training.recipe import Recipe
+
         return Recipe(
             steps=self.steps,
             minutes=self.minutes,
@@ -138,6 +142,8 @@ class Training:
 
     def job(self, recipe: Recipe, *, watch: Watch, questions: int | None = None) -> Job:
         """The job that these options describe; ``questions`` per image in a batch (None: the data set's usual number)."""
+        from simmim_export.training.options import DataChoice, Job
+
         return Job(
             output=self.output,
             start=self.start,
