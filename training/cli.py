@@ -102,13 +102,17 @@ def import_state(
         option(
             "--max-length",
             min=3,
-            help="Longest text in tokens. Default: 32, or fewer if the encoder has fewer positions.",
+            help="Longest text in tokens.",
+            show_default="32, or fewer if the encoder has fewer positions",
             panel=MODEL,
         ),
     ] = None,
     image_size: Annotated[int, option("--image-size", min=32, help="Side of an image in pixels.", panel=MODEL)] = 224,
 ) -> None:
-    """Make a checkpoint from the article's state dict (visual_encoder, text_encoder, projector)."""
+    """Turn a state dict of the article into a checkpoint.
+
+    The state dict has visual_encoder, text_encoder and projector; the command says what it did with each of them.
+    """
     from simmim_export.training import checks
 
     checks.check_import(state, output, overwrite=overwrite)
@@ -159,7 +163,13 @@ def finetune(
     training: Training,
     questions: Annotated[
         int | None,
-        option("--questions", min=1, help="Questions per image in a batch. Default: 8 for shapes, else 4.", panel=DATA),
+        option(
+            "--questions",
+            min=1,
+            help="Questions per image in a batch.",
+            show_default="8 for shapes, else 4",
+            panel=DATA,
+        ),
     ] = None,
     rehearse: Annotated[
         int, option("--rehearse", min=0, help="Make every n-th batch one of pretraining; 0 for none.", panel=DATA)
@@ -168,7 +178,10 @@ def finetune(
         bool, option("--curriculum/--no-curriculum", help="Ask easy questions of shapes first.", panel=DATA)
     ] = True,
 ) -> None:
-    """Fine-tune on a task; a head that the checkpoint lacks is added."""
+    """Fine-tune on a task.
+
+    If the checkpoint lacks the head for it, the head is added.
+    """
     from simmim_export.training import checks
     from simmim_export.training.recipe import FinetuneSettings
 
@@ -191,18 +204,19 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
     data: Annotated[
-        str | None, option("--data", help="Name of the data set. Default: that of training.", panel=DATA)
+        str | None, option("--data", help="Name of the data set.", show_default="that of training", panel=DATA)
     ] = None,
     data_root: Annotated[
-        Path | None, option("--data-root", help="Folder of a data set on disk. Default: that of training.", panel=DATA)
+        Path | None,
+        option("--data-root", help="Folder of a data set on disk.", show_default="that of training", panel=DATA),
     ] = None,
     split: Annotated[
         str | None,
-        option("--split", help="CoGenT split of shapes: iid, A or B. Default: that of training.", panel=DATA),
+        option("--split", help="CoGenT split of shapes: iid, A or B.", show_default="that of training", panel=DATA),
     ] = None,
     stream: Annotated[str, option("--stream", help="Held-out stream of the data set.", panel=DATA)] = "test",
     seed: Annotated[
-        int | None, option("--seed", min=0, help="Seed of the data. Default: that of training.", panel=DATA)
+        int | None, option("--seed", min=0, help="Seed of the data.", show_default="that of training", panel=DATA)
     ] = None,
 ) -> None:
     """Measure a checkpoint on held-out data, next to its controls."""
@@ -233,7 +247,10 @@ def draw(
     stream: Annotated[str, option("--stream", help="Stream of the data set.", panel=DATA)] = "test",
     seed: Seed = 0,
 ) -> None:
-    """Write images of a data set (PNG, clips as WebP) with captions, questions and answers (records.json)."""
+    """Draw images of a data set, with questions and answers.
+
+    Writes PNG files, or WebP files of clips, and records.json with their captions, questions and answers.
+    """
     from simmim_export.training.drawing import draw as write
 
     records, beside = write(

@@ -31,7 +31,8 @@ ImageSize = Annotated[
     option(
         "--image-size",
         min=32,
-        help="Side of an image in pixels. Default: that of the checkpoint or preset.",
+        help="Side of an image in pixels.",
+        show_default="that of the checkpoint or preset",
         panel=MODEL,
     ),
 ]
@@ -40,7 +41,8 @@ MaxLength = Annotated[
     option(
         "--max-length",
         min=3,
-        help="Longest text in tokens. Default: that of the checkpoint, preset or text encoder.",
+        help="Longest text in tokens.",
+        show_default="that of the checkpoint, preset or text encoder",
         panel=MODEL,
     ),
 ]
@@ -54,14 +56,16 @@ class Training:
 
     preset: Annotated[
         str | None,
-        option("--preset", help="Size of a new model: tiny, small, base or large. Default: that of --from, or tiny."),
+        option(
+            "--preset", help="Size of a new model: tiny, small, base or large.", show_default="that of --from, or tiny"
+        ),
     ] = None
     minutes: Annotated[float | None, option("--minutes", help="Train for so many minutes. Give this or --steps.")] = (
         None
     )
     output: Output
     start: Annotated[
-        Path | None, option("--from", metavar="CKPT", help="Checkpoint to start from. Default: a new model.")
+        Path | None, option("--from", metavar="CKPT", help="Checkpoint to start from.", show_default="a new model")
     ] = None
     data: Annotated[
         str,
