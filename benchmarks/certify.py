@@ -19,7 +19,7 @@ from simmim_export.engines.checks import require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
-from simmim_export.proof.records import Certificate, CertifiedGraph, CertifiedLine, Figures, Unjudged, verdict
+from simmim_export.proof.records import Certificate, CertifiedGraph, Figures, Line, verdict
 from simmim_export.runtime.loading import PLANNED, compiled, plan_of
 from simmim_export.spec import Precision, PrecisionPlan, Variant
 from simmim_export.system.files import digest
@@ -128,8 +128,8 @@ def certify(
         untouched = unchanged(bundle, engine, precisions)
         judged, unjudged = budget.judge(figures, of=of, left_out=left_out)
         lines = _typed(
-            [*(line.as_row() for line in judged), *lowered(rows, untouched), witnessed[contestant]],
-            tuple[CertifiedLine, ...],
+            msgspec.to_builtins([*judged, *lowered(rows, untouched), witnessed[contestant]]),
+            tuple[Line, ...],
         )
         proven = _typed(rows, dict[str, CertifiedGraph])
         words = ["simmim-export", "certify", str(path), "--engine", f"{contestant.engine}:{contestant.precision}"]
@@ -146,7 +146,7 @@ def certify(
                 latency=latency,
                 budget=str(budget),
                 lines=lines,
-                not_judged=_typed([one.as_row() for one in unjudged], tuple[Unjudged, ...]),
+                not_judged=tuple(one.record() for one in unjudged),
                 suspicious=tuple(suspicions(figures)),
                 passed=verdict(lines, proven),
                 command=shlex.join(words),
@@ -174,7 +174,7 @@ def judgeable(bundle: Bundle, budget: Budget, strict: bool) -> tuple[Promised, l
     if strict:
         budget.require_measurable(known, of=of)
     left_out = budget.not_judged(known, of=of)
-    if not budget.lines(known, of=of, without=left_out):
+    if not budget.lines(known, of=of, without=[one.name for one in left_out]):
         what = f"the evidence is not enough to judge anything of {budget}: {left_out[0].why}"
         raise BundleError(what, where=bundle.root, fix=left_out[0].fix)
     return of, left_out
@@ -211,7 +211,7 @@ def references(
     witness: driver.Contestant,
     plan: driver.Plan,
     watch: Watch,
-) -> dict[driver.Contestant, dict[str, Any]]:
+) -> dict[driver.Contestant, Line]:
     """For each contestant the line that says whether the graphs at FP32 give the evidence's references.
 
     A contestant at FP32 is asked itself; another takes the line of its engine at FP32 if that was measured, else that of the
@@ -228,7 +228,7 @@ def references(
     return {c: lines.get(c) or by_engine.get(c.engine) or lines[witness] for c in contestants}
 
 
-def _required(bundle: Bundle, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any]:
+def _required(bundle: Bundle, figures: Mapping[str, Any], exact: Collection[str]) -> Line:
     line = reproduction(bundle.manifest, figures, exact=exact)
     if line is None:
         raise BundleError("the evidence holds no reference", where=bundle.root, fix="export the bundle again")
@@ -243,7 +243,7 @@ def unchanged(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> list[str]:
     return [n for n, v in variants.items() if v != Variant.FP32 and bundle.artifact(n, v).sha256 == exact[n]]
 
 
-def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] = ()) -> tuple[dict[str, Any], ...]:
+def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] = ()) -> list[Line]:
     """A line, like that of a budget, for every precision below FP32 that ``graphs`` were asked for: in how many of them at least
     one node ran at that precision. Graphs in ``untouched`` do not count, because no node of them can."""
     asked: dict[Precision, list[bool]] = {}
@@ -251,13 +251,7 @@ def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] 
         precision, executed = Precision(row["precision"]), row["executed"]["executed"]
         if precision in _KINDS and name not in untouched:
             asked.setdefault(precision, []).append(any(executed.get(kind) for kind in _KINDS[precision]))
-    return tuple(
-        {
-            "name": f"graphs in {precision}",
-            "measured": sum(ran),
-            "allowed": f"all {len(ran)}",
-            "kept": all(ran),
-            "reason": "",
-        }
+    return [
+        Line(name=f"graphs in {precision}", measured=sum(ran), allowed=f"all {len(ran)}", kept=all(ran))
         for precision, ran in asked.items()
-    )
+    ]

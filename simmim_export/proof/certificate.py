@@ -25,7 +25,7 @@ import msgspec
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines import ENGINES, get_engine
 from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable, UsageError
-from simmim_export.proof.budget import Budget, NotJudged, promised
+from simmim_export.proof.budget import Budget, promised
 from simmim_export.proof.examine import REFERENCES
 from simmim_export.proof.records import Certificate, verdict
 from simmim_export.spec import PrecisionPlan
@@ -180,12 +180,7 @@ def _check_lines(certificate: Certificate, manifest: Manifest) -> None:
         raise ValueError("a line of its budget occurs twice")
     limits, figures, of = Budget.parse(certificate.budget), msgspec.to_builtins(certificate.figures), promised(manifest)
     wanted = {line.name: line for line in limits.lines(figures, of=of)}
-    unproven = [
-        NotJudged(key=line.key, of=line.of, limit="", why="", fix="")
-        for line in wanted.values()
-        if line.name in left_out
-    ]
-    for line in limits.lines(figures, of=of, without=unproven):
+    for line in limits.lines(figures, of=of, without=left_out):
         if line.name in left_out:
             raise ValueError(f"its figures show that {line.name} is exceeded, but it says that this was not judged")
     for name, line in wanted.items():

@@ -6,6 +6,7 @@ A wrong shape is an error; outputs that are not finite are counted in the figure
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
 from simmim_export.proof.figures import agreement, choices, first_choices, gallery, paired_loss
 from simmim_export.proof.fitting import require_fit
 from simmim_export.proof.parity import difference, logits_error
+from simmim_export.proof.records import Line
 from simmim_export.proof.rows import Watch
 from simmim_export.spec import TOLERANCES, Precision
 
-# The name of the row that says whether FP32 gives the references.
+# The name of the line that says whether FP32 gives the references.
 REFERENCES = "references"
 # The least share of FP32's answers that must be those of the references. On honest references every answer is the same unless two
 # classes are equal to within a rounding: that happens to fewer than one of a thousand questions, also before any training.
@@ -44,12 +46,12 @@ def require_evidence(bundle: Bundle) -> Evidence:
     return require_fit(Evidence.load(path), bundle.manifest, where=path)
 
 
-def reproduction(manifest: Manifest, figures: Mapping[str, Any], *, exact: Collection[str]) -> dict[str, Any] | None:
-    """A row like those of a budget: do graphs at FP32 give the references that the evidence holds?
+def reproduction(manifest: Manifest, figures: Mapping[str, Any], *, exact: Collection[str]) -> Line | None:
+    """A line like those of a budget: do graphs at FP32 give the references that the evidence holds?
 
     ``exact`` names the graphs that ran at FP32. Only outputs that these graphs make are compared; None if there are none.
     ``measured`` is the worst scaled error divided by the number of graphs behind the output, and ``allowed`` the tolerance of
-    FP32 for one graph. The row also fails if embeddings point elsewhere, or if less than :data:`SAME_ANSWERS` of a task's
+    FP32 for one graph. The line also fails if embeddings point elsewhere, or if less than :data:`SAME_ANSWERS` of a task's
     answers are those of its references. References that fail were altered or belong to another model, so every loss measured
     against them is meaningless.
     """
@@ -72,8 +74,8 @@ def reproduction(manifest: Manifest, figures: Mapping[str, Any], *, exact: Colle
     if not errors[worst] <= limit:
         wrong = f"FP32 does not give the reference of {worst}"
     reason = f"{wrong}: the evidence is wrong, or FP32 is" if wrong else ""
-    allowed = f"at most {limit:g}"
-    return {"name": REFERENCES, "measured": errors[worst], "allowed": allowed, "kept": not wrong, "reason": reason}
+    measured = errors[worst] if isfinite(errors[worst]) else None
+    return Line(name=REFERENCES, measured=measured, allowed=f"at most {limit:g}", kept=not wrong, reason=reason)
 
 
 def suspicions(figures: Mapping[str, Any]) -> list[str]:
