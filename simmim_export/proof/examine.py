@@ -5,23 +5,21 @@ A wrong shape is an error; outputs that are not finite are counted in the figure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from simmim_export.bundle import Bundle, Manifest
-from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, graphs_behind
+from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, graphs_behind
 from simmim_export.proof.asking import Asker
 from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
 from simmim_export.proof.figures import agreement, choices, first_choices, gallery, paired_loss
 from simmim_export.proof.fitting import require_fit
 from simmim_export.proof.parity import difference, logits_error
 from simmim_export.proof.records import Line
-from simmim_export.proof.rows import Watch
 from simmim_export.spec import TOLERANCES, Precision
 
 # The name of the line that says whether FP32 gives the references.
@@ -29,10 +27,6 @@ REFERENCES = "references"
 # The least share of FP32's answers that must be those of the references. On honest references every answer is the same unless two
 # classes are equal to within a rounding: that happens to fewer than one of a thousand questions, also before any training.
 SAME_ANSWERS = 0.999
-
-
-def _ignore_progress(step: str, done: int, total: int) -> None:
-    """For a caller who does not watch."""
 
 
 def require_evidence(bundle: Bundle) -> Evidence:
@@ -89,34 +83,8 @@ def suspicions(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-class Examiner:
-    """Asks a model what the evidence holds, and compares.
-
-    ``tokens(texts)`` gives what graphs take of texts, by name, as the runtime does: int64 [n, s] each. ``watch(step, done,
-    total)`` is called before each batch. ``batch`` rows run at once, by default as many as a graph takes.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        evidence: Evidence,
-        *,
-        tokens: Callable[[list[str]], Mapping[str, np.ndarray]],
-        watch: Watch = _ignore_progress,
-        batch: int | None = None,
-    ) -> None:
-        self.evidence = evidence
-        self._asked = asked(evidence, manifest)
-        self._asker = Asker(manifest, evidence, tokens=tokens, watch=watch, batch=batch)
-
-    def outputs(self, session: Callable[[str], Session], made_by: Callable[[str], str] = str) -> dict[str, np.ndarray]:
-        """``images/SET`` float32 [n, E], ``texts`` [distinct texts, E] and ``logits/TASK`` [n, k, classes]: those that the model
-        gives and the evidence asks for.
-
-        ``session(graph)`` gives the session to ask; ``made_by(graph)`` names what is in it: outputs of the same names are
-        taken from an earlier call.
-        """
-        return self._asker.outputs(session, made_by)
+class Examiner(Asker):
+    """Asks a model what the evidence holds, and compares the answers with the references."""
 
     def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Compare ``outputs`` with the references of the evidence.
@@ -168,7 +136,7 @@ class Examiner:
     def _retrieval(
         self, task: Task, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        rows = self._asker.numbers(task.texts)
+        rows = self._numbers(task.texts)
         images = f"{IMAGES}/{task.images}"
         chosen = [first_choices(given[images], given[TEXTS][rows]) for given in (reference, outputs)]
         own = np.arange(len(rows))[:, None]
