@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from simmim_export.system.files import digest
 from simmim_export.system.host import fingerprint
 from simmim_export.system.plain import as_json
 
-Watch = Callable[[str, int, int], None]
 # The types of nodes that run at a precision, as proofs of engines name them.
 _KINDS = {Precision.FP16: ("float16",), Precision.BF16: ("bfloat16",), Precision.INT8: ("int8", "uint8")}
 
@@ -68,7 +67,13 @@ def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
 
 
 def certify(
-    path: Path, contestants: Sequence[driver.Contestant], *, budget: Budget, strict: bool, rounds: int, watch: Watch
+    path: Path,
+    contestants: Sequence[driver.Contestant],
+    *,
+    budget: Budget,
+    strict: bool,
+    rounds: int,
+    watch: driver.Watch,
 ) -> list[Certificate]:
     """A certificate for each of ``contestants``, measured together in alternated rounds.
 
@@ -202,7 +207,7 @@ def references(
     measured: driver.Measured,
     witness: driver.Contestant,
     plan: driver.Plan,
-    watch: Watch,
+    watch: driver.Watch,
 ) -> dict[driver.Contestant, Line]:
     """For each contestant the line that says whether the graphs at FP32 give the references in the evidence. Without this line,
     altered references could make any precision look exact.

@@ -17,7 +17,7 @@ from simmim_export.system.plain import as_json
 
 # The end of the name of a bundle that an export moved aside until the new one is in its place.
 REPLACED = ".replaced"
-# The most bytes of a file whose size is not in the manifest. They are checked before anything reads the file.
+# The most bytes of a file whose size is not in the manifest, checked before anything reads the file.
 MOST_BYTES = {"tokenizer.json": 4 * (40 << 20)}
 
 

@@ -208,8 +208,8 @@ def described(array: np.ndarray) -> str:
 
 
 def matching(captions: Sequence[Sequence[str]], images: str) -> Task | None:
-    """A task that pairs each image with its own first caption (class 1) and with that of another image (class 0), so that an
-    answer which does not look is right half of the time.
+    """A task that pairs each image with its own first caption (class 1) and with that of another image (class 0), so that a
+    model that ignores the image is right half of the time.
 
     The other image is the next one whose first caption is not a caption of this image. None if an image has no such other.
     """

@@ -30,7 +30,7 @@ SAME_ANSWERS = 0.999
 
 
 def require_evidence(bundle: Bundle) -> Evidence:
-    """What travels with ``bundle``, checked against its manifest.
+    """The evidence in ``bundle``, checked against its manifest.
 
     Raise :class:`BundleError` if there is none, or if it is damaged, not finite, or about another model.
     """

@@ -1,6 +1,6 @@
 """Does a session still compute what PyTorch computed? Checked without PyTorch, against tensors stored at export.
 
-Every deployment hop (an export, a compile, the first run on a device) is judged by :func:`compare` and by nothing else.
+Every step of a deployment (an export, a compile, the first run on a device) is judged by :func:`compare` alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tensors = Mapping[str, np.ndarray]
 
 # Logits whose difference is at most this many roundings of the largest of them are equal.
 ROUNDINGS = 8
-# How far apart classes are at least, relative to their logits, for the tolerance of FP32 to be one of their difference.
+# FP32 can tell classes apart if they differ by this share of their logits (root mean squares).
 RESOLVED = 0.003
 # The two checks of a single sample.
 ALONE, UNPADDED = "alone", "without padding"
