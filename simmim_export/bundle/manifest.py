@@ -88,6 +88,12 @@ class Manifest:
         fitting = (p for p in self.pipelines if p.verb is verb and (Kind.FRAMES in self.takes(p)) == clip)
         return next(fitting, None)
 
+    @property
+    def stacked(self) -> str:
+        """The tensor of each frame that the host stacks over a clip; empty for a model without clips."""
+        clip = self.preprocessing.get("clip")
+        return "" if clip is None else str(clip["stacked"])
+
     def takes(self, pipeline: Pipeline) -> Mapping[Kind, TensorSpec]:
         """What the host feeds to ``pipeline``, by kind: the inputs of its graphs that no graph gives."""
         return {

@@ -15,7 +15,7 @@ import numpy as np
 from simmim_export.bundle import Manifest
 from simmim_export.engines.base import Session
 from simmim_export.engines.pipeline import run_graphs
-from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, graphs_behind, stacked
+from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, graphs_behind
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.rows import Keep, Rows, RowSession, Watch
 from simmim_export.spec import BATCH, GraphSpec, Kind, Pipeline, TensorSpec
@@ -142,7 +142,7 @@ class Asker:
             frames = Rows.of(images.reshape(-1, *images.shape[2:]), each=IMAGES, origin=())
             tensors = {t.name: frames for spec in graphs for t in spec.inputs if t.kind is Kind.IMAGE}
             flowing = self._run(graphs, tensors, model=model, questions={}, keep=lambda key, make: make())
-            values = flowing[stacked(self._manifest)].read()
+            values = flowing[self._manifest.stacked].read()
             return values.reshape(*images.shape[:2], *values.shape[1:])
 
         makers = (origin, *(model.name(spec.name) for spec in graphs))

@@ -32,9 +32,8 @@ def _second_size(manifest: Manifest, kind: Kind) -> int | str | None:
 
 def _stacked(manifest: Manifest) -> TensorSpec | None:
     """The tensor that the host stacks over the frames of a clip: what a graph gives that reads an image alone."""
-    name = manifest.preprocessing.get("clip", {}).get("stacked")
     outputs = (tensor for graph in manifest.image_graphs() for tensor in manifest.graph(graph).outputs)
-    return next((tensor for tensor in outputs if tensor.name == name), None)
+    return next((tensor for tensor in outputs if tensor.name == manifest.stacked), None)
 
 
 def _forms(manifest: Manifest) -> Mapping[Kind, Form | str]:
@@ -137,12 +136,9 @@ def clip_problems(manifest: Manifest) -> Iterator[Problem]:
     for place, axis in ranges:
         if axis != ranges[0][1]:
             yield place, f"{axis.name} must have the same range in every graph"
-    if "clip" not in manifest.preprocessing:
-        return
-    if _stacked(manifest) is None:
-        name = manifest.preprocessing["clip"]["stacked"]
-        yield "$.preprocessing.clip.stacked", f"no graph that reads an image alone gives {name}"
-    if frames is None:
+    if manifest.stacked and _stacked(manifest) is None:
+        yield "$.preprocessing.clip.stacked", f"no graph that reads an image alone gives {manifest.stacked}"
+    if manifest.stacked and frames is None:
         yield "$.preprocessing.clip", "no graph takes frames"
 
 
@@ -154,7 +150,6 @@ def giver_problems(manifest: Manifest) -> Iterator[Problem]:
     one; and the tensor that is stacked over frames, because a clip encoder gives it for the clip as the image's graphs do for
     an image.
     """
-    stacked = manifest.preprocessing.get("clip", {}).get("stacked")
     givers: dict[tuple[str, bool], str] = {}
     given: set[str] = set()
     for i, graph in enumerate(manifest.graphs):
@@ -171,7 +166,7 @@ def giver_problems(manifest: Manifest) -> Iterator[Problem]:
                 yield place, f"{tensor.name} is of kind {tensor.kind}, which the host makes and no graph may give"
             if tensor.kind is Kind.LOGITS:
                 continue
-            of_clip = reads_frames and tensor.name == stacked
+            of_clip = reads_frames and tensor.name == manifest.stacked
             giver = givers.setdefault((tensor.name, of_clip), graph.name)
             if giver != graph.name:
                 yield place, f"{giver} gives {tensor.name} already"
