@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from simmim_export.engines.checks import require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
-from simmim_export.proof.records import Certificate, CertifiedGraph, CertifiedLine, Figures, Unjudged, verdict
+from simmim_export.proof.records import Certificate, CertifiedGraph, Figures, Line, verdict
 from simmim_export.runtime.loading import PLANNED, compiled, plan_of
 from simmim_export.spec import Precision, PrecisionPlan, Variant
 from simmim_export.system.files import digest
 from simmim_export.system.host import fingerprint
 from simmim_export.system.plain import as_json
 
-Watch = Callable[[str, int, int], None]
 # The types of nodes that run at a precision, as proofs of engines name them.
 _KINDS = {Precision.FP16: ("float16",), Precision.BF16: ("bfloat16",), Precision.INT8: ("int8", "uint8")}
 
@@ -68,29 +67,33 @@ def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
 
 
 def certify(
-    path: Path, contestants: Sequence[driver.Contestant], *, budget: Budget, strict: bool, rounds: int, watch: Watch
+    path: Path,
+    contestants: Sequence[driver.Contestant],
+    *,
+    budget: Budget,
+    strict: bool,
+    rounds: int,
+    watch: driver.Watch,
 ) -> list[Certificate]:
     """A certificate for each of ``contestants``, measured together in alternated rounds.
 
-    Every limit of a ``strict`` budget must be measurable on what travels with the bundle, for every head or tower, else
-    :class:`UsageError`; of another budget, what is not is listed in the certificates. Raise :class:`BundleError` for a bundle
-    whose evidence is missing, does not fit or is enough for no limit at all, and :class:`UsageError` for an engine that is
-    itself what the others are compared with.
+    If the budget is ``strict``, raise :class:`UsageError` for a limit that the bundle's evidence cannot judge; otherwise the
+    certificates list such limits. Raise :class:`BundleError` for evidence that is missing, does not fit or can judge nothing, and
+    :class:`UsageError` for the engine that the others are compared with.
     """
     bundle = Bundle.open(path)
     of, left_out = judgeable(bundle, budget, strict)
     for contestant in contestants:
         if get_engine(contestant.engine).reads_checkpoint:
-            what = f"engine {contestant.engine!r} is what the others are proven by"
-            raise UsageError(what, fix="name another --engine, or none for all that there are")
+            what = f"engine {contestant.engine!r} is the one that the others are compared with"
+            raise UsageError(what, fix="name another --engine, or omit it to certify every engine here")
     witness = choose_witness(bundle, contestants)
-    targets = [f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines]
     graphs = [graph.name for graph in bundle.manifest.graphs]
     plan = driver.Plan(
         bundle=path,
         checkpoint=None,
         engines=contestants,
-        targets=targets,
+        targets=[f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines],
         graphs=graphs,
         batch=1,
         rounds=rounds,
@@ -106,30 +109,29 @@ def certify(
         info = measured.engines[str(contestant)]
         precisions = plan_of(bundle, contestant.engine, precision=contestant.precision)
         engine = get_engine(contestant.engine)
-        rows = {
-            name: {
+        rows = {}
+        for name in graphs:
+            own = compiled(bundle, engine, graph=name, plan=precisions)
+            rows[name] = {
                 "artifact": bundle.artifact(name, engine.variant(precisions.of(name))).sha256,
                 "precision": str(precisions.of(name)),
                 "parity": info["parity"][name],
                 "invariance": info["invariance"][name],
                 "executed": info["proof"][name],
-                "compiled": None
-                if (own := compiled(bundle, engine, graph=name, plan=precisions)) is None
-                else digest(own),
+                "compiled": None if own is None else digest(own),
             }
-            for name in graphs
-        }
         latency = {
             result.target.partition(":")[2]: statistics.median(statistics.median(part) for part in result.rounds)
             for result in measured.results
             if (result.engine, result.precision) == (contestant.engine, contestant.precision)
         }
         figures = info["figures"]
-        untouched = unchanged(bundle, engine, precisions)
         judged, unjudged = budget.judge(figures, of=of, left_out=left_out)
         lines = _typed(
-            [*(line.as_row() for line in judged), *lowered(rows, untouched), witnessed[contestant]],
-            tuple[CertifiedLine, ...],
+            msgspec.to_builtins(
+                [*judged, *lowered(rows, unchanged(bundle, engine, precisions)), witnessed[contestant]]
+            ),
+            tuple[Line, ...],
         )
         proven = _typed(rows, dict[str, CertifiedGraph])
         words = ["simmim-export", "certify", str(path), "--engine", f"{contestant.engine}:{contestant.precision}"]
@@ -146,7 +148,7 @@ def certify(
                 latency=latency,
                 budget=str(budget),
                 lines=lines,
-                not_judged=_typed([one.as_row() for one in unjudged], tuple[Unjudged, ...]),
+                not_judged=tuple(one.record() for one in unjudged),
                 suspicious=tuple(suspicions(figures)),
                 passed=verdict(lines, proven),
                 command=shlex.join(words),
@@ -157,34 +159,29 @@ def certify(
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    """What was measured as the records of a certificate. A figure that is missing raises :class:`msgspec.ValidationError`: no
-    certificate is made without it."""
+    """``value`` as a record of a certificate. Raise :class:`msgspec.ValidationError` if it lacks a figure."""
     return msgspec.convert(as_json(value), type=kind)
 
 
 def judgeable(bundle: Bundle, budget: Budget, strict: bool) -> tuple[Promised, list[NotJudged]]:
-    """What ``bundle`` promises, and what of ``budget`` its evidence is not enough to judge, by PyTorch's own figures: before
-    engines are asked for minutes.
-
-    Raise :class:`UsageError` for anything of a ``strict`` budget that cannot be judged, :class:`BundleError` for evidence that
-    is missing, does not fit, or is not enough for any limit of a budget.
-    """
+    """What ``bundle`` promises, and the limits of ``budget`` that its evidence cannot judge. PyTorch's own figures show this
+    before any engine runs. Raises as :func:`certify` does."""
     evidence, of = require_evidence(bundle), promised(bundle.manifest)
     known = Examiner(bundle.manifest, evidence, tokens=lambda texts: {}).figures(evidence.reference)
     if strict:
         budget.require_measurable(known, of=of)
     left_out = budget.not_judged(known, of=of)
-    if not budget.lines(known, of=of, without=left_out):
+    if not budget.lines(known, of=of, without=[one.name for one in left_out]):
         what = f"the evidence is not enough to judge anything of {budget}: {left_out[0].why}"
         raise BundleError(what, where=bundle.root, fix=left_out[0].fix)
     return of, left_out
 
 
 def choose_witness(bundle: Bundle, contestants: Sequence[driver.Contestant]) -> driver.Contestant:
-    """What runs the bundle's graphs at FP32, to show that they give the evidence's references.
+    """The engine that runs the bundle's graphs at FP32, to show that they give the references in the evidence.
 
-    It is a contestant, or else an engine that is here, those of the contestants first. Raise :class:`EngineUnavailable` if there
-    is none.
+    It is a contestant at FP32, or else an engine that is installed here, preferably a contestant's. Raise
+    :class:`EngineUnavailable` if none can run them.
     """
     for contestant in contestants:
         if contestant.precision == driver.FP32:
@@ -210,54 +207,46 @@ def references(
     measured: driver.Measured,
     witness: driver.Contestant,
     plan: driver.Plan,
-    watch: Watch,
-) -> dict[driver.Contestant, dict[str, Any]]:
-    """For each contestant the line that says whether the graphs at FP32 give the evidence's references.
+    watch: driver.Watch,
+) -> dict[driver.Contestant, Line]:
+    """For each contestant the line that says whether the graphs at FP32 give the references in the evidence. Without this line,
+    altered references could make any precision look exact.
 
-    A contestant at FP32 is asked itself; another takes the line of its engine at FP32 if that was measured, else that of the
-    ``witness``, which is asked everything if it is not a contestant. Without this line, altered references could make any
-    precision look exact.
+    A contestant at FP32 has its own line. Another one has the line of its engine at FP32 if that was measured, else that of
+    ``witness``, which runs now if it is not a contestant.
     """
     exact = [graph.name for graph in bundle.manifest.graphs]
     figures = {c: measured.engines[str(c)]["figures"] for c in contestants if c.precision == driver.FP32}
     if witness not in figures:
         watch(f"what {witness} at FP32 gives for the references", 0, 1)
         figures[witness] = driver.examine(witness, plan=plan)
-    lines = {contestant: _required(bundle, own, exact) for contestant, own in figures.items()}
+    lines = dict[driver.Contestant, Line]()
+    for contestant, own in figures.items():
+        line = reproduction(bundle.manifest, own, exact=exact)
+        if line is None:
+            raise BundleError("the evidence holds no reference", where=bundle.root, fix="export the bundle again")
+        lines[contestant] = line
     by_engine = {contestant.engine: line for contestant, line in lines.items()}
     return {c: lines.get(c) or by_engine.get(c.engine) or lines[witness] for c in contestants}
 
 
-def _required(bundle: Bundle, figures: Mapping[str, Any], exact: Collection[str]) -> dict[str, Any]:
-    line = reproduction(bundle.manifest, figures, exact=exact)
-    if line is None:
-        raise BundleError("the evidence holds no reference", where=bundle.root, fix="export the bundle again")
-    return line
-
-
 def unchanged(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> list[str]:
     """The graphs whose file for their precision in ``plan`` is a copy of the FP32 file, because the pass had nothing to change.
-    None for an engine that lowers the FP32 file by itself."""
+    A graph that ``engine`` lowers from the FP32 file by itself is not among them."""
     variants = {graph.name: engine.variant(plan.of(graph.name)) for graph in bundle.manifest.graphs}
     exact = {name: bundle.artifact(name, Variant.FP32).sha256 for name in variants}
     return [n for n, v in variants.items() if v != Variant.FP32 and bundle.artifact(n, v).sha256 == exact[n]]
 
 
-def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] = ()) -> tuple[dict[str, Any], ...]:
-    """A line, like that of a budget, for every precision below FP32 that ``graphs`` were asked for: in how many of them at least
-    one node ran at that precision. Graphs in ``untouched`` do not count, because no node of them can."""
+def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] = ()) -> list[Line]:
+    """A line for every precision below FP32 that ``graphs`` were asked for: in how many of them at least one node ran at that
+    precision. Graphs in ``untouched`` do not count, because none of their nodes can."""
     asked: dict[Precision, list[bool]] = {}
     for name, row in graphs.items():
         precision, executed = Precision(row["precision"]), row["executed"]["executed"]
         if precision in _KINDS and name not in untouched:
             asked.setdefault(precision, []).append(any(executed.get(kind) for kind in _KINDS[precision]))
-    return tuple(
-        {
-            "name": f"graphs in {precision}",
-            "measured": sum(ran),
-            "allowed": f"all {len(ran)}",
-            "kept": all(ran),
-            "reason": "",
-        }
+    return [
+        Line(name=f"graphs in {precision}", measured=sum(ran), allowed=f"all {len(ran)}", kept=all(ran))
         for precision, ran in asked.items()
-    )
+    ]

@@ -85,10 +85,14 @@ class Manifest:
 
     def pipeline_for(self, verb: Verb, *, clip: bool = False) -> Pipeline | None:
         """The pipeline that serves ``verb`` for images or texts, or with ``clip`` for clips; None if this bundle has none."""
-        for pipeline in self.pipelines:
-            if pipeline.verb is verb and (Kind.FRAMES in self.takes(pipeline)) == clip:
-                return pipeline
-        return None
+        fitting = (p for p in self.pipelines if p.verb is verb and (Kind.FRAMES in self.takes(p)) == clip)
+        return next(fitting, None)
+
+    @property
+    def stacked(self) -> str:
+        """The tensor of each frame that the host stacks over a clip; empty for a model without clips."""
+        clip = self.preprocessing.get("clip")
+        return "" if clip is None else str(clip["stacked"])
 
     def takes(self, pipeline: Pipeline) -> Mapping[Kind, TensorSpec]:
         """What the host feeds to ``pipeline``, by kind: the inputs of its graphs that no graph gives."""
@@ -140,7 +144,6 @@ def parse_manifest(text: str, where: object) -> Manifest:
     ``$.graphs[2].axes[0]``.
     """
     content = _content(text, where)
-    _require_schema(content, where)
     try:
         row = msgspec.convert(content, ManifestRow)
         if digest_of(content) != row.digest:
@@ -182,17 +185,9 @@ def check_draft(draft: Manifest, where: object) -> None:
         raise BundleError(what, where=where, fix=fix) from error
 
 
-def _require_schema(content: Any, where: object) -> None:
-    """Raise :class:`BundleError` for the schema of another version; a value that is not a number is left to the row's type."""
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if type(schema) is int and schema != SCHEMA:
-        what = f"the bundle has schema {str(schema)[:20]}, and this version reads schema {SCHEMA}"
-        fix = EXPORT_AGAIN if schema < SCHEMA else "pip install -U simmim-export"
-        raise BundleError(what, where=where, fix=fix)
-
-
 def _content(text: str, where: object) -> Any:
-    """The JSON value of ``text``; raise :class:`BundleError` for a text that two readers could understand differently."""
+    """The JSON value of ``text``; raise :class:`BundleError` for a text that two readers could understand differently, and for
+    another schema."""
     if len(text) > MAX_BYTES:
         what = f"the manifest is longer than {MAX_BYTES / 2**20:.0f} MiB"
         raise BundleError(what, where=where, fix=EXPORT_AGAIN)
@@ -206,6 +201,12 @@ def _content(text: str, where: object) -> Any:
         raise BundleError(what, where=where, fix=EXPORT_AGAIN)
     # msgspec does not report a text that is not Unicode as its own kind of error.
     _encoded(content, where)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    # ManifestRow refuses a schema that is not a number.
+    if type(schema) is int and schema != SCHEMA:
+        what = f"the bundle has schema {str(schema)[:20]}, and this version reads schema {SCHEMA}"
+        fix = EXPORT_AGAIN if schema < SCHEMA else "pip install -U simmim-export"
+        raise BundleError(what, where=where, fix=fix)
     return content
 
 

@@ -17,7 +17,7 @@ from simmim_export.system.plain import as_json
 
 # The end of the name of a bundle that an export moved aside until the new one is in its place.
 REPLACED = ".replaced"
-# The most bytes of a file whose size is not in the manifest. They are checked before anything reads the file.
+# The most bytes of a file whose size is not in the manifest, checked before anything reads the file.
 MOST_BYTES = {"tokenizer.json": 4 * (40 << 20)}
 
 
@@ -38,39 +38,35 @@ class Bundle:
         """
         root = as_path("bundle", path)
         with reading(root, BundleError):
-            return cls._open(root)
-
-    @classmethod
-    def _open(cls, root: Path) -> Bundle:
-        manifest_path = root / "manifest.json"
-        fix = "make one: simmim-export onnx ckpt.pt -o BUNDLE"
-        if not root.exists():
-            raise _missing(root, fix)
-        _inside(root, "manifest.json")
-        if not manifest_path.is_file():
-            raise BundleError("not a bundle: it has no manifest.json", where=root, fix=fix)
-        with manifest_path.open("rb") as stream:
-            # One byte more than parse_manifest accepts is enough to refuse the rest.
-            data = stream.read(MAX_BYTES + 1)
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BundleError(f"the manifest is not UTF-8: {error}", where=manifest_path, fix=fix) from error
-        bundle = cls(root, parse_manifest(text, manifest_path))
-        for name in bundle.manifest.files:
-            size = bundle._locate(name).stat().st_size
-            if size > (most := MOST_BYTES.get(name, MAX_UNPACKED)):
-                what = f"{name} has {size:,} bytes; the limit is {most:,}"
-                raise BundleError(what, where=root, fix="do not trust this bundle, or copy it again, whole")
-        for artifact in bundle.manifest.artifacts:
-            size = bundle._locate(artifact.path).stat().st_size
-            if size != artifact.bytes:
-                raise BundleError(
-                    f"{artifact.path} has {size:,} bytes, and the manifest says {artifact.bytes:,}",
-                    where=root,
-                    fix="copy the bundle again, whole",
-                )
-        return bundle
+            manifest_path = root / "manifest.json"
+            fix = "make one: simmim-export onnx ckpt.pt -o BUNDLE"
+            if not root.exists():
+                raise _missing(root, fix)
+            _inside(root, "manifest.json")
+            if not manifest_path.is_file():
+                raise BundleError("not a bundle: it has no manifest.json", where=root, fix=fix)
+            with manifest_path.open("rb") as stream:
+                # One byte more than parse_manifest accepts is enough to refuse the rest.
+                data = stream.read(MAX_BYTES + 1)
+            try:
+                text = data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise BundleError(f"the manifest is not UTF-8: {error}", where=manifest_path, fix=fix) from error
+            bundle = cls(root, parse_manifest(text, manifest_path))
+            for name in bundle.manifest.files:
+                size = bundle._locate(name).stat().st_size
+                if size > (most := MOST_BYTES.get(name, MAX_UNPACKED)):
+                    what = f"{name} has {size:,} bytes; the limit is {most:,}"
+                    raise BundleError(what, where=root, fix="do not trust this bundle, or copy it again, whole")
+            for artifact in bundle.manifest.artifacts:
+                size = bundle._locate(artifact.path).stat().st_size
+                if size != artifact.bytes:
+                    raise BundleError(
+                        f"{artifact.path} has {size:,} bytes, and the manifest says {artifact.bytes:,}",
+                        where=root,
+                        fix="copy the bundle again, whole",
+                    )
+            return bundle
 
     @property
     def digest(self) -> str:

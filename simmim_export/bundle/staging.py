@@ -48,7 +48,7 @@ class Staging:
             for path in {asked, self.target}:
                 _recover(path)
             require_new(self.target, overwrite)
-            if self.target.exists() and not _may_replace(self.target):
+            if self.target.exists() and not _is_replaceable(self.target):
                 fix = "choose another -o, or remove it yourself"
                 raise UsageError("the output exists and is not a bundle", where=self.target, fix=fix)
 
@@ -125,17 +125,16 @@ def _recover(target: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _may_replace(target: Path) -> bool:
-    """Whether ``target``, which exists, is a bundle or an empty folder and not anything else of the user's."""
-    return target.is_dir() and (_is_ours(target) or not any(target.iterdir()))
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether ``folder`` is a bundle, perhaps a damaged one. Other projects have a manifest.json too.
+def _is_replaceable(folder: Path) -> bool:
+    """Whether ``folder`` is an empty folder or a bundle, perhaps a damaged one. Other projects have a manifest.json too.
 
     Our manifest has a set of keys that no other project's has. If it is not JSON any more, the other files of a bundle must lie
     beside it, and nothing else.
     """
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
     try:
         content = parse_json(read_file(folder / "manifest.json", most=MAX_BYTES).decode("utf-8"))
     except OSError:

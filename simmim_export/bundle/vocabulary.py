@@ -87,11 +87,6 @@ def read(text: str) -> Vocabulary:
     return Vocabulary(tokenizer, pad, min(MAX_TEXT, int(MAX_GROWN / growth)))
 
 
-def parse(text: str) -> Tokenizer:
-    """The tokenizer of :func:`read`; raises as it does."""
-    return read(text).tokenizer
-
-
 def rows_needed(tokenizer: Tokenizer) -> int:
     """The number of embeddings that its ids need: the highest id plus one, even if lower ids are unused; 0 without tokens."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1

@@ -74,5 +74,5 @@ def certify(
     failed = [certificate for certificate in certificates if not certificate.passed]
     if failed and (engine or len(failed) == len(certificates)):
         what = "; ".join(f"{certificate.name}: {', '.join(certificate.failures())}" for certificate in failed)
-        exceeded = [line.as_row() for certificate in failed for line in certificate.lines if not line.kept]
+        exceeded = [line for certificate in failed for line in certificate.lines if not line.kept]
         raise GateFailed(f"not certified: {what}", where=bundle, fix=how_to_stay_within(exceeded, "--engine"))

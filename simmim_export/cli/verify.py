@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,9 +14,9 @@ from simmim_export.console.options import AsJson, Budget, BundlePath, EngineOpti
 from simmim_export.errors import GateFailed, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from simmim_export.proof.certificate import Certificate
+    from simmim_export.proof.records import Certificate, Line
 
 EXAMPLES = (
     "simmim-export verify bundle",
@@ -48,7 +48,9 @@ def verify(
     those of a certificate for the same engine and precision on this kind of machine, or else the default limits. Certified
     figures are shown beside those measured now. Exit code 4 if a graph differs or a limit is exceeded.
     """
-    from simmim_export.proof.budget import DEFAULT, NotJudged, Promised, in_words, promised
+    import msgspec
+
+    from simmim_export.proof.budget import DEFAULT, NotJudged, Promised, promised
     from simmim_export.proof.budget import Budget as Limits
     from simmim_export.proof.certificate import read
     from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
@@ -80,11 +82,11 @@ def verify(
         files = model.bundle.check()
         reports = model.verify()
         executed = {report.graph: dict(model.session(report.graph).precision_proof().executed) for report in reports}
-        figures, lines = None, list[dict[str, Any]]()
+        figures = None
+        lines: list[Line] = []
         if examiner is not None:
             figures = examiner.figures(examiner.outputs(model.session))
-            judged, left_out = limits.judge(figures, of=of, left_out=left_out)
-            lines = [line.as_row() for line in judged]
+            lines, left_out = limits.judge(figures, of=of, left_out=left_out)
     remarks: list[str] = []
     references_checked = True
     if figures is not None:
@@ -97,9 +99,8 @@ def verify(
         parity = {r.graph: r.summary() | {"executed": executed[r.graph]} for r in reports}
         document = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
         if figures is not None:
-            rows = [one.as_row() for one in left_out]
-            document |= {"limits": str(limits)}
-            document |= {"evidence": figures, "budget": lines, "not_judged": rows, "suspicious": remarks}
+            rows = {"budget": lines, "not_judged": [one.record() for one in left_out]}
+            document |= {"limits": str(limits), "evidence": figures, **msgspec.to_builtins(rows), "suspicious": remarks}
         document["certificates"] = [{"host": c.host, "figures": c.as_json()["figures"]} for c in certificates]
         print_json(plain(document))
     else:
@@ -121,16 +122,16 @@ def verify(
             say(f"not judged: {one}")
     for report in reports:
         report.require(bundle, "export it again on this machine, or choose another --engine or --precision")
-    exceeded = [row for row in lines if not row["kept"]]
+    exceeded = [line for line in lines if not line.kept]
     if exceeded:
-        what = "the budget is exceeded: " + "; ".join(map(in_words, exceeded))
+        what = "the budget is exceeded: " + "; ".join(map(str, exceeded))
         raise GateFailed(what, where=bundle, fix=how_to_stay_within(exceeded, "--precision"))
 
 
-def how_to_stay_within(exceeded: Sequence[Mapping[str, Any]], option: str) -> str:
+def how_to_stay_within(exceeded: Sequence[Line], option: str) -> str:
     """What the user can do about exceeded limits. If the references themselves are wrong, no other figure means anything."""
     from simmim_export.proof.examine import REFERENCES
 
-    if any(row["name"] == REFERENCES for row in exceeded):
+    if any(line.name == REFERENCES for line in exceeded):
         return "export the bundle again from its checkpoint, and copy all of it"
     return f"choose another {option}, or a wider --budget"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from simmim_export.bundle.vocabulary import parse, rows_needed
+from simmim_export.bundle.vocabulary import read, rows_needed
 from simmim_export.errors import CheckpointError
 from simmim_export.models.files import COPY_AGAIN
 
@@ -15,7 +15,7 @@ def check_tokenizer(text: str, rows: object, *, where: object, fix: str = COPY_A
     Raise :class:`CheckpointError` if ``text`` is not a tokenizer.json, has no tokens, or has a token without an embedding.
     """
     try:
-        tokenizer = parse(text)
+        tokenizer = read(text).tokenizer
     except ValueError as error:
         raise CheckpointError(f"not a tokenizer.json: {error}", where=where, fix=fix) from error
     needed = rows_needed(tokenizer)

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from simmim_export.errors import GateFailed
 from simmim_export.planning.judge import Candidate
-from simmim_export.proof.budget import Budget, Line
+from simmim_export.proof.budget import Budget
+from simmim_export.proof.records import Line
 from simmim_export.spec import Precision, PrecisionPlan
 
 # A precision must take at most this share of FP32's time to be worth anything. Medians of a noisy machine differ by the rest.
@@ -68,7 +69,8 @@ class Choices(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A precision plan that the search measured. ``float_groups`` stay float at INT8, by graph. ``reason`` says what the search
-    wanted to know. ``seconds`` is the sum over graphs, and ``share`` that sum as a share of FP32's on the same engine."""
+    wanted to know. ``seconds`` is the sum over graphs, and ``share`` that sum as a share of FP32's on the same engine.
+    ``excess`` is how far ``lines`` exceed the budget."""
 
     plan: PrecisionPlan
     float_groups: Mapping[str, tuple[str, ...]]
@@ -76,16 +78,12 @@ class Trial:
     seconds: float
     share: float
     lines: tuple[Line, ...]
+    excess: float
 
     @property
     def fits(self) -> bool:
         """Whether it is within the budget."""
         return all(line.kept for line in self.lines)
-
-    @property
-    def excess(self) -> float:
-        """How far the worst line exceeds its limit, in limits: 0 within the budget, infinite if a line could not be computed."""
-        return max((_excess(line) for line in self.lines), default=0.0)
 
     def costs(self) -> str:
         """The lines in one sentence."""
@@ -116,17 +114,6 @@ class SearchResult:
                 least = trial.excess
                 front.append(trial)
         return front
-
-
-def _excess(line: Line) -> float:
-    if line.kept:
-        return 0.0
-    if line.reason:  # not computed, or not finite
-        return float("inf")
-    if line.key in ("cosine", "agreement"):
-        top = 1.0 if line.key == "cosine" else 100.0
-        return max((line.limit - line.measured) / max(top - line.limit, 1e-6), 0.0)
-    return max((line.measured - line.limit) / max(line.limit, 1e-6), 0.0)
 
 
 @dataclass(kw_only=True)
@@ -242,13 +229,15 @@ class Planner:
         seconds = sum(self._seconds[key] for key in keys)
         exact = sum(self._seconds[name, Precision.FP32, _NO_GROUPS] for name in precisions)
         lowered = sorted((name, p) for name, p in precisions.items() if p is not Precision.FP32)
+        lines = self.budget.lines(figures)
         trial = Trial(
             plan=PrecisionPlan(Precision.FP32, tuple(lowered)),
             float_groups={name: tuple(sorted(groups)) for name, _, groups in keys if groups},
             reason=reason,
             seconds=seconds,
             share=seconds / exact,
-            lines=tuple(self.budget.lines(figures)),
+            lines=tuple(lines),
+            excess=self.budget.excess(lines),
         )
         self._trials[keys] = trial
         return trial

@@ -32,15 +32,10 @@ def asked(evidence: Evidence, manifest: Manifest) -> dict[str, Pipeline]:
     return {name: pipeline for name in names if (pipeline := pipeline_of(manifest, name)) is not None}
 
 
-def stacked(manifest: Manifest) -> str:
-    """The tensor of each frame that the host stacks over a clip; empty for a model without clips."""
-    return str((manifest.preprocessing.get("clip") or {}).get("stacked", ""))
-
-
 def frame_graphs(manifest: Manifest) -> tuple[GraphSpec, ...]:
     """The graphs through which the host takes every frame of a clip, in order: those that make what it stacks. The pipelines for
     clips do not name them. Empty for a model without clips."""
-    wanted, graphs = {stacked(manifest)}, list[GraphSpec]()
+    wanted, graphs = {manifest.stacked}, list[GraphSpec]()
     for spec in map(manifest.graph, reversed(manifest.image_graphs())):
         if wanted & {tensor.name for tensor in spec.outputs}:
             wanted |= {tensor.name for tensor in spec.inputs}

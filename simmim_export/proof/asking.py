@@ -15,7 +15,7 @@ import numpy as np
 from simmim_export.bundle import Manifest
 from simmim_export.engines.base import Session
 from simmim_export.engines.pipeline import run_graphs
-from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, graphs_behind, stacked
+from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, graphs_behind
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.rows import Keep, Rows, RowSession, Watch
 from simmim_export.spec import BATCH, GraphSpec, Kind, Pipeline, TensorSpec
@@ -36,7 +36,11 @@ class _Model:
 
 
 class Asker:
-    """Asks the questions of ``evidence``. For the arguments see :class:`simmim_export.proof.examine.Examiner`."""
+    """Asks a model what ``evidence`` holds.
+
+    ``tokens(texts)`` gives what graphs take of texts, by name, as the runtime does: int64 [n, s] each. ``watch(step, done,
+    total)`` is called before each batch. ``batch`` rows run at once, by default as many as a graph takes.
+    """
 
     def __init__(
         self,
@@ -44,24 +48,31 @@ class Asker:
         evidence: Evidence,
         *,
         tokens: Callable[[list[str]], Mapping[str, np.ndarray]],
-        watch: Watch,
-        batch: int | None,
+        watch: Watch = lambda step, done, total: None,
+        batch: int | None = None,
     ) -> None:
-        self._manifest, self._evidence, self._watch, self._batch = manifest, evidence, watch, batch
+        self.evidence = evidence
+        self._manifest, self._watch, self._batch = manifest, watch, batch
+        self._asked = asked(evidence, manifest)
         texts = evidence.texts()
         self._number = {text: index for index, text in enumerate(texts)}
         tensors = tokens(texts) if texts else {}
         self._texts = {name: Rows.of(array, each=TEXTS, origin=(TEXTS,)) for name, array in tensors.items()}
         self._kept: dict[tuple[str, ...], Any] = {}
 
-    def numbers(self, texts: Iterable[Iterable[str]]) -> np.ndarray:
-        """The row of each of ``texts`` in the output ``texts``: int64, as many rows and columns as ``texts`` has."""
+    def _numbers(self, texts: Iterable[Iterable[str]]) -> np.ndarray:
+        """The row of each of ``texts`` in the output ``texts``: int64, with the rows and columns of ``texts``."""
         return np.array([[self._number[text] for text in row] for row in texts], np.int64)
 
-    def outputs(self, session: Callable[[str], Session], made_by: Callable[[str], str]) -> dict[str, np.ndarray]:
-        """See :meth:`simmim_export.proof.examine.Examiner.outputs`."""
+    def outputs(self, session: Callable[[str], Session], made_by: Callable[[str], str] = str) -> dict[str, np.ndarray]:
+        """``images/SET`` float32 [n, E], ``texts`` [distinct texts, E] and ``logits/TASK`` [n, k, classes]: those that the model
+        gives and the evidence asks for.
+
+        ``session(graph)`` gives the session to ask; ``made_by(graph)`` names what is in it: outputs of the same names are
+        taken from an earlier call.
+        """
         model, outputs = _Model(session, made_by), dict[str, np.ndarray]()
-        for output, pipeline in asked(self._evidence, self._manifest).items():
+        for output, pipeline in self._asked.items():
             makers = map(model.name, graphs_behind(self._manifest, output))
             outputs[output] = self._keep((output, "", *makers), partial(self._ask, output, pipeline, model))
         return outputs
@@ -82,10 +93,10 @@ class Asker:
         if kind == IMAGES:
             tensors |= self._images(name, pipeline, model)
         if kind == LOGITS:
-            task = self._evidence.tasks[name]
+            task = self.evidence.tasks[name]
             tensors |= self._images(task.images, pipeline, model)
             questions[IMAGES] = np.repeat(np.arange(len(task.labels)), task.labels.shape[1])
-            questions[TEXTS] = self.numbers(task.texts).reshape(-1)
+            questions[TEXTS] = self._numbers(task.texts).reshape(-1)
         specs = [self._manifest.graph(graph) for graph in pipeline.graphs]
         answers = self._run(specs, tensors, model=model, questions=questions, keep=self._keep)[pipeline.outputs[0]]
         values = answers.read()
@@ -120,7 +131,7 @@ class Asker:
 
     def _images(self, name: str, pipeline: Pipeline, model: _Model) -> dict[str, Rows]:
         """What ``pipeline`` takes of the set ``name``: its images, or its clips with a mask of ones."""
-        images, takes = self._evidence.images[name], self._manifest.takes(pipeline)
+        images, takes = self.evidence.images[name], self._manifest.takes(pipeline)
         origin = f"{IMAGES}/{name}"
         if images.ndim == 4:
             return _named(takes, {Kind.IMAGE: Rows.of(images, each=IMAGES, origin=(origin,))})
@@ -131,7 +142,7 @@ class Asker:
             frames = Rows.of(images.reshape(-1, *images.shape[2:]), each=IMAGES, origin=())
             tensors = {t.name: frames for spec in graphs for t in spec.inputs if t.kind is Kind.IMAGE}
             flowing = self._run(graphs, tensors, model=model, questions={}, keep=lambda key, make: make())
-            values = flowing[stacked(self._manifest)].read()
+            values = flowing[self._manifest.stacked].read()
             return values.reshape(*images.shape[:2], *values.shape[1:])
 
         makers = (origin, *(model.name(spec.name) for spec in graphs))

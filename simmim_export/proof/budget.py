@@ -8,16 +8,17 @@ never left out silently.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from math import ceil, isfinite
+from math import ceil, isfinite, nan
 from typing import Any
 
 from simmim_export.bundle import Manifest
 from simmim_export.errors import UsageError
 from simmim_export.proof.asked import IMAGES, TEXTS, pipeline_of
 from simmim_export.proof.evidence import RETRIEVAL
+from simmim_export.proof.records import Line, Unjudged, shown
 
 # What a key bounds, for messages and help.
 KEYS: Mapping[str, str] = {
@@ -27,82 +28,23 @@ KEYS: Mapping[str, str] = {
     "agreement": "the least share of answers that equal those of FP32: agreement=99%",
 }
 _UNITS = {"answers": "pt", "retrieval": "pt", "cosine": "", "agreement": "%"}
+# These limits are lower bounds.
+_AT_LEAST = ("cosine", "agreement")
 DEFAULT = "answers=0.5pt,retrieval=0.5pt,cosine=0.998"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One limit of a budget for one task or kind of embedding, and what was measured, both in the unit of ``key``.
-
-    ``measured`` is NaN if it could not be computed; ``reason`` says why a line is not kept where the two numbers do not.
-    """
-
-    key: str
-    of: str
-    measured: float
-    limit: float
-    kept: bool
-    reason: str = ""
-
-    @property
-    def name(self) -> str:
-        """The key, and the task or kind of embedding, for example ``answers vqa``."""
-        return _named(self.key, self.of)
-
-    @property
-    def allowed(self) -> str:
-        """The limit in words: ``at most 0.5 pt``."""
-        gap = " " if _UNITS[self.key] == "pt" else ""
-        word = "at most" if self.key in ("answers", "retrieval") else "at least"
-        return f"{word} {shown(self.limit)}{gap}{_UNITS[self.key]}"
-
-    def as_row(self) -> dict[str, Any]:
-        """As JSON. ``measured`` is NaN if it could not be computed, ``allowed`` is the limit in words, and ``reason`` says why
-        the line is not kept, if that is not because of the limit."""
-        return {
-            "name": self.name,
-            "measured": self.measured,
-            "allowed": self.allowed,
-            "kept": self.kept,
-            "reason": self.reason,
-        }
-
-    def __str__(self) -> str:
-        return in_words(self.as_row())
-
-
-def in_words(row: Mapping[str, Any]) -> str:
-    """A row of :meth:`Line.as_row` as a phrase: ``cosine texts 0.99796, at least 0.998``."""
-    measured = row["measured"]
-    figure = "not computed" if measured is None or not isfinite(measured) else shown(measured)
-    return f"{row['name']} {figure}, {row['allowed']}" + (f" ({row['reason']})" if row["reason"] else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NotJudged:
+class NotJudged(Unjudged, frozen=True):
     """A limit that is not applied to one task or kind of embedding, why, and what would change that."""
 
-    key: str
-    of: str
-    limit: str
-    why: str
     fix: str
 
-    @property
-    def name(self) -> str:
-        """As :attr:`Line.name`."""
-        return _named(self.key, self.of)
-
-    def as_row(self) -> dict[str, str]:
-        """As JSON."""
-        return {"name": self.name, "limit": self.limit, "why": self.why}
+    def record(self) -> Unjudged:
+        """What a certificate keeps of it."""
+        return Unjudged(name=self.name, limit=self.limit, why=self.why)
 
     def __str__(self) -> str:
-        return f"{self.limit}: {self.why}" if self.key == self.of else f"{self.limit} of {self.of}: {self.why}"
-
-
-def _named(key: str, of: str) -> str:
-    return key if key == of else f"{key} {of}"
+        of = self.name.partition(" ")[2]
+        return f"{self.limit} of {of}: {self.why}" if of else f"{self.limit}: {self.why}"
 
 
 # key -> the names of the tasks or kinds of embedding that it bounds.
@@ -147,36 +89,48 @@ class Budget:
             number = re.fullmatch(rf"(\d+(?:\.\d*)?|\.\d+)\s*(?:{_UNITS[key]})?", value)
             amount = float(number[1]) if number else -1.0
             least, most = (0.0, 100.0) if _UNITS[key] else (0.0, 1.0)
-            if not least <= amount <= most or (key in ("cosine", "agreement") and amount == 0):
+            if not least <= amount <= most or (key in _AT_LEAST and amount == 0):
                 raise UsageError(f"{part.strip()!r} is not a limit of a budget: {KEYS[key]}", fix=fix)
             limits[key] = amount
         return cls(tuple(limits.items()))
 
     def lines(
-        self,
-        figures: Mapping[str, Any],
-        *,
-        of: Promised | None = None,
-        without: Sequence[NotJudged] = (),
+        self, figures: Mapping[str, Any], *, of: Promised | None = None, without: Collection[str] = ()
     ) -> list[Line]:
         """Compare every limit with ``figures`` (:meth:`Examiner.figures`): one line for each task or kind of embedding in ``of``,
-        by default those that ``figures`` name, except for what ``without`` lists.
+        by default those that ``figures`` name, except for the lines named in ``without``.
 
-        A limit that ``without`` lists has a line all the same if even the smallest loss that the figures allow, with 95 %
-        confidence, exceeds it: too few images cannot prove that a limit is kept, but they can prove that it is not.
+        A line in ``without`` is there all the same if even the smallest loss that the figures allow, with 95 % confidence,
+        exceeds its limit: too few images cannot prove that a limit is kept, but they can prove that it is not.
 
-        Where ``figures`` lack a number, the line is not kept; ``measured`` is NaN, and ``reason`` says why.
+        Where ``figures`` lack a number, the line is not kept, and ``reason`` says why.
         """
-        names, left_out = of or _of_figures(figures), {(one.key, one.of) for one in without}
-        lines = []
+        names, lines = of or _of_figures(figures), list[Line | None]()
         for key, limit in self.limits:
-            if not names[key] and (key, key) not in left_out:
-                lines.append(_not_computed(key, key, limit=limit, reason=_NOTHING[key]))
+            if not names[key] and key not in without:
+                lines.append(_made(key, key, limit=limit, reason=_NOTHING[key]))
             for name in names[key]:
-                judge = _lost if (key, name) in left_out else _line
-                line = judge(key, name, limit=limit, figures=figures)
-                lines += [] if line is None else [line]
-        return lines
+                judge = _lost if _named(key, name) in without else _line
+                lines.append(judge(key, name, limit=limit, figures=figures))
+        return [line for line in lines if line is not None]
+
+    def excess(self, lines: Iterable[Line]) -> float:
+        """How far the worst of ``lines`` exceeds its limit, in limits: 0 within the budget, infinite if a line could not be
+        computed or its outputs are not finite."""
+        limits, worst = dict(self.limits), 0.0
+        for line in lines:
+            if line.kept:
+                continue
+            if line.reason or line.measured is None:
+                return float("inf")
+            key = line.name.partition(" ")[0]
+            limit = limits[key]
+            if key in _AT_LEAST:
+                far = (limit - line.measured) / max((100.0 if _UNITS[key] else 1.0) - limit, 1e-6)
+            else:
+                far = (line.measured - limit) / max(limit, 1e-6)
+            worst = max(worst, far)
+        return worst
 
     def not_judged(self, figures: Mapping[str, Any], *, of: Promised | None = None) -> list[NotJudged]:
         """The limits that ``figures``, PyTorch's own, are not enough to judge, and why.
@@ -184,26 +138,27 @@ class Budget:
         If none of n images changed, all that is known with 95 % confidence is that the loss is below 3 / n (the rule of three:
         Hanley and Lippman-Hand, 1983).
         """
-        missing = []
+        limits, missing = dict(self.limits), []
         for line in self.lines(figures, of=of):
-            limit = f"{line.key}={written(line.limit)}{_UNITS[line.key]}"
+            key, _, name = line.name.partition(" ")
+            limit = limits[key]
             if line.reason:
-                why, fix = line.reason, f"train with --eval-scenes above 0, or take {line.key} out of --budget"
-            elif _UNITS[line.key] == "pt" and (images := figures["tasks"][line.of]["images"]) * line.limit < 300:
-                wanted = ceil(300 / line.limit) if line.limit else 0
+                why, fix = line.reason, f"train with --eval-scenes above 0, or take {key} out of --budget"
+            elif _UNITS[key] == "pt" and (images := figures["tasks"][name or key]["images"]) * limit < 300:
+                wanted = ceil(300 / limit) if limit else 0
                 takes = f"takes {wanted}" if wanted else "cannot be proven on any number"
-                why = f"{images} images of {line.of} are too few to know it with 95 % confidence; it {takes}"
-                fix = f"train with --eval-scenes {wanted}" if wanted else f"give {line.key} above 0, or agreement=100%"
+                why = f"{images} images of {name or key} are too few to know it with 95 % confidence; it {takes}"
+                fix = f"train with --eval-scenes {wanted}" if wanted else f"give {key} above 0, or agreement=100%"
             else:
                 continue
-            missing.append(NotJudged(key=line.key, of=line.of, limit=limit, why=why, fix=fix))
+            missing.append(NotJudged(name=line.name, limit=f"{key}={_written(key, limit)}", why=why, fix=fix))
         return missing
 
     def judge(
         self, figures: Mapping[str, Any], *, of: Promised, left_out: Sequence[NotJudged]
     ) -> tuple[list[Line], list[NotJudged]]:
         """The :meth:`lines` of ``figures``, and those of ``left_out`` that they do not judge."""
-        lines = self.lines(figures, of=of, without=left_out)
+        lines = self.lines(figures, of=of, without=[one.name for one in left_out])
         judged = {line.name for line in lines}
         return lines, [one for one in left_out if one.name not in judged]
 
@@ -213,12 +168,12 @@ class Budget:
             raise UsageError(str(one), fix=one.fix)
 
     def __str__(self) -> str:
-        return ",".join(f"{key}={written(limit)}{_UNITS[key]}" for key, limit in self.limits)
+        return ",".join(f"{key}={_written(key, limit)}" for key, limit in self.limits)
 
 
-def written(limit: float) -> str:
-    """``limit`` in the fewest digits that give the same number when they are read."""
-    return f"{Decimal(repr(float(limit))):f}".removesuffix(".0")
+def _written(key: str, limit: float) -> str:
+    """``limit`` with its unit, in the fewest digits that give the same number when they are read."""
+    return f"{Decimal(repr(float(limit))):f}".removesuffix(".0") + _UNITS[key]
 
 
 _NOTHING = {
@@ -229,26 +184,33 @@ _NOTHING = {
 }
 
 
-def _not_computed(key: str, name: str, *, limit: float, reason: str) -> Line:
-    return Line(key=key, of=name, measured=float("nan"), limit=limit, kept=False, reason=reason)
+def _named(key: str, of: str) -> str:
+    return key if key == of else f"{key} {of}"
+
+
+def _made(key: str, of: str, *, limit: float, measured: float = nan, kept: bool = False, reason: str = "") -> Line:
+    unit = {"pt": " pt"}.get(_UNITS[key], _UNITS[key])
+    allowed = f"{'at least' if key in _AT_LEAST else 'at most'} {shown(limit)}{unit}"
+    known = measured if isfinite(measured) else None
+    return Line(name=_named(key, of), measured=known, allowed=allowed, kept=kept, reason=reason)
 
 
 def _line(key: str, name: str, *, limit: float, figures: Mapping[str, Any]) -> Line:
     """One limit beside the figures of one task or kind of embedding."""
     row = figures["embeddings" if key == "cosine" else "tasks"].get(name)
     if row is None:
-        reason = "nothing held out travels with the model to measure it on"
-        return _not_computed(key, name, limit=limit, reason=reason)
+        return _made(key, name, limit=limit, reason="nothing held out travels with the model to measure it on")
     if key == "cosine":
         measured = row["cosine_mean"]
     else:
         measured = 100 * row["top1"] if key == "agreement" else row["interval"][1]
-    broken = row.get("not_finite", 0)
-    if not isfinite(measured) and not broken:
-        return _not_computed(key, name, limit=limit, reason="it is not a number")
-    kept = not broken and (measured >= limit if key in ("cosine", "agreement") else measured <= limit)
-    reason = f"{broken} outputs are not finite" if broken else ""
-    return Line(key=key, of=name, measured=measured, limit=limit, kept=kept, reason=reason)
+    reason = ""
+    if broken := row.get("not_finite", 0):
+        reason = f"{broken} outputs are not finite"
+    elif not isfinite(measured):
+        reason = "it is not a number"
+    within = measured >= limit if key in _AT_LEAST else measured <= limit
+    return _made(key, name, limit=limit, measured=measured, kept=within and not reason, reason=reason)
 
 
 def _lost(key: str, name: str, *, limit: float, figures: Mapping[str, Any]) -> Line | None:
@@ -256,14 +218,8 @@ def _lost(key: str, name: str, *, limit: float, figures: Mapping[str, Any]) -> L
     row = None if key == "cosine" else figures["tasks"].get(name)
     if row is None:
         return None
-    line = _line(key, name, limit=limit, figures=figures)
     if key == "agreement" or row.get("not_finite", 0):
+        line = _line(key, name, limit=limit, figures=figures)
         return None if line.kept else line
     least, reason = row["interval"][0], "even the smallest loss that the figures allow exceeds it"
-    exceeded = Line(key=key, of=name, measured=least, limit=limit, kept=False, reason=reason)
-    return exceeded if least > limit else None
-
-
-def shown(value: float) -> str:
-    """``value`` as text with 4 digits, or 6 if it is just below 1, as a cosine is: its distance from 1 is what matters."""
-    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.4g}"
+    return _made(key, name, limit=limit, measured=least, reason=reason) if least > limit else None

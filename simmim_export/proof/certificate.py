@@ -25,7 +25,7 @@ import msgspec
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines import ENGINES, get_engine
 from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailable, UsageError
-from simmim_export.proof.budget import Budget, NotJudged, promised
+from simmim_export.proof.budget import Budget, promised
 from simmim_export.proof.examine import REFERENCES
 from simmim_export.proof.records import Certificate, verdict
 from simmim_export.spec import PrecisionPlan
@@ -180,12 +180,7 @@ def _check_lines(certificate: Certificate, manifest: Manifest) -> None:
         raise ValueError("a line of its budget occurs twice")
     limits, figures, of = Budget.parse(certificate.budget), msgspec.to_builtins(certificate.figures), promised(manifest)
     wanted = {line.name: line for line in limits.lines(figures, of=of)}
-    unproven = [
-        NotJudged(key=line.key, of=line.of, limit="", why="", fix="")
-        for line in wanted.values()
-        if line.name in left_out
-    ]
-    for line in limits.lines(figures, of=of, without=unproven):
+    for line in limits.lines(figures, of=of, without=left_out):
         if line.name in left_out:
             raise ValueError(f"its figures show that {line.name} is exceeded, but it says that this was not judged")
     for name, line in wanted.items():
@@ -200,7 +195,7 @@ class OfAnother(BundleError):
 
 
 def _known(bundle: Bundle) -> list[Certificate]:
-    """As :func:`read`, but certificates of other graphs and damaged files, which :func:`write` replaces, give none."""
+    """As :func:`read`, but nothing for certificates of other graphs and for damaged files: :func:`write` replaces them."""
     try:
         return read(bundle)
     except OfAnother:
@@ -244,8 +239,9 @@ def choose(
     """The fastest certificate that passed on this kind of ``host`` with exactly the installed packages, and why it was chosen.
 
     ``versions(engine)`` has the versions of all packages of an engine that are installed here. ``engine`` is the only one to
-    consider, if named. ``stands`` says whether what a certificate was measured with is still there. An engine that this version
-    does not have counts as not installed. Raise :class:`EngineUnavailable`, with what there is instead, if none will do.
+    consider, if named. ``stands`` says whether the files that a certificate was measured with are still there. An engine that
+    this version does not have counts as not installed. If no certificate qualifies, raise :class:`EngineUnavailable`, whose
+    message counts those that meet each condition.
     """
     mine = [c for c in certificates if engine in (None, c.engine)]
     here = [c for c in mine if _kind(c.host) == _kind(host)]
@@ -266,9 +262,9 @@ def choose(
             fix=f"simmim-export certify {where if where is not None else 'BUNDLE'}",
         )
     best = passed[0]
-    elsewhen = " (measured in another run: certify them together to be sure)"
+    caveat = " (measured in another run: certify them together to be sure)"
     others = [
-        f"{c.name} takes {c.speed() / best.speed():.2f}x as long" + ("" if c.run == best.run else elsewhen)
+        f"{c.name} takes {c.speed() / best.speed():.2f}x as long" + ("" if c.run == best.run else caveat)
         for c in passed[1:3]
     ]
     failed = [f"{c.name} failed its budget" for c in current if not c.passed]

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from simmim_export.errors import BundleError
-from simmim_export.proof.wholeness import check
 from simmim_export.system.npz import DAMAGED, pack, unpack
 
 FILE = "evidence.npz"
@@ -25,6 +24,8 @@ RETRIEVAL = "retrieval"
 # The most bytes and values of the JSON that holds the texts and the source. A thousand images with eight questions for each of
 # six heads take 50,000 values and 3 MB. A list of three bytes takes twenty times as many in memory.
 MOST_WORDS, MOST_VALUES = 32 << 20, 1 << 20
+# A training run takes along 1,024 images with 8 texts each. A hostile file must not keep a device busy for days.
+MOST_SETS, MOST_IMAGES, MOST_EACH, MOST_TEXTS, LONGEST_TEXT = 64, 1 << 16, 4096, 1 << 17, 1 << 16
 PARTS = ("images", "labels", "scores", "reference")
 
 
@@ -100,7 +101,7 @@ class Evidence:
         where = where or (source if isinstance(source, Path) else None)
         try:
             evidence = cls._parse(unpack(source))
-            check(evidence)
+            evidence.check()
         except (*DAMAGED, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise BundleError(f"the evidence cannot be read: {error}", where=where, fix="export it again") from error
         return evidence
@@ -149,6 +150,48 @@ class Evidence:
             reference=parts["reference"],
         )
 
+    def check(self) -> None:
+        """Raise ValueError naming a tensor or text that is empty, not finite or of a wrong type, or that contradicts another."""
+        if not self.images and not self.texts():
+            raise ValueError("it holds neither images nor texts")
+        if max(len(self.images), len(self.tasks), len(self.reference)) > MOST_SETS:
+            raise ValueError(f"it has more than {MOST_SETS} sets of images, tasks or references")
+        for name, images in self.images.items():
+            fits = images.dtype == np.uint8 and images.ndim in (4, 5) and images.shape[-1] == 3
+            if not fits or not images.size or len(images) > MOST_IMAGES:
+                raise ValueError(f"images {name!r} are {described(images)}")
+        for name, task in self.tasks.items():
+            self._check_task(name, task)
+        texts = self.texts()
+        if len(texts) > MOST_TEXTS:
+            raise ValueError(f"it has {len(texts)} texts, at most {MOST_TEXTS} are read")
+        for text in texts:
+            if not text.strip() or len(text) > LONGEST_TEXT:
+                raise ValueError(f"it has a text of {len(text)} characters: {text[:40]!r}")
+        for name, values in self.reference.items():
+            if values.dtype != np.float32 or not values.size:
+                raise ValueError(f"the reference {name!r} is {described(values)}, not float32 with values")
+            if broken := int((~np.isfinite(values)).sum()):
+                raise ValueError(f"the reference {name!r} has {broken} values that are not finite")
+
+    def _check_task(self, name: str, task: Task) -> None:
+        if task.images not in self.images:
+            raise ValueError(f"task {name!r} asks about images {task.images!r}, which it does not hold")
+        count, labels = len(self.images[task.images]), task.labels
+        fits = (
+            labels.dtype == np.int64 and labels.ndim == 2 and len(labels) == count and 1 <= labels.shape[1] <= MOST_EACH
+        )
+        if not fits or labels.min() < 0:
+            raise ValueError(f"labels of {name!r} are {described(labels)} for {count} images")
+        if task.texts and [len(row) for row in task.texts] != [labels.shape[1]] * count:
+            raise ValueError(f"texts of {name!r} are not {list(labels.shape)}")
+        scores = task.scores
+        if scores is None:
+            return
+        fits = scores.dtype == np.float32 and scores.ndim == 3 and scores.shape[:2] == labels.shape and scores.size > 0
+        if not fits or not ((scores >= 0) & (scores <= 1)).all():
+            raise ValueError(f"scores of {name!r} are {described(scores)}")
+
     def with_reference(self, reference: Mapping[str, np.ndarray]) -> Evidence:
         """The same evidence with PyTorch's outputs."""
         return replace(self, reference=dict(reference))
@@ -159,9 +202,14 @@ class Evidence:
         return list(dict.fromkeys((*asked, *self.plain)))
 
 
+def described(array: np.ndarray) -> str:
+    """The dtype and shape of ``array``, for a message."""
+    return f"{array.dtype} {list(array.shape)}"
+
+
 def matching(captions: Sequence[Sequence[str]], images: str) -> Task | None:
-    """A task that pairs each image with its own first caption (class 1) and with that of another image (class 0), so that an
-    answer which does not look is right half of the time.
+    """A task that pairs each image with its own first caption (class 1) and with that of another image (class 0), so that a
+    model that ignores the image is right half of the time.
 
     The other image is the next one whose first caption is not a caption of this image. None if an image has no such other.
     """

@@ -5,36 +5,32 @@ A wrong shape is an error; outputs that are not finite are counted in the figure
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from simmim_export.bundle import Bundle, Manifest
-from simmim_export.engines.base import Session
 from simmim_export.errors import BundleError, GateFailed
-from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, graphs_behind
+from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, graphs_behind
 from simmim_export.proof.asking import Asker
 from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
 from simmim_export.proof.figures import agreement, choices, first_choices, gallery, paired_loss
 from simmim_export.proof.fitting import require_fit
 from simmim_export.proof.parity import difference, logits_error
-from simmim_export.proof.rows import Watch
+from simmim_export.proof.records import Line
 from simmim_export.spec import TOLERANCES, Precision
 
-# The name of the row that says whether FP32 gives the references.
+# The name of the line that says whether FP32 gives the references.
 REFERENCES = "references"
 # The least share of FP32's answers that must be those of the references. On honest references every answer is the same unless two
 # classes are equal to within a rounding: that happens to fewer than one of a thousand questions, also before any training.
 SAME_ANSWERS = 0.999
 
 
-def _ignore_progress(step: str, done: int, total: int) -> None:
-    """For a caller who does not watch."""
-
-
 def require_evidence(bundle: Bundle) -> Evidence:
-    """What travels with ``bundle``, checked against its manifest.
+    """The evidence in ``bundle``, checked against its manifest.
 
     Raise :class:`BundleError` if there is none, or if it is damaged, not finite, or about another model.
     """
@@ -44,12 +40,12 @@ def require_evidence(bundle: Bundle) -> Evidence:
     return require_fit(Evidence.load(path), bundle.manifest, where=path)
 
 
-def reproduction(manifest: Manifest, figures: Mapping[str, Any], *, exact: Collection[str]) -> dict[str, Any] | None:
-    """A row like those of a budget: do graphs at FP32 give the references that the evidence holds?
+def reproduction(manifest: Manifest, figures: Mapping[str, Any], *, exact: Collection[str]) -> Line | None:
+    """A line like those of a budget: do graphs at FP32 give the references that the evidence holds?
 
     ``exact`` names the graphs that ran at FP32. Only outputs that these graphs make are compared; None if there are none.
     ``measured`` is the worst scaled error divided by the number of graphs behind the output, and ``allowed`` the tolerance of
-    FP32 for one graph. The row also fails if embeddings point elsewhere, or if less than :data:`SAME_ANSWERS` of a task's
+    FP32 for one graph. The line also fails if embeddings point elsewhere, or if less than :data:`SAME_ANSWERS` of a task's
     answers are those of its references. References that fail were altered or belong to another model, so every loss measured
     against them is meaningless.
     """
@@ -72,8 +68,8 @@ def reproduction(manifest: Manifest, figures: Mapping[str, Any], *, exact: Colle
     if not errors[worst] <= limit:
         wrong = f"FP32 does not give the reference of {worst}"
     reason = f"{wrong}: the evidence is wrong, or FP32 is" if wrong else ""
-    allowed = f"at most {limit:g}"
-    return {"name": REFERENCES, "measured": errors[worst], "allowed": allowed, "kept": not wrong, "reason": reason}
+    measured = errors[worst] if isfinite(errors[worst]) else None
+    return Line(name=REFERENCES, measured=measured, allowed=f"at most {limit:g}", kept=not wrong, reason=reason)
 
 
 def suspicions(figures: Mapping[str, Any]) -> list[str]:
@@ -87,34 +83,8 @@ def suspicions(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-class Examiner:
-    """Asks a model what the evidence holds, and compares.
-
-    ``tokens(texts)`` gives what graphs take of texts, by name, as the runtime does: int64 [n, s] each. ``watch(step, done,
-    total)`` is called before each batch. ``batch`` rows run at once, by default as many as a graph takes.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        evidence: Evidence,
-        *,
-        tokens: Callable[[list[str]], Mapping[str, np.ndarray]],
-        watch: Watch = _ignore_progress,
-        batch: int | None = None,
-    ) -> None:
-        self.evidence = evidence
-        self._asked = asked(evidence, manifest)
-        self._asker = Asker(manifest, evidence, tokens=tokens, watch=watch, batch=batch)
-
-    def outputs(self, session: Callable[[str], Session], made_by: Callable[[str], str] = str) -> dict[str, np.ndarray]:
-        """``images/SET`` float32 [n, E], ``texts`` [distinct texts, E] and ``logits/TASK`` [n, k, classes]: those that the model
-        gives and the evidence asks for.
-
-        ``session(graph)`` gives the session to ask; ``made_by(graph)`` names what is in it: outputs of the same names are
-        taken from an earlier call.
-        """
-        return self._asker.outputs(session, made_by)
+class Examiner(Asker):
+    """Asks a model what the evidence holds, and compares the answers with the references."""
 
     def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Compare ``outputs`` with the references of the evidence.
@@ -166,7 +136,7 @@ class Examiner:
     def _retrieval(
         self, task: Task, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        rows = self._asker.numbers(task.texts)
+        rows = self._numbers(task.texts)
         images = f"{IMAGES}/{task.images}"
         chosen = [first_choices(given[images], given[TEXTS][rows]) for given in (reference, outputs)]
         own = np.arange(len(rows))[:, None]

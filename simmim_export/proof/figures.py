@@ -14,7 +14,7 @@ import numpy as np
 DRAWS, CHUNK = 4000, 250
 # A caption looks for its own image among so many.
 GALLERY = 64
-# The share of models no better than the reference that may be called suspicious, for each task.
+# For each task, the share of models that are called suspicious although they are no better than the reference.
 FALSE_ALARMS = 0.001
 # Rows whose similarities are computed together.
 ROWS = 1024
@@ -86,8 +86,8 @@ def paired_loss(reference: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
     references make any model look better.
 
     A bootstrap knows only the losses that it has seen, and gives a bound that is too low where they are few. So one more image is
-    weighted along. It loses as much as the worst image that was seen, and one answer at least (for the lower value, it gains). If
-    images lose all or nothing, the bound is then that of Clopper and Pearson (1934), and the rule of three if none did.
+    added. It loses as much as the worst image that was seen, and at least one answer (for the lower value, it gains). If images
+    lose all or nothing, this gives the bound of Clopper and Pearson (1934), and the rule of three if none of them lost.
 
     Raise ValueError for arrays that are empty, of different shapes, not finite or outside of [0, 1].
     """

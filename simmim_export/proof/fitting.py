@@ -7,8 +7,7 @@ import numpy as np
 from simmim_export.bundle import Manifest
 from simmim_export.errors import BundleError
 from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, pipeline_of
-from simmim_export.proof.evidence import RETRIEVAL, Evidence, Task
-from simmim_export.proof.wholeness import check, described
+from simmim_export.proof.evidence import RETRIEVAL, Evidence, Task, described
 from simmim_export.spec import Kind, Pipeline, TensorSpec
 
 # How far the length of a unit vector in FP32 may be from 1.
@@ -16,13 +15,13 @@ UNIT = 1e-3
 
 
 def require_fit(evidence: Evidence, manifest: Manifest, *, where: object = None, referenced: bool = True) -> Evidence:
-    """``evidence`` itself, if it passes :func:`check` and is about the model that ``manifest`` describes.
+    """``evidence`` itself, if it passes :meth:`Evidence.check` and is about the model that ``manifest`` describes.
 
     With ``referenced``, its references must be exactly those that an examiner compares. Raise :class:`BundleError`, which names
     what does not fit and ``where`` the evidence is from.
     """
     try:
-        check(evidence)
+        evidence.check()
         _check_images(evidence, manifest)
         for name, task in evidence.tasks.items():
             clips = evidence.images[task.images].ndim == 5

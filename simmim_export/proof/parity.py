@@ -1,6 +1,6 @@
 """Does a session still compute what PyTorch computed? Checked without PyTorch, against tensors stored at export.
 
-Every deployment hop (an export, a compile, the first run on a device) is judged by :func:`compare` and by nothing else.
+Every step of a deployment (an export, a compile, the first run on a device) is judged by :func:`compare` alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tensors = Mapping[str, np.ndarray]
 
 # Logits whose difference is at most this many roundings of the largest of them are equal.
 ROUNDINGS = 8
-# How far apart classes are at least, relative to their logits, for the tolerance of FP32 to be one of their difference.
+# FP32 can tell classes apart if they differ by this share of their logits (root mean squares).
 RESOLVED = 0.003
 # The two checks of a single sample.
 ALONE, UNPADDED = "alone", "without padding"
@@ -197,9 +197,9 @@ def compare(session: Runs, spec: GraphSpec, *, golden: Golden, precision: Precis
     for case in golden.cases:
         judge(case, session.run(golden.feeds(case, spec)), golden.expected(case, spec))
     largest = _largest(golden, spec)
-    for sample in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
-        if _takes(session, sample.feeds):
-            judge(f"{sample.check}, sample {sample.index}", session.run(sample.feeds), sample.expected)
+    for check, index, feeds, expected in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
+        if _takes(session, feeds):
+            judge(f"{check}, sample {index}", session.run(feeds), expected)
     return ParityReport(graph=spec.name, precision=precision, rows=tuple(rows))
 
 
@@ -208,12 +208,11 @@ def invariance(session: Runs, spec: GraphSpec, *, golden: Golden) -> dict[str, f
     session gives it among others. 0 where the graph has nothing to check."""
     feeds = golden.feeds(_largest(_taken(session, spec, golden), spec), spec)
     errors = {"batch": 0.0, "padding": 0.0}
-    for sample in _samples(feeds, session.run(feeds), spec):
-        if not _takes(session, sample.feeds):
-            continue
-        outputs, check = session.run(sample.feeds), "batch" if sample.check == ALONE else "padding"
-        far = (difference(outputs[name], values)[0] for name, values in sample.expected.items())
-        errors[check] = max(errors[check], *far)
+    for check, _, alone, expected in _samples(feeds, session.run(feeds), spec):
+        if _takes(session, alone):
+            outputs, key = session.run(alone), "batch" if check == ALONE else "padding"
+            far = (difference(outputs[name], values)[0] for name, values in expected.items())
+            errors[key] = max(errors[key], *far)
     return errors
 
 
@@ -240,24 +239,15 @@ def _largest(golden: Golden, spec: GraphSpec) -> str:
     return max(golden.cases, key=size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sample:
-    """One row of a batch, by itself or also without its padding, and what it must give."""
-
-    check: str
-    index: int
-    feeds: Tensors
-    expected: Tensors
-
-
-def _samples(feeds: Tensors, expected: Tensors, spec: GraphSpec) -> Iterator[_Sample]:
-    """Every row of ``feeds`` alone, and again without its padding."""
+def _samples(feeds: Tensors, expected: Tensors, spec: GraphSpec) -> Iterator[tuple[str, int, Tensors, Tensors]]:
+    """Every row of ``feeds`` alone, and again without its padding: the check, the number of the row, what to feed, and what the
+    outputs must be."""
     for index in range(len(next(iter(feeds.values())))):
         alone = {name: array[index : index + 1] for name, array in feeds.items()}
         reference = {name: array[index : index + 1] for name, array in expected.items()}
-        yield _Sample(check=ALONE, index=index, feeds=alone, expected=reference)
+        yield ALONE, index, alone, reference
         for mask, axis in padded_axes(spec).items():
             length = max(int(alone[mask].sum()), spec.axis(axis).minimum)
             shorter = cut(alone, spec.inputs, axis=axis, length=length)
             outputs = cut(reference, spec.outputs, axis=axis, length=length)
-            yield _Sample(check=UNPADDED, index=index, feeds=shorter, expected=outputs)
+            yield UNPADDED, index, shorter, outputs

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from simmim_export.proof.budget import in_words
 from simmim_export.spec import Precision
 from simmim_export.system.plain import as_json
 
@@ -27,9 +26,17 @@ class _Typed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A record of certificate.json. It takes only keyword arguments, and has only the fields that it names."""
 
 
-class CertifiedLine(_Typed, frozen=True):
-    """A limit and what was measured; ``measured`` is None if it could not be computed, and ``reason`` says why the line is not
-    kept, if that is not because of the limit."""
+def shown(value: float) -> str:
+    """``value`` as text with 4 digits, or 6 if it is just below 1, as a cosine is: its distance from 1 is what matters."""
+    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.4g}"
+
+
+class Line(_Typed, frozen=True):
+    """One limit and what was measured. ``name`` is the key of a budget and what it bounds, for example ``answers vqa``.
+
+    ``allowed`` is the limit in words. ``measured`` is None if it could not be computed. ``reason`` says why the line is not kept,
+    if that is not because of the limit.
+    """
 
     name: str
     measured: Finite | None
@@ -37,9 +44,12 @@ class CertifiedLine(_Typed, frozen=True):
     kept: bool
     reason: str = ""
 
-    def as_row(self) -> dict[str, Any]:
-        """As :meth:`simmim_export.proof.budget.Line.as_row`."""
-        return msgspec.structs.asdict(self)
+    def figure(self) -> str:
+        """``measured`` as text."""
+        return "not computed" if self.measured is None or not isfinite(self.measured) else shown(self.measured)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.figure()}, {self.allowed}" + (f" ({self.reason})" if self.reason else "")
 
 
 class Unjudged(_Typed, frozen=True):
@@ -144,7 +154,7 @@ class Certificate(_Typed, frozen=True):
     figures: Figures
     latency: dict[str, Seconds]
     budget: str
-    lines: tuple[CertifiedLine, ...]
+    lines: tuple[Line, ...]
     not_judged: tuple[Unjudged, ...]
     suspicious: tuple[str, ...]
     passed: bool
@@ -162,7 +172,7 @@ class Certificate(_Typed, frozen=True):
 
     def failures(self) -> list[str]:
         """Why it did not pass: the lines that are not kept, and the graphs that differ from PyTorch."""
-        lines = [in_words(line.as_row()) for line in self.lines if not line.kept]
+        lines = [str(line) for line in self.lines if not line.kept]
         return [*lines, *(f"parity of {name}" for name, graph in self.graphs.items() if not _proven(graph.parity))]
 
     def as_json(self) -> Any:
@@ -174,7 +184,7 @@ class Certificate(_Typed, frozen=True):
         return exp(sum(log(value) for value in self.latency.values()) / len(self.latency))
 
 
-def verdict(lines: Sequence[CertifiedLine], graphs: Mapping[str, CertifiedGraph]) -> bool:
+def verdict(lines: Sequence[Line], graphs: Mapping[str, CertifiedGraph]) -> bool:
     """Whether there are lines, every line is kept and has a number, and every graph passed one or more checks of parity."""
     kept = all(line.kept and line.measured is not None and isfinite(line.measured) for line in lines)
     return bool(lines and graphs) and kept and all(_proven(graph.parity) for graph in graphs.values())

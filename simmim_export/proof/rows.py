@@ -63,16 +63,15 @@ class RowSession:
         each = kinds.pop() if len(kinds) == 1 else QUESTIONS
         origin = (*dict.fromkeys(name for rows in inputs.values() for name in rows.origin), self.made_by)
 
-        def compute() -> dict[str, np.ndarray]:
-            return self._compute(inputs, each)
-
-        key = (self.spec.name, *origin)
-        outputs = compute() if each == QUESTIONS else self.keep(key, compute)
+        if each == QUESTIONS:
+            outputs = self._compute(inputs, each)
+        else:
+            outputs = self.keep((self.spec.name, *origin), lambda: self._compute(inputs, each))
         return {name: Rows.of(array, each=each, origin=origin) for name, array in outputs.items()}
 
     def _compute(self, inputs: Mapping[str, Rows], each: str) -> dict[str, np.ndarray]:
-        """All rows, in batches. Texts of like length go together, without the padding that none of them needs, as a caller would
-        send them."""
+        """All rows, in batches. Texts of similar length run together, padded only to the longest of them, as a caller would send
+        them."""
         arrays = {name: rows.read() for name, rows in inputs.items()}
         # Rows are picked batch by batch: what an image gave is not copied for all of its questions.
         picked = {name: self.questions[rows.each] for name, rows in inputs.items() if rows.each != each}

@@ -160,6 +160,7 @@ KINDS: list[tuple[str, Edit]] = [
     ("$.graphs[2].inputs[1]", every("shots", kind="hidden")),
     ("$.preprocessing.clip", every("shots", kind="hidden")),
     ("$.graphs[2].inputs[0]", drop("preprocessing", "clip")),
+    ("$.graphs[2].inputs[0]", put("preprocessing", "clip", value=None)),
     ("$.preprocessing.clip.stacked", put("preprocessing", "clip", "stacked", value="nothing")),
     ("$.preprocessing.clip.stacked", put("preprocessing", "clip", "stacked", value="tokens")),
     ("$.preprocessing.clip.stacked", put("preprocessing", "clip", "stacked", value="joint")),

@@ -14,7 +14,7 @@ import pytest
 from edits import Content, Edit, again, drop, dumped, put, refused_places
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_manifest import small_manifest
+from small_manifest import content_of, small_manifest
 
 from simmim_export.bundle import Bundle, Manifest, check_draft, parse_manifest
 from simmim_export.console.metrics import print_metrics
@@ -86,6 +86,12 @@ def test_every_bundle_parses_and_comes_back_as_it_was(content: Content, tiny_bun
 def test_a_manifest_from_before_there_were_plans_opens(content: Content) -> None:
     old = {key: value for key, value in content.items() if key not in ("plans", "digest")}
     assert parse_manifest(dumped(old), "here").plans == {}
+
+
+def test_a_clip_that_is_null_is_a_clip_that_is_absent() -> None:
+    content = content_of("see")
+    content["preprocessing"]["clip"] = None
+    assert parse_manifest(dumped(content), "here").stacked == ""
 
 
 HUGE, BIG, SIDE = 10**400, 10**9, 4097

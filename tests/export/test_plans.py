@@ -41,6 +41,7 @@ def test_an_engine_is_planned_again_if_another_changes_its_file(
                 seconds=1.0,
                 share=1.0,
                 lines=(),
+                excess=0.0,
             )
             return SearchResult(engine=self.engine, budget=budget, chosen=trial, trials=(trial,))
 

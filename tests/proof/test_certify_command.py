@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from certificates import typed
 
@@ -19,7 +20,7 @@ from simmim_export.engines import versions
 from simmim_export.errors import UsageError
 from simmim_export.proof.certificate import FILE, read
 from simmim_export.proof.evidence import FILE as EVIDENCE
-from simmim_export.proof.records import Certificate
+from simmim_export.proof.records import Certificate, Line
 from simmim_export.runtime import load
 from simmim_export.spec import Precision, PrecisionPlan
 from simmim_export.system.host import fingerprint
@@ -29,12 +30,12 @@ def test_a_precision_that_no_node_ran_in_is_not_certified(certificate: Callable[
     def ran(precision: str, **executed: int) -> dict[str, Any]:
         return {"precision": precision, "executed": {"executed": executed}}
 
-    assert lowered({"image_encoder": ran("fp32", float32=9)}) == ()
+    assert lowered({"image_encoder": ran("fp32", float32=9)}) == []
     head = {"a": ran("int8", uint8=1, conversion=4), "b": ran("int8", float32=9, conversion=2)}
-    assert [line["kept"] for line in lowered(head, untouched=["b"])] == [True]
+    assert [line.kept for line in lowered(head, untouched=["b"])] == [True]
     (kept, broken) = lowered(head | {"c": ran("bf16", bfloat16=2), "d": ran("fp32", int8=3)})[::-1]
-    assert kept == {"name": "graphs in bf16", "measured": 1, "allowed": "all 1", "kept": True, "reason": ""}
-    assert certificate(lines=[kept, broken]).failures() == ["graphs in int8 1, all 2"]
+    assert kept == Line(name="graphs in bf16", measured=1, allowed="all 1", kept=True)
+    assert certificate(lines=msgspec.to_builtins([kept, broken])).failures() == ["graphs in int8 1, all 2"]
 
 
 def test_only_a_copy_made_by_a_pass_counts_as_unchanged(tiny_bundle: Path) -> None:

@@ -16,7 +16,7 @@ from simmim_export.bundle import Bundle
 from simmim_export.engines import versions
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.proof.certificate import choose, read
-from simmim_export.proof.records import Certificate, CertifiedGraph, CertifiedLine, verdict
+from simmim_export.proof.records import Certificate, CertifiedGraph, Line, verdict
 
 LOST = {
     **{"value": 0.0, "reference": 1.0, "loss": 100.0, "interval": [93.0, 100.0], "n": 48, "images": 48, "gained": 0},
@@ -152,7 +152,7 @@ def test_a_verdict_needs_lines_graphs_and_numbers(certificate: Callable[..., Cer
     odd = msgspec.structs.replace(line, measured=float("nan"))
     unchecked = msgspec.structs.replace(graph, parity=msgspec.structs.replace(graph.parity, checks=0))
     assert verdict([line], {"a": graph})
-    lines: list[tuple[list[CertifiedLine], dict[str, CertifiedGraph]]]
+    lines: list[tuple[list[Line], dict[str, CertifiedGraph]]]
     lines = [([], {"a": graph}), ([line], {}), ([line, lost], {"a": graph}), ([line, odd], {"a": graph})]
     for some, graphs in [*lines, ([line], {"a": graph, "b": unchecked})]:
         assert not verdict(some, graphs)

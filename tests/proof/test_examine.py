@@ -242,9 +242,9 @@ def test_other_answers_are_not_the_references_at_any_scale(scale: float, offset:
     honest = dict(evidence.reference) | {name: moved(evidence.reference[name])}
     examined = examiner_of(evidence.with_reference(honest))
     line = reproduction(MANIFEST, examined.figures(honest), exact=names)
-    assert line is not None and line["kept"] and line["measured"] == 0
+    assert line is not None and line.kept and line.measured == 0
     line = reproduction(MANIFEST, examined.figures(honest | {name: honest[name][..., ::-1].copy()}), exact=names)
-    assert line is not None and not line["kept"] and line["reason"]
+    assert line is not None and not line.kept and line.reason
 
 
 def test_references_are_checked_only_if_every_graph_behind_them_ran_at_fp32() -> None:
@@ -254,4 +254,4 @@ def test_references_are_checked_only_if_every_graph_behind_them_ran_at_fp32() ->
     wrong = given | {"references": {"logits/films": {"scaled_error": 1.0, "cosine": 0.0}}}
     assert reproduction(MANIFEST, wrong, exact=["eye", "projector"]) is None
     line = reproduction(MANIFEST, wrong, exact=["eye", "projector", "moving"])
-    assert line is not None and not line["kept"] and line["measured"] == pytest.approx(1 / 3)
+    assert line is not None and not line.kept and line.measured == pytest.approx(1 / 3)

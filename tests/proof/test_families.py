@@ -89,7 +89,7 @@ def test_a_model_without_embeddings_is_judged_by_its_answers(folder: Path) -> No
     assert promised(manifest) == {"answers": ("decision",), "agreement": ("decision",), "cosine": (), "retrieval": ()}
     figures = Examiner(manifest, held_out.with_reference(outputs), tokens=tokens_of()).figures(outputs)
     line = reproduction(manifest, figures, exact=["judge"])
-    assert line is not None and line["kept"]
+    assert line is not None and line.kept
     lines = Budget.parse("answers=100pt,cosine=0.9").lines(figures, of=promised(manifest))
     assert [(line.name, line.kept) for line in lines] == [("answers decision", True), ("cosine", False)]
     with pytest.raises(BundleError) as caught:

@@ -34,7 +34,7 @@ def test_references_that_fp32_does_not_give_are_not_certified(asked_bundle: Path
     assert done.returncode == 3, done.stderr
     done = run_cli("export", "verify", bundle.root, "--evidence", "--json")
     assert done.returncode == 4
-    assert [line["name"] for line in json.loads(done.stdout)["budget"] if not line["kept"]] == ["references"]
+    assert [row["name"] for row in json.loads(done.stdout)["budget"] if not row["kept"]] == ["references"]
 
 
 def test_answers_better_than_those_of_fp32_are_suspicious(asked_bundle: Path, tmp_path: Path, run_cli) -> None:
@@ -134,7 +134,7 @@ def test_an_offset_of_logits_does_not_hide_other_answers(asked_bundle: Path, tmp
             examiner.figures(examiner.outputs(model.session)),
             exact=[graph.name for graph in model.bundle.manifest.graphs],
         )
-    assert line is not None and not line["kept"] and line["measured"] > 1e-4
+    assert line is not None and not line.kept and line.measured > 1e-4
     done = run_cli("export", "verify", bundle.root, "--evidence", "--json")
     assert done.returncode == 4
     rows = {row["name"]: row for row in json.loads(done.stdout)["budget"]}

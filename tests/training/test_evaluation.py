@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
 from simmim_export.models.simmim.checkpoint import build
-from simmim_export.proof.wholeness import check
 from simmim_export.training.assemble import SAMPLES, NewModel, new_checkpoint, samples, with_head
 from simmim_export.training.data.base import EVERYTHING, ONCE, QUESTIONS, UNSEEN, Batch, Data, Stated, Want
 from simmim_export.training.data.digits import Digits
@@ -218,7 +217,7 @@ def test_evidence_asks_as_much_as_possible_without_repeats() -> None:
     # 60, 48, 36, 24 and 12 images have 1 to 5 questions or more: 3 of 36 are the most, 2 of 40 the most statements.
     assert evidence.tasks["vqa"].labels.shape == (36, 3) and evidence.tasks["text_class"].labels.shape == (40, 2)
     assert all(len(set(row)) == len(row) for task in evidence.tasks.values() for row in task.texts)
-    check(evidence)
+    evidence.check()
 
 
 def test_an_unknown_question_gets_the_overall_majority_answer() -> None:

@@ -7,7 +7,7 @@ from math import isqrt
 from typing import TYPE_CHECKING, TypeAlias
 
 from simmim_export.bundle.checks.problem import Problem
-from simmim_export.spec import BATCH, FED, GraphSpec, Kind, TensorSpec
+from simmim_export.spec import BATCH, FED, Kind, TensorSpec
 
 if TYPE_CHECKING:
     from simmim_export.bundle.manifest import Manifest
@@ -25,30 +25,21 @@ def _everywhere(manifest: Manifest) -> Iterator[tuple[str, TensorSpec]]:
 
 
 def _second_size(manifest: Manifest, kind: Kind) -> int | str | None:
+    """The axis for the tokens of a text or the frames of a clip, or their fixed number; None if no graph has the ``kind``."""
     shapes = (tensor.shape for _, tensor in _everywhere(manifest) if tensor.kind is kind)
     return next((shape[1] for shape in shapes if len(shape) > 1), None)
 
 
-def _text_size(manifest: Manifest) -> int | str | None:
-    """The axis for the tokens of a text, or their fixed number; None if no graph reads texts."""
-    return _second_size(manifest, Kind.TOKEN_IDS)
-
-
-def _frames_size(manifest: Manifest) -> int | str | None:
-    """The axis for the frames of a clip, or their fixed number; None if no graph reads clips."""
-    return _second_size(manifest, Kind.FRAMES)
-
-
 def _stacked(manifest: Manifest) -> TensorSpec | None:
     """The tensor that the host stacks over the frames of a clip: what a graph gives that reads an image alone."""
-    name = manifest.preprocessing.get("clip", {}).get("stacked")
     outputs = (tensor for graph in manifest.image_graphs() for tensor in manifest.graph(graph).outputs)
-    return next((tensor for tensor in outputs if tensor.name == name), None)
+    return next((tensor for tensor in outputs if tensor.name == manifest.stacked), None)
 
 
 def _forms(manifest: Manifest) -> Mapping[Kind, Form | str]:
     """What a tensor of each kind must be, or what the manifest lacks for one. Any tensor may be hidden."""
-    image, text, frames = manifest.preprocessing["image"], _text_size(manifest), _frames_size(manifest)
+    image = manifest.preprocessing["image"]
+    text, frames = _second_size(manifest, Kind.TOKEN_IDS), _second_size(manifest, Kind.FRAMES)
     forms: dict[Kind, Form | str] = {
         Kind.IMAGE: ("uint8", (BATCH, image["height"], image["width"], 3)),
         Kind.EMBEDDING: ("float32", (BATCH, manifest.embedding["dim"])),
@@ -99,7 +90,7 @@ def tensor_problems(manifest: Manifest) -> Iterator[Problem]:
         elif not _fits(tensor, form):
             demand = f"{form[0]} [{', '.join('*' if size is None else str(size) for size in form[1])}]"
             yield place, f"{tensor.name} is {_described(tensor)}; a tensor of kind {tensor.kind} must be {demand}"
-        elif tensor.kind is Kind.ATTENTION and not _square(tensor.shape[-1]):
+        elif tensor.kind is Kind.ATTENTION and isqrt(int(tensor.shape[-1])) ** 2 != tensor.shape[-1]:
             yield place, f"{tensor.name} is over {tensor.shape[-1]} parts of an image, which do not make a square"
         other = first_of_name.setdefault(tensor.name, tensor)
         if other.kind is not tensor.kind:
@@ -114,17 +105,13 @@ def tensor_problems(manifest: Manifest) -> Iterator[Problem]:
     yield from _text_lengths(manifest)
 
 
-def _square(size: int | str) -> bool:
-    return isinstance(size, int) and isqrt(size) ** 2 == size
-
-
 def _described(tensor: TensorSpec) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def _text_lengths(manifest: Manifest) -> Iterator[Problem]:
     """Graphs that do not take the longest text."""
-    text, length = _text_size(manifest), manifest.preprocessing["text"]["max_length"]
+    text, length = _second_size(manifest, Kind.TOKEN_IDS), manifest.preprocessing["text"]["max_length"]
     if isinstance(text, int) and text != length:
         yield "$.preprocessing.text.max_length", f"the graphs take texts of exactly {text} tokens"
     for i, graph in enumerate(manifest.graphs):
@@ -136,7 +123,7 @@ def _text_lengths(manifest: Manifest) -> Iterator[Problem]:
 
 def clip_problems(manifest: Manifest) -> Iterator[Problem]:
     """What preprocessing.clip says and the graphs do not, or the other way round."""
-    frames = _frames_size(manifest)
+    frames = _second_size(manifest, Kind.FRAMES)
     if isinstance(frames, int):
         place = next(place for place, tensor in _everywhere(manifest) if tensor.kind is Kind.FRAMES)
         yield f"{place}.shape[1]", "the number of frames must be an axis with a range"
@@ -149,12 +136,9 @@ def clip_problems(manifest: Manifest) -> Iterator[Problem]:
     for place, axis in ranges:
         if axis != ranges[0][1]:
             yield place, f"{axis.name} must have the same range in every graph"
-    if "clip" not in manifest.preprocessing:
-        return
-    if _stacked(manifest) is None:
-        name = manifest.preprocessing["clip"]["stacked"]
-        yield "$.preprocessing.clip.stacked", f"no graph that reads an image alone gives {name}"
-    if frames is None:
+    if manifest.stacked and _stacked(manifest) is None:
+        yield "$.preprocessing.clip.stacked", f"no graph that reads an image alone gives {manifest.stacked}"
+    if manifest.stacked and frames is None:
         yield "$.preprocessing.clip", "no graph takes frames"
 
 
@@ -169,6 +153,7 @@ def giver_problems(manifest: Manifest) -> Iterator[Problem]:
     givers: dict[tuple[str, bool], str] = {}
     given: set[str] = set()
     for i, graph in enumerate(manifest.graphs):
+        reads_frames = any(tensor.kind is Kind.FRAMES for tensor in graph.inputs)
         for j, tensor in enumerate(graph.inputs):
             place = f"$.graphs[{i}].inputs[{j}]"
             if tensor.kind is Kind.LOGITS:
@@ -181,13 +166,8 @@ def giver_problems(manifest: Manifest) -> Iterator[Problem]:
                 yield place, f"{tensor.name} is of kind {tensor.kind}, which the host makes and no graph may give"
             if tensor.kind is Kind.LOGITS:
                 continue
-            giver = givers.setdefault((tensor.name, _of_clip(manifest, graph, tensor)), graph.name)
+            of_clip = reads_frames and tensor.name == manifest.stacked
+            giver = givers.setdefault((tensor.name, of_clip), graph.name)
             if giver != graph.name:
                 yield place, f"{giver} gives {tensor.name} already"
         given |= {tensor.name for tensor in graph.outputs}
-
-
-def _of_clip(manifest: Manifest, graph: GraphSpec, tensor: TensorSpec) -> bool:
-    """Whether ``tensor`` is for a whole clip what the stacked tensor is for an image."""
-    reads_frames = any(taken.kind is Kind.FRAMES for taken in graph.inputs)
-    return reads_frames and tensor.name == manifest.preprocessing.get("clip", {}).get("stacked")
