@@ -88,7 +88,7 @@ def cpu_model() -> str:
 
 
 def cpu_features() -> frozenset[str] | None:
-    """Which of :data:`FEATURES` the processor has; None if the system does not tell (Windows)."""
+    """Those of :data:`FEATURES` that the processor has; None if the system does not tell (Windows)."""
     return _processor()[1]
 
 

@@ -31,7 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Seconds that a worker has to end after its last request.
 GRACE = 20
-# What a worker runs. Ctrl-C is left to the process that started it, which ends it: from the first line, because imports take time.
+# What a worker runs. It ignores Ctrl-C from its first line on, because imports take time: the process that started it ends it.
 _SERVE = """
 import signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
