@@ -90,11 +90,8 @@ def _install(environment: Path, source: Path | None) -> None:
     # The checkout that this code runs from, and never the working directory: installing a folder executes code in it.
     source = source or Path(simmim_export.__file__).resolve().parents[1]
     if not (source / "pyproject.toml").is_file():
-        raise UsageError(
-            "there is no source to install",
-            where=source,
-            fix="give the checkout with --source, or an environment with --environment",
-        )
+        fix = "give the checkout with --source, or an environment with --environment"
+        raise UsageError("there is no source to install", where=source, fix=fix)
     venv.create(environment, with_pip=True)
     constraints = ["--constraint", str(source / "constraints.txt")] if (source / "constraints.txt").is_file() else []
     words = ("install", "--quiet", "--disable-pip-version-check", *constraints, f"{source}[ort]")
@@ -123,16 +120,15 @@ def _first(python: Path, bundle: Path, *, argument: str, kind: str) -> dict[str,
 
 def _commands(environment: Path, bundle: Path, picture: Path) -> dict[str, float]:
     """How many seconds each command took."""
-    program = str(environment / "bin" / "simmim-export")
     taken = {}
     for name, arguments in {
-        "embed": [str(picture)],
-        "ask": [str(picture), "what colour is the circle?"],
-        "match": [str(picture), "a red circle"],
-        "verify": [],
+        "embed": (picture,),
+        "ask": (picture, "what colour is the circle?"),
+        "match": (picture, "a red circle"),
+        "verify": (),
     }.items():
         before = time.monotonic()
-        _run([program, name, str(bundle), *arguments])
+        _run([str(word) for word in (environment / "bin" / "simmim-export", name, bundle, *arguments)])
         taken[name] = time.monotonic() - before
     return taken
 

@@ -116,9 +116,8 @@ def require_hint(engine: str, hint: str, *, has: tuple[str, ...]) -> None:
     if hint not in (LATENCY, THROUGHPUT):
         raise UsageError(f"unknown hint {hint!r}", fix=f"choose {LATENCY} or {THROUGHPUT}")
     if hint not in has:
-        raise EngineUnavailable(
-            f"engine {engine!r} has no {hint} hint (it has: {', '.join(has)})", fix="leave the hint out"
-        )
+        what = f"engine {engine!r} has no {hint} hint (it has: {', '.join(has)})"
+        raise EngineUnavailable(what, fix="leave the hint out")
 
 
 def threads_for(threads: int | None) -> int:

@@ -109,10 +109,8 @@ def _locked(path: Path) -> Iterator[None]:
         what = f"another build of this bundle is running (process {owner})"
         raise UsageError(what, where=path, fix="wait for it, then run the same command again") from None
     except OSError as error:
-        fix = "copy the bundle to a folder that can be written"
-        raise UsageError(
-            f"plan files are kept in the bundle, and it cannot be written: {error}", where=path, fix=fix
-        ) from error
+        what = f"plan files are kept in the bundle, and it cannot be written: {error}"
+        raise UsageError(what, where=path, fix="copy the bundle to a folder that can be written") from error
     with held:
         with suppress(OSError):
             path.write_text(str(os.getpid()), encoding="utf-8")

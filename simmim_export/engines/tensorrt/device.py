@@ -29,9 +29,8 @@ def check(result: tuple[Any, ...]) -> Any:
     if error == cuda.cudaError_t.cudaSuccess:
         return values[0] if len(values) == 1 else values
     if error == cuda.cudaError_t.cudaErrorMemoryAllocation:
-        raise EngineUnavailable(
-            "the GPU is out of memory", fix="close what else uses it, or build with a smaller --max"
-        )
+        fix = "close what else uses it, or build with a smaller --max"
+        raise EngineUnavailable("the GPU is out of memory", fix=fix)
     raise EngineUnavailable(f"CUDA: {error.name}", fix="simmim-export doctor")
 
 

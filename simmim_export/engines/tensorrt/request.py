@@ -80,9 +80,8 @@ class Profile:
             asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
             flags = " ".join(f"--max {name}={size}" for name, size in sizes.items() if size > self.axes[name].maximum)
             flags = flags or " ".join(f"--min {name}={size}" for name, size in sizes.items())
-            raise UsageError(
-                f"the plan file was not built for {asked}; its profile: {self}", fix=f"build it again with {flags}"
-            )
+            what = f"the plan file was not built for {asked}; its profile: {self}"
+            raise UsageError(what, fix=f"build it again with {flags}")
 
     def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The least, best and largest shape of ``tensor``."""
@@ -130,10 +129,8 @@ class Request:
         if self.level not in LEVELS:
             raise UsageError(f"unknown level {self.level}", fix=f"choose {LEVELS[0]} to {LEVELS[-1]}")
         if self.compatibility not in COMPATIBILITY:
-            raise UsageError(
-                f"unknown hardware compatibility {self.compatibility!r}",
-                fix=f"choose one of {', '.join(COMPATIBILITY)}",
-            )
+            what = f"unknown hardware compatibility {self.compatibility!r}"
+            raise UsageError(what, fix=f"choose one of {', '.join(COMPATIBILITY)}")
 
     def check(self, graphs: Iterable[GraphSpec]) -> None:
         """Raise :class:`UsageError` for an axis that none of ``graphs`` has."""
@@ -154,10 +151,9 @@ class Request:
         least, largest = self.least.get(axis.name, seen.minimum), self.largest.get(axis.name, seen.maximum)
         best = self.best.get(axis.name, min(max(seen.optimum, least), largest))
         if not axis.minimum <= least <= best <= largest <= axis.maximum:
-            raise UsageError(
-                f"{spec.name} cannot be built for {axis.name} {least} to {largest}, best at {best}",
-                fix=f"stay within {axis.minimum} to {axis.maximum}, which the export has proven, with the best in between",
-            )
+            what = f"{spec.name} cannot be built for {axis.name} {least} to {largest}, best at {best}"
+            fix = f"stay within {axis.minimum} to {axis.maximum}, which the export has proven, with the best in between"
+            raise UsageError(what, fix=fix)
         return Range(least, best, largest)
 
     def recipe(self, spec: GraphSpec) -> dict[str, Any]:
