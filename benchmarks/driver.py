@@ -24,8 +24,7 @@ FP32 = str(Precision.FP32)
 @dataclass(frozen=True)
 class Contestant:
     """An engine (with its device, as in ``ort@cuda``) at a precision, or at one for each graph, written as for
-    :func:`simmim_export.load`. With a ``recipe`` it runs the graphs of another ``bundle`` than the measurement's, which that
-    recipe made."""
+    :func:`simmim_export.load`. With a ``recipe``, it runs the ``bundle`` that this recipe made instead of the measurement's."""
 
     engine: str
     precision: str = FP32
@@ -34,8 +33,8 @@ class Contestant:
 
     @classmethod
     def parse(cls, text: str, default: str = FP32, *, device: str | None = None) -> Contestant:
-        """Read ``openvino:bf16``, or ``openvino``, which runs at the ``default`` precision. PyTorch is the reference and stays at
-        FP32 unless the text names a precision. An engine that names no device runs on ``device``."""
+        """Read ``openvino:bf16``, or ``openvino``, which runs at the ``default`` precision (PyTorch, the reference, at FP32). An
+        engine that names no device runs on ``device``."""
         engine, colon, precision = text.partition(":")
         if "@" not in engine:
             engine = on_device(engine, device)
@@ -160,8 +159,7 @@ def _results(
     inputs: dict[str, set[str]] = {}
     for (target, _), rounds in samples.items():
         inputs.setdefault(target, set()).update(one.inputs for one in rounds)
-    mixed = [target for target, digests in inputs.items() if len(digests) != 1]
-    if mixed:
+    if mixed := [target for target, digests in inputs.items() if len(digests) != 1]:
         raise GateFailed(f"the engines did not get the same inputs: {mixed}", fix="report this")
     manifest = Bundle.open(plan.bundle).manifest
     return [

@@ -21,7 +21,17 @@ from simmim_export.system.children import python_code, python_command, run
 FORBIDDEN = ("torch", "torchvision", "transformers", "onnx", "accelerate")
 RUNS = 5
 
-# Run by the environment's interpreter: computes one embedding from scratch and prints what that took.
+# Code for the environment's interpreter. The first prints what is installed; the second makes a picture.
+_PACKAGES = """
+from importlib.metadata import distributions
+print(*sorted({distribution.metadata["Name"].lower() for distribution in distributions()}))
+"""
+_PICTURE = """
+import sys
+from PIL import Image
+Image.radial_gradient("L").resize((640, 480)).convert("RGB").save(sys.argv[1])
+"""
+# Computes one embedding from scratch and prints what that took.
 _FIRST = """
 import time; started = time.monotonic()
 import json, sys
@@ -54,12 +64,12 @@ def footprint(
             _install(environment, source)
         python = environment / "bin" / "python"
         watch("inspect", 1, 4)
-        packages = _packages(python)
+        packages = _run(python_code(_PACKAGES, python=python)).split()
         if forbidden := sorted(set(FORBIDDEN) & set(packages)):
             what = f"the runtime's environment holds {', '.join(forbidden)}"
             raise GateFailed(what, where=environment, fix="use a fresh environment")
         picture = Path(folder) / "picture.png"
-        _picture(python, picture)
+        _run(python_code(_PICTURE, picture, python=python))
         watch("cold start", 2, 4)
         starts = {
             kind: [_first(python, bundle, argument=argument, kind=kind) for _ in range(RUNS)]
@@ -80,11 +90,8 @@ def _install(environment: Path, source: Path | None) -> None:
     # The checkout that this code runs from, and never the working directory: installing a folder executes code in it.
     source = source or Path(simmim_export.__file__).resolve().parents[1]
     if not (source / "pyproject.toml").is_file():
-        raise UsageError(
-            "there is no source to install",
-            where=source,
-            fix="give the checkout with --source, or an environment with --environment",
-        )
+        fix = "give the checkout with --source, or an environment with --environment"
+        raise UsageError("there is no source to install", where=source, fix=fix)
     venv.create(environment, with_pip=True)
     constraints = ["--constraint", str(source / "constraints.txt")] if (source / "constraints.txt").is_file() else []
     words = ("install", "--quiet", "--disable-pip-version-check", *constraints, f"{source}[ort]")
@@ -97,19 +104,6 @@ def _run(command: Sequence[str]) -> str:
     if done.code:
         raise GateFailed(done.failure, fix="run that command yourself to see all that it says")
     return done.stdout
-
-
-def _packages(python: Path) -> list[str]:
-    code = (
-        "from importlib.metadata import distributions as d; print(*sorted({x.metadata['Name'].lower() for x in d()}))"
-    )
-    return _run(python_code(code, python=python)).split()
-
-
-def _picture(python: Path, path: Path) -> None:
-    """Write a picture of 640 x 480 pixels, made by the environment's own Pillow."""
-    code = "import sys; from PIL import Image; Image.radial_gradient('L').resize((640, 480)).convert('RGB').save(sys.argv[1])"
-    _run(python_code(code, path, python=python))
 
 
 def _first(python: Path, bundle: Path, *, argument: str, kind: str) -> dict[str, float]:
@@ -126,16 +120,15 @@ def _first(python: Path, bundle: Path, *, argument: str, kind: str) -> dict[str,
 
 def _commands(environment: Path, bundle: Path, picture: Path) -> dict[str, float]:
     """How many seconds each command took."""
-    program = str(environment / "bin" / "simmim-export")
     taken = {}
     for name, arguments in {
-        "embed": [str(picture)],
-        "ask": [str(picture), "what colour is the circle?"],
-        "match": [str(picture), "a red circle"],
-        "verify": [],
+        "embed": (picture,),
+        "ask": (picture, "what colour is the circle?"),
+        "match": (picture, "a red circle"),
+        "verify": (),
     }.items():
         before = time.monotonic()
-        _run([program, name, str(bundle), *arguments])
+        _run([str(word) for word in (environment / "bin" / "simmim-export", name, bundle, *arguments)])
         taken[name] = time.monotonic() - before
     return taken
 

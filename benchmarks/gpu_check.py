@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.benchmarks import document as files
-from simmim_export.benchmarks.driver import Contestant
+from simmim_export.benchmarks.driver import Contestant, Watch
 from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.engines import versions
@@ -34,6 +34,8 @@ CONTESTANTS = (
     *("ort@cuda", "ort@cuda:fp16", "ort-graph@cuda", "ort-graph@cuda:fp16"),
     *(f"trt:{precision}" for precision in BUILT),
 )
+# The steps of a whole check: five beside those of each precision and each contestant.
+STEPS = len(BUILT) + len(CONTESTANTS) + 5
 BASELINE = "torch-compile@cuda"
 # The tests that need a GPU, or say more where there is one.
 TESTS = ("tests/engines", "tests/contracts/test_engines.py")
@@ -63,10 +65,12 @@ class Step:
 
 @dataclass
 class Record:
-    """Steps in order, run as they are added. ``save`` is called after each one, so a kill does not lose what is known."""
+    """Steps in order, run as they are added. ``watch`` is told of each step before it runs, and ``save`` is called after it, so
+    that a kill does not lose what is known."""
 
     steps: list[Step] = field(default_factory=list)
     save: Callable[[Record], None] = lambda record: None
+    watch: Watch = lambda *_: None
 
     def passed(self, name: str) -> bool:
         """Whether the step called ``name`` was run and passed."""
@@ -74,9 +78,9 @@ class Record:
 
     def run(self, name: str, program: str, *arguments: object, needs: Sequence[str] = ()) -> Step:
         """Run one of our programs, or a module of Python's, unless a step that it ``needs`` has not passed."""
+        self.watch(name, len(self.steps), STEPS)
         words = [program, *map(str, arguments)]
-        missing = [step for step in needs if not self.passed(step)]
-        if missing:
+        if missing := [step for step in needs if not self.passed(step)]:
             why = f"not run: {', '.join(missing)} did not pass"
             step = Step(name=name, command=shlex.join(words), exit_code=None, seconds=0.0, error=why)
         else:
@@ -104,44 +108,31 @@ def _run(name: str, words: Sequence[str]) -> Step:
     )
 
 
-def check(
-    folder: Path,
-    preset: str,
-    *,
-    watch: Callable[[str, int, int], None] = lambda *_: None,
-    save: Callable[[Record], None] = lambda record: None,
-) -> Record:
+def check(record: Record, folder: Path, *, preset: str) -> None:
     """Run every step, with what it makes in ``folder``; bench.json there is the measurement, if the steps got that far."""
-    record, checkpoint, bundle = Record(save=save), folder / "ckpt.pt", folder / "bundle"
-    total = len(CONTESTANTS) + len(BUILT) + 5
-
-    def step(name: str, program: str, *arguments: object, needs: Sequence[str] = ()) -> None:
-        watch(name, len(record.steps), total)
-        record.run(name, program, *arguments, needs=needs)
-
-    step("doctor", "simmim-export", "doctor", "--json")
-    step("model", "simmim-train", "init", "--preset", preset, "-o", checkpoint, "--overwrite", "--json")
+    checkpoint, bundle = folder / "ckpt.pt", folder / "bundle"
+    record.run("doctor", "simmim-export", "doctor", "--json")
+    record.run("model", "simmim-train", "init", "--preset", preset, "-o", checkpoint, "--overwrite", "--json")
     lowered = ("--precision", "int8", "--precision", "fp16")
     made = ("-o", bundle, *lowered, "--overwrite", "--json")
-    step("export", "simmim-export", "onnx", checkpoint, *made, needs=["model"])
+    record.run("export", "simmim-export", "onnx", checkpoint, *made, needs=["model"])
     for precision in BUILT:
         wanted = ("--engine", "trt", "--precision", precision, "--json")
-        step(f"build trt:{precision}", "simmim-export", "build", bundle, *wanted, needs=["export"])
+        record.run(f"build trt:{precision}", "simmim-export", "build", bundle, *wanted, needs=["export"])
     for name in CONTESTANTS:
         contestant = Contestant.parse(name)
         wanted = ("--engine", contestant.engine, "--precision", contestant.precision, "--json")
         source = ("--checkpoint", checkpoint) if contestant.reads_checkpoint else ()
         needs = [f"build {name}" if contestant.engine == "trt" else "export"]
-        step(f"verify {name}", "simmim-export", "verify", bundle, *wanted, *source, needs=needs)
+        record.run(f"verify {name}", "simmim-export", "verify", bundle, *wanted, *source, needs=needs)
     proven = [name for name in CONTESTANTS if record.passed(f"verify {name}")]
     engines = [word for name in proven for word in ("--engine", name)]
     # If no engine was proven, the benchmark is not run, and that does not count as passed.
     needs = [f"verify {name}" for name in proven or CONTESTANTS]
     source = ("--checkpoint", checkpoint) if any(Contestant.parse(name).reads_checkpoint for name in proven) else ()
     bench = ("--bundle", bundle, *source, *engines, "--save", folder / "bench.json", "--overwrite")
-    step("bench", "simmim-bench", *bench, needs=needs)
-    step("tests", "pytest", "-q", *TESTS)
-    return record
+    record.run("bench", "simmim-bench", *bench, needs=needs)
+    record.run("tests", "pytest", "-q", *TESTS)
 
 
 def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
@@ -151,14 +142,14 @@ def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
     rows = []
     for result in results:
         precision = "fp16" if result.precision == "int8" else result.precision
-        same = [r for r in results if (r.engine, r.precision, r.target) == (BASELINE, precision, result.target)]
+        wanted = (BASELINE, precision, result.target)
+        same = next((r for r in results if (r.engine, r.precision, r.target) == wanted), None)
         ratio, clock = None, None
-        if same and result.engine != BASELINE:
-            both = bool(same[0].gpu_rounds and result.gpu_rounds)
-            clock = EVENTS if both else WALL
-            pair = (same[0].gpu_rounds, result.gpu_rounds) if both else (same[0].rounds, result.rounds)
-            paired = paired_ratio(*pair)
-            ratio = None if paired is None else asdict(paired)
+        if same is not None and result.engine != BASELINE:
+            if same.gpu_rounds and result.gpu_rounds:
+                clock, ratio = EVENTS, paired_ratio(same.gpu_rounds, result.gpu_rounds)
+            else:
+                clock, ratio = WALL, paired_ratio(same.rounds, result.rounds)
         p50 = result.gpu_p50 if result.gpu_rounds else result.p50
         rows.append(
             {
@@ -167,7 +158,7 @@ def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
                 "precision": result.precision,
                 "p50_ms": None if p50 is None else round(1000 * p50, 4),
                 "clock": EVENTS if result.gpu_rounds else WALL,
-                "times_torch_compile": ratio,
+                "times_torch_compile": None if ratio is None else asdict(ratio),
                 "ratio_clock": clock,
                 "parity": dict(result.parity),
             }
@@ -210,12 +201,10 @@ def main() -> None:
     bench = options.folder / "bench.json"
     bench.unlink(missing_ok=True)  # which an earlier run may have left
     with progress_bar("gpu-check") as watch:
-        record = check(
-            options.folder,
-            options.preset,
-            watch=watch,
-            save=lambda record: files.write(certificate(record, [], complete=False), options.output),
+        record = Record(
+            save=lambda record: files.write(certificate(record, [], complete=False), options.output), watch=watch
         )
+        check(record, options.folder, preset=options.preset)
     document = certificate(record, files.read(bench)["results"] if record.passed("bench") else [])
     files.write(document, options.output)
     for step in record.steps:

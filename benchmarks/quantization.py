@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,13 @@ from simmim_export.system.files import digest
 
 EXACT = driver.Contestant("ort")
 GRAPH = "text_encoder"
-# Two of our own graphs beside the one that CPUs get: the one for TensorRT, run on a CPU to see what its ranges cost, and the one
-# for CPUs with weights of 8 bits.
+# Two more INT8 graphs of our own: TensorRT's, run on a CPU to see what its ranges cost, and that for CPUs with weights of 8 bits.
 SYMMETRIC, FULL = str(Variant.INT8_S8), "full-range"
 OWN = (SYMMETRIC, FULL)
 # What is measured by default, if the machine has it.
 CONTESTANTS = ("ort:int8", "openvino", "openvino:bf16", "openvino:int8")
 # How many sentences calibrate; they come after those that judge.
 CALIBRATION = 128
-Watch = Callable[[str, int, int], None]
 
 
 def sentences() -> list[str]:
@@ -78,9 +76,8 @@ def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Pa
     samples.mkdir()
     (samples / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
     lowered = ("--precision", "int8", "--calibration", str(samples))
-    run(
-        our_command("simmim-train", "init", "--preset", preset, "--text-encoder", text_encoder, "-o", checkpoint)
-    ).output()
+    weights = ("--preset", preset, "--text-encoder", text_encoder)
+    run(our_command("simmim-train", "init", *weights, "-o", checkpoint)).output()
     run(our_command("simmim-export", "onnx", checkpoint, *lowered, "-o", bundle)).output()
     return bundle
 
@@ -102,8 +99,7 @@ def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -
             feeds = [model.tokens([text]) for text in texts]
         source = opened.file(opened.artifact(GRAPH, Variant.FP32).path)
         if recipe == FULL:
-            options = Options(full_range=True)
-            write_variant(source, target, variant=Variant.INT8_U8, feeds=feeds, options=options)
+            write_variant(source, target, variant=Variant.INT8_U8, feeds=feeds, options=Options(full_range=True))
         else:
             peers.quantize(source, target, recipe=recipe, feeds=feeds)
     artifacts = tuple(
@@ -115,7 +111,7 @@ def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -
 
 
 def measure(
-    bundle: Path, contestants: Sequence[driver.Contestant], texts: Sequence[str], rounds: int, watch: Watch
+    bundle: Path, contestants: Sequence[driver.Contestant], texts: Sequence[str], rounds: int, watch: driver.Watch
 ) -> dict[str, Any]:
     """``rows`` has for each contestant its agreement with ONNX Runtime at FP32, and its latency at batch 1 as a share of the same
     engine's at FP32 if that takes part (with a 95 % interval). ``cut`` counts sentences over the limit.

@@ -59,31 +59,23 @@ def build(folder: Path) -> None:
     """Build the reference bundle in ``folder`` with the real commands, whole or not at all. About a minute and 1.4 GB."""
     say(f"building the reference bundle of preset {PRESET} once, in {folder}", error=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as name:
+        staged = Path(name)
         for command in (
             our_command("simmim-train", "init", "--preset", PRESET, "-o", staged / "ckpt.pt"),
             our_command("simmim-export", "onnx", staged / "ckpt.pt", "-o", staged / "bundle"),
         ):
-            done = run(command, show_stderr=True)
-            if done.code:
-                raise EngineUnavailable(
-                    "the reference bundle could not be built here; the reason is above",
-                    fix="pip install 'simmim-export[bench]', or give --bundle",
-                )
+            if run(command, show_stderr=True).code:
+                what = "the reference bundle could not be built here; the reason is above"
+                raise EngineUnavailable(what, fix="pip install 'simmim-export[bench]', or give --bundle")
         if folder.exists():
             shutil.rmtree(folder)
         staged.rename(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def require_checkpoint(checkpoint: Path | None, bundle: Path) -> Path:
     """``checkpoint``; raise :class:`UsageError` if it is None, because PyTorch runs from nothing else."""
     if checkpoint is None:
-        raise UsageError(
-            "engine 'torch' needs the checkpoint that the bundle was made from",
-            where=bundle,
-            fix="give --checkpoint ckpt.pt, or name engines that do not need it: --engine ort",
-        )
+        fix = "give --checkpoint ckpt.pt, or name engines that do not need it: --engine ort"
+        raise UsageError("engine 'torch' needs the checkpoint that the bundle was made from", where=bundle, fix=fix)
     return checkpoint

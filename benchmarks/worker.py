@@ -35,8 +35,8 @@ class Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Latencies in seconds of one round: ``host`` from host arrays to host arrays, ``gpu`` by the GPU's own events (empty where
-    the session has none). ``inputs`` is the SHA-256 of what was fed."""
+    """Latencies in seconds of one round: ``host`` from host arrays to host arrays, ``gpu`` by the GPU's own events (empty for a
+    session without them). ``inputs`` is the SHA-256 of what was fed."""
 
     host: tuple[float, ...]
     gpu: tuple[float, ...]
@@ -100,20 +100,18 @@ class EngineWorker:
         session has a clock on the GPU is run as often again by that clock.
         """
         kind, _, name = target.partition(":")
-        session = self.model.session(name) if kind == "graph" else None
         feeds = self._feeds(target)
         digest = hashlib.sha256(b"".join(key.encode() + feeds[key].tobytes() for key in sorted(feeds))).hexdigest()
         for _ in range(warmup):
             self._run(target, feeds)
-        samples = []
+        host, gpu = [], []
         for _ in range(iterations):
             before = time.perf_counter()
             self._run(target, feeds)
-            samples.append(time.perf_counter() - before)
-        gpu: list[float] = []
-        if isinstance(session, GpuTimed):
+            host.append(time.perf_counter() - before)
+        if kind == "graph" and isinstance(session := self.model.session(name), GpuTimed):
             gpu = [session.gpu_seconds(feeds) for _ in range(iterations)]
-        return Samples(host=tuple(samples), gpu=tuple(gpu), inputs=digest)
+        return Samples(host=tuple(host), gpu=tuple(gpu), inputs=digest)
 
     def prove(self, graphs: list[str]) -> Proofs:
         """Compare ``graphs`` with PyTorch. Call it after the timed runs: it takes memory."""

@@ -12,9 +12,8 @@ import typer
 
 from simmim_export.console.notices import repeated_warnings_counted
 from simmim_export.errors import SimmimError, UsageError
-from simmim_export.system.children import protect_children
+from simmim_export.system.children import leave_for_parent, protect_children
 from simmim_export.system.libraries import guard_imports
-from simmim_export.system.messages import leave_for_parent
 from simmim_export.system.printing import (
     READER_GONE,
     flush_streams,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 from simmim_export.engines.base import Engine
 from simmim_export.engines.failures import cannot_run
 from simmim_export.errors import UsageError
+from simmim_export.system.conflicts import installed
 from simmim_export.version import __version__
 
 # name -> module, class. Strings, so that asking for one engine never imports another.
@@ -24,31 +25,23 @@ ENGINES: dict[str, tuple[str, str]] = {
     "ort-graph@cuda": ("simmim_export.engines.ort_cuda", "OrtCudaGraphEngine"),
 }
 CPU, CUDA = "cpu", "cuda"
-# Where an engine runs whose name has no device, if not on the CPU.
+# The device of an engine whose name has none, if it is not the CPU.
 _HOME = {"trt": CUDA}
-
-
-# The packages whose versions decide what an engine computes, and how fast.
+# The packages whose versions decide what an engine computes and how fast, by the engine's name up to "-" or "@".
 _PACKAGES = {
     "torch": ("torch", "torchvision", "transformers"),
     "ort": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
     "trt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
-    "torch-compile": ("torch", "torchvision", "transformers"),
-    "ort-graph": ("onnxruntime", "onnxruntime-gpu"),
 }
 
 
 def versions(name: str | None = None) -> dict[str, str]:
     """The versions of this project and of the installed packages of the engine called ``name``, or of all engines."""
-    installed = {"simmim-export": __version__}
-    for engine in ENGINES if name is None else (name,):
-        for package in _PACKAGES[engine.partition("@")[0]]:
-            try:
-                installed[package] = version(package)
-            except PackageNotFoundError:
-                continue
-    return installed
+    engines = ENGINES if name is None else (name,)
+    bases = (re.split("[-@]", engine)[0] for engine in engines)
+    packages = dict.fromkeys(package for base in bases for package in _PACKAGES[base])
+    return {"simmim-export": __version__} | {package: text for package in packages if (text := installed(package))}
 
 
 def on_device(name: str, device: str | None) -> str:

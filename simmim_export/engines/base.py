@@ -12,8 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from simmim_export.engines.options import LATENCY
 from simmim_export.spec import GraphSpec, Precision, TensorSpec, Variant
+
+# What a session is opened for: to answer one call as soon as it can, or many calls at once.
+LATENCY, THROUGHPUT = "latency", "throughput"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Engine(Protocol):
     ) -> Session:
         """A session for ``spec`` from the file at ``path``: a graph, a plan file or a checkpoint.
 
-        ``threads`` None means what this process may use (:func:`~simmim_export.engines.options.threads_for`); ``hint`` is one of
+        ``threads`` None means what this process may use (:func:`~simmim_export.engines.checks.threads_for`); ``hint`` is one of
         :attr:`hints`.
         """
         ...

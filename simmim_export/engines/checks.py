@@ -1,4 +1,4 @@
-"""Checks that every engine shares: what is fed to a graph, what comes out of it, and what it needs of the machine."""
+"""Checks that every engine shares: what it is asked for, what it is fed, what comes out, and what it needs of the machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from simmim_export.engines.base import Engine
+from simmim_export.engines.base import LATENCY, THROUGHPUT, Engine
 from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, UnknownHost, UsageError
-from simmim_export.spec import Axis, GraphSpec, TensorSpec
-from simmim_export.system.host import has_integer_dot
+from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec, Variant
+from simmim_export.system.host import available_threads, has_integer_dot
 
 # What an artifact may need of a machine (``needs`` in its built_for): INT8 products that do not saturate.
 INTEGER_DOT = "integer_dot"
@@ -101,3 +101,39 @@ def require_host(engine: Engine, built_for: Mapping[str, str], *, where: object)
         return
     fix = "use --engine ort, whose products are exact here, or export without --full-range"
     raise EngineUnavailable(f"{what}; this processor has no VNNI", where=where, fix=fix)
+
+
+def require_variant(engine: str, precision: Precision, *, variants: Mapping[Precision, Variant]) -> Variant:
+    """The one of ``variants`` for ``precision``. Raise :class:`EngineUnavailable` if ``engine`` has none."""
+    if precision not in variants:
+        what = f"engine {engine!r} has no {precision} (it has: {', '.join(variants)})"
+        raise EngineUnavailable(what, fix=f"use --precision {next(iter(variants))}")
+    return variants[precision]
+
+
+def require_hint(engine: str, hint: str, *, has: tuple[str, ...]) -> None:
+    """Raise :class:`UsageError` for an unknown hint, and :class:`EngineUnavailable` for one that ``engine`` lacks."""
+    if hint not in (LATENCY, THROUGHPUT):
+        raise UsageError(f"unknown hint {hint!r}", fix=f"choose {LATENCY} or {THROUGHPUT}")
+    if hint not in has:
+        what = f"engine {engine!r} has no {hint} hint (it has: {', '.join(has)})"
+        raise EngineUnavailable(what, fix="leave the hint out")
+
+
+def threads_for(threads: int | None) -> int:
+    """``threads``, or what this process may use for None. Raise :class:`UsageError` for fewer than one and for anything but a
+    whole number."""
+    if threads is None:
+        return available_threads()
+    return require_count("threads", threads, fix="give 1 or more, or None for what this process may use")
+
+
+def require_count(name: str, value: Any, *, least: int = 1, fix: str | None = None) -> int:
+    """``value`` as an int. Raise :class:`UsageError`, calling it ``name``, unless it is a whole number (Python's or NumPy's, but
+    not a bool) of ``least`` or more."""
+    fix = fix or f"give {least} or more"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UsageError(f"{name} is {value!r}, which is not a whole number", fix=fix)
+    if value < least:
+        raise UsageError(f"{name} is {value}", fix=fix)
+    return int(value)

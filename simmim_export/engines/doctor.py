@@ -69,8 +69,8 @@ class Examination(TypedDict):
 def examine(thorough: bool = False) -> Examination:
     """Examine this machine.
 
-    Without ``thorough`` PyTorch counts as available if it is installed. With it, PyTorch and what the models are made with are
-    also imported, which takes seconds.
+    Without ``thorough``, PyTorch counts as available if it is installed. With it, PyTorch and the other packages that models need
+    are also imported, which takes seconds.
     """
     engines: dict[str, EngineState] = {}
     for name in ENGINES:
@@ -78,16 +78,13 @@ def examine(thorough: bool = False) -> Examination:
         reason = engine.why_unavailable()
         if reason is None and thorough and engine.reads_checkpoint:
             reason = torch_engine.broken()
-        engines[name] = {
-            "available": reason is None,
-            "reason": reason,
-            "install": None if reason is None else engine.install,
-        }
+        engines[name] = {"available": reason is None, "reason": reason, "install": engine.install if reason else None}
     problems = conflicts()
     if has_integer_dot() is False:
-        problems.append(
+        what = (
             "this processor has no VNNI: INT8 gains less here, and OpenVINO refuses what was exported with --full-range"
         )
+        problems.append(what)
     return {
         "simmim_export": __version__,
         "python": platform.python_version(),

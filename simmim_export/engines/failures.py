@@ -1,14 +1,19 @@
-"""Turns whatever an engine raises into one of our errors, which names the engine and the graph; and the errors that all engines
-share."""
+"""Why an engine cannot run here, and what goes wrong while it runs: whatever it raises becomes one of our errors, which names the
+engine and the graph."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
 from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, InputError, SimmimError, UsageError
-from simmim_export.spec import GraphSpec, Precision
+from simmim_export.spec import GraphSpec
+from simmim_export.system.telemetry import SWITCHES, without_telemetry
 
+# What importing a package raises if its libraries are missing, or were built for other versions of what they need.
+_BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 # What the engines say, in lower case, if this machine has too little memory or may start no more threads. None of them has an
 # exception type for that.
 _EXHAUSTED = (
@@ -23,15 +28,27 @@ _EXHAUSTED = (
 )
 
 
+def missing_package(package: str) -> str | None:
+    """None if ``package`` is installed, else the reason in one line. Imports nothing."""
+    return None if find_spec(package) is not None else f"the package {package} is not installed"
+
+
+def broken_package(package: str) -> str | None:
+    """None if ``package`` is installed and can be imported, else the reason in one line. Imports it."""
+    if (missing := missing_package(package)) is not None:
+        return missing
+    try:
+        with without_telemetry(*({package} & SWITCHES.keys())):
+            import_module(package)
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"the package {package} is installed but cannot be imported: {reason}"
+    return None
+
+
 def cannot_run(engine: str, reason: str, *, install: str) -> EngineUnavailable:
     """The error for an engine that cannot run here."""
     return EngineUnavailable(f"engine {engine!r} cannot run here: {reason}", fix=install)
-
-
-def no_such_precision(engine: str, precision: Precision, *, has: tuple[Precision, ...]) -> EngineUnavailable:
-    """The error for a precision that an engine lacks."""
-    names = ", ".join(has)
-    return EngineUnavailable(f"engine {engine!r} has no {precision} (it has: {names})", fix=f"use --precision {has[0]}")
 
 
 def closed(graph: str) -> UsageError:

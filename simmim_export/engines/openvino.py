@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from simmim_export.engines.base import PrecisionProof
-from simmim_export.engines.checks import check_feeds, check_outputs
-from simmim_export.engines.failures import closed, no_such_precision, running
-from simmim_export.engines.options import LATENCY, THROUGHPUT, require_hint, threads_for
-from simmim_export.engines.packages import broken_package
+from simmim_export.engines.base import LATENCY, THROUGHPUT, PrecisionProof
+from simmim_export.engines.checks import check_feeds, check_outputs, require_hint, require_variant, threads_for
+from simmim_export.engines.failures import broken_package, closed, running
 from simmim_export.errors import FewerThreads
 from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system.cache import kept
@@ -46,8 +44,8 @@ _NAMES = {
     "i32": "int32",
     "i64": "int64",
 }
-# OpenVINO quantizes the activations of a product with INT8 weights at run time, so many channels of a token at a time. On MiniLM
-# 128 was 8 % faster than 64, but the loss of cosine grew by half (0.9990 instead of 0.9993).
+# OpenVINO quantizes the activations of a product with INT8 weights at run time, in groups of this many channels. With 128 MiniLM
+# was 8 % faster than with 64, but lost half as much cosine again (0.9990 instead of 0.9993).
 _GROUP = 64
 _NOT_EXECUTED = ("Const", "Input", "Output")
 _CONVERSIONS = ("FakeQuantize", "Convert", "Reorder", "Quantize", "Dequantize")
@@ -74,11 +72,6 @@ class OpenVinoSession:
         self.inputs, self.outputs = spec.inputs, spec.outputs
         self._spec = spec
         self._running = running(OpenVinoEngine.name, spec, where=path)
-        with running(OpenVinoEngine.name, spec, where=path, opens=True):
-            self._start(path, precision=precision, threads=threads, hint=hint)
-
-    def _start(self, path: Path, *, precision: Precision, threads: int, hint: str) -> None:
-        spec = self._spec
         # LATENCY is one stream over all threads: a call answers as soon as it can. THROUGHPUT is several streams of fewer threads
         # each, for as many calls at once. The number of threads is given because OpenVINO knows the affinity of this process, but
         # not the quota of its control group.
@@ -89,17 +82,18 @@ class OpenVinoSession:
         }
         if precision is Precision.INT8:
             options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _GROUP
-        self._model: Any = _compile(path, options)
-        if precision is Precision.INT8 and threads > 1 and has_integer_dot() is False and self._convolves_in_int8():
-            what = f"OpenVINO's INT8 convolutions are wrong on several threads of a processor without VNNI: {spec.name} uses one"
-            warnings.warn(f"{what} for each call", FewerThreads, stacklevel=4)
-            one_thread = {"INFERENCE_NUM_THREADS": 1} if hint == LATENCY else {"NUM_STREAMS": threads}
-            self._model = _compile(path, options | one_thread)
-        count = 1 if hint == LATENCY else int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         # A request serves one call at a time. A call takes a free one, and waits if there is none.
         self._free: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(count):
-            self._free.put(self._model.create_infer_request())
+        with running(OpenVinoEngine.name, spec, where=path, opens=True):
+            self._model: Any = _compile(path, options)
+            if precision is Precision.INT8 and threads > 1 and has_integer_dot() is False and self._convolves_in_int8():
+                what = "OpenVINO's INT8 convolutions are wrong on several threads of a processor without VNNI"
+                warnings.warn(f"{what}: {spec.name} uses one for each call", FewerThreads, stacklevel=3)
+                one_thread = {"INFERENCE_NUM_THREADS": 1} if hint == LATENCY else {"NUM_STREAMS": threads}
+                self._model = _compile(path, options | one_thread)
+            count = 1 if hint == LATENCY else int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+            for _ in range(count):
+                self._free.put(self._model.create_infer_request())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See :meth:`~simmim_export.engines.base.Session.run`."""
@@ -180,13 +174,11 @@ class OpenVinoEngine:
 
     def variant(self, precision: Precision) -> Variant:
         """INT8 has a graph of its own; the others share the FP32 graph. Which precisions there are depends on the CPU."""
-        has: tuple[Precision, ...] = (Precision.FP32,)
-        if self.why_unavailable() is None:
-            capabilities = _capabilities()
-            has = tuple(known for known, (_, capability, _) in _PRECISIONS.items() if capability in capabilities)
-        if precision not in has:
-            raise no_such_precision(self.name, precision, has=has)
-        return _PRECISIONS[precision][2]
+        capabilities = _capabilities() if self.why_unavailable() is None else ("FP32",)
+        variants = {
+            known: variant for known, (_, capability, variant) in _PRECISIONS.items() if capability in capabilities
+        }
+        return require_variant(self.name, precision, variants=variants)
 
     def open(
         self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY

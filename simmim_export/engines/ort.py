@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from simmim_export.engines.base import PrecisionProof, Session
-from simmim_export.engines.checks import check_feeds, check_outputs
-from simmim_export.engines.failures import closed, no_such_precision, running
-from simmim_export.engines.options import LATENCY, require_hint, threads_for
-from simmim_export.engines.packages import broken_package
+from simmim_export.engines.base import LATENCY, PrecisionProof, Session
+from simmim_export.engines.checks import check_feeds, check_outputs, require_hint, require_variant, threads_for
+from simmim_export.engines.failures import broken_package, closed, running
 from simmim_export.errors import EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system.telemetry import without_telemetry
@@ -38,14 +36,14 @@ def open_session(path: Path, threads: int, *, providers: Sequence[Any], profile:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Its errors are raised as well, and what it would print holds names out of the graph that are not escaped.
+    # It raises its errors as well, and its log would print names from the graph without escaping them.
     options.log_severity_level = 4
     # On x86 without VNNI its kernels add pairs of U8 x S8 products in 16 bits, which saturates. With this entry it takes the
     # exact U8 x U8 kernels for weights of more than 7 bits: MiniLM kept 96.7 % of its neighbors instead of 89.0, in 8 % more
     # time.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    # The threads of a session go on spinning after a run, and hold the processor while the next session of a pipeline needs it:
-    # four sessions in a row took 55 ms for a question, and 15 once they stop spinning (preset small at 128 pixels, 2 cores).
+    # By default the threads of a session spin after a run, while the next session of a pipeline needs the processor: a question
+    # through four sessions took 55 ms with spinning and 15 without (preset small at 128 pixels, 2 cores).
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if profile is not None:
         options.enable_profiling = True
@@ -134,14 +132,17 @@ class OrtEngine:
 
     def variant(self, precision: Precision) -> Variant:
         """FP32 and INT8. Its CPU kernels compute FP16 and BF16 in FP32 with casts around them, which gains nothing."""
-        if precision not in _VARIANTS:
-            raise no_such_precision(self.name, precision, has=tuple(_VARIANTS))
-        return _VARIANTS[precision]
+        return require_variant(self.name, precision, variants=_VARIANTS)
 
     def open(
         self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> Session:
-        """Open an ONNX file; raise :class:`BundleError` if ONNX Runtime refuses it."""
+        """Open an ONNX file. Raise :class:`BundleError` if ONNX Runtime refuses it, and :class:`EngineUnavailable` if its
+        provider does not start."""
         self.variant(precision)
         require_hint(self.name, hint, has=self.hints)
-        return OrtSession(path, spec, threads=threads_for(threads))
+        return self.start(path, spec, threads=threads_for(threads))
+
+    def start(self, path: Path, spec: GraphSpec, *, threads: int) -> Session:
+        """A session on this engine's provider."""
+        return OrtSession(path, spec, threads=threads)

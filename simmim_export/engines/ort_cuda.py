@@ -1,7 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU: its CUDA provider, with every tensor bound to memory on the device.
 
-Nothing here falls back to the CPU. ONNX Runtime would do so in three ways: it leaves out a provider that cannot be loaded, and
-replaces one that fails at the start or later. Each of these is an error here.
+Nothing here falls back to the CPU. ONNX Runtime would in three cases: a provider that cannot be loaded, one that fails at the
+start, and one that fails later. Each of these is an error here.
 
 ``ort-graph@cuda`` records each shape as a CUDA graph and replays it, which saves one launch per node. It has to be asked for,
 because it has limits: addresses and shapes are frozen, the memory of a recorded shape is never given back, a thread that calls
@@ -21,13 +21,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from simmim_export.engines.base import PrecisionProof, Session
-from simmim_export.engines.checks import check_feeds, check_outputs
-from simmim_export.engines.failures import closed, exhausted, last_line, no_such_precision, running
-from simmim_export.engines.options import LATENCY, require_hint, threads_for
+from simmim_export.engines.checks import axis_sizes, check_feeds, check_outputs, require_variant
+from simmim_export.engines.failures import broken_package, closed, exhausted, last_line, missing_package, running
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
-from simmim_export.engines.packages import broken_package, missing_package
 from simmim_export.errors import BundleError, EngineUnavailable
-from simmim_export.spec import GraphSpec, Precision, Variant
+from simmim_export.spec import GraphSpec, Precision, TensorSpec, Variant
 from simmim_export.system import nvidia
 from simmim_export.system.conflicts import INSTALL_GPU, missing_libraries, ort_files
 from simmim_export.system.telemetry import without_telemetry
@@ -35,7 +33,6 @@ from simmim_export.system.telemetry import without_telemetry
 PROVIDER = "CUDAExecutionProvider"
 # TF32 keeps only 10 bits of each factor, so FP32 with it is not FP32.
 OPTIONS: Mapping[str, str] = {"use_tf32": "0"}
-CUDA_GRAPH: Mapping[str, str] = {"enable_cuda_graph": "1"}
 # The run option with the number of the recorded graph, and the number that records nothing.
 GRAPH_ID, NO_GRAPH = "gpu_graph_id", -1
 # So many shapes keep their memory (and their CUDA graph); every other shape gets memory for one call.
@@ -68,7 +65,7 @@ class OrtCudaSession:
         self._lock = threading.Lock()
         self._kept: dict[tuple[tuple[int, ...], ...], _Bound] = {}
         _preload()
-        self._session: Any = self._open(CUDA_GRAPH if graphs else {})
+        self._session: Any = self._open({"enable_cuda_graph": "1"} if graphs else {})
         require_provider(self._session, self.provider, fix=_how_to_load())
         self._session.disable_fallback()
 
@@ -123,21 +120,14 @@ class OrtCudaSession:
         with without_telemetry("onnxruntime"):
             import onnxruntime
 
-        sizes = {
-            axis: size
-            for tensor in self.inputs
-            for axis, size in zip(tensor.shape, arrays[tensor.name].shape, strict=True)
-            if isinstance(axis, str)
-        }
-        inputs, outputs = (
-            {
-                t.name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                    list(t.resolve(sizes)), np.dtype(t.dtype).type, self.device, 0
-                )
-                for t in tensors
-            }
-            for tensors in (self.inputs, self.outputs)
-        )
+        sizes = axis_sizes(arrays, self.inputs)
+
+        def allocate(tensor: TensorSpec) -> Any:
+            shape, kind = list(tensor.resolve(sizes)), np.dtype(tensor.dtype).type
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, self.device, 0)
+
+        inputs = {tensor.name: allocate(tensor) for tensor in self.inputs}
+        outputs = {tensor.name: allocate(tensor) for tensor in self.outputs}
         binding, options = self._session.io_binding(), onnxruntime.RunOptions()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -182,11 +172,9 @@ def _how_to_load() -> str:
     """What to do if the CUDA provider is installed and does not start."""
     files = ort_files()
     missing = missing_libraries(int(files.cuda.partition(".")[0])) if files and files.cuda else []
-    return (
-        f"{INSTALL_GPU}; these libraries cannot be loaded here: {', '.join(missing)}"
-        if missing
-        else "simmim-export doctor"
-    )
+    if not missing:
+        return "simmim-export doctor"
+    return f"{INSTALL_GPU}; these libraries cannot be loaded here: {', '.join(missing)}"
 
 
 class OrtCudaEngine(OrtEngine):
@@ -212,18 +200,11 @@ class OrtCudaEngine(OrtEngine):
             has = ", ".join(_VARIANTS)
             what = f"engine {self.name!r} has no {precision} (it has: {has}): it has no INT8 kernels for the GPU"
             raise EngineUnavailable(what, fix="use --precision fp16, or --engine trt")
-        if precision not in _VARIANTS:
-            raise no_such_precision(self.name, precision, has=tuple(_VARIANTS))
-        return _VARIANTS[precision]
+        return require_variant(self.name, precision, variants=_VARIANTS)
 
-    def open(
-        self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
-    ) -> Session:
-        """Open an ONNX file. Raise :class:`BundleError` if ONNX Runtime refuses it, and :class:`EngineUnavailable` if it would
-        not run on the GPU."""
-        self.variant(precision)
-        require_hint(self.name, hint, has=self.hints)
-        return OrtCudaSession(path, spec, threads=threads_for(threads), graphs=self.graphs)
+    def start(self, path: Path, spec: GraphSpec, *, threads: int) -> Session:
+        """A session on the GPU."""
+        return OrtCudaSession(path, spec, threads=threads, graphs=self.graphs)
 
 
 class OrtCudaGraphEngine(OrtCudaEngine):

@@ -14,11 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from simmim_export.engines.base import PrecisionProof
-from simmim_export.engines.checks import check_feeds, check_outputs
-from simmim_export.engines.failures import cannot_run, closed, no_such_precision, running
-from simmim_export.engines.options import LATENCY, require_hint, threads_for
-from simmim_export.engines.packages import broken_package, missing_package
+from simmim_export.engines.base import LATENCY, PrecisionProof
+from simmim_export.engines.checks import check_feeds, check_outputs, require_hint, require_variant, threads_for
+from simmim_export.engines.failures import broken_package, cannot_run, closed, missing_package, running
 from simmim_export.errors import CheckpointError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Kind, Precision, Variant
 from simmim_export.system import nvidia
@@ -139,15 +137,13 @@ class TorchEngine:
     precisions: ClassVar[tuple[Precision, ...]] = (Precision.FP32,)
 
     def why_unavailable(self) -> str | None:
-        """None if :data:`PACKAGES` are installed. Whether they can be imported is only tried when a graph is opened, so that a
-        process which only asks, such as a benchmark, stays small."""
+        """None if :data:`PACKAGES` are installed. They are imported when a graph is opened and not before, so that a process
+        which only asks, such as a benchmark, stays small."""
         return next((reason for package in PACKAGES if (reason := missing_package(package))), None)
 
     def variant(self, precision: Precision) -> Variant:
         """The variant of the same precision: this engine does not read graphs."""
-        if precision not in self.precisions:
-            raise no_such_precision(self.name, precision, has=self.precisions)
-        return Variant(precision)
+        return require_variant(self.name, precision, variants={known: Variant(known) for known in self.precisions})
 
     def _require(self) -> None:
         """Raise :class:`EngineUnavailable` if a package is installed but cannot be imported, and :class:`UsageError` if importing

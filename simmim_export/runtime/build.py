@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def build(
     artifacts = {spec.name: bundle.artifact(spec.name, engine.variant(plan.of(spec.name))) for spec in graphs}
     golden = Golden.load(bundle.file("golden.npz"), graphs=graphs)
     built = []
-    with _locked(plan_files.plan_file_path(bundle.root, "x", precision="x").parent / LOCK):
+    with _locked(bundle.root / plan_files.FOLDER / LOCK):
         for spec in graphs:
             artifact, precision = artifacts[spec.name], plan.of(spec.name)
             path = plan_files.plan_file_path(bundle.root, spec.name, precision=precision)
@@ -79,7 +80,7 @@ def build(
                 precision=precision,
                 path=path,
                 request=request,
-                prove=_Prover(spec=spec, precision=precision, golden=golden, graph=graph),
+                prove=partial(_prove, spec=spec, precision=precision, golden=golden, graph=graph),
                 module_of=modules(graph),
                 watch=watch,
             )
@@ -87,21 +88,11 @@ def build(
     return built
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prover:
-    """Compares a session with PyTorch. Raises :class:`GateFailed` if it differs, else returns the figures."""
-
-    spec: GraphSpec
-    precision: Precision
-    golden: Golden
-    graph: Path
-
-    def __call__(self, session: Session) -> dict[str, Any]:
-        report = compare(session, self.spec, golden=self.golden, precision=self.precision)
-        report.require(
-            self.graph, "another --precision, or report this with the versions that simmim-export doctor prints"
-        )
-        return dict(report.summary())
+def _prove(session: Session, *, spec: GraphSpec, precision: Precision, golden: Golden, graph: Path) -> dict[str, Any]:
+    """Compare ``session`` with PyTorch. Raise :class:`GateFailed` if it differs, else return the figures."""
+    report = compare(session, spec, golden=golden, precision=precision)
+    report.require(graph, "another --precision, or report this with the versions that simmim-export doctor prints")
+    return dict(report.summary())
 
 
 @contextmanager
@@ -118,10 +109,8 @@ def _locked(path: Path) -> Iterator[None]:
         what = f"another build of this bundle is running (process {owner})"
         raise UsageError(what, where=path, fix="wait for it, then run the same command again") from None
     except OSError as error:
-        fix = "copy the bundle to a folder that can be written"
-        raise UsageError(
-            f"plan files are kept in the bundle, and it cannot be written: {error}", where=path, fix=fix
-        ) from error
+        what = f"plan files are kept in the bundle, and it cannot be written: {error}"
+        raise UsageError(what, where=path, fix="copy the bundle to a folder that can be written") from error
     with held:
         with suppress(OSError):
             path.write_text(str(os.getpid()), encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine, on_device, require_engine, versions
-from simmim_export.engines.base import CompilingEngine, Engine
-from simmim_export.engines.options import LATENCY, threads_for
+from simmim_export.engines.base import LATENCY, CompilingEngine, Engine
+from simmim_export.engines.checks import threads_for
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.certificate import Certificate, choose, read
 from simmim_export.runtime.inputs import require_name

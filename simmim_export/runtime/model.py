@@ -9,8 +9,7 @@ import numpy as np
 
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import Session
-from simmim_export.engines.checks import check_feeds
-from simmim_export.engines.options import require_count
+from simmim_export.engines.checks import check_feeds, require_count
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
 from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.runtime.images import ImageSource

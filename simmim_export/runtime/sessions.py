@@ -13,8 +13,7 @@ import numpy as np
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.onnx_file import read_graph
 from simmim_export.engines.base import CompilingEngine, Engine, KeepsOnDevice, Session
-from simmim_export.engines.checks import BATCH, require_host
-from simmim_export.engines.options import require_hint, threads_for
+from simmim_export.engines.checks import BATCH, require_hint, require_host, threads_for
 from simmim_export.engines.pipeline import Runs, run_graphs
 from simmim_export.errors import BundleError, CheckpointError, UsageError
 from simmim_export.runtime.inputs import Tensors

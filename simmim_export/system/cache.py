@@ -1,7 +1,7 @@
 """Keeps files that took long to make and can be made again: compiled models, quantized graphs.
 
-An engine reads its own file back without checking it, so a flipped byte could change answers. Therefore every new file is
-digested, and a file that does not match its digest any more is removed before anybody reads it.
+An engine reads its own file back without checking it, so a flipped byte could change answers. Therefore the digest of every new
+file is kept, and a file that no longer matches its digest is removed before anybody reads it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ DIGESTS, LOCK = "digests.json", "lock"
 MOST_BYTES = 1 << 20
 # A cache folder keeps at most this many bytes; the least recently used files go first.
 BYTES = 4 << 30
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # Seconds that a process waits for another one, which may be compiling. Only the largest graphs take longer.
 WAIT = 120.0
 
@@ -48,28 +49,23 @@ def cache_folder(name: str, environment: Mapping[str, str] = os.environ) -> Path
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         there = folder.stat()
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        warnings.warn(f"no cache: {error}; set {CACHE} to a folder, or to off", NoCache, stacklevel=2)
-        return None
-    if not os.access(folder, os.W_OK):
-        warnings.warn(
-            f"no cache: {folder} cannot be written; set {CACHE} to a folder, or to off", NoCache, stacklevel=2
-        )
-        return None
-    if hasattr(os, "geteuid") and (there.st_uid != os.geteuid() or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        what = (
-            f"no cache: other users may write to {folder}; set {CACHE} to a folder of your own (chmod go-w), or to off"
-        )
-        warnings.warn(what, NoCache, stacklevel=2)
-        return None
-    return folder
+        reason = f"{error}; set {CACHE} to a folder, or to off"
+    else:
+        if not os.access(folder, os.W_OK):
+            reason = f"{folder} cannot be written; set {CACHE} to a folder, or to off"
+        elif hasattr(os, "geteuid") and (there.st_uid != os.geteuid() or there.st_mode & _OTHERS_WRITE):
+            reason = f"other users may write to {folder}; set {CACHE} to a folder of your own (chmod go-w), or to off"
+        else:
+            return folder
+    warnings.warn(f"no cache: {reason}", NoCache, stacklevel=2)
+    return None
 
 
 @contextmanager
 def kept(name: str, key: str) -> Iterator[Path | None]:
-    """The folder for ``key`` (hexadecimal) in the cache folder ``name``, with only undamaged files in it. None if there is no
-    cache.
+    """The folder for ``key`` (hexadecimal) in the cache folder ``name``, with only undamaged files in it. None without a cache.
 
-    Only one process at a time has it, so that none reads a file that another has half written. Also None, with a :class:`NoCache`
+    One process at a time may use it, so that none reads a file that another has half written. Also None, with a :class:`NoCache`
     warning, if another process holds it for longer than :data:`WAIT`.
     """
     home = cache_folder(name)
@@ -111,7 +107,7 @@ def _alone(folder: Path) -> Iterator[bool]:
             stack.enter_context(locked(folder / LOCK, timeout=WAIT))
         except TimeoutError:  # an OSError too
             mine = False
-        except (OSError, NotImplementedError):
+        except OSError:
             pass
         yield mine
 

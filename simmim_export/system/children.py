@@ -1,11 +1,14 @@
 """Starts every other Python process of this project: without code from the working directory, and without telemetry.
 
+A command of ours that fails hands its error to the process that started it as data.
+
 ``python -m`` and ``python -c`` put the working directory first on ``sys.path``. A command that works on a bundle may run inside a
 folder that a stranger filled, so a ``json.py`` there must never be imported.
 """
 
 from __future__ import annotations
 
+import builtins
 import os
 import shlex
 import signal
@@ -16,8 +19,10 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from simmim_export import errors
 from simmim_export.errors import SimmimError
-from simmim_export.system.messages import ERROR_FILE, left_by_child
 from simmim_export.system.telemetry import set_quiet_variables
 
 # Python's own switch, from 3.11 on: leave the working directory (or a script's folder) off sys.path. Inherited by grandchildren.
@@ -28,6 +33,8 @@ PROGRAMS = {
     "simmim-export": "simmim_export.cli",
     "simmim-bench": "simmim_export.benchmarks.cli",
 }
+# The environment variable that names the file in which a command of ours leaves the error that ended it.
+ERROR_FILE = "SIMMIM_EXPORT_ERROR_FILE"
 # The exit code of a command that was stopped because it took too long, as timeout(1) has it.
 TIMED_OUT = 124
 # So many of the last lines that a failed command wrote are quoted.
@@ -70,6 +77,35 @@ def describe_end(code: int) -> str:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:  # one of the unnamed real-time signals
         return f"signal {-code}"
+
+
+def known_kind(raised: type) -> str:
+    """The name of the class nearest to ``raised`` that every process knows: one of ``errors.py`` or of Python itself."""
+    return next(kind.__name__ for kind in raised.__mro__ if kind.__module__ in (errors.__name__, builtins.__name__))
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
+    """A :class:`SimmimError` as data. ``kind`` is its class, or the class of ``errors.py`` that it derives from."""
+
+    kind: str
+    what: str
+    where: str | None
+    fix: str | None
+
+    @classmethod
+    def of(cls, error: SimmimError) -> Failure:
+        """``error`` as data."""
+        return cls(kind=known_kind(type(error)), what=error.what, where=error.where, fix=error.fix)
+
+    def error(self) -> SimmimError:
+        """The error to raise."""
+        return getattr(errors, self.kind)(self.what, where=self.where, fix=self.fix)
+
+
+def leave_for_parent(error: SimmimError) -> None:
+    """Write ``error`` to :data:`ERROR_FILE`, if the process that started this command asked for it."""
+    if path := os.environ.get(ERROR_FILE):
+        Path(path).write_bytes(msgspec.json.encode(Failure.of(error)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +160,11 @@ def run(
         except subprocess.TimeoutExpired as error:
             said = f"{_text(error.stderr)}\nit did not end in {seconds:g} s and was killed"
             return Finished(command=command, code=TIMED_OUT, stdout=_text(error.stdout), stderr=said, error=None)
-        left = left_by_child(file) if done.returncode else None
-    return Finished(
-        command=command, code=done.returncode, stdout=_text(done.stdout), stderr=_text(done.stderr), error=left
-    )
+        own = None
+        if done.returncode and file.is_file():
+            own = msgspec.json.decode(file.read_bytes(), type=Failure).error()
+    stdout, stderr = _text(done.stdout), _text(done.stderr)
+    return Finished(command=command, code=done.returncode, stdout=stdout, stderr=stderr, error=own)
 
 
 def _text(output: bytes | None) -> str:

@@ -29,8 +29,8 @@ _TENSORRT, _TENSORRT_CUDA = 11, 13
 
 @dataclass(frozen=True)
 class OrtFiles:
-    """Which ``package`` the files in the folder onnxruntime came with, for which ``cuda`` they were built ("13.0" or None), and
-    whether the CUDA ``provider`` is among them."""
+    """The ``package`` that the files in the folder onnxruntime came with, the ``cuda`` that they were built for ("13.0" or None),
+    and whether the CUDA ``provider`` is among them."""
 
     package: str
     cuda: str | None
@@ -46,7 +46,7 @@ def installed(package: str) -> str | None:
 
 
 def ort_files() -> OrtFiles | None:
-    """What is really in the folder onnxruntime, whatever the metadata say. None if there is no such folder. Imports nothing."""
+    """What is really in the folder onnxruntime, whatever the metadata say; None without that folder. Imports nothing."""
     spec = find_spec(ORT)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -56,9 +56,8 @@ def ort_files() -> OrtFiles | None:
         for line in ast.parse((folder / "build_and_package_info.py").read_text(encoding="utf-8")).body:
             if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
                 about[line.targets[0].id] = str(ast.literal_eval(line.value))
-    return OrtFiles(
-        about.get("package_name", ORT), about.get("cuda_version"), any(folder.glob("*onnxruntime_providers_cuda.*"))
-    )
+    has_provider = any(folder.glob("*onnxruntime_providers_cuda.*"))
+    return OrtFiles(about.get("package_name", ORT), about.get("cuda_version"), has_provider)
 
 
 def conflicts() -> list[str]:
@@ -82,8 +81,7 @@ def _loads(name: str) -> bool:
 
 def _overwritten() -> Iterator[str]:
     cpu, gpu, files = installed(ORT), installed(ORT_GPU), ort_files()
-    wanted = ORT if nvidia.driver() is None else "'onnxruntime-gpu[cuda,cudnn]'"
-    fix = f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {wanted}"
+    fix = f"pip uninstall -y {ORT} {ORT_GPU} && {INSTALL_GPU if nvidia.driver() else f'pip install {ORT}'}"
     there = files.package if files else "neither"
     if cpu and gpu:
         what = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other's files; the files there now are from {there}"
@@ -134,19 +132,19 @@ def _shown(wheels: Mapping[str, str]) -> str:
 
 def _drivers() -> Iterator[str]:
     driver = nvidia.driver()
-    for name, cuda in _needing_cuda() if driver else ():
-        if driver and driver.cuda[0] < cuda:
+    if driver is None:
+        return
+    for name, cuda in _needing_cuda():
+        if driver.cuda[0] < cuda:
             older = f", or pip install 'tensorrt<{_TENSORRT}'" if name.startswith("tensorrt") else ""
             needed = f"install NVIDIA's driver {_DRIVERS[cuda]} or newer" if cuda in _DRIVERS else nvidia.INSTALL
             yield f"{name} needs CUDA {cuda}, which the driver cannot run ({driver}): {needed}{older}"
 
 
 def _fix(name: str, cuda: int) -> str:
-    return (
-        INSTALL_GPU
-        if name.startswith(ORT_GPU)
-        else f"pip install 'nvidia-cuda-runtime{'' if cuda >= 13 else f'-cu{cuda}'}=={cuda}.*'"
-    )
+    if name.startswith(ORT_GPU):
+        return INSTALL_GPU
+    return f"pip install 'nvidia-cuda-runtime{'' if cuda >= 13 else f'-cu{cuda}'}=={cuda}.*'"
 
 
 def _major(text: str) -> int:

@@ -88,7 +88,7 @@ def cpu_model() -> str:
 
 
 def cpu_features() -> frozenset[str] | None:
-    """Which of :data:`FEATURES` the processor has; None if the system does not tell (Windows)."""
+    """Those of :data:`FEATURES` that the processor has; None if the system does not tell (Windows)."""
     return _processor()[1]
 
 
@@ -110,17 +110,18 @@ def has_integer_dot() -> bool | None:
 
 def fingerprint() -> dict[str, Any]:
     """The kind of this machine as JSON. Machines of one kind have the same fingerprint, and what was measured on one holds on the
-    others. GPUs are only listed if there are any, which keeps the certificates of machines without a GPU valid.
-    """
-    driver = nvidia.driver()
-    gpus = {} if driver is None else {"gpus": [gpu.name for gpu in driver.gpus]}
-    return {
+    others."""
+    kind = {
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu": cpu_model(),
         "features": sorted(cpu_features() or ()),
         "threads": available_threads(),
-    } | gpus
+    }
+    # Only with a GPU: the certificates of machines without one do not have this key.
+    if (driver := nvidia.driver()) is not None:
+        kind["gpus"] = [gpu.name for gpu in driver.gpus]
+    return kind
 
 
 def available_threads() -> int:
@@ -150,13 +151,10 @@ def cgroup_quota(root: Path, groups: Path) -> float | None:
 
 def _quota(folder: Path) -> float | None:
     """The CPUs that the control group ``folder`` itself grants, or None."""
-    try:
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         granted, period = (folder / "cpu.max").read_text().split()
         return None if granted == "max" else int(granted) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        pass
-    try:
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         microseconds = int((folder / "cpu.cfs_quota_us").read_text())
         return None if microseconds <= 0 else microseconds / int((folder / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+    return None

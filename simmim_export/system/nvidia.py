@@ -1,8 +1,8 @@
 """The NVIDIA driver and its GPUs, asked through the driver's own library.
 
 ``make gpu-check`` runs this module in a checkout before anything is installed (``python -m simmim_export.system.nvidia``), so it
-imports only the standard library. This is the only case in which code comes from the working directory. It exits with 3 without a
-GPU.
+imports only the standard library. This is the only case in which code comes from the working directory. Without a GPU it exits
+with 3.
 """
 
 from __future__ import annotations

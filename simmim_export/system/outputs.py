@@ -40,8 +40,7 @@ def require_writable(path: Path) -> None:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """For a block that begins to write beside ``path``. Makes the folder. Raise :class:`UsageError` if that or the block
-    fails."""
+    """Make the folder of ``path`` for a block that begins to write there. Raise :class:`UsageError` if either fails."""
     require_writable(path)
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -74,13 +73,12 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True
+        pass
     return True
 
 
 def destination(path: Path) -> Path:
-    """Where to write an output that the user named ``path``: if it is a link, the file that it points to, so that the link
-    stays."""
+    """Where to write an output that the user named ``path``: for a link the file that it points to, so that the link stays."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -124,11 +122,10 @@ def replacing(path: Path) -> Iterator[Path]:
     first, but not folders. Raise :class:`UsageError` before the block begins if nothing can be written there, and later if the
     disk is full.
     """
+    require_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with no_empty_folders(path):
         with room_for(path):
-            if path.is_dir():
-                raise UsageError("the output is a folder", where=path, fix="give the name of a file")
             for left in leftovers(path, ".tmp"):
                 if left.is_symlink() or not left.is_dir():
                     left.unlink(missing_ok=True)

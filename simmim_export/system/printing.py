@@ -34,11 +34,8 @@ def printable(text: str, *, lines: bool = False) -> str:
     Line breaks and tabs are escaped too, because a name with one could forge a line of output; with ``lines`` they stay.
     """
     kept = _JOINERS + "\n\t" if lines else _JOINERS
-    return "".join(c if c in kept or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    unsafe = {c for c in set(text) if c not in kept and unicodedata.category(c) in _UNSAFE}
+    return text.translate({ord(c): c.encode("unicode_escape").decode("ascii") for c in unsafe})
 
 
 def say(*parts: object, error: bool = False, lines: bool = False) -> None:

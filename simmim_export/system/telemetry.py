@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from simmim_export.errors import TelemetryOn
 
@@ -29,7 +28,7 @@ class Switch:
     ``at_import`` is true for a package that reads its variables only once, when it is imported.
     """
 
-    variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    variables: Mapping[str, str] = field(default_factory=dict)
     blocked: tuple[str, ...] = ()
     at_import: bool = False
 
@@ -53,24 +52,15 @@ SWITCHES: Mapping[str, Switch] = {
 }
 
 
-def quiet_variables() -> dict[str, str]:
-    """All environment variables that keep packages quiet, with their values."""
-    return {name: value for switch in SWITCHES.values() for name, value in switch.variables.items()}
-
-
 def set_quiet_variables(environment: MutableMapping[str, str], *packages: str) -> None:
     """Set in ``environment`` the variables of ``packages``, or of all of them if none is named.
 
     A variable that has a value keeps it: someone who sets ORT_DISABLE_TELEMETRY=0 wants the telemetry.
     """
-    variables = (
-        {name: value for package in packages for name, value in SWITCHES[package].variables.items()}
-        if packages
-        else quiet_variables()
-    )
-    for name, value in variables.items():
-        if not environment.get(name):
-            environment[name] = value
+    for package in packages or SWITCHES:
+        for name, value in SWITCHES[package].variables.items():
+            if not environment.get(name):
+                environment[name] = value
 
 
 @contextmanager
@@ -92,16 +82,13 @@ def without_telemetry(*packages: str) -> Iterator[None]:
     set_quiet_variables(os.environ, *packages)
     for message in late:
         warnings.warn(message, TelemetryOn, stacklevel=3)
-    absent = object()
     blocked = [name for package in packages for name in SWITCHES[package].blocked]
-    before = {name: sys.modules.get(name, absent) for name in blocked}
+    before = {name: sys.modules[name] for name in blocked if name in sys.modules}
     for name in blocked:
         sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is absent:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module  # type: ignore[assignment]
+        for name in blocked:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)

@@ -290,7 +290,7 @@ def test_what_a_machine_lacks_is_left_out_of_the_default_and_said() -> None:
 def test_a_wrong_request_starts_no_worker(
     run_cli, every_bundle: Path, tiny_bundle: Path, tiny_checkpoint: Path
 ) -> None:
-    """Even where it concerns the second engine, and the first would have been opened by then."""
+    """Also if it concerns the second engine: the first is not opened before."""
     ort = ("--engine", "ort", "--engine")
     for arguments, code in (
         (("--bundle", every_bundle, *ort, "ort:int8"), 3),

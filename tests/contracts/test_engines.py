@@ -327,7 +327,7 @@ def test_one_engine_does_not_import_another() -> None:
 
 
 def test_every_hint_works_or_is_an_error(engine: Engine, sessions: dict[str, Session], tiny_bundle: Path) -> None:
-    from simmim_export.engines.options import LATENCY, THROUGHPUT
+    from simmim_export.engines.base import LATENCY, THROUGHPUT
 
     assert LATENCY in engine.hints and set(engine.hints) <= {LATENCY, THROUGHPUT}
     spec = Bundle.open(tiny_bundle).manifest.graph("image_encoder")

@@ -20,7 +20,7 @@ from support import golden_of
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
-from simmim_export.engines.options import LATENCY, THROUGHPUT
+from simmim_export.engines.base import LATENCY, THROUGHPUT
 from simmim_export.errors import EngineUnavailable, NoCache, UsageError
 from simmim_export.proof.parity import compare
 from simmim_export.runtime import load
@@ -158,7 +158,7 @@ def test_int8_is_deterministic(tiny_bundle: Path, graph: str) -> None:
 
 
 def test_a_waiting_call_ends_when_the_session_is_closed(tiny_bundle: Path) -> None:
-    """It used to wait forever for a request of a session that had none any more."""
+    """It must not wait for a request that a closed session no longer has."""
     with load(tiny_bundle, "openvino") as model:
         session, pixels = model.session("image_encoder"), np.zeros((8, 64, 64, 3), np.uint8)
 

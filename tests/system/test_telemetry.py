@@ -9,12 +9,14 @@ import warnings
 
 import pytest
 
-from simmim_export.system.telemetry import SWITCHES, quiet_variables, set_quiet_variables, without_telemetry
+from simmim_export.system.telemetry import SWITCHES, set_quiet_variables, without_telemetry
+
+VARIABLES = {name: value for switch in SWITCHES.values() for name, value in switch.variables.items()}
 
 
 @pytest.mark.parametrize("package", SWITCHES)
 def test_variables_stay_and_modules_come_back(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in quiet_variables():
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delitem(sys.modules, package, raising=False)
     switch = SWITCHES[package]
@@ -31,7 +33,7 @@ def test_variables_stay_and_modules_come_back(package: str, monkeypatch: pytest.
 def test_a_users_variable_keeps_its_value() -> None:
     environment = {"ORT_DISABLE_TELEMETRY": "0", "DO_NOT_TRACK": ""}
     set_quiet_variables(environment)
-    assert environment == quiet_variables() | {"ORT_DISABLE_TELEMETRY": "0"}
+    assert environment == VARIABLES | {"ORT_DISABLE_TELEMETRY": "0"}
 
 
 def warned(before: str) -> list[str]:
@@ -43,7 +45,7 @@ def warned(before: str) -> list[str]:
         " warnings.simplefilter('always'); get_engine('ort').why_unavailable(); get_engine('ort').why_unavailable()\n"
         "print(*(one.category.__name__ for one in caught), os.environ['ORT_DISABLE_TELEMETRY'])"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in quiet_variables()}
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -1,6 +1,6 @@
 """Builds a graph to a plan file: one strongly typed recipe for TensorRT 10.12+ and 11.
 
-Precision is in the graph: TensorRT 11 has no flag for it any more, and STRONGLY_TYPED tells 10 to leave the graph's types alone.
+Precision is in the graph: TensorRT 11 no longer has flags for it, and STRONGLY_TYPED tells 10 to leave the graph's types alone.
 This module imports TensorRT, so import it inside functions.
 """
 
@@ -23,18 +23,22 @@ from simmim_export.spec import GraphSpec
 from simmim_export.system.cache import cache_folder
 from simmim_export.system.outputs import replacing
 
-Watch = Callable[[str, int, int], None]
-# The PyTorch module of a node, by the node's name; "" if that is not known.
-ModuleOf = Callable[[str], str]
-
 
 def build_plan_file(
-    graph: Path, spec: GraphSpec, *, request: Request, target: Target, free: int, module_of: ModuleOf, watch: Watch
+    graph: Path,
+    spec: GraphSpec,
+    *,
+    request: Request,
+    target: Target,
+    free: int,
+    module_of: Callable[[str], str],
+    watch: Callable[[str, int, int], None],
 ) -> bytes:
     """The content of a plan file for the ONNX file ``graph`` on the current GPU, which has ``free`` bytes of memory.
 
-    Raise :class:`BundleError` naming the nodes and modules that TensorRT's parser refuses, and :class:`EngineUnavailable` if
-    there is not enough memory or TensorRT finds no way to run the graph.
+    ``module_of`` gives the PyTorch module of a node by the node's name, or "" if that is not known. Raise :class:`BundleError`
+    naming the nodes and modules that TensorRT's parser refuses, and :class:`EngineUnavailable` if there is not enough memory or
+    TensorRT finds no way to run the graph.
     """
     log().errors.clear()
     builder = trt.Builder(log())
@@ -43,11 +47,21 @@ def build_plan_file(
     if not parser.parse_from_file(str(graph)):
         raise _refused(parser, graph, spec=spec, module_of=module_of)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _workspace(request, free))
+    workspace = free if request.workspace is None else request.workspace
+    if workspace > free:
+        raise EngineUnavailable(
+            f"a workspace of {format_size(workspace)} was asked for and the GPU has {format_size(free)} free",
+            fix="give a smaller --workspace, or close what else uses the GPU",
+        )
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     # On by default. What a graph keeps in FP32 must be exact: all of an FP32 graph, some nodes of another.
     config.clear_flag(trt.BuilderFlag.TF32)
     config.builder_optimization_level = request.level
-    config.hardware_compatibility_level = _compatibility(request)
+    config.hardware_compatibility_level = {
+        "none": trt.HardwareCompatibilityLevel.NONE,
+        "same_compute_capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
+        "ampere_plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
+    }[request.compatibility]
     # Without details the inspector could not tell what the plan file computes in.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     monitor = Monitor(spec.name, watch)
@@ -70,11 +84,13 @@ def build_plan_file(
 
 
 def _interruptible(work: Callable[[], trt.IHostMemory | None], monitor: Monitor) -> trt.IHostMemory | None:
-    """Do ``work`` in a thread and return its result. Python delivers Ctrl-C to the main thread only. If the build ran there, it
-    would arrive inside a callback, where TensorRT swallows it. Here it cancels the build, and is raised when that has ended."""
-    with ThreadPoolExecutor(1, "tensorrt", initializer=use, initargs=(current(),)) as pool:
-        building = pool.submit(work)
+    """Do ``work`` in a thread and return its result. Ctrl-C reaches the main thread only: if the build ran there, TensorRT would
+    swallow it inside a callback. Here it cancels the build, and is raised when the build has ended."""
+    with ThreadPoolExecutor(1, "tensorrt") as pool:
+        # This starts the thread. A Ctrl-C that arrives while it starts would leave a build that nobody waits for.
+        pool.submit(use, current()).result()
         try:
+            building = pool.submit(work)
             while not wait([building], timeout=0.1).done:
                 pass
         except BaseException as error:
@@ -85,40 +101,20 @@ def _interruptible(work: Callable[[], trt.IHostMemory | None], monitor: Monitor)
     return content
 
 
-def _refused(parser: trt.OnnxParser, graph: Path, *, spec: GraphSpec, module_of: ModuleOf) -> BundleError:
-    lines = []
+def _refused(parser: trt.OnnxParser, graph: Path, *, spec: GraphSpec, module_of: Callable[[str], str]) -> BundleError:
+    listed = ""
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        name = error.node_name()
-        module = module_of(name)
-        place = f"{error.node_operator()} {name}" + (f" of {module}" if module else "")
-        lines.append(f"{place}: {error.desc().strip()}")
-    listed = "".join(f"\n  {line}" for line in lines) or log().quoted()
+        module = module_of(error.node_name())
+        place = f"{error.node_operator()} {error.node_name()}" + (f" of {module}" if module else "")
+        listed += f"\n  {place}: {error.desc().strip()}"
+    listed = listed or log().quoted()
     fix = f"change these nodes and export again; to see all that TensorRT would refuse: {_dry_run(graph)}"
     return BundleError(f"TensorRT's parser refuses {spec.name}:{listed}", where=graph, fix=fix)
 
 
 def _dry_run(graph: Path) -> str:
     return f"simmim-export build {shlex.quote(str(graph.parents[1]))} --engine trt --dry-run"
-
-
-def _workspace(request: Request, free: int) -> int:
-    if request.workspace is None:
-        return free
-    if request.workspace > free:
-        raise EngineUnavailable(
-            f"a workspace of {format_size(request.workspace)} was asked for and the GPU has {format_size(free)} free",
-            fix="give a smaller --workspace, or close what else uses the GPU",
-        )
-    return request.workspace
-
-
-def _compatibility(request: Request) -> trt.HardwareCompatibilityLevel:
-    return {
-        "none": trt.HardwareCompatibilityLevel.NONE,
-        "same_compute_capability": trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY,
-        "ampere_plus": trt.HardwareCompatibilityLevel.AMPERE_PLUS,
-    }[request.compatibility]
 
 
 def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, *, spec: GraphSpec, ranges: Profile) -> None:

@@ -29,9 +29,8 @@ def check(result: tuple[Any, ...]) -> Any:
     if error == cuda.cudaError_t.cudaSuccess:
         return values[0] if len(values) == 1 else values
     if error == cuda.cudaError_t.cudaErrorMemoryAllocation:
-        raise EngineUnavailable(
-            "the GPU is out of memory", fix="close what else uses it, or build with a smaller --max"
-        )
+        fix = "close what else uses it, or build with a smaller --max"
+        raise EngineUnavailable("the GPU is out of memory", fix=fix)
     raise EngineUnavailable(f"CUDA: {error.name}", fix="simmim-export doctor")
 
 
@@ -109,7 +108,7 @@ class Queue:
         try:
             done = work()
         finally:
-            # In any case: a stream that is left in capture mode does nothing any more.
+            # Always: a stream that is left in capture mode does no more work.
             error, graph = cuda.cudaStreamEndCapture(self.stream)
             whole = error == cuda.cudaError_t.cudaSuccess
             if not done or not whole:
@@ -169,11 +168,10 @@ class Pinned:
     """Page-locked host memory, which the GPU copies to and from by itself, as ``array``. Freed with this object."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        kind = np.dtype(dtype)
-        size = max(int(np.prod(shape)) * kind.itemsize, 1)
+        size = max(int(np.prod(shape)) * np.dtype(dtype).itemsize, 1)
         self.address = int(check(cuda.cudaMallocHost(size)))
         raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address))
-        self.array: np.ndarray = raw[: int(np.prod(shape)) * kind.itemsize].view(kind).reshape(shape)
+        self.array: np.ndarray = np.ndarray(shape, dtype, buffer=raw)
         weakref.finalize(self, cuda.cudaFreeHost, self.address).atexit = False
 
 

@@ -6,19 +6,19 @@ TensorRT and CUDA are imported only when they are needed, so asking for this eng
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simmim_export.engines.base import Session
-from simmim_export.engines.failures import no_such_precision, running
-from simmim_export.engines.options import LATENCY, require_hint
+from simmim_export.engines.base import LATENCY, Session
+from simmim_export.engines.checks import require_hint, require_variant
+from simmim_export.engines.failures import running
 from simmim_export.engines.tensorrt import plan_file as plan_files
 from simmim_export.engines.tensorrt.proof import require_precision
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import BundleError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision, Variant
+from simmim_export.system.conflicts import installed
 from simmim_export.system.files import digest
 from simmim_export.system.outputs import replacing
 
@@ -46,14 +46,8 @@ def _missing() -> list[str]:
 
 def _too_old() -> str | None:
     """The version of TensorRT if it is older than this engine supports, else None; None too if no package names its version."""
-    for distribution in DISTRIBUTIONS:
-        try:
-            text = version(distribution)
-        except PackageNotFoundError:
-            continue
-        if tuple(int(part) for part in text.split(".")[:2]) < OLDEST:
-            return text
-    return None
+    versions = (text for distribution in DISTRIBUTIONS if (text := installed(distribution)))
+    return next((text for text in versions if tuple(map(int, text.split(".")[:2])) < OLDEST), None)
 
 
 def target() -> plan_files.Target:
@@ -66,6 +60,16 @@ def target() -> plan_files.Target:
         raise EngineUnavailable(f"TensorRT cannot be loaded: {error}", fix=TrtEngine.install) from error
     gpu, sm, driver = device.describe()
     return plan_files.Target(gpu, sm, driver, tensorrt.__version__)
+
+
+def _usable_sidecar(path: Path, spec: GraphSpec, *, precision: Precision) -> plan_files.Sidecar:
+    """The sidecar of the plan file at ``path``. Raise :class:`EngineUnavailable` if that is for another device or version, and
+    :class:`BundleError` if it is damaged or for another graph or precision."""
+    sidecar = plan_files.read_sidecar(path)
+    plan_files.require_graph(path, sidecar, graph=spec.name, precision=precision)
+    plan_files.require_target(path, sidecar, here=target())
+    plan_files.require_whole(path, sidecar)
+    return sidecar
 
 
 class TrtEngine:
@@ -92,9 +96,7 @@ class TrtEngine:
 
     def variant(self, precision: Precision) -> Variant:
         """FP32, FP16, and INT8 with symmetric activations."""
-        if precision not in _VARIANTS:
-            raise no_such_precision(self.name, precision, has=tuple(_VARIANTS))
-        return _VARIANTS[precision]
+        return require_variant(self.name, precision, variants=_VARIANTS)
 
     def compiled(self, root: Path, spec: GraphSpec, *, precision: Precision, sha256: str) -> Path:
         """The plan file of ``spec``; see :meth:`~simmim_export.engines.base.CompilingEngine.compiled`."""
@@ -105,14 +107,10 @@ class TrtEngine:
     def open(
         self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TrtSession:
-        """Open a plan file that :meth:`compile` wrote. Before TensorRT reads it, raise :class:`EngineUnavailable` if it is for
-        another device or version, and :class:`BundleError` if it is damaged or for another graph or precision."""
+        """Open a plan file that :meth:`compile` wrote. Raise what :func:`_usable_sidecar` raises before TensorRT reads it."""
         self.variant(precision)
         require_hint(self.name, hint, has=self.hints)
-        sidecar = plan_files.read_sidecar(path)
-        plan_files.require_graph(path, sidecar, graph=spec.name, precision=precision)
-        plan_files.require_target(path, sidecar, here=target())
-        plan_files.require_whole(path, sidecar)
+        sidecar = _usable_sidecar(path, spec, precision=precision)
         from simmim_export.engines.tensorrt.session import TrtSession
 
         profile = plan_files.require_profile(path, sidecar, spec=spec)
@@ -122,11 +120,8 @@ class TrtEngine:
     def up_to_date(self, path: Path, spec: GraphSpec, *, precision: Precision, sha256: str, request: Request) -> bool:
         """Whether :meth:`compile` would make the plan file at ``path`` again from the graph with the digest ``sha256``."""
         try:
-            sidecar = plan_files.read_sidecar(path)
-            plan_files.require_graph(path, sidecar, graph=spec.name, precision=precision)
+            sidecar = _usable_sidecar(path, spec, precision=precision)
             plan_files.require_source(path, sidecar, sha256=sha256)
-            plan_files.require_target(path, sidecar, here=target())
-            plan_files.require_whole(path, sidecar)
         except (BundleError, EngineUnavailable):
             return False
         return sidecar.recipe == request.recipe(spec)

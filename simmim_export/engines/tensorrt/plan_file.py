@@ -1,7 +1,7 @@
 """Plan files, TensorRT's compiled engines on disk, and the JSON sidecar beside each: what it was built from, for and with.
 
-A plan file is machine code. TensorRT runs what it is given; for a plan file of another GPU or version it gives little
-explanation, or crashes. So everything is checked here before TensorRT sees a byte of it, without importing TensorRT.
+A plan file is machine code. TensorRT runs what it is given; with a plan file of another GPU or version it hardly says what is
+wrong, or crashes. So everything is checked here before TensorRT sees a byte of it, without importing TensorRT.
 
 A plan file belongs to a device, while the manifest belongs to the model. So plan files are not in the manifest, and the digest of
 a bundle (with every certificate) stays the same on each device that the bundle is copied to. A plan file refers to its graph by
@@ -30,6 +30,8 @@ SCHEMA = 1
 # A sidecar takes a few kilobytes.
 MOST_BYTES = 16 << 20
 ENDING = "plan"
+# Where a bundle keeps its plan files.
+FOLDER = Path("engines") / "trt"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Sidecar:
 
 def plan_file_path(root: Path, graph: str, *, precision: str) -> Path:
     """Where the bundle at ``root`` keeps the plan file of ``graph``."""
-    return root / "engines" / "trt" / f"{graph}.{precision}.{ENDING}"
+    return root / FOLDER / f"{graph}.{precision}.{ENDING}"
 
 
 def sidecar_path(plan_file: Path) -> Path:

@@ -78,13 +78,6 @@ def require_precision(
     graph is ``quantized`` at all (a small head is not). FP32: every layer must. If the inspector does not know the type of any
     layer, nothing is proven, and that fails too.
     """
-    if proof.executed.get(_UNKNOWN) and not any(proof.executed.get(name) for name in _FLOATING):
-        raise GateFailed(
-            f"{graph} was asked for at {precision}, and TensorRT's inspector does not say what any of "
-            f"{proof.executed[_UNKNOWN]} layers computes in",
-            where=where,
-            fix="report this with the versions that simmim-export doctor prints",
-        )
     floating = {name: count for name, count in proof.executed.items() if name in _FLOATING}
     total, mine = sum(floating.values()), floating.get(_NAMES[precision], 0)
     wrong = {
@@ -92,10 +85,13 @@ def require_precision(
         Precision.FP16: total >= LEAST_LAYERS and mine < LEAST_SHARE * total,
         Precision.INT8: quantized and mine == 0,
     }[precision]
-    if wrong:
+    unknown = proof.executed.get(_UNKNOWN, 0)
+    if unknown and not total:
+        built = f"TensorRT's inspector does not say what any of {unknown} layers computes in"
+    elif wrong:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(floating.items()))
-        raise GateFailed(
-            f"{graph} was asked for at {precision}, and TensorRT built {mine} of {total} layers so: {counts}",
-            where=where,
-            fix="report this with the versions that simmim-export doctor prints",
-        )
+        built = f"TensorRT built {mine} of {total} layers so: {counts}"
+    else:
+        return
+    fix = "report this with the versions that simmim-export doctor prints"
+    raise GateFailed(f"{graph} was asked for at {precision}, and {built}", where=where, fix=fix)

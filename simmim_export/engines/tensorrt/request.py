@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ def parse_size(text: str) -> int:
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if match is None or match[2].lower() not in units:
         raise UsageError(f"{text!r} is not a size", fix=f"write a number and one of {', '.join(_UNITS)}: 2GiB")
-    size = (
-        int(float(match[1]) * units[match[2].lower()]) if "." in match[1] else int(match[1]) * units[match[2].lower()]
-    )
+    size = int(Decimal(match[1]) * units[match[2].lower()])
     if size < 1:
         raise UsageError(f"{text!r} is less than one byte", fix="write a number and a unit: 2GiB")
     return size
@@ -47,10 +46,10 @@ def parse_size(text: str) -> int:
 
 def format_size(size: int) -> str:
     """``size`` bytes in the largest binary unit that fits, with two digits after the point: 1.50 GiB."""
-    unit, factor = max(
-        ((u, f) for u, f in _UNITS.items() if f & (f - 1) == 0 and f <= max(size, 1)), key=lambda x: x[1]
-    )
-    return f"{size} B" if unit == "B" else f"{size / factor:.2f} {unit}"
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size >= _UNITS[unit]:
+            return f"{size / _UNITS[unit]:.2f} {unit}"
+    return f"{size} B"
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,16 @@ class Profile:
             asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
             flags = " ".join(f"--max {name}={size}" for name, size in sizes.items() if size > self.axes[name].maximum)
             flags = flags or " ".join(f"--min {name}={size}" for name, size in sizes.items())
-            raise UsageError(
-                f"the plan file was not built for {asked}; its profile: {self}", fix=f"build it again with {flags}"
-            )
+            what = f"the plan file was not built for {asked}; its profile: {self}"
+            raise UsageError(what, fix=f"build it again with {flags}")
 
     def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The least, best and largest shape of ``tensor``."""
-        least = {name: axis.minimum for name, axis in self.axes.items()}
-        best = {name: axis.optimum for name, axis in self.axes.items()}
-        largest = {name: axis.maximum for name, axis in self.axes.items()}
-        return tensor.resolve(least), tensor.resolve(best), tensor.resolve(largest)
+        return (
+            tensor.resolve({name: axis.minimum for name, axis in self.axes.items()}),
+            tensor.resolve({name: axis.optimum for name, axis in self.axes.items()}),
+            tensor.resolve({name: axis.maximum for name, axis in self.axes.items()}),
+        )
 
     def as_json(self) -> dict[str, list[int]]:
         """``{"batch": [1, 1, 8]}``."""
@@ -130,10 +129,8 @@ class Request:
         if self.level not in LEVELS:
             raise UsageError(f"unknown level {self.level}", fix=f"choose {LEVELS[0]} to {LEVELS[-1]}")
         if self.compatibility not in COMPATIBILITY:
-            raise UsageError(
-                f"unknown hardware compatibility {self.compatibility!r}",
-                fix=f"choose one of {', '.join(COMPATIBILITY)}",
-            )
+            what = f"unknown hardware compatibility {self.compatibility!r}"
+            raise UsageError(what, fix=f"choose one of {', '.join(COMPATIBILITY)}")
 
     def check(self, graphs: Iterable[GraphSpec]) -> None:
         """Raise :class:`UsageError` for an axis that none of ``graphs`` has."""
@@ -154,15 +151,13 @@ class Request:
         least, largest = self.least.get(axis.name, seen.minimum), self.largest.get(axis.name, seen.maximum)
         best = self.best.get(axis.name, min(max(seen.optimum, least), largest))
         if not axis.minimum <= least <= best <= largest <= axis.maximum:
-            raise UsageError(
-                f"{spec.name} cannot be built for {axis.name} {least} to {largest}, best at {best}",
-                fix=f"stay within {axis.minimum} to {axis.maximum}, which the export has proven, with the best in between",
-            )
+            what = f"{spec.name} cannot be built for {axis.name} {least} to {largest}, best at {best}"
+            fix = f"stay within {axis.minimum} to {axis.maximum}, which the export has proven, with the best in between"
+            raise UsageError(what, fix=fix)
         return Range(least, best, largest)
 
     def recipe(self, spec: GraphSpec) -> dict[str, Any]:
-        """Everything that decides the plan file of ``spec``, as JSON. A plan file with the same recipe need not be built
-        again."""
+        """Everything that decides the plan file of ``spec``, as JSON. A plan file with the same recipe is kept."""
         return {
             "workspace": self.workspace,
             "level": self.level,

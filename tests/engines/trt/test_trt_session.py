@@ -163,6 +163,6 @@ def test_missing_gpus_and_old_versions_are_reasons(rig: Rig, monkeypatch: pytest
     assert TrtEngine().why_unavailable() is None
     rig.gpu.count = 0
     assert "cudaErrorNoDevice" in (TrtEngine().why_unavailable() or "")
-    monkeypatch.setattr(engine, "version", lambda name: "10.11.0.33")
+    monkeypatch.setattr(engine, "installed", lambda name: "10.11.0.33")
     reason = TrtEngine().why_unavailable() or ""
     assert "10.11.0.33" in reason and "10.12" in reason
