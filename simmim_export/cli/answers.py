@@ -109,9 +109,7 @@ def ask(
             failed=report_failure,
         )
         if explain is not None and outcome.rows:
-            rows = list(outcome.rows.values())
-            lines = [f"{question}  {row[0].label}" for question, (row, _) in zip(outcome.sources, rows, strict=True)]
-            _draw(explain, frames[0], maps=[attention for _, attention in rows if attention is not None], lines=lines)
+            _draw(explain, frames[0], outcome)
     answers = {index: row for index, (row, _) in outcome.rows.items()}
     _show(answers, outcome, keys=("question", "answers", "answer"), as_json=as_json)
     if explain is not None and outcome.rows and not as_json:
@@ -261,11 +259,13 @@ def _check_drawing(path: Path, *, overwrite: bool) -> None:
         raise UsageError("no such folder", where=path.parent, fix="make it with mkdir, or choose another --explain")
 
 
-def _draw(path: Path, image: ImageSource, *, maps: list[np.ndarray], lines: list[str]) -> None:
-    from simmim_export.runtime.explain import sheet
+def _draw(path: Path, image: ImageSource, outcome: Outcome[Any]) -> None:
+    """Draw the best answer to each question and where the model looked for it, over ``image``."""
+    from simmim_export.runtime.explain import Panel, sheet
     from simmim_export.runtime.images import decode
     from simmim_export.system.outputs import destination, replacing
 
-    drawing = sheet(decode(image), maps, lines)
+    rows = zip(outcome.sources, outcome.rows.values(), strict=True)
+    drawing = sheet(decode(image), [Panel(question, answers[0], attention) for question, (answers, attention) in rows])
     with replacing(destination(path)) as temporary:
         drawing.save(temporary, format="PNG")
