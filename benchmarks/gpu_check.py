@@ -18,7 +18,7 @@ from typing import Any
 
 from simmim_export.benchmarks import document as files
 from simmim_export.benchmarks.driver import Contestant
-from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio
+from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio, percentile
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.engines import versions
 from simmim_export.errors import GateFailed
@@ -159,7 +159,7 @@ def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
             pair = (same[0].gpu_rounds, result.gpu_rounds) if both else (same[0].rounds, result.rounds)
             paired = paired_ratio(*pair)
             ratio = None if paired is None else asdict(paired)
-        p50 = result.gpu_p50 if result.gpu_rounds else result.p50
+        p50 = percentile(result.gpu_samples or result.samples, 0.5)
         rows.append(
             {
                 "target": result.target,
@@ -216,7 +216,7 @@ def main() -> None:
             watch=watch,
             save=lambda record: files.write(certificate(record, [], complete=False), options.output),
         )
-    document = certificate(record, files.read(bench)["results"] if record.passed("bench") else [])
+    document = certificate(record, files.read(bench).results if record.passed("bench") else [])
     files.write(document, options.output)
     for step in record.steps:
         state = "passed" if step.passed else "NOT RUN" if step.exit_code is None else f"FAILED with {step.exit_code}"

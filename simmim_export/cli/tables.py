@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from simmim_export.planning.planner import SearchResult
-    from simmim_export.proof.certificate import Certificate
+    from simmim_export.proof.budget import Line
     from simmim_export.proof.parity import ParityReport
+    from simmim_export.proof.records import Certificate, CertifiedLine
 
 
 def print_parity(
@@ -33,11 +34,11 @@ def print_parity(
 def print_search(search: SearchResult) -> None:
     """Print the trials of a search, the fastest first, and the plan that it chose. "!" marks an exceeded limit."""
     best = search.pareto()
-    limits = _allowed([[line.as_row() for line in trial.lines] for trial in search.trials])
+    limits = {line.name: line.allowed for trial in search.trials for line in trial.lines}
     rows: list[Row] = []
     for trial in sorted(search.trials, key=lambda trial: trial.seconds):
         floats = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.float_groups.items()]
-        cells = _limit_cells([line.as_row() for line in trial.lines], limits)
+        cells = _limit_cells(trial.lines, limits)
         verdict = ("yes" if trial.fits else "NO", "yes" if trial in best else "")
         rows.append((stacked([*str(trial.plan).split(","), *floats]), f"{trial.share:.2f}", *cells, *verdict))
     columns = ("plan", ">time /|FP32", *_limit_columns(limits), "fits", "best at|its speed")
@@ -80,7 +81,7 @@ def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
     """Print the certificates, the fastest first: latencies by pipeline, then what the budget says."""
     ordered = sorted(certificates, key=lambda certificate: certificate.speed())
     pipelines = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
-    limits = _allowed([[line.as_row() for line in certificate.lines] for certificate in certificates])
+    limits = {line.name: line.allowed for certificate in certificates for line in certificate.lines}
     latencies: list[Row] = []
     losses: list[Row] = []
     for certificate in ordered:
@@ -88,16 +89,11 @@ def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
         verdict = ("yes" if certificate.passed else "NO") + (", suspicious" if certificate.suspicious else "")
         milliseconds = (f"{1000 * certificate.latency[pipeline]:.2f}" for pipeline in pipelines)
         latencies.append((name, verdict, *milliseconds))
-        losses.append((name, *_limit_cells([line.as_row() for line in certificate.lines], limits)))
+        losses.append((name, *_limit_cells(certificate.lines, limits)))
     columns = (f">{name.replace('_', '|')}|ms" for name in pipelines)
     print_table(title, ("engine", "certified", *columns), latencies)
     say()
     print_table("measured, below its limit; ! marks an exceeded limit", ("engine", *_limit_columns(limits)), losses)
-
-
-def _allowed(rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-    """What is allowed for each limit that occurs in ``rows``."""
-    return {line["name"]: line["allowed"] for row in rows for line in row}
 
 
 def _limit_columns(limits: Mapping[str, str]) -> list[str]:
@@ -109,14 +105,14 @@ def _limit_columns(limits: Mapping[str, str]) -> list[str]:
     return columns
 
 
-def _limit_cells(lines: Sequence[Mapping[str, Any]], limits: Mapping[str, str]) -> list[str]:
+def _limit_cells(lines: Sequence[Line | CertifiedLine], limits: Mapping[str, str]) -> list[str]:
     from simmim_export.proof.budget import shown
 
     cells = {}
     for line in lines:
-        value = line["measured"]
+        value = line.measured
         text = "not computed" if value is None or not isfinite(value) else shown(value)
-        cells[line["name"]] = text if line["kept"] else f"{text} !"
+        cells[line.name] = text if line.kept else f"{text} !"
     return [cells.get(name, "") for name in limits]
 
 

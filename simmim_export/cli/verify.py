@@ -9,7 +9,6 @@ import typer
 from simmim_export.cli.model import open_model
 from simmim_export.cli.tables import print_figures, print_parity
 from simmim_export.console import print_json, progress_bar, say
-from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, Budget, BundlePath, EngineOptions
 from simmim_export.errors import GateFailed, UsageError
 
@@ -23,11 +22,6 @@ EXAMPLES = (
     "simmim-export verify bundle --engine openvino --precision int8 --evidence",
     "simmim-export verify bundle --engine torch --checkpoint ckpt.pt",
 )
-
-
-def register(app: App) -> None:
-    """Add the command to ``app``."""
-    app.command(examples=EXAMPLES)(verify)
 
 
 def verify(
@@ -67,7 +61,7 @@ def verify(
         left_out: list[NotJudged] = []
         of: Promised = promised(manifest)
         if evidence:
-            # PyTorch's own figures show what cannot be measured or read. Find out before the engine runs for minutes.
+            # PyTorch's own figures show what cannot be measured. Find out before the engine runs for minutes.
             held_out = require_evidence(model.bundle)
             examiner = Examiner(manifest, held_out, tokens=model.tokens, watch=watch)
             certificates = [c for c in read(model.bundle) if (c.engine, c.plan) == (name, plan)]
@@ -98,8 +92,8 @@ def verify(
         document = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
         if figures is not None:
             rows = [one.as_row() for one in left_out]
-            document |= {"limits": str(limits)}
-            document |= {"evidence": figures, "budget": lines, "not_judged": rows, "suspicious": remarks}
+            document |= {"limits": str(limits), "evidence": figures, "budget": lines}
+            document |= {"not_judged": rows, "suspicious": remarks}
         document["certificates"] = [{"host": c.host, "figures": c.as_json()["figures"]} for c in certificates]
         print_json(plain(document))
     else:
@@ -128,7 +122,7 @@ def verify(
 
 
 def how_to_stay_within(exceeded: Sequence[Mapping[str, Any]], option: str) -> str:
-    """What the user can do about exceeded limits. If the references themselves are wrong, no other figure means anything."""
+    """What the user can do about exceeded limits. If the references themselves are wrong, no other figure counts."""
     from simmim_export.proof.examine import REFERENCES
 
     if any(row["name"] == REFERENCES for row in exceeded):

@@ -10,13 +10,11 @@ import numpy as np
 
 from simmim_export.engines.base import Engine
 from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, UnknownHost, UsageError
-from simmim_export.spec import Axis, GraphSpec, TensorSpec
+from simmim_export.spec import BATCH, Axis, GraphSpec, TensorSpec
 from simmim_export.system.host import has_integer_dot
 
 # What an artifact may need of a machine (``needs`` in its built_for): INT8 products that do not saturate.
 INTEGER_DOT = "integer_dot"
-# The axis whose rows do not depend on each other.
-BATCH = "batch"
 
 
 def check_feeds(

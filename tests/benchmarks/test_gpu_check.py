@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from simmim_export.benchmarks import gpu_check, report
+from simmim_export.benchmarks import document, gpu_check
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.benchmarks.gpu_check import EVENTS, WALL, Record, Step, certificate, figures, require_passed
 from simmim_export.benchmarks.measure import BenchmarkResult
@@ -116,7 +116,7 @@ def test_ratios_compare_one_clock_and_one_precision(tmp_path: Path) -> None:
     assert ratios == [None, None, pytest.approx(2), pytest.approx(4), pytest.approx(2), None]
     assert [row["ratio_clock"] for row in rows] == [None, None, EVENTS, EVENTS, WALL, None]
     # The benchmark's own summary keeps both clocks, and compares with the PyTorch that was measured.
-    own = report.summary(measured[2], [*measured, result("torch@cuda", "fp32", 0.009, 0.005)])
+    own = document.summary(measured[2], [*measured, result("torch@cuda", "fp32", 0.009, 0.005)])
     assert (own["p50_ms"], own["gpu_p50_ms"], own["times_torch"]["value"]) == (3, 1, pytest.approx(3))
 
 
