@@ -18,9 +18,10 @@ from simmim_export.engines.base import Engine
 from simmim_export.engines.checks import require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
+from simmim_export.proof.certificate import PLANNED
 from simmim_export.proof.examine import Examiner, reproduction, require_evidence, suspicions
 from simmim_export.proof.records import Certificate, CertifiedGraph, Figures, Line, verdict
-from simmim_export.runtime.loading import PLANNED, compiled, plan_of
+from simmim_export.runtime.loading import compiled, plan_of
 from simmim_export.spec import Precision, PrecisionPlan, Variant
 from simmim_export.system.files import digest
 from simmim_export.system.host import fingerprint

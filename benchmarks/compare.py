@@ -15,13 +15,13 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     """How many times faster the second run is, row by row, with 95 % intervals.
 
     ``differs`` names what else differs between the runs: host, bundle. A row with too few rounds has the medians of both runs
-    (in milliseconds), None as its ratio, and a ``reason``. Raises :class:`DataError` if the files have no row in common, or the
-    same row had different inputs.
+    (in milliseconds), None as its ratio, and a ``reason``. Raise :class:`DataError` if the files have no row in common, or if a
+    row had different inputs.
     """
     a, b = read(first), read(second)
-    rows_b = {(r.target, r.engine, r.precision, r.batch): r for r in b["results"]}
+    rows_b = {(r.target, r.engine, r.precision, r.batch): r for r in b.results}
     rows = []
-    for row in a["results"]:
+    for row in a.results:
         other = rows_b.get((row.target, row.engine, row.precision, row.batch))
         if other is None:
             continue
@@ -52,5 +52,5 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             where=f"{first}, {second}",
             fix="measure the same engines and pipelines in both runs",
         )
-    differs = [key for key in ("host", "bundle") if a[key] != b[key]]
+    differs = [key for key in ("host", "bundle") if getattr(a, key) != getattr(b, key)]
     return {"first": str(first), "second": str(second), "differs": differs, "rows": rows}

@@ -1,4 +1,4 @@
-"""What a benchmark run keeps: a document of plain JSON values with every raw sample, and the files that hold it."""
+"""The document of a benchmark run: plain JSON values with every raw sample, and how it is written and read."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from simmim_export.benchmarks.driver import FP32, Measured, Plan
-from simmim_export.benchmarks.measure import WILD, BenchmarkResult, Ratio, paired_ratio, spread, too_few
+from simmim_export.benchmarks.measure import WILD, BenchmarkResult, Ratio, paired_ratio, percentile, spread, too_few
 from simmim_export.bundle import Bundle
 from simmim_export.engines.doctor import examine
 from simmim_export.errors import DataError, UsageError
@@ -25,7 +26,7 @@ from simmim_export.system.plain import as_json
 SCHEMA = 1
 # The most bytes that a document takes: for machine and engines, for each target on an engine, and for each latency.
 FIXED_BYTES, ROW_BYTES, SAMPLE_BYTES = 30_000, 1_500, 40
-# The others are compared with the first of these that was measured.
+# All engines are compared with the first of these that was measured.
 REFERENCES = ("torch", "torch@cuda")
 
 
@@ -64,10 +65,10 @@ def summary(result: BenchmarkResult, results: Sequence[BenchmarkResult]) -> dict
         "engine": result.engine,
         "precision": result.precision,
         "median_ms": ms(median(result.samples)),
-        "p50_ms": ms(result.p50),
-        "gpu_p50_ms": ms(result.gpu_p50),
-        "p90_ms": ms(result.p90),
-        "p99_ms": ms(result.p99),
+        "p50_ms": ms(percentile(result.samples, 0.5)),
+        "gpu_p50_ms": ms(percentile(result.gpu_samples, 0.5)),
+        "p90_ms": ms(percentile(result.samples, 0.9)),
+        "p99_ms": ms(percentile(result.samples, 0.99)),
         "times_torch": None if ratio is None else asdict(ratio),
         "times_own_fp32": None if own is None else asdict(own),
         "no_ratio": too_few(len(result.rounds)),
@@ -124,8 +125,8 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 def reserved(path: Path | None, *, rows: int, samples: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """For a block that measures ``rows`` targets ``samples`` times each: yields a function that writes the document to ``path``.
 
-    The disk space is reserved first. Raises :class:`UsageError`, before anything is measured, if the disk is too full. The file
-    appears when the block ends; a block that fails leaves none. Without a ``path`` nothing is written.
+    The disk space is reserved first: if the disk is too full, :class:`UsageError` is raised before anything is measured. The
+    file appears when the block ends, unless the block fails. Without a ``path`` nothing is written.
     """
     if path is None:
         yield lambda document: None
@@ -152,7 +153,7 @@ def reserved(path: Path | None, *, rows: int, samples: int) -> Iterator[Callable
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """Turn what the system refuses in the block, such as a write to a full disk, into a :class:`UsageError`."""
+    """Turn an OSError in the block, such as that of a full disk, into a :class:`UsageError`."""
     try:
         yield
     except OSError as error:
@@ -160,11 +161,16 @@ def _refused(path: Path) -> Iterator[None]:
         raise UsageError(what, where=path, fix="free some space, or choose another --save") from error
 
 
-def read(path: Path) -> dict[str, Any]:
-    """``host``, ``bundle`` and ``results`` (as :class:`BenchmarkResult`) of a document.
+class Document(msgspec.Struct, frozen=True):
+    """What is read of a document; see :func:`as_document`."""
 
-    Raises :class:`DataError` that says what is wrong with the file.
-    """
+    host: dict[str, Any]
+    bundle: dict[str, Any]
+    results: tuple[BenchmarkResult, ...]
+
+
+def read(path: Path) -> Document:
+    """The document in the file ``path``. Raise :class:`DataError`, saying what is wrong with it."""
     fix = "make one: simmim-bench --save FILE"
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
@@ -175,28 +181,6 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise DataError("not a benchmark file of this version", where=path, fix=fix)
     try:
-        document = {key: content[key] for key in ("host", "bundle", "results")}
-        document["results"] = [_result(row) for row in document["results"]]
-    except KeyError as error:
-        raise DataError(f"the benchmark file is damaged: it lacks {error}", where=path, fix=fix) from error
-    except (TypeError, ValueError, OverflowError) as error:
+        return msgspec.convert(content, Document)
+    except msgspec.ValidationError as error:
         raise DataError(f"the benchmark file is damaged: {error}", where=path, fix=fix) from error
-    return document
-
-
-def _result(row: Any) -> BenchmarkResult:
-    """A result from its JSON; raises KeyError, TypeError, ValueError or OverflowError if it is damaged."""
-    rounds, gpu_rounds = _seconds(row["rounds"]), _seconds(row.get("gpu_rounds", []))
-    result = BenchmarkResult(**row | {"rounds": rounds, "gpu_rounds": gpu_rounds})
-    if not result.rounds or not all(result.rounds):
-        raise ValueError("a result has no samples")
-    if [type(result.target), type(result.engine), type(result.precision), type(result.batch)] != [str, str, str, int]:
-        raise TypeError("a result has no name")
-    return result
-
-
-def _seconds(rounds: Any) -> tuple[tuple[float, ...], ...]:
-    seconds = tuple(tuple(map(float, row)) for row in rounds)
-    if not all(0 < sample < inf for row in seconds for sample in row):
-        raise ValueError("a sample is not a positive time")
-    return seconds

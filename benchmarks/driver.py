@@ -13,7 +13,7 @@ from simmim_export.benchmarks.worker import EngineWorker, Opened, Samples
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines import get_engine, on_device, require_engine
 from simmim_export.errors import GateFailed
-from simmim_export.runtime.loading import PLANNED
+from simmim_export.proof.certificate import PLANNED
 from simmim_export.spec import Precision, PrecisionPlan
 from simmim_export.system.workers import Worker
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from simmim_export.benchmarks import document as files
 from simmim_export.benchmarks.driver import Contestant, Watch
-from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio
+from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio, percentile
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.engines import versions
 from simmim_export.errors import GateFailed
@@ -150,7 +150,7 @@ def figures(results: Sequence[BenchmarkResult]) -> list[dict[str, Any]]:
                 clock, ratio = EVENTS, paired_ratio(same.gpu_rounds, result.gpu_rounds)
             else:
                 clock, ratio = WALL, paired_ratio(same.rounds, result.rounds)
-        p50 = result.gpu_p50 if result.gpu_rounds else result.p50
+        p50 = percentile(result.gpu_samples or result.samples, 0.5)
         rows.append(
             {
                 "target": result.target,
@@ -205,7 +205,7 @@ def main() -> None:
             save=lambda record: files.write(certificate(record, [], complete=False), options.output), watch=watch
         )
         check(record, options.folder, preset=options.preset)
-    document = certificate(record, files.read(bench)["results"] if record.passed("bench") else [])
+    document = certificate(record, files.read(bench).results if record.passed("bench") else [])
     files.write(document, options.output)
     for step in record.steps:
         state = "passed" if step.passed else "NOT RUN" if step.exit_code is None else f"FAILED with {step.exit_code}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 # A percentile is reported only if this many samples lie beyond it: the 99th of 100 samples would be one sample's luck.
 BEYOND = 10
@@ -120,6 +122,10 @@ def _rank_sums(a: int, b: int) -> list[int]:
     return counts
 
 
+Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+Round = Annotated[tuple[Seconds, ...], Meta(min_length=1)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
     """The latencies of one engine on one target, a graph or a pipeline.
@@ -133,9 +139,9 @@ class BenchmarkResult:
     precision: str
     batch: int
     inputs: str
-    rounds: tuple[tuple[float, ...], ...]
-    parity: Mapping[str, Any] = field(default_factory=dict)
-    gpu_rounds: tuple[tuple[float, ...], ...] = ()
+    rounds: Annotated[tuple[Round, ...], Meta(min_length=1)]
+    parity: dict[str, Any] = field(default_factory=dict)
+    gpu_rounds: tuple[Round, ...] = ()
 
     @property
     def samples(self) -> list[float]:
@@ -143,21 +149,6 @@ class BenchmarkResult:
         return [sample for row in self.rounds for sample in row]
 
     @property
-    def p50(self) -> float | None:
-        """Median latency in seconds; None if there are too few samples."""
-        return percentile(self.samples, 0.5)
-
-    @property
-    def gpu_p50(self) -> float | None:
-        """Median latency in seconds by the GPU's own events; None without events or if there are too few."""
-        return percentile([sample for row in self.gpu_rounds for sample in row], 0.5)
-
-    @property
-    def p90(self) -> float | None:
-        """90th percentile in seconds; None if there are too few samples."""
-        return percentile(self.samples, 0.9)
-
-    @property
-    def p99(self) -> float | None:
-        """99th percentile in seconds; None if there are too few samples."""
-        return percentile(self.samples, 0.99)
+    def gpu_samples(self) -> list[float]:
+        """All latencies in seconds by the GPU's own events; empty if the engine has none."""
+        return [sample for row in self.gpu_rounds for sample in row]

@@ -10,17 +10,17 @@ from statistics import median
 from typing import Any
 
 from simmim_export.benchmarks.document import ratio_to, reference
-from simmim_export.benchmarks.driver import FP32, Measured, Plan
-from simmim_export.benchmarks.measure import BenchmarkResult, Ratio, too_few
+from simmim_export.benchmarks.driver import Contestant, Measured, Plan
+from simmim_export.benchmarks.measure import Ratio, percentile, too_few
 from simmim_export.console import Row, print_table, stdout_console
 from simmim_export.errors import GateFailed
 
-# What a cell shows that has no figure.
+# Shown in a cell without a figure.
 ABSENT = "-"
 
 
 def show(plan: Plan, measured: Measured, *, document: Mapping[str, Any]) -> None:
-    """Print latency with parity on the same row, then what each engine costs to start and to hold.
+    """Print latency with parity on the same row, then each engine's time to start and its memory.
 
     ``document``: what :func:`~simmim_export.benchmarks.document.as_document` made of the run.
     """
@@ -51,9 +51,9 @@ def _print_latencies(plan: Plan, measured: Measured, *, title: str) -> None:
     # The cells of each column by the position of their result.
     columns: dict[str, list[str]] = {
         ">median": [_ms(median(r.samples)) for r in results],
-        ">p90": [_ms(r.p90) for r in results],
-        ">p99": [_ms(r.p99) for r in results],
-        ">p50 by|events": [_ms(r.gpu_p50) for r in results],
+        ">p90": [_ms(percentile(r.samples, 0.9)) for r in results],
+        ">p99": [_ms(percentile(r.samples, 0.99)) for r in results],
+        ">p50 by|events": [_ms(percentile(r.gpu_samples, 0.5)) for r in results],
     }
     if too_few(plan.rounds) is None:
         ratios = [ratio_to(r, results, engine=against) for r in results]
@@ -72,7 +72,9 @@ def _print_latencies(plan: Plan, measured: Measured, *, title: str) -> None:
         rows.append((_name(target),))
         for index, result in enumerate(results):
             if result.target == target:
-                rows.append((f"  {_contestant(result)}", *(cells[index] for cells in columns.values())))
+                rows.append(
+                    (f"  {Contestant(result.engine, result.precision)}", *(cells[index] for cells in columns.values()))
+                )
     print_table(title, ("", *columns), rows)
 
 
@@ -114,7 +116,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     rows: list[Row] = []
     reasons: dict[str, None] = {}
     for row in comparison["rows"]:
-        engine = row["engine"] if row["precision"] == FP32 else f"{row['engine']}:{row['precision']}"
+        engine = str(Contestant(row["engine"], row["precision"]))
         cells = (row["target"], engine, str(row["batch"]), *(f"{value:.3f}" for value in row["medians_ms"]))
         if row["times_faster"] is None:
             reasons[row["reason"]] = None
@@ -161,7 +163,7 @@ def show_quantization(comparison: Mapping[str, Any], *, not_measured: Mapping[st
         cosines = [f"{row[f'cosine_{kind}']:.5f}" for kind in ("mean", "p1", "min")]
         share = row["share_of_own_fp32"]
         cells = (f"{share['value']:.2f}", Ratio(**share).span) if share else ("", "")
-        engine = row["engine"] if row["precision"] == FP32 else f"{row['engine']}:{row['precision']}"
+        engine = str(Contestant(row["engine"], row["precision"]))
         rows.append((engine, row["recipe"] or "ours", *cosines, f"{row['top1']:.1%}", *cells))
     columns = (">mean|cosine", ">1st per-|centile", ">least", ">same|neighbor", ">latency /|own fp32", ">95 %")
     cut = f"{comparison['sentences']} sentences, {comparison['cut']} of them cut"
@@ -178,10 +180,6 @@ def show_quantization(comparison: Mapping[str, Any], *, not_measured: Mapping[st
 
 def _name(target: str) -> str:
     return target.partition(":")[2]
-
-
-def _contestant(result: BenchmarkResult) -> str:
-    return result.engine if result.precision == FP32 else f"{result.engine}:{result.precision}"
 
 
 def _ms(value: float | None) -> str:

@@ -11,18 +11,19 @@ from simmim_export.engines.checks import require_host
 from simmim_export.errors import UsageError
 from simmim_export.runtime import load
 from simmim_export.runtime.loading import compiled
+from simmim_export.spec import BATCH
 
 
 def targets(bundle: Path, pipelines: Sequence[str] | None, *, batch: int) -> tuple[list[str], list[str]]:
     """(targets, graphs) for ``pipelines``, by default all of the bundle's.
 
-    The targets are ``graph:NAME`` for each graph in them, then ``pipeline:NAME`` for each pipeline. Raises :class:`UsageError`
+    The targets are ``graph:NAME`` for each graph in them, then ``pipeline:NAME`` for each pipeline. Raise :class:`UsageError`
     for an unknown pipeline, or for a batch that a graph does not accept.
     """
     manifest = Bundle.open(bundle).manifest
     chosen = [manifest.pipeline(name) for name in pipelines] if pipelines else list(manifest.pipelines)
     graphs = list(dict.fromkeys(name for pipeline in chosen for name in pipeline.graphs))
-    limit = min(manifest.graph(name).axis("batch").maximum for name in graphs)
+    limit = min(manifest.graph(name).axis(BATCH).maximum for name in graphs)
     if batch > limit:
         fix = f"give --batch {limit} or less, or export with --max-batch {batch}"
         raise UsageError(f"batch {batch} is over the bundle's limit of {limit}", fix=fix)

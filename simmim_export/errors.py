@@ -3,7 +3,7 @@
 ::
 
     SimmimError                    (only its subclasses are raised)
-    ├── UsageError            2    the request makes no sense: a wrong option or name, or an output that exists
+    ├── UsageError            2    a wrong option or name, or an output that exists
     ├── EngineUnavailable     3    the engine, device or precision is not available here
     ├── GateFailed            4    a parity or accuracy gate was measured and missed
     └── InputError            5    a file or value cannot be used
@@ -19,8 +19,8 @@ An error says what is wrong, where, and what to type next::
       where: bundel
       next:  make one: simmim-export onnx ckpt.pt -o BUNDLE
 
-Any other exception that ends a command is a bug: a traceback and exit code 1. Nothing falls back silently: if something that was
-asked for is not available, it is an error; if a result is less than was asked for, it is one of the warnings below.
+Any other exception that ends a command is a bug: a traceback and exit code 1. Nothing falls back silently: whatever is not
+available is an error, and a result that is less than was asked for comes with one of the warnings below.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SimmimError(Exception):
 
 
 class UsageError(SimmimError):
-    """The request makes no sense: a wrong option or name, options that exclude each other, or an output that exists."""
+    """A wrong option or name, options that exclude each other, or an output that exists."""
 
     exit_code = 2
 
@@ -111,7 +111,7 @@ class UnknownWords(UserWarning):
 
 
 class FewSamples(UserWarning):
-    """There are too few calibration samples for reliable ranges, or not those that were asked for. The message says how many."""
+    """There are too few calibration samples for reliable ranges, or other ones than asked for. The message says how many."""
 
 
 class NoCache(UserWarning):
@@ -123,11 +123,11 @@ class FewerThreads(UserWarning):
 
 
 class UnknownHost(UserWarning):
-    """The system does not tell something about the processor that a graph depends on. The message says what may go wrong."""
+    """The system does not say whether the processor has what a graph needs. The message says what may go wrong."""
 
 
 class NotCaptured(UserWarning):
-    """A graph runs without a CUDA graph, so its kernels are launched one by one, which takes longer. The message names it."""
+    """A graph runs without a CUDA graph: its kernels are launched one by one, which takes longer. The message names it."""
 
 
 class ShortcutLearned(UserWarning):

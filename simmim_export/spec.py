@@ -12,7 +12,7 @@ from simmim_export.errors import UsageError
 
 
 class Precision(StrEnum):
-    """The number format that an engine is asked to compute in. :meth:`engines.base.Session.precision_proof` says what it ran."""
+    """The number format that an engine is asked to compute in. :meth:`engines.base.Session.precision_proof` says what ran."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -46,8 +46,8 @@ class Variant(StrEnum):
 class PrecisionPlan:
     """A precision for every graph: those in ``graphs`` have their own, all others run at ``default``.
 
-    As text, a plan is one precision for all graphs (``int8``), or one for each (``a=int8,b=bf16``, with FP32 for the others), or
-    one for each and one for the others (``*=int8,a=fp32``).
+    As text, a plan is one precision for all graphs (``int8``), or one for each graph (``a=int8,b=bf16``). In the second form,
+    ``*`` stands for all other graphs (``*=int8,a=fp32``), which run at FP32 without it.
     """
 
     default: Precision = Precision.FP32
@@ -101,7 +101,7 @@ class Axis:
 
 
 class Kind(StrEnum):
-    """What a tensor holds. The host feeds and reads tensors by their kind, so it need not know the names of a family."""
+    """What a tensor holds. The host feeds and reads tensors by kind, so it need not know a family's names."""
 
     # Only graphs read it.
     HIDDEN = "hidden"
@@ -185,8 +185,8 @@ class GraphSpec:
 class Pipeline:
     """Graphs to run in order over one dict of named tensors, and the outputs that they promise.
 
-    It serves ``verb``, which reads ``outputs[0]``: an embedding or logits. ``labels`` is the key of the labels of the logits and
-    the name of their task in the evidence. It is empty for an embedding.
+    It serves ``verb``, which reads ``outputs[0]``: an embedding or logits. ``labels`` names the labels of the logits in the
+    manifest, and their task in the evidence; it is empty for an embedding.
     """
 
     name: str
@@ -209,11 +209,12 @@ class Tolerance:
     cosine: float
 
 
-# FP32 differs from PyTorch only by the order of summation. FP16 keeps 11 bits of a number (a step of 2^-11 = 0.05 %): with
-# rounding after every node, trained and real weights had an error of 0.0062 and a cosine of 0.9999976 at worst. BF16 keeps 8 bits
-# (a step of 2^-8 = 0.4 %), and the errors add up over layers: a trained tiny model had 0.03 and 0.99993. INT8 has 255 levels: the
-# same model had 0.16 and 0.9976. The tolerance for INT8 finds broken graphs; a task's own metric shows whether a model still
-# answers well.
+# How far off trained models were, as (scaled error, cosine) of the worst output:
+# - FP32 differs from PyTorch only by the order of summation.
+# - FP16 keeps 11 bits of a number (a step of 2^-11 = 0.05 %). Rounding after every node gave (0.0062, 0.9999976).
+# - BF16 keeps 8 bits (a step of 2^-8 = 0.4 %), and errors add up over layers: (0.03, 0.99993).
+# - INT8 has 255 levels: (0.16, 0.9976).
+# The tolerance of INT8 finds broken graphs; a task's own metric shows whether a model still answers well.
 TOLERANCES: Mapping[Precision, Tolerance] = {
     Precision.FP32: Tolerance(scaled_error=1e-4, cosine=0.99999),
     Precision.FP16: Tolerance(scaled_error=0.03, cosine=0.9999),

@@ -1,4 +1,4 @@
-"""The program ``simmim-export``, one module per group of commands. A command parses its options, calls, and prints."""
+"""The program ``simmim-export``. A command parses its options, calls, and prints."""
 
 from __future__ import annotations
 
@@ -14,8 +14,20 @@ app = new_app(
         'simmim-export ask bundle photo.jpg "what colour is the circle?"',
     ),
 )
-for commands in (export, inspect, verify, certify, build, embed, answers, doctor):
-    commands.register(app)
+COMMANDS = (
+    (export.onnx, export.EXAMPLES),
+    (inspect.inspect, inspect.EXAMPLES),
+    (verify.verify, verify.EXAMPLES),
+    (certify.certify, certify.EXAMPLES),
+    (build.build, build.EXAMPLES),
+    (embed.embed, embed.EXAMPLES),
+    (answers.ask, answers.ASK_EXAMPLES),
+    (answers.match, answers.MATCH_EXAMPLES),
+    (answers.classify, answers.CLASSIFY_EXAMPLES),
+    (doctor.doctor, doctor.EXAMPLES),
+)
+for command, examples in COMMANDS:
+    app.command(examples=examples)(command)
 
 
 def main() -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simmim_export.cli.items import progress_of_many, report_failure, stops_at_failure
-from simmim_export.cli.model import open_model
+from simmim_export.cli.model import open_model, running
 from simmim_export.console import check_output, print_json, say
-from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, BundlePath, EngineOptions, Overwrite, Strict
 from simmim_export.spec import Verb
 
@@ -51,13 +48,6 @@ ImageOrClip = Annotated[
 ]
 
 
-def register(app: App) -> None:
-    """Add the commands of this module to ``app``."""
-    app.command(examples=ASK_EXAMPLES)(ask)
-    app.command(examples=MATCH_EXAMPLES)(match)
-    app.command(examples=CLASSIFY_EXAMPLES)(classify)
-
-
 def ask(
     engine: EngineOptions,
     bundle: BundlePath,
@@ -87,33 +77,27 @@ def ask(
     if explain is not None:
         _check_drawing(explain, overwrite=overwrite)
     items = bulk.texts(questions, "question")
-    with open_model(bundle, engine) as model, progress_of_many("ask", items) as watch:
+    # Where the model looked, for each question that it answered.
+    maps: list[np.ndarray] = []
+    with (
+        open_model(bundle, engine) as model,
+        running("ask", items, strict=strict, as_json=as_json) as options,
+    ):
         _require(model, Verb.ANSWER)
         frames = _frames(model, image, Verb.ANSWER)
         encoded = _encode(model, frames)
 
-        def answer(asked: list[str]) -> Sequence[tuple[list[Answer], np.ndarray | None]]:
+        def answer(asked: list[str]) -> list[list[Answer]]:
             if explain is None:
-                return [(row, None) for row in model.answers(encoded, asked, top_k=top_k)]
-            return [model.explain(encoded, question, top_k=top_k) for question in asked]
+                return model.answers(encoded, asked, top_k=top_k)
+            explanations = [model.explain(encoded, question, top_k=top_k) for question in asked]
+            maps.extend(one.attention for one in explanations)
+            return [one.answers for one in explanations]
 
-        stops = stops_at_failure(items, strict=strict, as_json=as_json)
-        outcome = bulk.run_texts(
-            model,
-            items,
-            compute=answer,
-            verb=Verb.ANSWER,
-            clip=encoded.clip,
-            strict=stops,
-            watch=watch,
-            failed=report_failure,
-        )
+        outcome = bulk.run_texts(model, items, compute=answer, verb=Verb.ANSWER, clip=encoded.clip, **options)
         if explain is not None and outcome.rows:
-            rows = list(outcome.rows.values())
-            lines = [f"{question}  {row[0].label}" for question, (row, _) in zip(outcome.sources, rows, strict=True)]
-            _draw(explain, frames[0], maps=[attention for _, attention in rows if attention is not None], lines=lines)
-    answers = {index: row for index, (row, _) in outcome.rows.items()}
-    _show(answers, outcome, keys=("question", "answers", "answer"), as_json=as_json)
+            _draw(explain, frames[0], outcome, maps=maps)
+    _show(outcome, keys=("question", "answers", "answer"), as_json=as_json)
     if explain is not None and outcome.rows and not as_json:
         say(f"wrote {explain}")
     outcome.require_all("answered")
@@ -134,24 +118,17 @@ def match(
     from simmim_export.runtime import bulk
 
     items = bulk.texts(texts)
-    with open_model(bundle, engine) as model, progress_of_many("match", items) as watch:
+    with (
+        open_model(bundle, engine) as model,
+        running("match", items, strict=strict, as_json=as_json) as options,
+    ):
         _require(model, Verb.MATCH)
         encoded = model.encode_image(image)
 
         def rate(batch: list[str]) -> list[float]:
-            scores: list[float] = model.match(encoded, batch).tolist()
-            return scores
+            return [float(score) for score in model.match(encoded, batch)]
 
-        stops = stops_at_failure(items, strict=strict, as_json=as_json)
-        outcome = bulk.run_texts(
-            model,
-            items,
-            compute=rate,
-            verb=Verb.MATCH,
-            strict=stops,
-            watch=watch,
-            failed=report_failure,
-        )
+        outcome = bulk.run_texts(model, items, compute=rate, verb=Verb.MATCH, **options)
     if as_json:
         print_json(outcome.as_json(lambda text, score: {"text": text, "score": score}))
     else:
@@ -176,7 +153,10 @@ def classify(
     from simmim_export.runtime import bulk
 
     items = bulk.texts(texts or [])
-    with open_model(bundle, engine) as model, progress_of_many("classify", items) as watch:
+    with (
+        open_model(bundle, engine) as model,
+        running("classify", items, strict=strict, as_json=as_json) as options,
+    ):
         verb = Verb.CLASSIFY_TEXT if texts else Verb.CLASSIFY
         _require(model, verb)
         encoded = _encode(model, _frames(model, image, verb))
@@ -185,37 +165,25 @@ def classify(
             return model.classify_text(encoded, batch, top_k=top_k)
 
         if texts:
-            outcome = bulk.run_texts(
-                model,
-                items,
-                compute=judge,
-                verb=verb,
-                clip=encoded.clip,
-                strict=stops_at_failure(items, strict=strict, as_json=as_json),
-                watch=watch,
-                failed=report_failure,
-            )
+            outcome = bulk.run_texts(model, items, compute=judge, verb=verb, clip=encoded.clip, **options)
         else:
             named = bulk.Item(image, str(image), str(image))
             outcome = bulk.Outcome(items=[named], rows={0: model.classify(encoded, top_k=top_k)}, failures={})
-    _show(outcome.rows, outcome, keys=("input", "classes", "label"), as_json=as_json)
+    _show(outcome, keys=("input", "classes", "label"), as_json=as_json)
     outcome.require_all("classified")
 
 
-def _show(
-    rows: Mapping[int, list[Answer]], outcome: Outcome[Any], *, keys: tuple[str, str, str], as_json: bool
-) -> None:
+def _show(outcome: Outcome[list[Answer]], *, keys: tuple[str, str, str], as_json: bool) -> None:
     """Print labels and scores for each item. ``keys``: the JSON keys of the item, of its labels, and of one label."""
     item_key, labels_key, label_key = keys
-    labeled = replace(outcome, rows=rows)
 
     def as_row(source: str, answers: list[Answer]) -> dict[str, Any]:
         return {item_key: source, labels_key: [{label_key: one.label, "score": one.score} for one in answers]}
 
     if as_json:
-        print_json(labeled.as_json(as_row))
+        print_json(outcome.as_json(as_row))
         return
-    for source, answers in zip(labeled.sources, rows.values(), strict=True):
+    for source, answers in zip(outcome.sources, outcome.rows.values(), strict=True):
         say(f"{source}  " + ", ".join(f"{one.label} {one.score:.1%}" for one in answers))
 
 
@@ -261,11 +229,12 @@ def _check_drawing(path: Path, *, overwrite: bool) -> None:
         raise UsageError("no such folder", where=path.parent, fix="make it with mkdir, or choose another --explain")
 
 
-def _draw(path: Path, image: ImageSource, *, maps: list[np.ndarray], lines: list[str]) -> None:
-    from simmim_export.runtime.explain import sheet
+def _draw(path: Path, image: ImageSource, outcome: Outcome[list[Answer]], *, maps: Sequence[np.ndarray]) -> None:
+    from simmim_export.runtime.explain import Panel, sheet
     from simmim_export.runtime.images import decode
     from simmim_export.system.outputs import destination, replacing
 
-    drawing = sheet(decode(image), maps, lines)
+    best = [answers[0] for answers in outcome.rows.values()]
+    drawing = sheet(decode(image), [Panel(*row) for row in zip(outcome.sources, best, maps, strict=True)])
     with replacing(destination(path)) as temporary:
         drawing.save(temporary, format="PNG")

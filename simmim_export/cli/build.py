@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simmim_export.console import print_json, print_table, progress_bar, stacked
-from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, BundlePath, Precision
 
 if TYPE_CHECKING:
@@ -25,11 +24,6 @@ EXAMPLES = (
     "simmim-export build bundle --precision int8 --dry-run",
 )
 SHAPES = "Shapes to build for"
-
-
-def register(app: App) -> None:
-    """Add the command to ``app``."""
-    app.command(examples=EXAMPLES)(build)
 
 
 def build(
@@ -121,7 +115,7 @@ def build(
     if not isinstance(compiler, TrtEngine):
         what = f"engine {engine!r} opens graphs without building anything"
         raise UsageError(what, fix=f"simmim-export verify {shlex.quote(str(bundle))} --engine {shlex.quote(engine)}")
-    # If the engine is missing, saying so should not cost the time that these imports take.
+    # These imports take time, and a missing engine is reported without them.
     from simmim_export.bundle import Bundle
     from simmim_export.runtime.loading import plan_of
 
@@ -169,7 +163,7 @@ def _dry_run(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request:
 
 
 def _modules(path: Path) -> Callable[[str], str]:
-    """What names the PyTorch module of a node in an error message. A device may not have the package onnx, which it needs."""
+    """A function that names the PyTorch module of a node. It needs the package onnx, which a device may not have."""
     try:
         from simmim_export.tensorrt_rules.dry_run import modules
     except ModuleNotFoundError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
+
 from simmim_export.cli.tables import print_certificates
 from simmim_export.cli.verify import how_to_stay_within
 from simmim_export.console import print_json, progress_bar, say
-from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, Budget, BundlePath, Rounds, contestants
 from simmim_export.errors import GateFailed
 
@@ -16,11 +17,6 @@ EXAMPLES = (
     "simmim-export certify bundle --engine ort:int8 --engine openvino",
     "simmim-export certify bundle --budget answers=0.5pt,cosine=0.998",
 )
-
-
-def register(app: App) -> None:
-    """Add the command to ``app``."""
-    app.command(examples=EXAMPLES)(certify)
 
 
 def certify(
@@ -58,9 +54,9 @@ def certify(
     path = write(opened, certificates)
     unjudged = list(dict.fromkeys(one for certificate in certificates for one in certificate.not_judged))
     if as_json:
-        rows = [{"name": one.name, "limit": one.limit, "why": one.why} for one in unjudged]
         documents = [certificate.as_json() for certificate in certificates]
-        print_json({"file": str(path), "certificates": documents, "skipped": skipped, "not_judged": rows})
+        not_judged = msgspec.to_builtins(unjudged)
+        print_json({"file": str(path), "certificates": documents, "skipped": skipped, "not_judged": not_judged})
     else:
         print_certificates(certificates, f"{bundle} on {certificates[0].host_name()}")
         for reason in skipped:

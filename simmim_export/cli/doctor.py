@@ -6,15 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from simmim_export.console import print_json, print_section, say
-from simmim_export.console.app import App
 from simmim_export.console.options import AsJson
 
 EXAMPLES = ("simmim-export doctor", "simmim-export doctor --json")
-
-
-def register(app: App) -> None:
-    """Add the command to ``app``."""
-    app.command(examples=EXAMPLES)(doctor)
 
 
 def doctor(as_json: AsJson = False) -> None:

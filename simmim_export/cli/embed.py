@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from simmim_export.cli.items import progress_of_many, report_failure, stops_at_failure
-from simmim_export.cli.model import open_model
+from simmim_export.cli.model import open_model, running
 from simmim_export.console import check_output, print_json, say
-from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, BundlePath, EngineOptions, Overwrite, Strict, output
 
 EXAMPLES = (
@@ -18,11 +16,6 @@ EXAMPLES = (
     "simmim-export embed bundle photos/ --recursive -o photos.npz",
     "simmim-export embed bundle --texts captions.txt -o captions.npz",
 )
-
-
-def register(app: App) -> None:
-    """Add the command to ``app``."""
-    app.command(examples=EXAMPLES)(embed)
 
 
 def embed(
@@ -46,9 +39,10 @@ def embed(
 
     An item that cannot be used is reported and left out; the exit code is then 5.
     """
+    import numpy as np
+
     from simmim_export.errors import UsageError
     from simmim_export.runtime import bulk
-    from simmim_export.runtime.vectors import require_storable, save_vectors
 
     if bool(files) == bool(text or text_file):
         what = "give either image files or texts (--text, --texts)"
@@ -62,16 +56,18 @@ def embed(
     else:
         items = [*bulk.texts(text or []), *(item for path in text_file or [] for item in bulk.read_texts(path))]
     if output is not None:
-        require_storable([item.source for item in items])
-    with open_model(bundle, engine) as model, progress_of_many("embed", items) as watch:
-        stops = stops_at_failure(items, strict=strict, as_json=as_json)
-        outcome = bulk.embed(model, items, strict=stops, watch=watch, failed=report_failure)
+        bulk.require_storable([item.source for item in items])
+    with (
+        open_model(bundle, engine) as model,
+        running("embed", items, strict=strict, as_json=as_json) as options,
+    ):
+        outcome = bulk.embed(model, items, **options)
         space = str(model.bundle.manifest.embedding["digest"])
     failures = list(outcome.failures.values())
-    vectors = bulk.stacked(outcome) if outcome.rows else None
+    vectors = np.stack(list(outcome.rows.values())) if outcome.rows else None
     if output is not None and vectors is not None:
         lost = [failure.source for failure in failures]
-        save_vectors(output, vectors, sources=outcome.sources, space=space, failed=lost)
+        bulk.save_vectors(output, vectors, sources=outcome.sources, space=space, failed=lost)
     if as_json:
         failed = [failure.as_json() for failure in failures]
         rows = [] if vectors is None else vectors.tolist()

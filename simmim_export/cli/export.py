@@ -9,7 +9,6 @@ import typer
 
 from simmim_export.cli.tables import print_parity, print_search
 from simmim_export.console import print_json, progress_bar
-from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, Budget, Overwrite, output
 from simmim_export.export.limits import MAX_BATCH, OPSET
 
@@ -19,11 +18,6 @@ EXAMPLES = (
     "simmim-export onnx ckpt.pt --precision int8 --budget answers=0.5pt",
 )
 LOWER = "Lower precision"
-
-
-def register(app: App) -> None:
-    """Add the command to ``app``."""
-    app.command(examples=EXAMPLES)(onnx)
 
 
 def onnx(

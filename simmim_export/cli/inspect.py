@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simmim_export.console import print_json, print_section, print_table, say
-from simmim_export.console.app import App
 from simmim_export.console.metrics import print_metrics
 from simmim_export.console.options import AsJson, BundlePath
 
@@ -15,11 +14,6 @@ if TYPE_CHECKING:
     from simmim_export.spec import TensorSpec
 
 EXAMPLES = ("simmim-export inspect bundle", "simmim-export inspect bundle --json > bundle.json")
-
-
-def register(app: App) -> None:
-    """Add the command to ``app``."""
-    app.command(examples=EXAMPLES)(inspect)
 
 
 def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:

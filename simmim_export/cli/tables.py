@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from simmim_export.planning.planner import SearchResult
-    from simmim_export.proof.certificate import Certificate
     from simmim_export.proof.parity import ParityReport
-    from simmim_export.proof.records import Line
+    from simmim_export.proof.records import Certificate, Line
 
 
 def print_parity(
@@ -33,7 +32,7 @@ def print_parity(
 def print_search(search: SearchResult) -> None:
     """Print the trials of a search, the fastest first, and the plan that it chose. "!" marks an exceeded limit."""
     best = search.pareto()
-    limits = _allowed(line for trial in search.trials for line in trial.lines)
+    limits = {line.name: line.allowed for trial in search.trials for line in trial.lines}
     rows: list[Row] = []
     for trial in sorted(search.trials, key=lambda trial: trial.seconds):
         floats = [f"  {graph} float: {', '.join(groups)}" for graph, groups in trial.float_groups.items()]
@@ -80,7 +79,7 @@ def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
     """Print the certificates, the fastest first: latencies by pipeline, then what the budget says."""
     ordered = sorted(certificates, key=lambda certificate: certificate.speed())
     pipelines = list(dict.fromkeys(name for certificate in certificates for name in certificate.latency))
-    limits = _allowed(line for certificate in certificates for line in certificate.lines)
+    limits = {line.name: line.allowed for certificate in certificates for line in certificate.lines}
     latencies: list[Row] = []
     losses: list[Row] = []
     for certificate in ordered:
@@ -93,11 +92,6 @@ def print_certificates(certificates: Sequence[Certificate], title: str) -> None:
     print_table(title, ("engine", "certified", *columns), latencies)
     say()
     print_table("measured, below its limit; ! marks an exceeded limit", ("engine", *_limit_columns(limits)), losses)
-
-
-def _allowed(lines: Iterable[Line]) -> dict[str, str]:
-    """What is allowed for each limit that occurs in ``lines``."""
-    return {line.name: line.allowed for line in lines}
 
 
 def _limit_columns(limits: Mapping[str, str]) -> list[str]:

@@ -9,7 +9,6 @@ import typer
 from simmim_export.cli.model import open_model
 from simmim_export.cli.tables import print_figures, print_parity
 from simmim_export.console import print_json, progress_bar, say
-from simmim_export.console.app import App
 from simmim_export.console.options import AsJson, Budget, BundlePath, EngineOptions
 from simmim_export.errors import GateFailed, UsageError
 
@@ -23,11 +22,6 @@ EXAMPLES = (
     "simmim-export verify bundle --engine openvino --precision int8 --evidence",
     "simmim-export verify bundle --engine torch --checkpoint ckpt.pt",
 )
-
-
-def register(app: App) -> None:
-    """Add the command to ``app``."""
-    app.command(examples=EXAMPLES)(verify)
 
 
 def verify(
@@ -69,7 +63,7 @@ def verify(
         left_out: list[NotJudged] = []
         of: Promised = promised(manifest)
         if evidence:
-            # PyTorch's own figures show what cannot be measured or read. Find out before the engine runs for minutes.
+            # PyTorch's own figures show what cannot be measured. Find out before the engine runs for minutes.
             held_out = require_evidence(model.bundle)
             examiner = Examiner(manifest, held_out, tokens=model.tokens, watch=watch)
             certificates = [c for c in read(model.bundle) if (c.engine, c.plan) == (name, plan)]

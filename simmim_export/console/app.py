@@ -92,16 +92,15 @@ def with_options_of_groups(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(**values)
 
     parameters = []
+    keyword = inspect.Parameter.KEYWORD_ONLY
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in groups:
-            own = parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-            parameters.append(own)
+            parameters.append(parameter.replace(annotation=hints[name], kind=keyword))
             continue
         options = get_type_hints(groups[name], include_extras=True)
         for field in fields(groups[name]):
             default = inspect.Parameter.empty if field.default is MISSING else field.default
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=options[field.name]))
+            parameters.append(inspect.Parameter(field.name, keyword, default=default, annotation=options[field.name]))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command

@@ -75,7 +75,7 @@ def _exit_code(app: Callable[..., object]) -> int:
     except BrokenPipeError:
         return READER_GONE
     except OSError as error:
-        # A PermissionError that names no file, such as that of a thread's priority, is a bug: the user cannot fix it.
+        # The user cannot fix a PermissionError without a file, such as one about a thread's priority: it is a bug.
         if error.errno not in FIXES or (isinstance(error, PermissionError) and error.filename is None):
             raise
         refused = UsageError(error.strerror or str(error), where=error.filename, fix=FIXES[error.errno])

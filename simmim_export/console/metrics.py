@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from simmim_export.console.output import print_table
-
-Row = tuple[str, str, str, str, str]
+from simmim_export.console.output import Row, print_table
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ def repeated_warnings_counted() -> Iterator[None]:
             show(message, category, *place, **options)
 
     def counts() -> list[str]:
-        # With several kinds, "it" would not say which one.
+        # With several kinds, "it" would be ambiguous.
         like = (lambda kind: "it") if len(firsts) == 1 else (lambda kind: f"this: {_beginning(firsts[kind])}")
         return [f"warning: ... and {count:,} more like {like(kind)}" for kind, count in repeats.items()]
 

@@ -46,16 +46,6 @@ Precision = Annotated[
         rich_help_panel="Engine",
     ),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="cuda runs the engine on an NVIDIA GPU: --engine ort --device cuda is ort@cuda.",
-        show_default="cpu, or the GPU for trt",
-        rich_help_panel="Engine",
-    ),
-]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first item that cannot be used.")]
 Budget = Annotated[
     str | None,
@@ -87,7 +77,16 @@ class EngineOptions:
             rich_help_panel="Engine",
         ),
     ] = "ort"
-    device: Device = None
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="cuda runs the engine on an NVIDIA GPU: --engine ort --device cuda is ort@cuda.",
+            show_default="cpu, or the GPU for trt",
+            rich_help_panel="Engine",
+        ),
+    ] = None
     precision: Precision = None
     checkpoint: Annotated[
         Path | None,

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simmim_export.errors import UsageError
+from simmim_export.system.outputs import destination, require_new, require_writable
 from simmim_export.system.printing import READER_GONE, printable, say, writing
 
 # Columns of an output that is not a terminal.
@@ -29,8 +30,6 @@ def check_output(path: Path, option: str, *, overwrite: bool) -> None:
 
     Commands call this first: a wrong path should not cost the user a computation.
     """
-    from simmim_export.system.outputs import destination, require_new, require_writable
-
     require_writable(destination(path))
     if path.is_dir():
         raise UsageError("the output is a folder", where=path, fix=f"give the name of a file with {option}")

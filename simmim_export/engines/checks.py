@@ -10,13 +10,11 @@ import numpy as np
 
 from simmim_export.engines.base import LATENCY, THROUGHPUT, Engine
 from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, UnknownHost, UsageError
-from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec, Variant
+from simmim_export.spec import BATCH, Axis, GraphSpec, Precision, TensorSpec, Variant
 from simmim_export.system.host import available_threads, has_integer_dot
 
 # What an artifact may need of a machine (``needs`` in its built_for): INT8 products that do not saturate.
 INTEGER_DOT = "integer_dot"
-# The axis whose rows do not depend on each other.
-BATCH = "batch"
 
 
 def check_feeds(

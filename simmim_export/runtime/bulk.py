@@ -1,4 +1,4 @@
-"""Runs a verb over many images or texts. An item that cannot be used is reported, and the others go on."""
+"""Runs a verb over many images or texts, and saves vectors. An item that cannot be used is reported, and the others go on."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from simmim_export.errors import ImageError, InputError, TextError, TruncatedText, UnknownWords
+from simmim_export.errors import ImageError, InputError, TextError, TruncatedText, UnknownWords, UsageError
 from simmim_export.runtime.clips import SUFFIXES, natural
 from simmim_export.runtime.model import Model
 from simmim_export.spec import Verb
 from simmim_export.system.files import reading
+from simmim_export.system.outputs import destination, replacing
 
 Row = TypeVar("Row")
 Watch = Callable[[str, int, int], None]
-# The usual suffixes of the formats that are read. A file with another suffix is not a picture of its folder.
+# Files with these suffixes are the pictures of a folder: the usual suffixes of all formats that we read.
 PICTURES = (*SUFFIXES, ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".ico", ".avif", ".jp2", ".jpe", ".jfif")
+# NumPy stores every text at the width of the longest, so a single long text among many would take all memory.
+MOST_BYTES = 2**30
 
 
 class Item(NamedTuple):
-    """``value`` is what a verb takes; ``source`` is its name in results, and ``where`` its place in messages."""
+    """An image or text that a verb takes. Results name it by its ``source``, and messages by ``where`` it comes from."""
 
     value: Path | str
     source: str
@@ -44,7 +47,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Generic[Row]):
-    """What became of ``items``: by the index of an item, ``rows`` has its result, or ``failures`` its failure."""
+    """The result of each of ``items``. By the item's index, ``rows`` has its result or ``failures`` why it has none."""
 
     items: Sequence[Item]
     rows: Mapping[int, Row]
@@ -73,9 +76,9 @@ def pictures(paths: Sequence[Path], recursive: bool = False) -> list[Item]:
     """The files in ``paths``, with each folder replaced by its pictures in natural order; with ``recursive`` also those in
     folders below it.
 
-    A picture of a folder has one of the suffixes ``PICTURES`` and no leading dot. A link to a file is followed wherever it
-    points; a link to a folder is not, because it could lead in a circle. Files are not opened here. Raise :class:`ImageError`
-    for a folder without pictures and for one that cannot be read.
+    A picture of a folder has one of the suffixes ``PICTURES`` and no leading dot. Links to files are followed; links to folders
+    are not, because they could lead in a circle. Files are not opened here. Raise :class:`ImageError` for a folder without
+    pictures and for one that cannot be read.
     """
     items = []
     for path in paths:
@@ -110,7 +113,7 @@ def texts(given: Sequence[str], kind: str = "text") -> list[Item]:
 
 
 def read_texts(path: Path) -> list[Item]:
-    """The texts of a UTF-8 file, one per line. An empty line is a text too; it will fail, and its line number will be named.
+    """The texts of a UTF-8 file, one per line. An empty line is a text too, so that its failure names the line.
 
     Raise :class:`TextError` for a file that cannot be read and for an empty one.
     """
@@ -140,11 +143,11 @@ def run_each(
     watch: Watch = lambda *_: None,
     failed: Callable[[Failure], None] = lambda failure: None,
 ) -> Outcome[Row]:
-    """Take each item through ``prepare(index, value)``, and what that returns through ``compute``, at most ``batch`` at a time.
+    """Call ``prepare(index, value)`` for each item, and ``compute`` with lists of at most ``batch`` of the results.
 
-    An item that ``prepare`` refuses with an :class:`ImageError` or a :class:`TextError` is left out, and ``failed`` is told
-    at once; with ``strict`` the error is raised. An error of ``compute`` is always raised, because it concerns more than one
-    item. At most one batch of prepared items is in memory.
+    If ``prepare`` raises an :class:`ImageError` or :class:`TextError`, the item is left out and ``failed`` is called at once;
+    with ``strict`` the error is raised. An error of ``compute`` is always raised, because it concerns more than one item. At
+    most one batch of prepared items is in memory.
     """
     rows: dict[int, Row] = {}
     failures: dict[int, Failure] = {}
@@ -183,11 +186,6 @@ def embed(model: Model, items: Sequence[Item], **options: Any) -> Outcome[np.nda
     return run_each(items, prepare=decode, compute=model.embed_image, batch=batch, **options)
 
 
-def stacked(outcome: Outcome[np.ndarray]) -> np.ndarray:
-    """The rows of ``outcome``, of which there is at least one, as one array [n, ...]."""
-    return np.stack(list(outcome.rows.values()))
-
-
 def run_texts(
     model: Model,
     items: Sequence[Item],
@@ -197,8 +195,7 @@ def run_texts(
     clip: bool = False,
     **options: Any,
 ) -> Outcome[Row]:
-    """Call ``compute`` with lists of the texts ``items``. It calls ``verb``, with ``clip`` for a clip: model.embed_text, for
-    example.
+    """Call ``compute``, which calls ``verb``, with lists of the texts ``items``. With ``clip`` they are about a clip.
 
     ``options`` are those of :func:`run_each`.
     """
@@ -208,7 +205,7 @@ def run_texts(
         return text
 
     def compute_quietly(texts: list[str]) -> list[Row]:
-        # The verb reads the texts again, and `check` has given the warnings about them.
+        # `compute` reads the texts again, and `check` has already warned about them.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncatedText)
             warnings.simplefilter("ignore", UnknownWords)
@@ -216,3 +213,24 @@ def run_texts(
 
     batch = model.largest_batch(model.pipeline(verb, clip=clip))
     return run_each(items, prepare=check, compute=compute_quietly, batch=batch, **options)
+
+
+def require_storable(sources: Sequence[str]) -> None:
+    """Raise :class:`UsageError` if ``sources``, as an array of texts of equal width, take more than ``MOST_BYTES``."""
+    longest = max(map(len, sources), default=0)
+    if 4 * longest * len(sources) > MOST_BYTES:
+        what = f"the longest of {len(sources)} sources has {longest:,} characters, too long for an .npz file"
+        raise UsageError(what, fix="shorten it (the model reads only its beginning), or use --json")
+
+
+def save_vectors(
+    path: Path, embeddings: np.ndarray, *, sources: Sequence[str], space: str, failed: Sequence[str] = ()
+) -> None:
+    """Write ``embeddings`` float32 [n, E], ``sources`` (n strings), ``space`` and ``failed`` atomically to ``path``.
+
+    ``space`` is the bundle's embedding digest: vectors of two spaces must not be compared. ``failed`` names the sources that
+    have no row. Raise :class:`UsageError` if ``path`` cannot be written.
+    """
+    names, lost = np.array(sources, dtype=str), np.array(failed, dtype=str)
+    with replacing(destination(path)) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, embeddings=embeddings, sources=names, space=np.array(space), failed=lost)

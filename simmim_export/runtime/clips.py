@@ -1,7 +1,6 @@
 """Reads the frames of a clip from a folder of pictures or an animated picture.
 
-An animation is decoded frame by frame, and only the frames that are asked for are kept: a longer one takes more time, not more
-memory.
+An animation is decoded frame by frame, and only the frames asked for are kept: a longer one takes more time, not more memory.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class Animation(Sequence[ImageSource]):
-    """The ``count`` frames of the animated picture at ``path``, as RGB or RGBA. They are decoded every time that they are taken.
+    """The ``count`` frames of the animated picture at ``path``, as RGB or RGBA, decoded each time they are taken.
 
-    Taking frames raises :class:`ImageError` for damaged ones, and for more pixels at once than are decoded safely.
+    Taking frames raises :class:`ImageError` for damaged ones, and for more pixels at once than are safe to decode.
     """
 
     def __init__(self, path: Path, count: int) -> None:
@@ -63,8 +62,10 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def is_animation(path: Path) -> bool:
-    """Whether the file is a picture of several frames, whatever its name. An MPO is not: its second picture is a thumbnail or the
-    other eye. Raise :class:`ImageError` for a file that is not a picture."""
+    """Whether the file is a picture of several frames, whatever its name; raise :class:`ImageError` if it is not a picture.
+
+    An MPO does not count: its second picture is a thumbnail, or the same scene for the other eye.
+    """
     if not path.is_file():  # A pipe can be read only once.
         return False
     with opened(path) as image:

@@ -23,14 +23,14 @@ from simmim_export.errors import BundleError, ImageError
 
 ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 
-# A larger picture is refused by its header, before a pixel is decoded. From this size on, 256 MiB of RGB, Pillow warns of a
-# decompression bomb; it refuses twice this size itself, which bounds pictures that are larger than their header says.
+# A picture whose header gives more pixels (256 MiB of RGB) is refused before any is decoded. Above this size Pillow warns of a
+# decompression bomb. It refuses twice the size itself, which bounds pictures that are larger than their header says.
 MAX_PIXELS = 2**28 // 3
-# Every frame of an animation up to the last that is used is decoded, and few are kept: this bounds time, not memory.
+# All frames of an animation up to the last one used are decoded, but few are kept: this limits time, not memory.
 MAX_ANIMATED = 32 * MAX_PIXELS
 # Pillow compares each page of a TIFF with all pages before it, so the time grows with the square of their number.
 MAX_PAGES = 10_000
-# Twice the size of the largest picture when uncompressed. A path may be a device or a pipe that never ends.
+# Twice the size of the largest picture when uncompressed. A limit is needed because a device or pipe may never end.
 MAX_BYTES = 2**29
 # A JPEG of more pixels is decoded at a fraction of its size. Below this, path, bytes, PIL image and array give the same pixels.
 DRAFT_PIXELS = 2_000_000
@@ -95,10 +95,9 @@ def load_pixels(sources: Sequence[ImageSource], preprocessing: ImagePreprocessin
 def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.Image:
     """An RGB picture, upright. Raise :class:`ImageError` for anything that cannot be read as one.
 
-    EXIF orientation is applied and CMYK is converted. Gray values of 16 bits are scaled to 8 bits, with 65535 as white; 12
-    bits that are stored in 16 become dark, so scale them first. Transparency is laid over white. An animation gives its first
-    frame (a PIL image the frame that it stands at), with an :class:`AnimatedImage` warning. A PIL image that is handed in
-    keeps its size, mode and frame.
+    EXIF orientation is applied and CMYK is converted. Gray values of 16 bits are scaled to 8 bits, with 65535 as white. (12
+    bits stored in 16 become dark; scale them first.) Transparency is laid over white. An animation gives its first frame, or
+    for a PIL image its current frame, with an :class:`AnimatedImage` warning. A PIL image is not changed.
 
     With ``target`` (width, height, in pixels), a JPEG of more than ``DRAFT_PIXELS`` that is not decoded yet may be decoded
     straight to 1/2, 1/4 or 1/8 of its size. That scale must leave twice ``target`` in both axes and divide both sides; a
@@ -155,10 +154,10 @@ def _opened(data: bytes, where: object) -> Iterator[Image.Image]:
 
 @contextmanager
 def _decoding(where: object) -> Iterator[None]:
-    """The one place where what Pillow raises becomes an :class:`ImageError`.
+    """Turn whatever Pillow raises in the block into an :class:`ImageError`.
 
-    Pillow's warning of a decompression bomb stays as it is, and sizes are checked separately: warning filters belong to the
-    whole process, and several threads decode at once.
+    Pillow's warning about decompression bombs is not turned into an error here: that takes a warning filter, which belongs to
+    the whole process, and several threads decode at once. Sizes are checked separately.
     """
     try:
         yield
@@ -172,8 +171,8 @@ def _decoding(where: object) -> Iterator[None]:
 
 
 def _undecoded_jpeg(image: Image.Image) -> bytes | None:
-    """The bytes of a large JPEG that is open but not decoded; None for any other picture. A draft of ``image`` itself would
-    shrink it for its owner."""
+    """The bytes of a large JPEG that is open but not decoded; None for any other picture. Decoding ``image`` itself at a smaller
+    size would shrink it for its owner."""
     large = image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS
     if not large or not isinstance(image, ImageFile.ImageFile) or image.tell() != 0:
         return None
@@ -214,7 +213,7 @@ def _read(path: Path) -> bytes:
 def _check_pages(data: bytes, where: object) -> None:
     """Raise :class:`ImageError` for a TIFF of more than ``MAX_PAGES`` pages. Counts them by following the chain of
     directories."""
-    order, big = "<" if data.startswith(b"II") else ">", data[2] == 43  # Pillow reads the header so.
+    order, big = "<" if data.startswith(b"II") else ">", data[2] == 43  # This is how Pillow reads the header.
     count, entry, offset = (f"{order}Q", 20, f"{order}Q") if big else (f"{order}H", 12, f"{order}I")
     seen: set[int] = set()
     try:
@@ -285,9 +284,8 @@ def _flatten(image: Image.Image, where: object) -> Image.Image:
         if values.min() < 0 or values.max() > 65535:
             span = f"{values.min()} to {values.max()}"
             raise ImageError(f"gray values {span} are not 16 bits", where=where, fix="scale them to 0 to 65535")
-        if (
-            image.mode == "I" and 0 < values.max() <= 255
-        ):  # White may be 255 or 65535, and the latter would make it black.
+        # White may be 255 or 65535, and the latter would make it black.
+        if image.mode == "I" and 0 < values.max() <= 255:
             what = f"gray values up to {values.max()} in 32 bits have no known white"
             raise ImageError(what, where=where, fix="save it with 8 bits, or scale its values to 0 to 65535")
         # This is exactly rint(values / 257), because 257 is odd. With floats the largest picture would take 2 GB and twice as

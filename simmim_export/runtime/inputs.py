@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -16,17 +17,17 @@ Item = TypeVar("Item")
 Tensors: TypeAlias = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedImage:
-    """An image, or with ``clip`` a clip, that went through the graphs which read it alone.
+    """An image, or with ``clip`` a clip, that went through the graphs that read nothing else.
 
     A verb takes it in place of an image and reuses ``tensors``. ``space`` names the weights and the preprocessing that made them:
-    tensors of other weights would fit a graph and mean something else.
+    tensors made by other weights would fit a graph but mean something else.
     """
 
-    def __init__(self, tensors: Tensors, *, space: str, clip: bool = False) -> None:
-        self.tensors = tensors
-        self.space = space
-        self.clip = clip
+    tensors: Tensors
+    space: str
+    clip: bool = False
 
 
 def fed_tensors(graphs: Iterable[GraphSpec]) -> dict[Kind, TensorSpec]:

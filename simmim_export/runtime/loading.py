@@ -10,7 +10,7 @@ from simmim_export.engines import get_engine, on_device, require_engine, version
 from simmim_export.engines.base import LATENCY, CompilingEngine, Engine
 from simmim_export.engines.checks import threads_for
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
-from simmim_export.proof.certificate import Certificate, choose, read
+from simmim_export.proof.certificate import PLANNED, Certificate, choose, read
 from simmim_export.runtime.inputs import require_name
 from simmim_export.runtime.model import Model
 from simmim_export.runtime.sessions import Sessions
@@ -18,8 +18,8 @@ from simmim_export.spec import Precision, PrecisionPlan
 from simmim_export.system.files import as_path, digest
 from simmim_export.system.host import available_threads, fingerprint
 
-# The precision that stands for the planner's choice, and the engine that stands for the certificates' choice.
-PLANNED, AUTO = "planned", "auto"
+# The engine that stands for the certificates' choice.
+AUTO = "auto"
 
 
 def load(
@@ -35,11 +35,11 @@ def load(
     """Open the bundle in the folder ``bundle`` for one engine and precision.
 
     ``engine`` is ``ort``, ``openvino``, ``trt`` or ``torch``. ``engine="auto"`` takes the fastest engine and precision that
-    ``simmim-export certify`` passed on this kind of machine; :attr:`Model.why` says why they were chosen.
+    passed ``simmim-export certify`` on this kind of machine; :attr:`Model.why` says why they were chosen.
 
-    ``precision`` is one for all graphs (``int8``; the default is FP32), one for each graph (for example
-    ``image_encoder=int8,text_encoder=bf16``; graphs that are not named run at FP32), or ``planned``, which is what the
-    exporter's planner chose for this engine.
+    ``precision`` is one for all graphs, such as ``int8`` (the default is FP32), or one for each graph, such as
+    ``image_encoder=int8,text_encoder=bf16`` (all others run at FP32). ``planned`` is what the exporter's planner chose for this
+    engine.
 
     ``device="cuda"`` runs the engine on an NVIDIA GPU; it is short for an engine name such as ``ort@cuda``.
 
@@ -65,7 +65,13 @@ def load(
     opened, why = Bundle.open(bundle), None
     if engine == AUTO:
         _require_defaults(precision=precision, device=device, threads=wanted_threads, hint=hint)
-        certificate, why = _certified(opened)
+        certificate, why = choose(
+            read(opened),
+            fingerprint(),
+            versions=versions,
+            where=opened.root,
+            stands=lambda one: _still_compiled(opened, one),
+        )
         engine, precision = certificate.engine, certificate.precision
     name = on_device(engine, device)
     plan = plan_of(opened, name, precision=str(Precision.FP32) if precision is None else precision)
@@ -95,7 +101,7 @@ def plan_of(bundle: Bundle, engine: str, *, precision: str) -> PrecisionPlan:
 
 
 def compiled(bundle: Bundle, engine: Engine, *, graph: str, plan: PrecisionPlan) -> Path | None:
-    """What ``engine`` compiled from ``graph`` for its precision in ``plan``; None for an engine that opens graphs directly.
+    """The file that ``engine`` compiled from ``graph`` for its precision in ``plan``; None if it opens graphs directly.
 
     Raise as :meth:`CompilingEngine.compiled` does.
     """
@@ -118,17 +124,6 @@ def _require_defaults(*, precision: str | None, device: str | None, threads: int
     if hint != LATENCY:
         what = f"engine auto relies on certified latency, not on {hint}"
         raise UsageError(what, fix="drop the hint, or name an engine")
-
-
-def _certified(bundle: Bundle) -> tuple[Certificate, str]:
-    """The certificate that ``engine="auto"`` follows, and why it was chosen."""
-    return choose(
-        read(bundle),
-        fingerprint(),
-        versions=versions,
-        where=bundle.root,
-        stands=lambda certificate: _still_compiled(bundle, certificate),
-    )
 
 
 def _still_compiled(bundle: Bundle, certificate: Certificate) -> bool:

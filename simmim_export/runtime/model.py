@@ -58,9 +58,8 @@ class Model:
     def run(self, pipeline: str, feeds: Mapping[str, np.ndarray]) -> Tensors:
         """Run the graphs of ``pipeline`` in order over named tensors; the result is ``feeds`` and all outputs.
 
-        A graph whose outputs are all in ``feeds`` is skipped: leave what an image gave there, and it is encoded only once.
-        The outputs that the pipeline promises are arrays; others may have stayed on a GPU, and become arrays by
-        ``numpy.asarray``.
+        A graph whose outputs are all in ``feeds`` is skipped, so an image need not be encoded again. The outputs that the
+        pipeline promises are arrays. Others may have stayed on a GPU; ``numpy.asarray`` makes them arrays.
 
         Raise :class:`UsageError` for an unknown pipeline and for a tensor that is missing or does not fit.
         """
@@ -69,7 +68,7 @@ class Model:
         if not isinstance(feeds, Mapping):
             names = ", ".join(tensor.name for tensor in manifest.takes(chosen).values())
             raise UsageError(f"feeds is {type(feeds).__name__}, not a dict of arrays", fix=f"give arrays for {names}")
-        # A session checks its inputs; nothing else would check an output that stands in for a graph which is skipped.
+        # A session checks its inputs. Only this check sees the outputs of graphs that are skipped.
         outputs = (tensor for graph in chosen.graphs for tensor in manifest.graph(graph).outputs)
         check_feeds(feeds, tuple(tensor for tensor in outputs if tensor.name in feeds))
         return self._run(chosen, feeds)
@@ -146,13 +145,12 @@ class Model:
         return np.concatenate([self._run(pipeline, feeds)[pipeline.outputs[0]] for feeds in batches])
 
     def encode_image(self, image: ImageSource) -> EncodedImage:
-        """Run the graphs that read an image alone, once; give the result to any verb in place of the image."""
+        """Run the graphs that read only an image, once; give the result to any verb in place of the image."""
         every = [graph.name for graph in self.bundle.manifest.graphs]
         return self._encode(self._preprocessor.image(image), graphs=every)
 
     def encode_clip(self, frames: Sequence[ImageSource]) -> EncodedImage:
-        """Run the graphs that read images alone over the frames, and those that read a clip alone over what they give, once for
-        all questions.
+        """Run the graphs that read only a clip, once; give the result to any verb in place of a clip.
 
         Of more frames than the model takes, some are chosen at even distances, with a :class:`SampledFrames` warning. Raise
         :class:`ImageError` for fewer frames than it takes, and :class:`UsageError` for a bundle without clips.
@@ -165,8 +163,8 @@ class Model:
         return self._encode(feeds, graphs=[graph.name for graph in manifest.graphs], clip=True)
 
     def _encode(self, feeds: Tensors, *, graphs: Sequence[str], clip: bool = False) -> EncodedImage:
-        """Run those of ``graphs`` that need nothing but ``feeds``, an image or a clip, and keep what they give; also keep
-        what others of ``graphs`` read of ``feeds`` themselves, together with a text."""
+        """Run those of ``graphs`` that read only ``feeds``, an image or a clip. Keep their outputs, and those of ``feeds`` that
+        the other graphs read together with a text."""
         manifest = self.bundle.manifest
         alone = [name for name in manifest.image_graphs(clip=clip) if name in graphs]
         outputs = [tensor.name for name in alone for tensor in manifest.graph(name).outputs]
@@ -174,7 +172,7 @@ class Model:
         others = [manifest.graph(name) for name in graphs if name not in alone]
         read = {tensor.name for graph in others for tensor in graph.inputs}
         kept = [*outputs, *(name for name in feeds if name in read)]
-        return EncodedImage({name: tensors[name] for name in kept}, space=self._space, clip=clip)
+        return EncodedImage(tensors={name: tensors[name] for name in kept}, space=self._space, clip=clip)
 
     def match(self, image: ImageSource | EncodedImage, texts: Sequence[str]) -> np.ndarray:
         """float32 [n]: for each text the probability in [0, 1] that it describes the image."""
@@ -233,16 +231,15 @@ class Model:
 
     @property
     def _space(self) -> str:
-        """Names the weights and the preprocessing that encode an image or a clip.
+        """Names the weights and the preprocessing that encode an image or a clip. All precision plans of a checkpoint share it.
 
-        The digest of the embedding covers the graphs that embed; the checkpoint's covers the rest. All precision plans of one
-        checkpoint share a space.
+        The digest of the embedding covers the graphs that embed; that of the checkpoint covers the rest.
         """
         manifest = self.bundle.manifest
         return f"{manifest.embedding['digest']} {manifest.provenance['checkpoint_sha256']}"
 
     def _prepare(self, verb: Verb, image: ImageSource | EncodedImage) -> tuple[Pipeline, EncodedImage]:
-        """The pipeline for ``verb``, and ``image`` encoded by those of its graphs that read an image alone."""
+        """The pipeline for ``verb``, and ``image`` encoded by those of its graphs that read only an image."""
         if not isinstance(image, EncodedImage):
             pipeline = self.pipeline(verb)
             return pipeline, self._encode(self._preprocessor.image(image), graphs=pipeline.graphs)

@@ -72,8 +72,8 @@ class Preprocessor:
         return tokenizer.feeds(sequence, first=first, warn=warn)
 
     def text_batches(self, texts: Sequence[str], *, step: int) -> list[Tensors]:
-        """At most ``step`` texts each, by the names of their tensors. All are made before the first of them runs, so that a
-        text which cannot be read costs no work."""
+        """At most ``step`` texts each, by the names of their tensors. All are made before the first one runs, so that an unusable
+        text costs no work."""
         return [self.tokens(texts[at : at + step], first=at, warn=True) for at in range(0, len(texts), step)]
 
     def words_of(self, tokens: Tensors) -> np.ndarray:

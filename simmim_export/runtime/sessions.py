@@ -13,11 +13,11 @@ import numpy as np
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.onnx_file import read_graph
 from simmim_export.engines.base import CompilingEngine, Engine, KeepsOnDevice, Session
-from simmim_export.engines.checks import BATCH, require_hint, require_host, threads_for
+from simmim_export.engines.checks import require_hint, require_host, threads_for
 from simmim_export.engines.pipeline import Runs, run_graphs
 from simmim_export.errors import BundleError, CheckpointError, UsageError
 from simmim_export.runtime.inputs import Tensors
-from simmim_export.spec import PrecisionPlan
+from simmim_export.spec import BATCH, PrecisionPlan
 from simmim_export.system.files import digest, reading
 
 
@@ -43,13 +43,13 @@ class Sessions:
         not fit the engine, and :class:`CheckpointError` for another model's checkpoint.
         """
         self.bundle, self.engine, self.plan = bundle, engine, plan
-        # Ask now, so that a precision which the engine lacks is an error here and not when a graph is first needed.
+        # Asked now, so that a precision that the engine lacks is an error here, not when a graph is first needed.
         self._variants = {graph.name: engine.variant(plan.of(graph.name)) for graph in bundle.manifest.graphs}
         require_hint(engine.name, hint, has=engine.hints)
         threads_for(threads)
         self._threads, self._hint = threads, hint
         self._checkpoint = _own_checkpoint(bundle, engine, path=checkpoint)
-        # Held while a graph is opened: other threads that need it wait, and none opens it a second time.
+        # Held while a graph is opened, so that no other thread opens it a second time.
         self._opening, self._closed = Lock(), False
         self._opened: dict[str, Session] = {}
         # For each open graph: its inputs that pick rows of a table, and the number of rows.
@@ -90,8 +90,7 @@ class Sessions:
         """Run ``graphs`` in order over ``tensors``; see :func:`simmim_export.engines.pipeline.run_graphs`.
 
         The ``promised`` tensors are arrays in the result; others may have stayed on a GPU. Raise :class:`BundleError` for a
-        promised tensor that is not finite, because an answer made from it would mean nothing, and for a token id that is not
-        a row of its table.
+        promised tensor that is not finite, because answers made from it are meaningless, and for a token id outside its table.
         """
         specs = [self.bundle.manifest.graph(name) for name in graphs]
         outputs = run_graphs(specs, tensors, self._checked)
@@ -131,8 +130,7 @@ class Sessions:
 
 
 class _ChecksIds:
-    """Runs a session after a check of the ids that it is fed: for an id without a row, OpenVINO answers with whatever lies
-    there."""
+    """Checks the token ids that a session is fed. For an id outside its table, OpenVINO would return whatever lies in memory."""
 
     def __init__(self, session: Any, tables: Mapping[str, int], *, graph: str, where: Path) -> None:
         self._session, self._tables, self._graph, self._where = session, tables, graph, where
@@ -154,7 +152,7 @@ class _ChecksIds:
 
 
 class _ChecksIdsOnDevice(_ChecksIds):
-    """The same for a session whose outputs can stay on a GPU."""
+    """:class:`_ChecksIds` for a session whose outputs can stay on a GPU."""
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
         self._check(feeds)

@@ -1,7 +1,4 @@
-"""Texts to token ids and a mask, int64 [batch, sequence] each, as the text graphs take them.
-
-Importing tokenizers takes 4 ms, so it is imported at once.
-"""
+"""Texts to token ids and a mask, int64 [batch, sequence] each, as the text graphs take them."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tokenizers import Encoding
 
-from simmim_export.bundle.vocabulary import MAX_TEXT, Vocabulary, read
+from simmim_export.bundle.vocabulary import MAX_TEXT, read
 from simmim_export.errors import EXPORT_AGAIN, BundleError, TextError, TruncatedText, UnknownWords
 from simmim_export.runtime.inputs import fed_tensors, second_axis
 from simmim_export.spec import GraphSpec, Kind
@@ -27,15 +24,18 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer_json: str, max_length: int, *, graphs: Iterable[GraphSpec] = ()) -> None:
-        """``graphs`` say under which names they take ids and mask, and how long a row is at least: where their sequence axis is
-        fixed, each row is padded to it.
+        """``graphs`` are those that take the ids and the mask. If their sequence axis has a fixed size, each row is padded to it.
 
         The padding and truncation of the file itself are ignored, except for the id that it pads with. Raise
         :class:`BundleError` if ``tokenizer_json`` is not a tokenizer or exceeds a limit of
         :mod:`simmim_export.bundle.vocabulary`, and if ``max_length`` leaves no room for a word or is more than ``graphs``
         take.
         """
-        vocabulary = _read(tokenizer_json)
+        try:
+            vocabulary = read(tokenizer_json)
+        except ValueError as error:
+            fix = "use a bundle from a source you trust, whose tokenizer is that of a public model; or export it again"
+            raise BundleError(f"tokenizer.json cannot be used: {error}", fix=fix) from error
         self._tokenizer, self._pad = vocabulary.tokenizer, vocabulary.pad
         self.longest_text = vocabulary.longest_text
         self._specials = self._tokenizer.num_special_tokens_to_add(False)
@@ -111,8 +111,8 @@ class Tokenizer:
     def _warn_of_unknown_words(self, encoding: Encoding, text: str, *, where: str) -> None:
         """Warn :class:`UnknownWords` if a token of ``encoding`` is not in the vocabulary.
 
-        An unknown word is the token that stands for it, or, if the model has no such token by name (Unigram), itself with the
-        id of another. A mark that only begins a word is neither known nor unknown.
+        An unknown word becomes the token for unknown words. A Unigram model does not name that token; there the word stays as it
+        is, but has the id of another token. A mark that only begins a word counts as neither known nor unknown.
         """
         stand_in = getattr(self._tokenizer.model, "unk_token", None)
         known, unknown = 0, dict[str, None]()
@@ -123,7 +123,7 @@ class Tokenizer:
                 known += 1
         if not unknown:
             return
-        # All in one pair of quotes: whoever counts repeated warnings takes messages that differ only in quotations as equal.
+        # All in one pair of quotes: console/notices.py counts warnings that differ only in quotations as the same.
         more = ["..."] if len(unknown) > NAMED else []
         names = repr(", ".join([*(_cut(word) for word in list(unknown)[:NAMED]), *more]))
         alone = "" if known else "; it has no other words, so what the model says about it means nothing"
@@ -131,23 +131,15 @@ class Tokenizer:
         warnings.warn(message, UnknownWords, stacklevel=4)
 
 
-def _read(tokenizer_json: str) -> Vocabulary:
-    try:
-        return read(tokenizer_json)
-    except ValueError as error:
-        fix = "use a bundle from a source you trust, whose tokenizer is that of a public model; or export it again"
-        raise BundleError(f"tokenizer.json cannot be used: {error}", fix=fix) from error
-
-
 def check_text(text: str | bytes, where: str | None = None, *, longest: int = MAX_TEXT) -> str:
     """``text`` as a str.
 
     Raise :class:`TextError`, saying ``where``, if it is empty, not UTF-8, not a text, or has more than ``longest`` characters.
     """
-    # First, because everything below takes time with the length. A character has at most four bytes.
-    if isinstance(text, bytes) and len(text) > 4 * longest:
-        raise _too_long(f"{len(text):,} bytes", where, longest=longest)
     if isinstance(text, bytes):
+        # Check this first, because decoding a long text takes long. A character has at most four bytes.
+        if len(text) > 4 * longest:
+            raise _too_long(f"{len(text):,} bytes", where, longest=longest)
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -94,4 +94,5 @@ def test_result_properties() -> None:
     result = BenchmarkResult(
         target="graph:g", engine="ort", precision="fp32", batch=1, inputs="d", rounds=((1.0,) * 10, (3.0,) * 10)
     )
-    assert result.p50 == 2.0 and result.p90 is None and result.p99 is None
+    assert percentile(result.samples, 0.5) == 2.0 and percentile(result.samples, 0.9) is None
+    assert result.gpu_samples == []

@@ -17,7 +17,7 @@ from PIL import Image
 
 from simmim_export.errors import ImageError, InputError, TextError, TruncatedText, UnknownWords, UsageError
 from simmim_export.runtime import bulk, load
-from simmim_export.runtime.vectors import MOST_BYTES, require_storable
+from simmim_export.runtime.bulk import MOST_BYTES, require_storable
 from simmim_export.spec import Verb
 
 
@@ -109,7 +109,7 @@ def test_bad_pictures_are_left_out_and_the_others_embedded(model, folder: Path) 
     assert [Path(failure.source).name for failure in failures] == [*BAD]
     assert all(isinstance(failure.error, ImageError) and failure.error.where == failure.source for failure in failures)
     exact = model.embed_image([folder / name for name in ("p1.png", "p2.png", "p10.png")])
-    np.testing.assert_allclose(bulk.stacked(outcome), exact, atol=1e-6)
+    np.testing.assert_allclose(np.stack(list(outcome.rows.values())), exact, atol=1e-6)
     with pytest.raises(InputError, match="3 of 6"):
         outcome.require_all("embedded")
 
@@ -118,7 +118,9 @@ def test_bad_texts_are_left_out_and_the_others_embedded(model) -> None:
     outcome = bulk.embed(model, bulk.texts(["red circle", "", "caf\udce9", "blue square"]))
     assert outcome.sources == ["red circle", "blue square"]
     assert [failure.error.where for failure in outcome.failures.values()] == ["text 2", "text 3"]
-    np.testing.assert_allclose(bulk.stacked(outcome), model.embed_text(["red circle", "blue square"]), atol=1e-5)
+    np.testing.assert_allclose(
+        np.stack(list(outcome.rows.values())), model.embed_text(["red circle", "blue square"]), atol=1e-5
+    )
 
 
 def test_a_text_of_unknown_words_is_embedded_with_a_warning(model) -> None:

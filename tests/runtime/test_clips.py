@@ -15,7 +15,8 @@ import simmim_export
 from simmim_export.errors import BundleError, ImageError, UsageError
 from simmim_export.runtime import images
 from simmim_export.runtime.clips import SampledFrames, choose_frames, is_animation, natural, read_clip
-from simmim_export.runtime.explain import SIDE, overlay, sheet
+from simmim_export.runtime.explain import MARGIN, SIDE, Panel, overlay, sheet
+from simmim_export.runtime.model import Answer
 
 
 def frames(count: int) -> list[Image.Image]:
@@ -183,7 +184,21 @@ def test_an_overlay_frames_the_hottest_cell_and_keeps_it_bright() -> None:
     assert drawn[cell + cell // 2, 2 * cell + cell // 2].min() > 200
     assert drawn[3 * cell + cell // 2, cell // 2].max() < 100
     assert tuple(drawn[cell, 2 * cell + 5]) == (255, 220, 0)
-    assert sheet(Image.new("RGB", (64, 64)), [heat, heat], ["a", "b"]).size == (3 * SIDE + 16, SIDE + 28)
+    assert overlay(Image.new("RGB", (100, 50)), heat).size == (SIDE, SIDE // 2)
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+@pytest.mark.parametrize("question", ["what ?", "is it " + "far " * 12 + "left ?", "w" * 50_000])
+def test_a_drawing_is_at_most_1600_pixels_wide_and_has_margins(count: int, question: str) -> None:
+    panel = Panel(question, Answer("red", 0.97), np.full((4, 4), 0.25))
+    drawn = np.asarray(sheet(Image.new("RGB", (64, 64)), [panel] * count))
+    step = SIDE + MARGIN
+    assert drawn.shape[1] == min(count + 1, 4) * step + MARGIN <= 1600
+    assert drawn.shape[0] < -(-(count + 1) // 4) * 2 * step
+    gaps = [left + x for left in range(0, drawn.shape[1], step) for x in range(MARGIN)]
+    assert drawn[:, gaps].min() == 255 and drawn[-MARGIN:].min() == 255
+    assert drawn[MARGIN + SIDE :, step + MARGIN : 2 * step].min() < 100, "the text below the picture"
+    assert drawn[MARGIN + SIDE : step + MARGIN, :step].min() == 255, "no text below the plain picture"
 
 
 def test_ask_and_classify_take_folders_and_draw_explanations(
@@ -196,7 +211,7 @@ def test_ask_and_classify_take_folders_and_draw_explanations(
     done = run_cli("export", "ask", every_bundle, picture, "what ?", "how many ?", "--explain", tmp_path / "out.png")
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "out.png") as drawn:
-        assert drawn.size == (3 * SIDE + 16, SIDE + 28)
+        assert drawn.width == 3 * (SIDE + MARGIN) + MARGIN
     done = run_cli("export", "ask", every_bundle, picture, "what ?", "--explain", tmp_path / "out.png")
     assert done.returncode == 2 and str(tmp_path / "out.png") in done.stderr
     assert not list(tmp_path.glob(".*"))
@@ -222,4 +237,4 @@ def test_the_command_takes_a_still_picture_for_an_image_whatever_its_name(
     done = run_cli("export", "ask", every_bundle, tmp_path / "moving.png", *words)
     assert done.returncode == 0 and "frames is used" not in done.stderr, done.stderr
     with Image.open(tmp_path / "out.png") as drawn:
-        assert drawn.size == (2 * SIDE + 8, SIDE + 28)
+        assert drawn.width == 2 * (SIDE + MARGIN) + MARGIN

@@ -20,7 +20,7 @@ import pytest
 from simmim_export.bundle import Staging
 from simmim_export.console import check_output
 from simmim_export.errors import UsageError
-from simmim_export.runtime.vectors import save_vectors
+from simmim_export.runtime.bulk import save_vectors
 from simmim_export.system.files import digest, parse_json, read_file
 from simmim_export.system.files import locked as held
 from simmim_export.system.outputs import replacing
