@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from simmim_export.console.options import AsJson, Overwrite
-from simmim_export.training.options import DataChoice, Job
+from simmim_export.training.data import DataChoice
+from simmim_export.training.options import Job
 from simmim_export.training.progress import Watch
 from simmim_export.training.recipe import Recipe
 
@@ -123,9 +124,12 @@ class Training:
         ),
     ] = 1024
 
-    def recipe(self) -> Recipe:
-        """How to optimize. Raise :class:`UsageError` for values that make no sense."""
-        return Recipe(
+    def job(self, watch: Watch, *, questions: int | None = None) -> Job:
+        """The job that these options describe, with ``questions`` per image in a batch (None: the data set's usual number).
+
+        Raise :class:`UsageError` for a senseless value.
+        """
+        recipe = Recipe(
             steps=self.steps,
             minutes=self.minutes,
             optimizer=self.optimizer,
@@ -135,9 +139,6 @@ class Training:
             seed=self.seed,
             save_every=self.save_every,
         )
-
-    def job(self, recipe: Recipe, *, watch: Watch, questions: int | None = None) -> Job:
-        """The job that these options describe; ``questions`` per image in a batch (None: the data set's usual number)."""
         return Job(
             output=self.output,
             start=self.start,
