@@ -23,9 +23,8 @@ from simmim_export.models.simmim.checkpoint import Checkpoint
 from simmim_export.models.simmim.model import SimMIM
 from simmim_export.models.simmim.presets import ModelConfig
 from simmim_export.models.tokenizer import check_tokenizer
-from simmim_export.models.weights import check_state
 from simmim_export.system.files import digest
-from simmim_export.training.assemble import as_checkpoint, samples
+from simmim_export.training.assemble import as_checkpoint, load_encoder, samples
 from simmim_export.training.data.shapes import Shapes
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
@@ -39,10 +38,6 @@ _PROJECTORS = {
     2816: "2048 image channels beside 768 text channels",
     768: "the encoders alone: it never saw the image",
 }
-_EMBED = 256
-# The longest text in tokens, by default.
-_LENGTH = 32
-_LAYERS = 3
 
 
 def import_article(
@@ -65,7 +60,7 @@ def import_article(
         _note_projector(projector, notes)
     text_config, text = _text(text, path, heads=text_heads, notes=notes)
     source = _tokenizer(tokenizer, rows=text_config["vocab_size"], notes=notes)
-    length = max_length or min(_LENGTH, text_config["max_position_embeddings"])
+    length = max_length or min(32, text_config["max_position_embeddings"])
     config = ModelConfig(
         preset="imported",
         image_trunk=trunk,
@@ -73,14 +68,15 @@ def import_article(
         text=text_config,
         max_length=length,
         width=text_config["hidden_size"],
-        embed_dim=_EMBED,
-        interaction_layers=_LAYERS,
+        embed_dim=256,
+        interaction_layers=3,
         attention_heads=text_config["num_attention_heads"],
     )
     torch.manual_seed(0)
     model = SimMIM(config)
-    _load(model.image_encoder.trunk, image, root="visual_encoder", path=path)
-    _load(model.text_encoder.encoder, text, root="text_encoder", path=path)
+    fix = "save the whole state dict of the article's class"
+    load_encoder(model.image_encoder.trunk, image, where=path, fix=fix, root="visual_encoder.")
+    load_encoder(model.text_encoder.encoder, text, where=path, fix=fix, root="text_encoder.")
     notes.append("projections, embeddings and interaction start untrained: pretrain before you embed or ask")
     data = Shapes(0, "samples", size=image_size)
     provenance = {"stage": "import", "sha256": digest(path), "notes": notes}
@@ -122,10 +118,8 @@ def _state(path: Path) -> dict[str, Tensor]:
 def _image(state: dict[str, Tensor], path: Path, *, notes: list[str]) -> tuple[str, dict[str, Tensor]]:
     """torchvision's name of the ResNet, and its state without fc."""
     if not any(key.startswith("conv1.") for key in state):
-        state = {
-            _CHILDREN.get(k.partition(".")[0], k.partition(".")[0]) + "." + k.partition(".")[2]: v
-            for k, v in state.items()
-        }
+        parts = ((*key.partition(".")[::2], value) for key, value in state.items())
+        state = {f"{_CHILDREN.get(child, child)}.{rest}": value for child, rest, value in parts}
     dropped = [key for key in state if key.startswith("fc.")]
     if dropped:
         notes.append("visual_encoder.fc is dropped: it gives ImageNet's class logits, not features")
@@ -211,13 +205,6 @@ def _tokenizer(path: Path | None, *, rows: int, notes: list[str]) -> str:
     if size < rows:
         notes.append(f"the tokenizer has {size} tokens for {rows} embeddings: the rest are never used")
     return source
-
-
-def _load(module: torch.nn.Module, state: Mapping[str, Tensor], *, root: str, path: Path) -> None:
-    expected = {f"{root}.{key}": value for key, value in module.state_dict().items()}
-    fix = "save the whole state dict of the article's class"
-    check_state({f"{root}.{key}": value for key, value in state.items()}, expected, where=path, fix=fix)
-    module.load_state_dict(dict(state), strict=True)
 
 
 def _few(items: list[str]) -> str:

@@ -19,7 +19,6 @@ from simmim_export.models.simmim.presets import PRESETS, ModelConfig, preset
 from simmim_export.models.weights import check_state
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
-from simmim_export.training.evaluation import untrained
 from simmim_export.training.options import NewModel
 from simmim_export.training.pretrained import pretrained_image, pretrained_text
 from simmim_export.training.tokenizer import SPECIALS, word_tokenizer
@@ -28,7 +27,6 @@ from simmim_export.version import __version__
 # The heads of a new model: what the demo trains, and what the reference of the benchmarks needs.
 HEADS = ("match", "vqa")
 SAMPLES = 256
-PACKAGES = ("torch", "torchvision", "transformers", "accelerate")
 
 
 def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Checkpoint:
@@ -58,25 +56,29 @@ def new_checkpoint(new: NewModel, *, seed: int, data: Data | None = None) -> Che
         config = replace(config, text=dict(config.text) | {"max_position_embeddings": positions})
     torch.manual_seed(seed)
     model = SimMIM(config)
+    fix = "give weights of the encoder that was chosen"
     if loaded is not None:
-        _load(model.text_encoder.encoder, loaded.state, new.text_encoder)
+        load_encoder(model.text_encoder.encoder, loaded.state, where=new.text_encoder, fix=fix)
     if new.image_weights is not None:
-        _load(model.image_encoder.trunk, pretrained_image(config.image_trunk, new.image_weights), new.image_weights)
-    metrics = {head: untrained() for head in labels}
-    provenance = {"seed": seed, "stage": "init"}
+        state = pretrained_image(config.image_trunk, new.image_weights)
+        load_encoder(model.image_encoder.trunk, state, where=new.image_weights, fix=fix)
     return as_checkpoint(
         model,
         text,
         labels=labels,
         samples=samples(data, shapes.samples(SAMPLES)[1]),
-        metrics=metrics,
-        provenance=provenance,
+        metrics={head: {"untrained": True} for head in labels},
+        provenance={"seed": seed, "stage": "init"},
     )
 
 
-def _load(encoder: nn.Module, state: Mapping[str, torch.Tensor], where: object) -> None:
-    """Load pretrained weights completely, or raise :class:`CheckpointError`, naming what does not fit."""
-    check_state(state, encoder.state_dict(), where=where, fix="give weights of the encoder that was chosen")
+def load_encoder(
+    encoder: nn.Module, state: Mapping[str, torch.Tensor], *, where: object, fix: str, root: str = ""
+) -> None:
+    """Load pretrained weights completely, or raise :class:`CheckpointError` with every key that does not fit, after ``root``."""
+    given = {f"{root}{key}": value for key, value in state.items()}
+    expected = {f"{root}{key}": value for key, value in encoder.state_dict().items()}
+    check_state(given, expected, where=where, fix=fix)
     encoder.load_state_dict(dict(state), strict=True)
 
 
@@ -172,6 +174,7 @@ def as_checkpoint(
     """``model`` with everything that deployment needs: tokenizer, labels, preprocessing, samples, metrics and
     provenance."""
     size = model.config.image_size
+    packages = {name: version(name) for name in ("torch", "torchvision", "transformers", "accelerate")}
     return Checkpoint(
         config=model.config,
         state=model.state_dict(),
@@ -183,7 +186,7 @@ def as_checkpoint(
         },
         samples=dict(samples),
         metrics=dict(metrics),
-        provenance=dict(provenance) | {"simmim_export": __version__, "packages": {p: version(p) for p in PACKAGES}},
+        provenance=dict(provenance) | {"simmim_export": __version__, "packages": packages},
     )
 
 

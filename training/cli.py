@@ -1,4 +1,4 @@
-"""The command ``simmim-train``: parses, calls, prints."""
+"""The command ``simmim-train``."""
 
 from __future__ import annotations
 
@@ -140,9 +140,8 @@ def pretrain(training: Training, objectives: Objectives) -> None:
     from simmim_export.training import checks
 
     weights = asdict(objectives)
-    recipe = training.recipe()
     with resumable(training.resume), progress_bar("pretrain") as watch:
-        job = training.job(recipe, watch=watch)
+        job = training.job(watch)
         checks.check_pretrain(job, weights)
         from simmim_export.training import run
 
@@ -185,9 +184,8 @@ def finetune(
     from simmim_export.training import checks
     from simmim_export.training.recipe import FinetuneSettings
 
-    recipe = training.recipe()
     with resumable(training.resume), progress_bar("finetune") as watch:
-        job = training.job(recipe, watch=watch, questions=questions)
+        job = training.job(watch, questions=questions)
         checks.check_finetune(job, task, rehearse=rehearse)
         from simmim_export.training import run
 
@@ -221,12 +219,12 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on held-out data, next to its controls."""
     from simmim_export.training import checks
-    from simmim_export.training.recall import DataRequest
+    from simmim_export.training.options import DataRequest
 
     checks.check_evaluate(checkpoint, stream, scenes=eval_scenes)
     request = DataRequest(name=data, root=data_root, split=split, seed=seed)
     request.check(stream)
-    from simmim_export.training.evaluate import evaluate
+    from simmim_export.training.figures import evaluate
 
     with progress_bar("evaluate") as watch:
         metrics = evaluate(checkpoint, request, stream=stream, scenes=eval_scenes, pointing=pointing, watch=watch)
@@ -275,24 +273,19 @@ def report(written: tuple[Path, dict[str, Any]], *, as_json: bool) -> None:
 
 
 def show(metrics: dict[str, Any], *, as_json: bool) -> None:
-    """Print metrics: as JSON, or as a table of figures with their controls and one line for what has none."""
+    """Print metrics: as JSON, or as a table of figures with their controls, followed by the tasks without figures."""
     if as_json:
         print_json(metrics)
         return
-    reasons = {task: row.get("not_measured") for task, row in metrics.items() if _is_without_figures(row)}
-    measured = {task: row for task, row in metrics.items() if task not in reasons}
+    untrained = [task for task, row in metrics.items() if "untrained" in row]
+    reasons = {task: row["not_measured"] for task, row in metrics.items() if "not_measured" in row}
+    measured = {task: row for task, row in metrics.items() if task not in (*untrained, *reasons)}
     if measured:
         print_metrics(measured)
-    untrained = [task for task, reason in reasons.items() if reason is None]
     if untrained:
         say(f"not trained yet: {', '.join(untrained)}")
     for task, reason in reasons.items():
-        if reason is not None:
-            say(f"{task} was not measured: {reason}")
-
-
-def _is_without_figures(row: dict[str, Any]) -> bool:
-    return "untrained" in row or "not_measured" in row
+        say(f"{task} was not measured: {reason}")
 
 
 def main() -> None:

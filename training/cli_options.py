@@ -13,7 +13,6 @@ from simmim_export.console.options import AsJson, Overwrite
 if TYPE_CHECKING:
     from simmim_export.training.options import Job
     from simmim_export.training.progress import Watch
-    from simmim_export.training.recipe import Recipe
 
 DATA, MODEL, EXPERTS = "Data", "Model", "For experts"
 
@@ -129,11 +128,16 @@ class Training:
         ),
     ] = 1024
 
-    def recipe(self) -> Recipe:
-        """How to optimize. Raise :class:`UsageError` for values that make no sense."""
+    def job(self, watch: Watch, *, questions: int | None = None) -> Job:
+        """The job that these options describe, with ``questions`` per image in a batch (None: the data set's usual number).
+
+        Raise :class:`UsageError` for a senseless value.
+        """
+        from simmim_export.training.data import DataChoice
+        from simmim_export.training.options import Job
         from simmim_export.training.recipe import Recipe
 
-        return Recipe(
+        recipe = Recipe(
             steps=self.steps,
             minutes=self.minutes,
             optimizer=self.optimizer,
@@ -143,11 +147,6 @@ class Training:
             seed=self.seed,
             save_every=self.save_every,
         )
-
-    def job(self, recipe: Recipe, *, watch: Watch, questions: int | None = None) -> Job:
-        """The job that these options describe; ``questions`` per image in a batch (None: the data set's usual number)."""
-        from simmim_export.training.options import DataChoice, Job
-
         return Job(
             output=self.output,
             start=self.start,

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,17 @@ FOLDER = Path("demo")
 LOG = FOLDER / "log.txt"
 CHECKPOINT, BUNDLE, IMAGES = FOLDER / "ckpt.pt", FOLDER / "bundle", FOLDER / "images"
 ANSWERS, SUMMARY, BENCH = FOLDER / "answers.png", FOLDER / "summary.md", FOLDER / "bench.json"
-# The option of simmim-bench that writes its figures to a file.
-SAVE_OPTION = "--save"
-# How many images are drawn, and how many questions the picture of answers shows.
-DRAWN, SHOWN = 3, 3
-# Lines of the log that are shown when a stage fails, and seconds that a command has to end after Ctrl-C.
-LAST_LINES, PATIENCE = 15, 30.0
 
 Command = tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Stage:
     """A part of the demo: its name, what it does, how many seconds it takes on two cores, and its commands."""
 
     name: str
     purpose: str
+    _: KW_ONLY
     seconds: float
     commands: tuple[Command, ...]
 
@@ -76,54 +71,21 @@ def building(*, align: float, pretrain: float, finetune: float) -> list[Stage]:
     again = "--overwrite"
     train = ("simmim-train", "pretrain", "--eval-scenes", 0, again)
     encoders = ("--preset", "tiny", "--tags", 1, "--itm", 0, "--mlm", 0, "--lr", 2e-3)
+    learn = command(*train, *encoders, "--minutes", align, "-o", aligned)
+    match = command(*train, "--from", aligned, "--minutes", pretrain, "-o", pretrained)
+    answer = command("simmim-train", "finetune", "--from", pretrained, "--minutes", finetune, "-o", CHECKPOINT, again)
+    export = command("simmim-export", "onnx", CHECKPOINT, "-o", BUNDLE, "--attention", again)
+    verify = command("simmim-export", "verify", BUNDLE)
+    measure = command("simmim-bench", "--bundle", BUNDLE, "--save", BENCH, again)
+    draw = command("simmim-train", "draw", "--stream", "demo", "--count", 3, "-o", IMAGES, again)
     return [
-        Stage(
-            name="align",
-            purpose="learn what is where in an image",
-            seconds=60 * align + 20,
-            commands=(command(*train, *encoders, "--minutes", align, "-o", aligned),),
-        ),
-        Stage(
-            name="pretrain",
-            purpose="learn to match images and captions",
-            seconds=60 * pretrain + 20,
-            commands=(command(*train, "--from", aligned, "--minutes", pretrain, "-o", pretrained),),
-        ),
-        Stage(
-            name="finetune",
-            purpose="learn to answer questions",
-            seconds=60 * finetune + 40,
-            commands=(
-                command(
-                    *("simmim-train", "finetune", "--from", pretrained),
-                    *("--minutes", finetune, "-o", CHECKPOINT, again),
-                ),
-            ),
-        ),
-        Stage(
-            name="export",
-            purpose="convert to ONNX and compare with PyTorch",
-            seconds=40,
-            commands=(command("simmim-export", "onnx", CHECKPOINT, "-o", BUNDLE, "--attention", again),),
-        ),
-        Stage(
-            name="verify",
-            purpose="check the bundle without PyTorch",
-            seconds=10,
-            commands=(command("simmim-export", "verify", BUNDLE),),
-        ),
-        Stage(
-            name="benchmark",
-            purpose="measure the speed next to PyTorch",
-            seconds=60,
-            commands=(command("simmim-bench", "--bundle", BUNDLE, SAVE_OPTION, BENCH, again),),
-        ),
-        Stage(
-            name="draw",
-            purpose="draw new images and questions",
-            seconds=3,
-            commands=(command("simmim-train", "draw", "--stream", "demo", "--count", DRAWN, "-o", IMAGES, again),),
-        ),
+        Stage("align", "learn what is where in an image", seconds=60 * align + 20, commands=(learn,)),
+        Stage("pretrain", "learn to match images and captions", seconds=60 * pretrain + 20, commands=(match,)),
+        Stage("finetune", "learn to answer questions", seconds=60 * finetune + 40, commands=(answer,)),
+        Stage("export", "convert to ONNX and compare with PyTorch", seconds=40, commands=(export,)),
+        Stage("verify", "check the bundle without PyTorch", seconds=10, commands=(verify,)),
+        Stage("benchmark", "measure the speed next to PyTorch", seconds=60, commands=(measure,)),
+        Stage("draw", "draw new images and questions", seconds=3, commands=(draw,)),
     ]
 
 
@@ -139,12 +101,12 @@ def asking(records: list[dict[str, Any]]) -> Stage:
     commands.append(command("simmim-export", "ask", BUNDLE, IMAGES / first["image"], *questions, *show))
     captions = [record["captions"][0] for record in records[:2]]
     commands.append(command("simmim-export", "match", BUNDLE, IMAGES / first["image"], *captions))
-    return Stage(name="ask", purpose="ask about the new images", seconds=20, commands=tuple(commands))
+    return Stage("ask", "ask about the new images", seconds=20, commands=tuple(commands))
 
 
 def pictured(record: dict[str, Any]) -> list[dict[str, str]]:
-    """The questions of an image, with their right answers, that the picture of answers shows: about single things, if any."""
-    return sorted(record["questions"], key=lambda row: not row["question"].startswith("what"))[:SHOWN]
+    """The three questions of an image, with their right answers, that the picture of answers shows: "what ..." first."""
+    return sorted(record["questions"], key=lambda row: not row["question"].startswith("what"))[:3]
 
 
 def main() -> None:
@@ -166,7 +128,7 @@ def main() -> None:
             run(asking(records))
     except StageFailed as failed:
         say(f"{failed.stage.name} failed; the last lines of {LOG}:", error=True)
-        for line in LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]:
+        for line in LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]:
             say(f"  {line}", error=True)
         sys.exit(failed.code)
     except KeyboardInterrupt:
@@ -254,7 +216,7 @@ def perform(stage: Stage) -> None:
                 # Ctrl-C or SIGTERM: the command ends and cleans up before the demo does.
                 process.terminate()
                 try:
-                    process.wait(PATIENCE)
+                    process.wait(30.0)
                 except subprocess.TimeoutExpired:
                     process.kill()
                 raise
@@ -268,6 +230,7 @@ def summarize(bundle: Path, bench: Path) -> str:
     measured = json.loads(bench.read_text(encoding="utf-8"))
     vqa, match = manifest["metrics"]["vqa"], manifest["metrics"]["match"]
     controls = {name: f"{value:.1%}" for name, value in control_accuracies(vqa).items()}
+    blind = f"question only {controls['question_only']}"
     color, recall = vqa["by_family"]["colour"], match["text_to_image_recall_at_1"]
     training = manifest["provenance"]["training"]
     seconds, stage = 0.0, training
@@ -276,12 +239,8 @@ def summarize(bundle: Path, bench: Path) -> str:
     worst = max(artifact["parity"]["scaled_error"] for artifact in manifest["artifacts"])
     cosine = min(artifact["parity"]["cosine"] for artifact in manifest["artifacts"])
     rows = [
-        (
-            "VQA accuracy on held-out scenes",
-            f"{vqa['accuracy']:.1%} of {vqa['n']}",
-            f"question only {controls['question_only']}",
-        ),
-        ("the same with another image", controls["shuffled_image"], f"question only {controls['question_only']}"),
+        ("VQA accuracy on held-out scenes", f"{vqa['accuracy']:.1%} of {vqa['n']}", blind),
+        ("the same with another image", controls["shuffled_image"], blind),
         ("questions about color", f"{color['accuracy']:.1%} of {color['n']}", "one answer in eight: 12.5%"),
         ("match: own caption or another's", f"{match['accuracy']:.1%} of {match['n']}", "blind 50.0%"),
         (f"text to image R@1 of {recall['among']}", f"{recall['accuracy']:.1%}", f"chance {recall['chance']:.1%}"),

@@ -10,15 +10,13 @@ from PIL import Image
 
 from simmim_export.errors import UsageError
 from simmim_export.system.outputs import replacing
-from simmim_export.training.data import dataset
-from simmim_export.training.data.shapes import contact_sheet
+from simmim_export.training.data import DataChoice
 from simmim_export.training.data.shapes.dataset import ShapesBatch
+from simmim_export.training.data.shapes.draw import contact_sheet
 from simmim_export.training.output import check_folder
 
 # The data sets that can be drawn.
 DRAWN = ("shapes", "clips")
-# Milliseconds for which a frame of a clip is shown.
-_FRAME_MS = 150
 
 
 def draw(
@@ -32,7 +30,7 @@ def draw(
     """
     if data not in DRAWN:
         raise UsageError(f"cannot draw data set {data!r}", fix=f"choose --data {' or '.join(DRAWN)}")
-    source = dataset(data, stream, seed=seed, split=split, size=size)
+    source = DataChoice(data, split=split).open(seed, stream, size=size)
     check_folder(folder, overwrite)
     batch = source.batch(0, count)
     answers = source.labels["vqa" if "vqa" in source.labels else "video_qa"]
@@ -41,7 +39,8 @@ def draw(
         clip = pixels.ndim == 4
         name = f"{index:04d}.{'webp' if clip else 'png'}"
         frames = [Image.fromarray(frame) for frame in (pixels if clip else pixels[None])]
-        more: dict[str, Any] = {"append_images": frames[1:], "duration": _FRAME_MS, "lossless": True} if clip else {}
+        # Each frame of a clip is shown for 150 milliseconds.
+        more: dict[str, Any] = {"append_images": frames[1:], "duration": 150, "lossless": True} if clip else {}
         with replacing(folder / name) as temporary:
             frames[0].save(temporary, format="WEBP" if clip else "PNG", save_all=clip, **more)
         asked = [

@@ -37,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Request:
-    """Whether a signal has asked a block to stop, and which one: ``number`` is 0 until then."""
+    """The ``number`` of the signal that asked a block to stop; 0 if none did."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -45,8 +45,7 @@ class Request:
 
 @contextmanager
 def _handling(handle: Any) -> Iterator[None]:
-    """Let ``handle(number, frame)`` receive :data:`SIGNALS`, except those that this process was told to ignore (by
-    nohup).
+    """A block in which ``handle(number, frame)`` receives :data:`SIGNALS`, except those that nohup told this process to ignore.
 
     Only the main thread receives signals; in other threads nothing changes.
     """
@@ -78,10 +77,9 @@ def at_once() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Request]:
-    """A block that asks the :class:`Request` whether to stop. A second Ctrl-C raises :class:`Stopped` at once.
+    """A block in which a signal only sets the :class:`Request`, for the block to read. A second Ctrl-C raises :class:`Stopped`.
 
-    With several processes it does not, because a launcher forwards the Ctrl-C that the terminal already sent to each of
-    them.
+    Among several processes a second Ctrl-C is ignored: a launcher forwards the one that the terminal already sent to each.
     """
     request = Request()
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
@@ -119,7 +117,7 @@ def resumable(resume: bool) -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """``error``, and what was being handled when it was raised, the latest first."""
+    """``error`` and the errors that were being handled when it was raised, the latest first."""
     while error is not None:
         yield error
         error = error.__context__

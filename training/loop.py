@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,24 +29,6 @@ with without_telemetry("accelerate"):
 
 # Seconds of training between saves of the trainer's state, however few steps that is. A power cut costs no more than this.
 SAVE_SECONDS = 180.0
-
-
-class Stage(Protocol):
-    """A task with its model: a module that turns a numbered batch into a scalar loss."""
-
-    def batch(self, index: int, done: float) -> Any:
-        """Batch number ``index`` of this process, on the CPU, when the share ``done`` in [0, 1] of training is over."""
-        ...
-
-    def samples(self, batch: Any) -> int:
-        """How many samples (captions, questions) a batch holds."""
-        ...
-
-    def __call__(self, batch: Any) -> Tensor:
-        """The loss of a batch."""
-        ...
-
-
 Watch = Callable[[Progress, float], None]
 
 
@@ -60,6 +42,10 @@ def train(
     batches: Mapping[str, Any] | None = None,
 ) -> Progress:
     """Train ``stage`` in place and return where it ended; ``watch(progress, done)`` is called after every step.
+
+    ``stage`` turns a batch into its scalar loss, and has two more methods: ``batch(index, done)``, the batch of that number in
+    this process, on the CPU, when the share ``done`` in [0, 1] of training is over; and ``samples(batch)``, the number of its
+    samples (images or questions).
 
     The trainer's state is saved to ``state_path`` every ``save_every`` steps, every :data:`SAVE_SECONDS` and at the end. The
     caller deletes it once the checkpoint is written. With ``resume``, training continues from it exactly; if training was

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
-from simmim_export.training.data import dataset
-from simmim_export.training.data.base import Data
-from simmim_export.training.data.records import Record
+from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.training.data import DATASETS, GENERATED, DataChoice
 from simmim_export.training.progress import Watch
 from simmim_export.training.recipe import Recipe
 
@@ -37,33 +37,54 @@ TASKS: Mapping[str, Task] = {
 }
 
 
-@dataclass(frozen=True)
-class DataChoice:
-    """Which data: the name of the data set, its folder if it is on disk, the CoGenT split of shapes, how many examples to use,
-    and how many questions to ask about each image of a batch (None: the data set's usual number)."""
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """The data that the command line asks to evaluate on; None means the checkpoint's own."""
 
-    name: str = "shapes"
-    _: KW_ONLY
+    name: str | None = None
     root: Path | None = None
-    split: str = "iid"
-    examples: int | None = None
-    questions: int | None = None
-    # The records of each split that was read, so that a command reads each file once.
-    known: dict[str, list[Record]] = field(default_factory=dict, repr=False, compare=False)
+    split: str | None = None
+    seed: int | None = None
 
-    def open(self, seed: int, stream: str, *, size: int) -> Data:
-        """One stream of the data set, with images of ``size`` pixels."""
-        return dataset(
-            self.name,
-            stream,
-            seed=seed,
-            split=self.split,
-            size=size,
-            root=self.root,
-            examples=self.examples if stream == "train" else None,
-            questions=self.questions,
-            known=self.known,
-        )
+    def check(self, stream: str) -> None:
+        """Raise :class:`UsageError`, before a checkpoint is read, for named data that make no sense."""
+        if self.name is not None and (self.root is not None or self.name in GENERATED):
+            DataChoice(self.name, root=self.root, split=self.split or "iid").open(self.seed or 0, stream, size=64)
+        elif self.name is not None and self.name not in DATASETS:
+            raise UsageError(f"unknown data set {self.name!r}", fix=f"choose one of {', '.join(DATASETS)}")
+
+    def resolve(self, provenance: Mapping[str, Any], where: Path) -> tuple[DataChoice, int]:
+        """The data and the seed to evaluate the checkpoint ``where`` with: as requested, else as in its ``provenance``.
+
+        What is recorded about one data set is not used for another. A checkpoint that was never trained is evaluated on
+        `shapes` with seed 0. Raise :class:`UsageError` for a recorded folder that does not exist here, and
+        :class:`CheckpointError` for a malformed record.
+        """
+        data = _recorded(provenance, "data", Mapping, where) or {}
+        recipe = _recorded(provenance, "recipe", Mapping, where) or {}
+        known = _recorded(data, "name", str, where)
+        name = self.name or known or "shapes"
+        same = name == known
+        split = _recorded(data, "split", str, where) if same and name == "shapes" else None
+        folder = _recorded(data, "root", str, where) if same else None
+        seed = _recorded(recipe, "seed", int, where)
+        root = self.root
+        if root is None and folder is not None:
+            root = Path(folder)  # as it was typed: a relative folder must exist here, too
+            if not root.is_dir():
+                what = f"the checkpoint was trained on {name} in {folder}; {root.absolute()} does not exist"
+                raise UsageError(what, where=where, fix=f"say where the data are now: --data-root FOLDER of {name}")
+        choice = DataChoice(name, root=root, split=self.split or split or "iid")
+        return choice, next(value for value in (self.seed, seed, 0) if value is not None)
+
+
+def _recorded(record: Mapping[str, Any], name: str, kind: type, where: Path) -> Any:
+    """``record[name]``, or None if it is missing. Raise :class:`CheckpointError` if it is not a ``kind``."""
+    value = record.get(name)
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        what = f"the checkpoint's record of its training data is malformed: {name}"
+        raise CheckpointError(what, where=where, fix="say what to evaluate on: --data, --data-root, --split, --seed")
+    return value
 
 
 @dataclass(frozen=True)

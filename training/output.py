@@ -51,9 +51,9 @@ def _check_is_folder(path: Path, what: str) -> None:
 def try_writing(path: Path) -> None:
     """Write a file beside ``path``, under the longest name that will be used there, and delete it again.
 
-    Raise :class:`UsageError` if that fails. Permissions alone do not tell: to an administrator they allow everything on
-    any file system. Missing folders are made inside a folder of this process and removed again, because other processes
-    of the same training try the same path at the same time.
+    Raise :class:`UsageError` if that fails. Permissions do not tell: they allow an administrator everything, even on a
+    read-only file system. Missing folders are made inside a temporary folder, because other processes of the same
+    training try the same path at the same time.
     """
     path = destination(path)
     require_writable(path)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from simmim_export.errors import UsageError
 from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.checks import objective_weights, require_pairs
-from simmim_export.training.data.base import CAPTIONS
+from simmim_export.training.data.base import CAPTIONS, Source
 from simmim_export.training.objectives import (
     contrastive_loss,
     hard_negatives,
@@ -32,7 +32,6 @@ from simmim_export.training.objectives import (
 )
 from simmim_export.training.options import COMPARING
 from simmim_export.training.processes import gather, mean_of_all
-from simmim_export.training.source import Source
 from simmim_export.training.tokenizer import encode
 
 Batch = Mapping[str, Tensor]

@@ -24,9 +24,6 @@ from simmim_export.system.telemetry import without_telemetry
 from simmim_export.training.checks import weights_file
 from simmim_export.training.text_folder import FILES, check_text_config, check_text_folder, is_local
 
-# Seconds to wait for the model hub's answer.
-_SECONDS = 10.0
-
 
 class PretrainedText(NamedTuple):
     """A Hugging Face configuration, the text of its tokenizer.json, the encoder's weights without a pooler, and the
@@ -49,9 +46,8 @@ def pretrained_image(trunk: str, weights: str) -> dict[str, Tensor]:
     if path is not None:
         state = read_tensors(path)
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise InputError(
-                "not a state dict (names to tensors)", where=path, fix="give the state dict of a torchvision ResNet"
-            )
+            fix = "give the state dict of a torchvision ResNet"
+            raise InputError("not a state dict (names to tensors)", where=path, fix=fix)
     else:
         state = _download_image(trunk, weights)
     return {key: value for key, value in state.items() if not key.startswith("fc.")}
@@ -115,13 +111,9 @@ def pretrained_text(source: str) -> PretrainedText:
     finally:
         logging.set_verbosity_warning()
     _check_weights(loading, source)
-    where = Path(source) / "tokenizer.json" if local else source
-    check_tokenizer(
-        tokenizer,
-        getattr(config, "vocab_size", None),
-        where=where,
-        fix="give the tokenizer.json that the encoder was trained with",
-    )
+    where = folder / "tokenizer.json" if local else source
+    fix = "give the tokenizer.json that the encoder was trained with"
+    check_tokenizer(tokenizer, getattr(config, "vocab_size", None), where=where, fix=fix)
     text = {key: value for key, value in json.loads(config.to_json_string(use_diff=False)).items() if value is not None}
     text = {key: value for key, value in text.items() if not key.startswith("_") and key != "dtype"}
     state = {key: value for key, value in model.state_dict().items() if not key.startswith("pooler.")}
@@ -137,7 +129,7 @@ def _require_on_hub(source: str) -> None:
 
     if not isinstance(try_to_load_from_cache(source, "config.json"), str):
         say(f"there is no folder {source!r}; looking for a model of that name on the hub", error=True)
-        model_info(source, timeout=_SECONDS)
+        model_info(source, timeout=10.0)
 
 
 def _check_weights(loading: Mapping[str, Any], source: str) -> None:

@@ -103,6 +103,6 @@ def mean_of_all(total: Tensor, number: int) -> Tensor:
     over the items of all processes."""
     if count() == 1:
         return total / max(number, 1)
-    every = torch.tensor(float(number), device=total.device)
-    dist.all_reduce(every)
-    return total * count() / every.clamp_min(1)
+    items = torch.tensor(float(number), device=total.device)
+    dist.all_reduce(items)
+    return total * count() / items.clamp_min(1)

@@ -22,10 +22,8 @@ from simmim_export.errors import GateFailed
 from simmim_export.system import children
 from simmim_export.system.outputs import replacing
 from simmim_export.training.progress import Countdown
-from simmim_export.training.results_page import REVISION, page, plot
+from simmim_export.training.results_page import REVISION, SEEDS, SHARES, page, plot
 
-SEEDS = (0, 1, 2)
-SHARES = (1, 5, 10, 100)
 # The number of labels that counts as 100 %.
 LABELED = {"shapes": 16384, "digits": 1438}
 PAIRS = (

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from simmim_export.errors import SimmimError, UsageError
 from simmim_export.models.simmim.checkpoint import Checkpoint, build, load, save
@@ -33,7 +32,7 @@ from simmim_export.training.assemble import (
     with_head,
 )
 from simmim_export.training.checks import rehearses, require_captions, require_head, require_task
-from simmim_export.training.data.base import Data
+from simmim_export.training.data.base import Data, Source
 from simmim_export.training.evidence import IMAGES as EVIDENCE
 from simmim_export.training.evidence import gather_evidence
 from simmim_export.training.figures import all_metrics, check_texts, judged_heads, measured_on, open_held_out
@@ -44,8 +43,7 @@ from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.processes import leave, state
 from simmim_export.training.progress import clock
 from simmim_export.training.recipe import FinetuneSettings
-from simmim_export.training.source import Source
-from simmim_export.training.tasks import STAGES
+from simmim_export.training.tasks import STAGES, Stage
 from simmim_export.training.tokenizer import read_tokenizer
 
 # The path of the checkpoint that was written, and its metrics.
@@ -84,15 +82,8 @@ def pretrain(job: Job, weights: Mapping[str, float]) -> Result:
     stage = Pretrain(model, tokenizer, source=source, weights=weights)
     # Only itm trains the match head; figures of an untrained head would be noise.
     tasks = ("match",) if "itm" in stage.weights else ()
-    held_out = open_held_out(job, source.data, started=started, tasks=tasks)
-    check_texts(job, model, tokenizer=tokenizer, kinds={"captions"}, streams=(source.data, held_out))
-    extra = {"stage": "pretrain", "objectives": stage.weights}
-    progress = _train(job, model, stage=stage, batches=_batches(job, source, parent=parent, **extra))
-    with _kept(job):
-        metrics = all_metrics(job, model, tokenizer=tokenizer, started=started, tasks=tasks, held_out=held_out)
-        return _write(
-            job, model, data=source.data, started=started, progress=progress, metrics=metrics, provenance=extra | parent
-        )
+    about = {"stage": "pretrain", "objectives": stage.weights} | parent
+    return _carry_out(job, stage, model=model, tokenizer=tokenizer, started=started, tasks=tasks, about=about)
 
 
 def finetune(job: Job, task: str, *, settings: FinetuneSettings) -> Result:
@@ -105,22 +96,15 @@ def finetune(job: Job, task: str, *, settings: FinetuneSettings) -> Result:
     labels = source.data.labels
     frames = FRAMES if row.video else 0
     started = with_head(started, row.head, labels=labels[row.head], frames=frames, seed=seed)
-    if rehearses(source.data, task, rehearse=settings.rehearse):
+    rehearsed = rehearses(source.data, task, rehearse=settings.rehearse)
+    if rehearsed:
         started = with_head(started, "match", labels=labels["match"], frames=0, seed=seed)
     model, tokenizer = _build(job, started)
     check_batch(model, job.images * (FRAMES if row.video else 1))
     stage = STAGES[task](row.head, model, tokenizer=tokenizer, source=source, settings=settings)
-    rehearsed = ("match",) if task == "retrieval" or getattr(stage, "pretrain", None) is not None else ()
-    tasks, extra = (task, *rehearsed), {"stage": "finetune", "task": task, **asdict(settings)}
-    held_out = open_held_out(job, source.data, started=started, tasks=tasks)
-    kinds = {measured_on(name) for name in tasks}
-    check_texts(job, model, tokenizer=tokenizer, kinds=kinds, streams=(source.data, held_out))
-    progress = _train(job, model, stage=stage, batches=_batches(job, source, parent=parent, **extra))
-    with _kept(job):
-        metrics = all_metrics(job, model, tokenizer=tokenizer, started=started, tasks=tasks, held_out=held_out)
-        return _write(
-            job, model, data=source.data, started=started, progress=progress, metrics=metrics, provenance=extra | parent
-        )
+    tasks = (task, "match") if rehearsed or task == "retrieval" else (task,)
+    about = {"stage": "finetune", "task": task, **asdict(settings)} | parent
+    return _carry_out(job, stage, model=model, tokenizer=tokenizer, started=started, tasks=tasks, about=about)
 
 
 def _start(job: Job) -> tuple[Checkpoint, dict[str, Any]]:
@@ -152,24 +136,47 @@ def _source(job: Job, started: Checkpoint) -> Source:
     return Source(data, job.images, process=here.process_index, processes=here.num_processes)
 
 
-def _batches(job: Job, source: Source, *, parent: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
+def _carry_out(
+    job: Job,
+    stage: Stage | Pretrain,
+    *,
+    model: SimMIM,
+    tokenizer: Tokenizer,
+    started: Checkpoint,
+    tasks: Sequence[str],
+    about: Mapping[str, Any],
+) -> Result:
+    """Train ``stage`` and with it ``model``, measure ``tasks``, and write the checkpoint with ``about`` in its provenance."""
+    data = stage.source.data
+    held_out = open_held_out(job, data, started=started, tasks=tasks)
+    kinds = {measured_on(task) for task in tasks} or {"captions"}
+    check_texts(job, model, tokenizer=tokenizer, kinds=kinds, streams=(data, held_out))
+    progress = _train(job, model, stage=stage, batches=_batches(job, data, about))
+    with _kept(job):
+        metrics = all_metrics(job, model, tokenizer=tokenizer, started=started, tasks=tasks, held_out=held_out)
+        if state().is_main_process:
+            _write(job, model, data=data, started=started, progress=progress, metrics=metrics, about=about)
+    return job.output, metrics
+
+
+def _batches(job: Job, data: Data, about: Mapping[str, Any]) -> dict[str, Any]:
     """Everything besides the recipe that decides what is in a batch and where training starts, as plain values.
 
     A trainer's state can be resumed only if all of it is the same.
     """
-    choice, started = job.data, parent.get("parent", {})
-    return extra | {
+    choice = job.data
+    return {**about} | {
         "data": choice.name,
         "data_root": None if choice.root is None else str(choice.root.absolute()),
         "split": choice.split,
         "examples": choice.examples,
         "questions": choice.questions,
-        "records": source.data.describe().get("records"),
+        "records": data.describe().get("records"),
         "batch_size": job.images,
         "image_size": job.image_size,
         "max_length": job.max_length,
         "frozen": job.frozen,
-        "parent": started.get("sha256"),
+        "parent": about.get("parent", {}).get("sha256"),
     }
 
 
@@ -223,30 +230,34 @@ def _write(
     started: Checkpoint,
     progress: Progress,
     metrics: dict[str, Any],
-    provenance: dict[str, Any],
-) -> Result:
-    provenance |= {"recipe": asdict(job.recipe), "images": job.images, "data": data.describe()}
-    provenance |= {"steps": progress.step, "samples": progress.samples, "seconds": round(progress.seconds, 1)}
-    provenance |= {"processes": state().num_processes, "image_size": model.config.image_size, "frozen": job.frozen}
-    if state().is_main_process:
-        checkpoint = as_checkpoint(
-            model,
-            started.tokenizer,
-            labels=started.labels,
-            samples=samples(data, started.samples["texts"]),
-            metrics=metrics,
-            provenance=provenance,
-        )
-        checkpoint = replace(checkpoint, evidence=_evidence(job, data, metrics=metrics, labels=checkpoint.labels))
-        # A signal that comes now must not interrupt the write: half a checkpoint is useless.
-        with deferred():
-            save(checkpoint, job.output)
-            job.state_path.unlink(missing_ok=True)
-    return job.output, metrics
-
-
-def _evidence(job: Job, data: Data, *, metrics: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> Tensor:
-    """Held-out examples of every trained head as bytes, uint8 [bytes]; empty with --eval-scenes 0."""
-    heads = judged_heads(metrics, data, labels=labels)
+    about: Mapping[str, Any],
+) -> None:
+    """Write the checkpoint with up to ``eval_scenes`` held-out examples of each trained head, and delete the trainer's state."""
+    provenance = {
+        **about,
+        "recipe": asdict(job.recipe),
+        "images": job.images,
+        "data": data.describe(),
+        "steps": progress.step,
+        "samples": progress.samples,
+        "seconds": round(progress.seconds, 1),
+        "processes": state().num_processes,
+        "image_size": model.config.image_size,
+        "frozen": job.frozen,
+    }
+    checkpoint = as_checkpoint(
+        model,
+        started.tokenizer,
+        labels=started.labels,
+        samples=samples(data, started.samples["texts"]),
+        metrics=metrics,
+        provenance=provenance,
+    )
+    heads = judged_heads(metrics, data, labels=checkpoint.labels)
     evidence = gather_evidence(data, heads, count=min(job.eval_scenes, EVIDENCE))
-    return torch.from_numpy(np.frombuffer(b"" if evidence is None else evidence.save(), np.uint8).copy())
+    if evidence is not None:
+        checkpoint.evidence = torch.frombuffer(bytearray(evidence.save()), dtype=torch.uint8)
+    # A signal that comes now must not interrupt the write: half a checkpoint is useless.
+    with deferred():
+        save(checkpoint, job.output)
+        job.state_path.unlink(missing_ok=True)

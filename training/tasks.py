@@ -6,7 +6,7 @@ clips, q questions per image, c classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from simmim_export.errors import DataError
 from simmim_export.models.simmim.model import SimMIM
-from simmim_export.training.data.base import Want
+from simmim_export.training.data.base import Source, Want
 from simmim_export.training.objectives import answer_loss, soft_answer_loss
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.processes import gather
 from simmim_export.training.recipe import FinetuneSettings
-from simmim_export.training.source import Source
 from simmim_export.training.tokenizer import encode
 
+# The objectives of retrieval and rehearsal.
+MATCHING = {"itc": 1.0, "itm": 1.0}
 # The order of questions, as (accuracy, share, families): ask only these families until the running accuracy is reached
 # or the share of training is over, then take the next row; after the last row ask everything. Masked words have already
 # taught the model to look things up, so look-ups come first and take seconds; then places; then questions that need
@@ -51,6 +52,10 @@ class Stage(nn.Module):
             )
             raise DataError(what, fix="give data of two classes or more")
         self.head, self.model, self.tokenizer, self.source, self.settings = head, model, tokenizer, source, settings
+
+    def samples(self, batch: Mapping[str, Any]) -> int:
+        """Number of labels in a batch."""
+        return len(batch["labels"])
 
     def encode(self, texts: Sequence[Sequence[str]]) -> dict[str, Tensor]:
         """input_ids and attention_mask, int64 [b q, s]."""
@@ -88,8 +93,7 @@ class Answers(Stage):
         self.pretrain: Pretrain | None = None
         if settings.rehearse and "match" in source.data.labels:
             data = source.data.on(f"{source.data.stream}-rehearsal")
-            weights = {"itc": 1.0, "itm": 1.0}
-            self.pretrain = Pretrain(model, tokenizer, source=replace(source, data=data), weights=weights)
+            self.pretrain = Pretrain(model, tokenizer, source=replace(source, data=data), weights=MATCHING)
 
     def batch(self, index: int, done: float) -> dict[str, Any]:
         """pixels; input_ids and attention_mask [b q, s]; answers int64 [b q], or scores float32 [b q, c].
@@ -153,10 +157,6 @@ class Statements(Stage):
         labels = torch.from_numpy(batch.labels).flatten()
         return {"pixels": torch.from_numpy(batch.pixels), "labels": labels, **self.encode(batch.texts)}
 
-    def samples(self, batch: Mapping[str, Any]) -> int:
-        """Number of statements in a batch."""
-        return len(batch["labels"])
-
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Cross-entropy."""
         return answer_loss(self.logits(batch), batch["labels"])
@@ -170,41 +170,21 @@ class Classes(Stage):
         batch = self.source.data.labeled(self.source.number(index), self.source.images)
         return {"pixels": torch.from_numpy(batch.pixels), "labels": torch.from_numpy(batch.labels)}
 
-    def samples(self, batch: Mapping[str, Any]) -> int:
-        """Number of images in a batch."""
-        return len(batch["labels"])
-
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Cross-entropy."""
         return answer_loss(self.model.classify(self.head, self.model.see(batch["pixels"])), batch["labels"])
 
 
-class Retrieval(Stage):
+def retrieval(
+    head: str, model: SimMIM, *, tokenizer: Tokenizer, source: Source, settings: FinetuneSettings
+) -> Pretrain:
     """Images and captions: contrast for the first stage of retrieval, matching against hard negatives for the second."""
-
-    def __init__(
-        self, head: str, model: SimMIM, *, tokenizer: Tokenizer, source: Source, settings: FinetuneSettings
-    ) -> None:
-        super().__init__(head, model, tokenizer=tokenizer, source=source, settings=settings)
-        self.pretrain = Pretrain(model, tokenizer, source=source, weights={"itc": 1.0, "itm": 1.0})
-
-    def batch(self, index: int, done: float) -> dict[str, Any]:
-        """As :meth:`Pretrain.batch`."""
-        return self.pretrain.batch(index, done)
-
-    def samples(self, batch: Mapping[str, Any]) -> int:
-        """Number of images in a batch."""
-        return self.pretrain.samples(batch)
-
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """As :meth:`Pretrain.forward`."""
-        loss: Tensor = self.pretrain(batch)
-        return loss
+    return Pretrain(model, tokenizer, source=source, weights=MATCHING)
 
 
-STAGES: Mapping[str, type[Stage]] = {
+STAGES: Mapping[str, Callable[..., Stage | Pretrain]] = {
     "vqa": Answers,
-    "retrieval": Retrieval,
+    "retrieval": retrieval,
     "text_class": Statements,
     "image_class": Classes,
     "video_class": Classes,

@@ -83,7 +83,7 @@ def _kind(config: Mapping[str, Any], name: str, classes: list[str]) -> str | Non
         return "an image encoder"
     if "feat_extract_norm" in config or "num_mel_bins" in config:
         return "an audio encoder"
-    return "a model of a family that would give other results here than in transformers, or none"
+    return "a model that would give other results here than in transformers, or none"
 
 
 def _without_config(folder: Path) -> InputError:

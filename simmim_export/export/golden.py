@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from simmim_export.spec import GraphSpec, Kind
 Tensors = dict[str, np.ndarray]
 # The first words of so many calibration texts are samples of their own.
 FIRST_WORDS = 16
-# The odd length of a text, in tokens, and the odd number of frames that are probed between the shortest and the longest.
+# Between the shortest and the longest, texts of so many tokens and clips of so many frames are probed, too.
 ODD, ODD_FRAMES = 7, 5
 
 
@@ -37,7 +37,7 @@ class Inputs:
 
     @classmethod
     def of(cls, model: SourceModel) -> Inputs:
-        """Those of ``model``."""
+        """The inputs of ``model``."""
         return cls(model.graphs, stacked=model.preprocessing.get("clip", {}).get("stacked"))
 
     def named(self, arrays: Mapping[Kind, np.ndarray]) -> Tensors:
@@ -92,7 +92,7 @@ def sample_texts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and mask, int64 [count, length] each, of ``texts``, cut or padded.
 
-    Even rows are filled with further texts, so that every position is probed. Odd rows keep their padding, so that the mask is.
+    Even rows are filled with further texts, to probe every position. Odd rows keep their padding, to probe the mask.
     """
     vocabulary = read(tokenizer_json)
     tokenizer = vocabulary.tokenizer
@@ -120,7 +120,7 @@ def make_golden(model: SourceModel, max_batch: int) -> Golden:
         ids, mask = sample_texts(model.tokenizer, model.texts, count=batch, length=length)
         images = model.images[np.arange(batch) % len(model.images)]
         case = inputs.named({Kind.IMAGE: images, Kind.TOKEN_IDS: ids, Kind.TEXT_MASK: mask})
-        # The longest texts go with the most frames, also if the odd length or the shortest is the longest.
+        # The longest texts go with the most frames, even where the longest length is also the odd or the shortest one.
         frames = most if length == longest else fewest if length == shortest else min(ODD_FRAMES, most)
         case |= inputs.clips(model.images, batch=batch, frames=frames)
         cases[f"batch {batch}, sequence {length}"] = case | inputs.run(case)
@@ -144,17 +144,13 @@ def feeds_of(inputs: Inputs, *, images: np.ndarray, ids: np.ndarray, mask: np.nd
     """The inputs of every graph for each sample, at batch 1: ``images`` uint8 [n, H, W, 3] with texts ``ids`` and ``mask`` int64
     [m, sequence]. If n and m differ, the fewer are repeated."""
     feeds: dict[str, list[Tensors]] = {graph.name: [] for graph in inputs.specs}
-    for case in _samples(inputs, images, ids, mask):
+    _, frames = second_axis(inputs.specs, Kind.FRAMES)
+    for row in range(max(len(images), len(ids))):
+        image, text = row % len(images), row % len(ids)
+        arrays = {Kind.IMAGE: images[[image]], Kind.TOKEN_IDS: ids[[text]], Kind.TEXT_MASK: mask[[text]]}
+        # Every image is also the first frame of a clip of those that follow it.
+        case = inputs.named(arrays) | inputs.clips(np.roll(images, -image, axis=0), batch=1, frames=frames)
         golden = Golden({"": case | inputs.run(case)})
         for graph in inputs.specs:
             feeds[graph.name].append(golden.feeds("", graph))
     return feeds
-
-
-def _samples(inputs: Inputs, images: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> Iterator[Tensors]:
-    _, frames = second_axis(inputs.specs, Kind.FRAMES)
-    for row in range(max(len(images), len(ids))):
-        image, text = row % len(images), row % len(ids)
-        case = {Kind.IMAGE: images[[image]], Kind.TOKEN_IDS: ids[[text]], Kind.TEXT_MASK: mask[[text]]}
-        # Every image is also the first frame of a clip of those that follow it.
-        yield inputs.named(case) | inputs.clips(np.roll(images, -image, axis=0), batch=1, frames=frames)

@@ -7,8 +7,8 @@ from simmim_export.models.family import family_of as family_of
 
 OPSETS = range(18, 25)
 OPSET = 20
-# A bundle keeps golden tensors of its largest batch, and a proof runs each sample of it alone, too: at 256 those of base are
-# 200 MB and 500 runs a graph. The runtime takes more than a batch in parts.
+# A bundle keeps golden tensors of its largest batch, and a proof also runs each sample of that batch alone. At 256 this takes
+# 200 MB and 500 runs of each graph of preset base. The runtime splits what is larger.
 BATCHES = range(2, 257)
 MAX_BATCH = 8
 

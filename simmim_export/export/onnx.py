@@ -72,13 +72,12 @@ def trace(graph: Graph, path: Path, *, opset: int = OPSET) -> onnx.ModelProto:
     spec = graph.spec
     axes = {a.name: torch.export.Dim(a.name, min=1, max=max(a.maximum, 2)) for a in spec.axes}
     shapes = tuple({i: axes[d] for i, d in enumerate(t.shape) if isinstance(d, str)} for t in spec.inputs)
-    log = io.StringIO()
     onnx_log = logging.getLogger("torch.onnx")
     level = onnx_log.level
     onnx_log.setLevel(logging.ERROR)
     try:
         # The exporter prints its steps and warns about its own internals. Its errors are exceptions and still arrive.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(log):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 fold_batch_norms(graph.module),

@@ -120,7 +120,7 @@ def _installed() -> Iterator[Any]:
         for entry in distribution.entry_points.select(group=GROUP):
             try:
                 yield entry.load()
-            # Whatever its import raises.
+            # The import of another package can raise anything.
             except Exception as error:
                 package = distribution.metadata["Name"]
                 what = f"the model family {entry.name!r} of the package {package} cannot be imported: {error}"

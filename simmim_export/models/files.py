@@ -1,4 +1,4 @@
-"""Reads and writes files of tensors. A file may come from a stranger: no code in it is executed, and damage has a name.
+"""Reads and writes files of tensors. A file may come from a stranger: no code in it is executed, and errors say what is wrong.
 
 PyTorch is imported where it is used, so that a path can be checked before.
 """

@@ -35,10 +35,10 @@ def _oddity(value: Tensor) -> str | None:
     """Why ``value`` cannot be a weight, or None. The order matters: odd tensors lack the properties that are read later."""
     if type(value) not in (Tensor, nn.Parameter, nn.Buffer):
         return f"a tensor of the class {type(value).__name__}"
-    kinds = {"nested": value.is_nested, "quantized": value.is_quantized}
-    for kind, applies in kinds.items():
-        if applies:
-            return f"a {kind} tensor"
+    if value.is_nested:
+        return "a nested tensor"
+    if value.is_quantized:
+        return "a quantized tensor"
     if value.layout != torch.strided:
         return f"a sparse tensor ({value.layout})"
     if value.device.type != "cpu":

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from programs.ranks import join, leave
 
+from simmim_export.training.data.base import Source
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.recipe import FinetuneSettings
-from simmim_export.training.source import Source
 from simmim_export.training.tasks import CURRICULUM, Answers
 
 

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from programs.ranks import join, leave
 from torch.nn.parallel import DistributedDataParallel
 
+from simmim_export.training.data.base import Source
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.pretrain import Pretrain
 from simmim_export.training.recipe import FinetuneSettings
-from simmim_export.training.source import Source
 from simmim_export.training.tasks import Answers
 
 OBJECTIVES = ("itc", "mlm", "tags", "vqa")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from simmim_export.errors import DataError, UsageError
-from simmim_export.training.data import dataset
+from simmim_export.training.data import DataChoice
 from simmim_export.training.data.base import CAPTIONS, ONCE, QUESTIONS, UNSEEN
 from simmim_export.training.data.digits import Digits
 from simmim_export.training.data.files import Files
@@ -327,6 +327,5 @@ def test_every_task_trains_on_files(run_cli, tmp_path: Path, task: str, reader: 
     ],
 )
 def test_a_senseless_choice_of_data_is_an_error(arguments: dict, expected: str) -> None:
-    wanted = {"seed": 0, "stream": "train", "split": "iid", "size": 64} | arguments
     with pytest.raises(UsageError, match=expected):
-        dataset(**wanted)
+        DataChoice(**arguments).open(0, "train", size=64)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
@@ -29,7 +25,6 @@ from simmim_export.training.data.shapes.clips import ANSWERS, DIRECTIONS, Clips
 from simmim_export.training.data.shapes.dataset import ShapesBatch
 from simmim_export.training.evaluation.answers import evaluate_answers, question_only, seen
 from simmim_export.training.evaluation.classes import evaluate_classes, evaluate_statements
-from simmim_export.training.evaluation.controls import different_text, other_image, other_order
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.evaluation.retrieval import evaluate_match, evaluate_retrieval, recall
 from simmim_export.training.evaluation.statistics import Evaluator, accuracy, batches, wilson
@@ -63,6 +58,10 @@ def test_batches_end_with_the_data() -> None:
     assert list(batches(130, 70, what="x", watch=lambda *_: None)) == [(0, 64), (1, 6)]
 
 
+def quiet(*_: object) -> None:
+    """No progress."""
+
+
 def measured(evaluate: Evaluator, head: str, parts: tuple, *, data: Data, scenes: int) -> dict:
     """What ``evaluate`` reports for the model and the tokenizer in ``parts``."""
     return evaluate(head, parts[0], tokenizer=parts[1], data=data, scenes=scenes, watch=quiet)
@@ -74,10 +73,8 @@ def made(head: str, labels) -> tuple:
 
 
 def test_each_held_out_image_counts_once() -> None:
-    model, tokenizer = made("image_class", Digits().labels["image_class"])
-    figures = evaluate_classes(
-        "image_class", model, tokenizer=tokenizer, data=Digits(0, "test"), scenes=5000, watch=lambda *_: None
-    )
+    parts = made("image_class", Digits().labels["image_class"])
+    figures = measured(evaluate_classes, "image_class", parts, data=Digits(0, "test"), scenes=5000)
     assert figures["n"] == 177 and figures["controls"]["majority"]["accuracy"] == pytest.approx(0.1, abs=0.06)
 
 
@@ -139,10 +136,8 @@ def test_clips_are_also_shown_shuffled_and_frozen() -> None:
 
 
 def test_an_untrained_model_is_no_better_than_its_controls() -> None:
-    model, tokenizer = made("video_qa", ANSWERS)
-    figures = evaluate_answers(
-        "video_qa", model, tokenizer=tokenizer, data=Clips(0, "test"), scenes=64, watch=lambda *_: None
-    )
+    parts = made("video_qa", ANSWERS)
+    figures = measured(evaluate_answers, "video_qa", parts, data=Clips(0, "test"), scenes=64)
     assert set(figures["controls"]) == {
         "shuffled_frames", "single_frame", "shuffled_image", "image_only", "question_only",
     }  # fmt: skip
@@ -154,10 +149,8 @@ def test_an_untrained_model_is_no_better_than_its_controls() -> None:
     ("scenes", "galleries", "chance"), [(8, [8], 1 / 8), (100, [64, 36], 2 / 100), (65, [64], 1 / 64)]
 )
 def test_chance_follows_the_sizes_of_the_galleries(scenes: int, galleries: list[int], chance: float) -> None:
-    model, tokenizer = made("match", ["no", "yes"])
-    figures = evaluate_match(
-        "match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=lambda *_: None
-    )
+    parts = made("match", ["no", "yes"])
+    figures = measured(evaluate_match, "match", parts, data=Shapes(0, "test"), scenes=scenes)
     retrieval = figures["text_to_image_recall_at_1"]
     assert retrieval["galleries"] == galleries and retrieval["among"] == galleries[0]
     assert retrieval["n"] == sum(galleries) and figures["n"] == 2 * sum(galleries)
@@ -184,7 +177,7 @@ class Uneven(Shapes):
 def test_rows_of_different_lengths_are_asked_exactly() -> None:
     """The answers are those of the same questions asked one by one, and a control asks about another image."""
     model, tokenizer = made("vqa", Shapes(0).labels["vqa"])
-    figures = evaluate_answers("vqa", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet)
+    figures = measured(evaluate_answers, "vqa", (model, tokenizer), data=Uneven(0, "test"), scenes=12)
     batch = Uneven(0, "test").batch(0, 64, want=ONCE).first(12)
     lengths = [len(row) for row in batch.questions]
     assert figures["n"] == sum(lengths) == 33 == figures["controls"]["image_only"]["n"]
@@ -205,10 +198,9 @@ def test_rows_of_different_lengths_are_asked_exactly() -> None:
     assert figures["accuracy"] == pytest.approx(np.mean(hits))
     assert figures["controls"]["shuffled_image"]["accuracy"] == pytest.approx(np.mean(others))
     assert figures["controls"]["image_only"]["accuracy"] == pytest.approx(np.mean(swapped))
-    model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    assert evaluate_statements(
-        "text_class", model, tokenizer=tokenizer, data=Uneven(0, "test"), scenes=12, watch=quiet
-    )["n"] == 4 * (1 + 2 + 3)
+    parts = made("text_class", Shapes(0).labels["text_class"])
+    figures = measured(evaluate_statements, "text_class", parts, data=Uneven(0, "test"), scenes=12)
+    assert figures["n"] == 4 * (1 + 2 + 3)
 
 
 def test_evidence_asks_as_much_as_possible_without_repeats() -> None:
@@ -253,26 +245,18 @@ def test_the_pointing_game_uses_the_given_number_of_scenes() -> None:
 
 
 def test_retrieval_of_a_single_image_is_not_measured() -> None:
-    model, tokenizer = made("match", ["no", "yes"])
-    alone = evaluate_retrieval("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
+    parts = made("match", ["no", "yes"])
+    alone = measured(evaluate_retrieval, "match", parts, data=Shapes(0, "test"), scenes=1)
     assert list(alone) == ["not_measured"]
-
-
-def quiet(*_: object) -> None:
-    """No progress."""
 
 
 def test_a_single_image_has_no_shuffled_control() -> None:
-    model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    alone = evaluate_match("match", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=1, watch=quiet)
+    parts = made("text_class", Shapes(0).labels["text_class"])
+    alone = measured(evaluate_match, "match", parts, data=Shapes(0, "test"), scenes=1)
     assert list(alone) == ["not_measured"]
     for scenes, shuffled in ((1, None), (65, 64)):
-        answers = evaluate_answers(
-            "vqa", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet
-        )
-        stated = evaluate_statements(
-            "text_class", model, tokenizer=tokenizer, data=Shapes(0, "test"), scenes=scenes, watch=quiet
-        )
+        answers = measured(evaluate_answers, "vqa", parts, data=Shapes(0, "test"), scenes=scenes)
+        stated = measured(evaluate_statements, "text_class", parts, data=Shapes(0, "test"), scenes=scenes)
         assert answers["n"] == 8 * scenes and stated["n"] == 4 * scenes
         counted = [row["controls"]["shuffled_image"] for row in (answers, stated)]
         wanted = [None] * 2 if shuffled is None else [8 * shuffled, 4 * shuffled]
@@ -291,187 +275,11 @@ class Skewed(Shapes):
 
 
 def test_the_majority_class_comes_from_training() -> None:
-    model, tokenizer = made("text_class", Shapes(0).labels["text_class"])
-    figures = evaluate_statements(
-        "text_class", model, tokenizer=tokenizer, data=Skewed(0, "test"), scenes=8, watch=lambda *_: None
-    )
+    parts = made("text_class", Shapes(0).labels["text_class"])
+    figures = measured(evaluate_statements, "text_class", parts, data=Skewed(0, "test"), scenes=8)
     assert figures["controls"]["majority"]["accuracy"] == 0.0 and figures["n"] == 32
 
 
 def test_accuracy_takes_scores_between_0_and_1() -> None:
     figures = accuracy(np.array([0.3, 1.0, 0.6, 0.9]))
     assert figures["accuracy"] == pytest.approx(0.7) and figures["n"] == 4
-
-
-QUESTIONS_OF_ALL = ("what colour is the circle?", "what shape is the red thing?")
-ANSWER_PAIRS = (("red", "circle"), ("blue", "square"))
-
-
-def templated(
-    images: int, questions: Sequence[str] = QUESTIONS_OF_ALL, answers: Sequence[Sequence[str]] = ANSWER_PAIRS
-) -> Files:
-    """A data set that asks the same ``questions`` about every image. The images take the rows of ``answers`` in turn,
-    and a picture's color tells which row it has."""
-    records = []
-    for number in range(images):
-        row = number % len(answers)
-        asked = tuple(Question(text, {answer: 1.0}) for text, answer in zip(questions, answers[row], strict=False))
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), (200 * row, number, 0)).save(buffer, "PNG")
-        records.append(Record(str(number), (buffer.getvalue(),), captions=("a thing",), questions=asked))
-    return Files(
-        "made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test"
-    )
-
-
-def taught(data: Files, steps: int = 40) -> tuple:
-    """A real tiny model that has learned to answer ``data``."""
-    from simmim_export.training.recipe import FinetuneSettings
-    from simmim_export.training.source import Source
-    from simmim_export.training.tasks import Answers
-
-    model, tokenizer = made("vqa", data.labels["vqa"])
-    stage = Answers(
-        "vqa",
-        model,
-        tokenizer=tokenizer,
-        source=Source(data.on("train"), 8),
-        settings=FinetuneSettings(rehearse=0, curriculum=False),
-    ).train()
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=2e-3)
-    for step in range(steps):
-        optimizer.zero_grad()
-        stage(stage.batch(step, 0.5)).backward()
-        optimizer.step()
-    return model, tokenizer
-
-
-def warned(metrics: dict) -> list[str]:
-    from simmim_export.export.exporter import warn_of_shortcuts
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warn_of_shortcuts(metrics)
-    return [str(warning.message) for warning in caught]
-
-
-def test_controls_of_templated_questions_cause_no_warning_if_the_model_looks() -> None:
-    data = templated(24)
-    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
-    controls = figures["controls"]
-    assert figures["accuracy"] == 1.0
-    assert controls["image_only"]["accuracy"] == controls["shuffled_image"]["accuracy"] == 0.0
-    assert controls["image_only"]["n"] == controls["shuffled_image"]["n"] == figures["n"] == 48
-    assert warned({"vqa": figures}) == []
-
-
-def test_one_question_for_all_images_leaves_image_only_not_measurable() -> None:
-    data = templated(24, QUESTIONS_OF_ALL[:1], [["red"], ["blue"]])
-    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
-    only = figures["controls"]["image_only"]
-    assert figures["accuracy"] == 1.0
-    assert "24 of 24" in only["not_measurable"] and "accuracy" not in only and only["is"]
-    assert figures["controls"]["shuffled_image"]["accuracy"] == 0.0
-    assert warned({"vqa": figures}) == []
-
-
-def test_one_answer_for_all_images_leaves_shuffled_image_not_measurable() -> None:
-    data = templated(8, QUESTIONS_OF_ALL, [ANSWER_PAIRS[0]])
-    figures = measured(evaluate_answers, "vqa", made("vqa", data.labels["vqa"]), data=data, scenes=8)
-    assert "16 of 16" in figures["controls"]["shuffled_image"]["not_measurable"]
-
-
-def test_a_partial_control_is_compared_on_the_questions_it_covers() -> None:
-    """Of one question all images have the same answer: only the other can be asked about another image."""
-    data = templated(24, QUESTIONS_OF_ALL, [("red", "circle"), ("red", "square")])
-    figures = measured(evaluate_answers, "vqa", taught(data), data=data, scenes=24)
-    shuffled = figures["controls"]["shuffled_image"]
-    assert shuffled["n"] == 24 and shuffled["accuracy"] == 0.0 and shuffled["model"] == 1.0
-    shuffled |= {"accuracy": 0.9, "model": 0.92}
-    others = {"question_only": {"accuracy": 0.1}, "shuffled_image": shuffled}
-    (message,) = warned({"vqa": figures | {"controls": others}})
-    assert "92.0%" in message and "90.0% by shuffled image" in message
-
-
-def test_questions_that_differ_only_in_case_are_one_text() -> None:
-    data = templated(4, ("What colour?", "what  COLOUR ?"), [("red", "red"), ("blue", "blue")])
-    figures = measured(evaluate_answers, "vqa", made("vqa", data.labels["vqa"]), data=data, scenes=4)
-    assert "not_measurable" in figures["controls"]["image_only"]
-
-
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.data())
-def test_a_different_text_is_the_next_that_differs(texts: list[int], data: st.DataObject) -> None:
-    count = len(texts)
-    start = data.draw(st.lists(st.integers(0, count - 1), min_size=count, max_size=count))
-    place, possible = different_text(np.array(texts), np.array(start))
-    for own, first, chosen, there in zip(texts, start, place.tolist(), possible.tolist(), strict=True):
-        following = [(first + step) % count for step in range(count)]
-        assert (chosen if there else None) == next((p for p in following if texts[p] != own), None)
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=12))
-def test_another_image_is_not_known_to_have_the_same_answer(rows: list[tuple[int, int, int]]) -> None:
-    rows = sorted(rows)
-    names = sorted({image for image, _, _ in rows})
-    image = np.array([names.index(image) for image, _, _ in rows])
-    text, answers = np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
-    chosen, possible = other_image(
-        text,
-        image,
-        answers=answers,
-        known=np.ones(len(rows), bool),
-        would_be_right=lambda t, guess: answers[t, None] == guess,
-    )
-    for k in range(len(rows)):
-        before = [(image[k] - step) % len(names) for step in range(1, len(names))]
-        alike = {image[j] for j in range(len(rows)) if text[j] == text[k] and answers[j] == answers[k]}
-        wanted = next((place for place in before if place not in alike), None)
-        assert (int(chosen[k]) if possible[k] else None) == wanted
-
-
-def test_still_clips_cannot_be_shuffled() -> None:
-    still = torch.full((2, 2, 4, 4, 3), 7, dtype=torch.uint8)
-    moving = still.clone()
-    moving[:, 1] = 9
-    mixed, moved = other_order(torch.cat([still, moving]), torch.Generator().manual_seed(0))
-    assert moved.tolist() == [False, False, True, True]
-    # Two frames have one other order, whatever was drawn.
-    assert torch.equal(mixed[2:], moving.flip(1))
-
-
-def test_shared_captions_are_not_matched() -> None:
-    data = templated(8)
-    model, tokenizer = made("match", ["no", "yes"])
-    assert (
-        "each of 8"
-        in evaluate_match("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)["not_measured"]
-    )
-    retrieval = evaluate_retrieval("match", model, tokenizer=tokenizer, data=data, scenes=8, watch=quiet)[
-        "text_to_image"
-    ]
-    assert retrieval["oracle"] == pytest.approx(1 / 8) == retrieval["chance"]
-
-
-def test_statements_are_shuffled_to_images_with_another_label() -> None:
-    records = []
-    for number, record in enumerate(templated(8).read("made", Path(), "train")):
-        said = (Statement("it is so", "entailment" if number % 4 else "contradiction"),)
-        records.append(replace(record, statements=said))
-    data = Files(
-        "made", Path("root"), read=lambda *_: records, splits={"train": "train", "test": "test"}, stream="test"
-    )
-    figures = measured(
-        evaluate_statements, "text_class", made("text_class", data.labels["text_class"]), data=data, scenes=8
-    )
-    # Two of eight are false; every true one is paired with one of them, so a model that says the same of all is as right.
-    assert figures["controls"]["shuffled_image"]["n"] == 8
-
-
-def test_evidence_pairs_images_with_wrong_captions() -> None:
-    records = templated(6).read("made", Path(), "train")
-    records = [replace(record, captions=(f"thing {number // 3}",)) for number, record in enumerate(records)]
-    data = Files("made", Path("root"), read=lambda *_: records, splits={"train": "train", "val": "val", "test": "test"})
-    evidence = gather_evidence(data, ("match",), count=6)
-    assert evidence is not None and all(own != other for own, other in evidence.tasks["match"].texts)
-    evidence = gather_evidence(templated(6), ("match",), count=6)
-    assert evidence is not None and set(evidence.tasks) == {"retrieval"}

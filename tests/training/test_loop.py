@@ -278,9 +278,10 @@ def test_the_curriculum_advances_with_accuracy_and_is_saved_with_the_state() -> 
 
     from simmim_export.models.simmim.checkpoint import build
     from simmim_export.training.assemble import NewModel, new_checkpoint
-    from simmim_export.training.data.shapes import FAMILIES, Shapes
+    from simmim_export.training.data.base import Source
+    from simmim_export.training.data.shapes import Shapes
+    from simmim_export.training.data.shapes.questions import FAMILIES
     from simmim_export.training.recipe import FinetuneSettings
-    from simmim_export.training.source import Source
     from simmim_export.training.tasks import CURRICULUM, Answers
 
     started = new_checkpoint(NewModel(), seed=0)

@@ -110,7 +110,7 @@ def test_usage_errors_come_before_pytorch(tmp_path: Path) -> None:
     assert (tmp_path / "there.pt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("module", ["checks", "recall", "interrupt", "text_folder", "drawing", "cli_options"])
+@pytest.mark.parametrize("module", ["checks", "options", "interrupt", "text_folder", "drawing", "cli_options"])
 def test_modules_that_check_do_not_import_pytorch(module: str) -> None:
     command = [sys.executable, "-c", f"{BLOCK}import simmim_export.training.{module}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -123,7 +123,7 @@ def test_every_task_and_objective_is_implemented() -> None:
 
 
 def test_data_on_disk_is_read_once(tmp_path: Path) -> None:
-    from test_readers import said
+    from test_table import said
 
     said(tmp_path, "image,caption\na.png,x\nb.png,y\n")
     choice = options.DataChoice("table", root=tmp_path)

@@ -11,14 +11,13 @@ from tokenizers import Tokenizer
 from simmim_export.errors import UsageError
 from simmim_export.models.simmim.checkpoint import build
 from simmim_export.training.assemble import NewModel, new_checkpoint
-from simmim_export.training.data.base import CAPTIONS
+from simmim_export.training.data.base import CAPTIONS, Source
 from simmim_export.training.data.files import Files
 from simmim_export.training.data.records import Record
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.scene import COLORS
 from simmim_export.training.data.shapes.words import NUMBERS
 from simmim_export.training.pretrain import OBJECTIVES, Pretrain, alike
-from simmim_export.training.source import Source
 
 
 @pytest.fixture(scope="module")

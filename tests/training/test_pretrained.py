@@ -232,7 +232,7 @@ SEQUENCES = {"vocab_size": 60, "d_model": 32, "d_kv": 16, "d_ff": 32, "num_layer
 
 
 def others(name: str):
-    """A tiny random model, by transformers itself, that is no text encoder of the BERT family."""
+    """A tiny random model, by transformers itself, that is not a text encoder of the BERT family."""
     import transformers as t
 
     makers = {

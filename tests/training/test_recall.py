@@ -10,7 +10,7 @@ import pytest
 from test_on_disk import classes
 
 from simmim_export.errors import CheckpointError, UsageError
-from simmim_export.training.recall import DataRequest
+from simmim_export.training.options import DataRequest
 
 
 def test_evaluate_remembers_the_data_and_says_so(run_cli, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from simmim_export.errors import UsageError
 from simmim_export.training.data.base import CAPTIONS, QUESTIONS, Want
-from simmim_export.training.data.shapes import ANSWERS, FAMILIES, Scene, Shapes, contact_sheet, draw_scene, vocabulary
-from simmim_export.training.data.shapes.draw import RGB
-from simmim_export.training.data.shapes.scene import COLORS, SHAPES, SIZES, TEXTURES
+from simmim_export.training.data.shapes import Shapes
+from simmim_export.training.data.shapes.draw import RGB, contact_sheet, draw_scene
+from simmim_export.training.data.shapes.questions import ANSWERS, FAMILIES
+from simmim_export.training.data.shapes.scene import COLORS, SHAPES, SIZES, TEXTURES, Scene
+from simmim_export.training.data.shapes.words import vocabulary
 
 WORDS = {word: ("size", i) for i, word in enumerate(SIZES)} | {word: ("texture", i) for i, word in enumerate(TEXTURES)}
 WORDS |= {word: ("colour", i) for i, word in enumerate(COLORS)} | {word: ("shape", i) for i, word in enumerate(SHAPES)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from simmim_export.errors import UsageError
@@ -30,57 +31,64 @@ SPLITS: Mapping[str, Mapping[str, str]] = {
 _PLAIN = {"train": "train", "val": "val", "test": "test"}
 
 
-def dataset(
-    name: str,
-    stream: str,
-    *,
-    seed: int,
-    split: str,
-    size: int,
-    root: Path | None = None,
-    examples: int | None = None,
-    questions: int | None = None,
-    known: dict[str, list[Record]] | None = None,
-) -> Data:
-    """The data set called ``name``, for images of ``size`` pixels.
+@dataclass(frozen=True)
+class DataChoice:
+    """A data set by name.
 
-    ``split`` is the CoGenT split of shapes, ``root`` the folder of a data set on disk, ``questions`` the number of
-    questions for each image of a batch. ``known`` holds records that were already read from ``root``, by split; they
-    are not read again.
-
-    Raise :class:`UsageError` for an unknown name or stream, and for a missing or senseless root.
+    ``root`` is its folder if it is on disk, ``split`` the CoGenT split of shapes, ``examples`` how many images to train on (None:
+    all), and ``questions`` how many to ask about each image of a batch (None: the data set's usual number).
     """
-    if name not in DATASETS:
-        raise UsageError(f"unknown data set {name!r}", fix=f"choose one of {', '.join(DATASETS)}")
-    if name in GENERATED and root is not None:
-        raise UsageError(f"the data set {name} is generated, not read from disk", fix="drop --data-root")
-    if name in GENERATED and stream not in STREAMS:
-        # Generated data would exist for any name of a stream, including a misspelled one.
-        raise UsageError(f"the data set {name} has no stream {stream!r}", fix=f"choose one of {', '.join(STREAMS)}")
-    if name == "shapes":
-        return Shapes(seed, stream, split=split, size=size, questions_per_scene=questions or 8, examples=examples)
-    if split != "iid":
-        raise UsageError(f"the data set {name} has no CoGenT split {split!r}", fix="drop --split, or use --data shapes")
-    if name == "digits":
-        return Digits(seed, stream, size=size, examples=examples)
-    if name == "clips":
-        if examples is not None:
-            raise UsageError(
-                "--examples does not apply to clips, which are generated without end", fix="drop --examples"
+
+    name: str = "shapes"
+    _: KW_ONLY
+    root: Path | None = None
+    split: str = "iid"
+    examples: int | None = None
+    questions: int | None = None
+    # The records of each split that was read, so that a command reads each file once.
+    known: dict[str, list[Record]] = field(default_factory=dict, repr=False, compare=False)
+
+    def open(self, seed: int, stream: str, *, size: int) -> Data:
+        """One stream of the data set, with images of ``size`` pixels.
+
+        Raise :class:`UsageError` for an unknown name or stream, a missing or senseless root, and an option that does not apply.
+        """
+        name, root = self.name, self.root
+        examples = self.examples if stream == "train" else None
+        if name not in DATASETS:
+            raise UsageError(f"unknown data set {name!r}", fix=f"choose one of {', '.join(DATASETS)}")
+        if name in GENERATED and root is not None:
+            raise UsageError(f"the data set {name} is generated, not read from disk", fix="drop --data-root")
+        if name in GENERATED and stream not in STREAMS:
+            # Generated data would exist for any name of a stream, including a misspelled one.
+            raise UsageError(f"the data set {name} has no stream {stream!r}", fix=f"choose one of {', '.join(STREAMS)}")
+        if name == "shapes":
+            return Shapes(
+                seed, stream, split=self.split, size=size, questions_per_scene=self.questions or 8, examples=examples
             )
-        return Clips(seed, stream, size=size, questions_per_clip=questions or 4)
-    if root is None:
-        raise UsageError(f"the data set {name} is read from disk", fix="give its folder with --data-root")
-    splits = SPLITS.get(name, _PLAIN)
-    return Files(
-        name,
-        root,
-        read=read,
-        splits=splits,
-        seed=seed,
-        stream=stream,
-        size=size,
-        questions_per_image=questions or 4,
-        examples=examples,
-        known={} if known is None else known,
-    )
+        if self.split != "iid":
+            raise UsageError(
+                f"the data set {name} has no CoGenT split {self.split!r}", fix="drop --split, or use --data shapes"
+            )
+        if name == "digits":
+            return Digits(seed, stream, size=size, examples=examples)
+        if name == "clips":
+            if examples is not None:
+                raise UsageError(
+                    "--examples does not apply to clips, which are generated without end", fix="drop --examples"
+                )
+            return Clips(seed, stream, size=size, questions_per_clip=self.questions or 4)
+        if root is None:
+            raise UsageError(f"the data set {name} is read from disk", fix="give its folder with --data-root")
+        return Files(
+            name,
+            root,
+            read=read,
+            splits=SPLITS.get(name, _PLAIN),
+            seed=seed,
+            stream=stream,
+            size=size,
+            questions_per_image=self.questions or 4,
+            examples=examples,
+            known=self.known,
+        )

@@ -6,7 +6,7 @@ Batches are addressed by number: the same number is the same batch, in every pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
@@ -39,8 +39,7 @@ class Batch:
     def first(self, count: int) -> Self:
         """The first ``count`` images with everything that belongs to them."""
         parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
-        kept: dict[str, Any] = {name: None if part is None else part[:count] for name, part in parts.items()}
-        return replace(self, **kept)
+        return replace(self, **{name: part[:count] for name, part in parts.items() if part is not None})
 
 
 class Labeled(NamedTuple):
@@ -116,8 +115,6 @@ class Data:
     name: str
     # train, val, test or samples.
     stream: str
-    # The data set that an error message suggests instead.
-    instead = "shapes"
 
     @property
     def families(self) -> Sequence[str]:
@@ -184,4 +181,19 @@ class Data:
         raise NotImplementedError
 
     def _has_no(self, what: str) -> UsageError:
-        return UsageError(f"the data set {self.name} has no {what}", fix=f"choose --data {self.instead}")
+        return UsageError(f"the data set {self.name} has no {what}", fix="choose --data shapes")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, the number of ``images`` in a batch, and this process's number among ``processes``."""
+
+    data: Data
+    images: int
+    _: KW_ONLY
+    process: int = 0
+    processes: int = 1
+
+    def number(self, index: int) -> int:
+        """The number, in the data set's stream, of this process's part of batch ``index``."""
+        return index * self.processes + self.process

@@ -72,11 +72,9 @@ class Digits(Data):
         return {"image_class": CLASSES}
 
     def on(self, stream: str) -> Digits:
-        """See :meth:`Data.on`."""
         return replace(self, stream=stream, examples=self.examples if stream == "train" else None)
 
     def open(self) -> None:
-        """See :meth:`Data.open`."""
         self._members()
 
     def limit(self, kind: str) -> int | None:
@@ -84,7 +82,6 @@ class Digits(Data):
         return len(self._members())
 
     def describe(self) -> dict[str, object]:
-        """See :meth:`Data.describe`."""
         return {
             "name": self.name,
             "seed": self.seed,
@@ -104,7 +101,6 @@ class Digits(Data):
         return members[np.argsort(_ranks(labels[members]), kind="stable")][: self.examples]
 
     def labeled(self, index: int, images: int, *, want: Want = EVERYTHING) -> Labeled:
-        """See :meth:`Data.labeled`."""
         members = self._members()
         chosen = members[in_turn(index, images, count=len(members), seed=self.seed)]
         gray, labels = _digits()

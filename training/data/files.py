@@ -96,7 +96,6 @@ class Files(Data):
     known: dict[str, list[Record]] = field(default_factory=dict, repr=False, compare=False)
 
     def on(self, stream: str) -> Files:
-        """See :meth:`Data.on`."""
         return replace(self, stream=stream, examples=self.examples if stream in LEARNED else None)
 
     def open(self) -> None:
@@ -108,18 +107,17 @@ class Files(Data):
         return len(self._members[kind])
 
     def texts(self, kind: str) -> Sequence[str]:
-        """See :meth:`Data.texts`."""
         return [text for record in self.records for text in _TEXTS.get(kind, lambda record: ())(record)]
 
     def describe(self) -> dict[str, object]:
-        """See :meth:`Data.describe`."""
-        description: dict[str, object] = {
+        return {
             "name": self.name,
             "root": str(self.root),
             "split": self.split,
             "size": self.size,
+            "records": len(self.records),
+            "examples": self.examples,
         }
-        return description | {"records": len(self.records), "examples": self.examples}
 
     @cached_property
     def split(self) -> str:

@@ -8,7 +8,7 @@ accuracy.
 from simmim_export.training.evaluation.answers import evaluate_answers
 from simmim_export.training.evaluation.classes import evaluate_classes, evaluate_statements
 from simmim_export.training.evaluation.retrieval import evaluate_match, evaluate_retrieval
-from simmim_export.training.evaluation.statistics import SCENES, Evaluator, untrained
+from simmim_export.training.evaluation.statistics import Evaluator
 
 EVALUATORS: dict[str, Evaluator] = {
     "match": evaluate_match,
@@ -19,5 +19,3 @@ EVALUATORS: dict[str, Evaluator] = {
     "video_class": evaluate_classes,
     "video_qa": evaluate_answers,
 }
-
-__all__ = ["EVALUATORS", "SCENES", "untrained"]

@@ -139,8 +139,10 @@ def evaluate_answers(
 
 
 def seen(model: SimMIM, pixels: Tensor) -> tuple[dict[str, Tensor], np.ndarray]:
-    """image_tokens [b, n, D] as the model sees images or clips, and as the controls for clips show them; and which
-    clips move (bool [b]), so that a control can show something else."""
+    """What the model sees, as image_tokens [b, n, D]: the images or clips and, for clips, what each control shows instead.
+
+    Also which clips move (bool [b]); to the others, these controls show the same.
+    """
     views = {"model": model.see(pixels)}
     if pixels.ndim != 5:
         return views, np.zeros(len(pixels), bool)

@@ -57,9 +57,8 @@ def evaluate_match(
     if not recalled:
         return {"not_measured": "matching needs two images or more"}
     if not sum(map(len, matched)):
-        return {
-            "not_measured": f"matching needs different captions: each of {left_out} captions describes every image of its batch"
-        }
+        what = f"matching needs different captions: each of {left_out} captions describes every image of its batch"
+        return {"not_measured": what}
     galleries = [len(part) for part in recalled]
     # By chance a caption finds its own image in a gallery of g once in g times, so each gallery adds one hit.
     figures = {**accuracy(np.concatenate(recalled)), "among": max(galleries), "galleries": galleries}
@@ -141,16 +140,8 @@ def evaluate_retrieval(
     figures: dict[str, Any] = {"images": len(images), "captions": len(captions)}
     ways = {"text_to_image": (first, own, True), "image_to_text": (first.T, own.T, False)}
     for way, (scores, mine, by_text) in ways.items():
-        again = _rerank(
-            model,
-            scores,
-            images=images,
-            texts=texts,
-            mask=tokens["attention_mask"],
-            by_text=by_text,
-            way=way,
-            watch=watch,
-        )
+        mask = tokens["attention_mask"]
+        again = _rerank(model, scores, images=images, texts=texts, mask=mask, by_text=by_text, way=way, watch=watch)
         figures[way] = {
             stage: {f"recall_at_{cut}": accuracy(recall(values, mine, cut=cut)) for cut in CUTS}
             for stage, values in (("embeddings", scores), ("reranked", again))
@@ -172,9 +163,8 @@ def _rerank(
     best = scores.topk(keep, dim=1).indices  # q keep
     reranked, countdown = scores.clone(), Countdown(len(scores))
     for start in range(0, len(scores), BATCH):
-        watch(
-            f"rerank {way.replace('_', ' ')}, query {start} of {len(scores)}{countdown.left(start)}", start, len(scores)
-        )
+        step = f"rerank {way.replace('_', ' ')}, query {start} of {len(scores)}{countdown.left(start)}"
+        watch(step, start, len(scores))
         part = best[start : start + BATCH]
         queries = torch.arange(start, start + len(part)).repeat_interleave(keep)
         text, image = (queries, part.flatten()) if by_text else (part.flatten(), queries)

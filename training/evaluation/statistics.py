@@ -13,7 +13,6 @@ from simmim_export.models.simmim.model import SimMIM
 from simmim_export.training.data.base import Data
 from simmim_export.training.progress import Countdown, Watch
 
-SCENES = 1024
 BATCH = 64
 # Number of training images whose questions the question-only control learns from.
 CONTROL_SCENES = 8192
@@ -124,8 +123,3 @@ def batches(scenes: int, limit: int | None, *, what: str, watch: Watch) -> Itera
         done = index * BATCH
         watch(f"evaluate {what}, image {done} of {scenes}{countdown.left(done)}", done, scenes)
         yield index, min(BATCH, scenes - index * BATCH)
-
-
-def untrained() -> dict[str, Any]:
-    """The metrics of a head that was never trained."""
-    return {"untrained": True}

@@ -134,7 +134,6 @@ class ImageEncoder(nn.Module):
         self.register_buffer("positions", positions_2d(side, side, width), persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode; see the class for shapes."""
         # Cast first: TensorRT accepts bytes as a network input only if a Cast reads them directly.
         x = pixels.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift  # b 3 H W
         x = self.project(self.trunk(x)).flatten(2).transpose(1, 2)  # b n D
@@ -173,7 +172,6 @@ class TextEncoder(nn.Module):
         self.embed = nn.Linear(width, embed_dim)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode; see the class for shapes."""
         # transformers leaves a 4-D mask as it is, so ours reaches our attention untouched.
         segments = dict.fromkeys(self.segment_names, self.segment)
         x = self.encoder(input_ids=input_ids, attention_mask=mask_bias(attention_mask), **segments).last_hidden_state

@@ -19,7 +19,6 @@ class SimMIMFamily:
         require_checkpoint(path)
 
     def load(self, path: Path, *, max_batch: int, attention: bool) -> SourceModel:
-        """See :meth:`simmim_export.models.family.ModelFamily.load`."""
         from simmim_export.models.simmim.checkpoint import build, load
         from simmim_export.models.simmim.graphs import STACKED, graphs, pipelines
 

@@ -87,7 +87,6 @@ class ConcatSequence(Fusion):
     single = False
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Joint:
-        """As :meth:`Fusion.forward`."""
         return Joint(text_tokens, attention_mask, image_tokens, repeats)
 
 
@@ -99,7 +98,6 @@ class ConcatFeature(Fusion):
         self.project = nn.Linear(2 * width, width)
 
     def combine(self, image: Tensor, text: Tensor) -> Tensor:
-        """As :meth:`Fusion.combine`."""
         return self.project(torch.cat([image, text], dim=1))
 
 
@@ -113,7 +111,6 @@ class Gated(Fusion):
         self.text = nn.Linear(width, width)
 
     def combine(self, image: Tensor, text: Tensor) -> Tensor:
-        """As :meth:`Fusion.combine`."""
         gate = self.gate(torch.cat([image, text], dim=1)).sigmoid()
         return gate * self.image(image) + (1 - gate) * self.text(text)
 
@@ -128,7 +125,6 @@ class Bilinear(Fusion):
         self.project = nn.Linear(width, width)
 
     def combine(self, image: Tensor, text: Tensor) -> Tensor:
-        """As :meth:`Fusion.combine`."""
         return self.project(self.image(image).tanh() * self.text(text).tanh())
 
 
@@ -143,7 +139,6 @@ class Film(Fusion):
         self.beta = nn.Linear(width, width)
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, attention_mask: Tensor, repeats: int = 1) -> Joint:
-        """As :meth:`Fusion.forward`."""
         text = pooled(text_tokens, attention_mask)[:, None]
         image = (1 + self.gamma(text)) * repeat(image_tokens, repeats) + self.beta(text)
         return Joint(text, attention_mask[:, :1], image)

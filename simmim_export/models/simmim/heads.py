@@ -22,7 +22,6 @@ class LinearHead(nn.Module):
         self.classify = nn.Linear(width, classes)
 
     def forward(self, fused: Tensor) -> Tensor:
-        """Logits [b, classes]."""
         return self.classify(fused)
 
 
@@ -34,7 +33,6 @@ class HiddenHead(nn.Module):
         self.classify = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, classes))
 
     def forward(self, fused: Tensor) -> Tensor:
-        """Logits [b, classes]."""
         return self.classify(fused)
 
 
@@ -50,13 +48,12 @@ class PooledHead(nn.Module):
         self.classify = nn.Linear(2 * width, classes)
 
     def forward(self, image_tokens: Tensor) -> Tensor:
-        """Logits [b, classes]."""
         return self.classify(self.token(image_tokens).mean(dim=1))
 
 
 @dataclass(frozen=True)
 class HeadRow:
-    """A head: its module, the tensor it reads, the pipeline that ends in it, the verb that this serves, image or clip."""
+    """A head: its module, the tensor it reads, the pipeline that ends in it and its verb, and whether it takes clips."""
 
     module: type[nn.Module]
     _: KW_ONLY

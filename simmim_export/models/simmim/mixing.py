@@ -62,7 +62,6 @@ class SoftmaxMixing(Mixing):
         return F.pad(mask_bias(joint.mask), (joint.image.shape[1], 0))
 
     def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
-        """As :meth:`Mixing.forward`."""
         query, key, value = self._projected(joint, first_only)
         return self.output(attention(query, key, value, visible).transpose(1, 2).flatten(2))
 
@@ -113,7 +112,6 @@ class ConstantMixing(Mixing):
         return joint.mask.to(torch.float32)[:, :, None]
 
     def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
-        """As :meth:`Mixing.forward`."""
         weight = rows_of(self.weight, self.layout, joint.rows.shape[1])
         return (weight[:1] if first_only else weight) @ (joint.rows * visible)
 
@@ -158,7 +156,6 @@ class GraphMixing(Mixing):
         return mask_bias(joint.mask) + rows_of(self.bias, self.layout, joint.rows.shape[1])
 
     def forward(self, joint: Joint, visible: Tensor, *, first_only: bool) -> Tensor:
-        """As :meth:`Mixing.forward`."""
         rows = joint.rows[:, :1] if first_only else joint.rows
         visible = visible[:, :, :1] if first_only else visible
         query, key = split(self.query(rows), self.heads), split(self.key(joint.rows), self.heads)

@@ -8,10 +8,9 @@ from pathlib import Path
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.files import require_weights as require_weights
 
-# torchvision's ResNets, and the trunk for 64-pixel images.
-RESNETS: tuple[str, ...] = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
-RESNETS += ("wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
-TRUNKS = ("tiny", *RESNETS)
+# The trunk for 64-pixel images, and torchvision's ResNets.
+TRUNKS: tuple[str, ...] = ("tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+TRUNKS += ("wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
 # Whether a fusion gives a single vector. A single vector has nothing to attend to.
 FUSIONS: Mapping[str, bool] = {
     "concat_sequence": False,
@@ -74,10 +73,8 @@ def require_checkpoint(path: Path) -> None:
     elif (path / "model.safetensors").is_file():
         what, fix = "the checkpoint folder has no checkpoint.json", "copy the folder again, whole"
     else:
-        what, fix = (
-            "the folder is not a checkpoint: it has no checkpoint.json",
-            "give the ckpt.pt that simmim-train wrote",
-        )
+        what = "the folder is not a checkpoint: it has no checkpoint.json"
+        fix = "give the ckpt.pt that simmim-train wrote"
     raise CheckpointError(what, where=path, fix=fix)
 
 

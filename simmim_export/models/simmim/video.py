@@ -51,7 +51,6 @@ class VideoEncoder(nn.Module):
         self.register_buffer("times", positions_1d(max_frames, width), persistent=False)
 
     def forward(self, frame_tokens: Tensor, frame_mask: Tensor) -> Tensor:
-        """Encode; see the class for shapes."""
         frames, places = frame_tokens.shape[1], frame_tokens.shape[2]
         real = frame_mask.to(frame_tokens.dtype)  # b f
         bias = mask_bias(frame_mask).expand(-1, places, -1, -1).flatten(0, 1)[:, None]  # (b n) 1 1 f

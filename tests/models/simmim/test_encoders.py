@@ -89,7 +89,7 @@ def test_names_of_parts_match_their_implementations() -> None:
     from simmim_export.models.simmim.fusion import FUSIONS
     from simmim_export.models.simmim.interaction import INTERACTIONS
 
-    assert sorted(parts.RESNETS) == sorted(list_models(include=["resnet*", "wide_resnet*", "resnext*"]))
+    assert sorted(parts.TRUNKS) == sorted(["tiny", *list_models(include=["resnet*", "wide_resnet*", "resnext*"])])
     assert {name: fusion.single for name, fusion in FUSIONS.items()} == parts.FUSIONS
     assert tuple(INTERACTIONS) == parts.INTERACTIONS
 

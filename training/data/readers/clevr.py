@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simmim_export.training.data.readers.files import (
-    checked,
-    field,
-    finished,
-    is_there,
-    load_json,
-    no_split,
-    rows,
-    unique,
-)
+from simmim_export.training.data.readers.files import checked, field, finished, load_json, rows, split_file, unique
 from simmim_export.training.data.records import Question, Record
 
 
@@ -22,10 +13,7 @@ def read(root: Path, split: str) -> list[Record]:
 
     A question's family is the last function of its program.
     """
-    path = root / "questions" / f"CLEVR_{split}_questions.json"
-    if not is_there(path):
-        splits = (p.name.split("_")[1] for p in (root / "questions").glob("CLEVR_*_questions.json"))
-        raise no_split(split, splits, root=root, looked_for=[f"questions/{path.name}"])
+    path = split_file(root, "questions/CLEVR_*_questions.json", split)
     asked: dict[str, list[Question]] = {}
     seen: dict[int, str] = {}
     for where, row in rows(load_json(path), "questions", path):

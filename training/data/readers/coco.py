@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.readers.files import field, finished, is_there, load_json, no_split, rows, unique
+from simmim_export.training.data.readers.files import field, finished, load_json, rows, split_file, unique
 from simmim_export.training.data.records import Record
 
 
 def read(root: Path, split: str) -> list[Record]:
     """The split ``train2014``, ``val2017``, ...: annotations/captions_{split}.json, pictures in {split}/."""
-    path = root / "annotations" / f"captions_{split}.json"
-    if not is_there(path):
-        splits = (p.stem.removeprefix("captions_") for p in (root / "annotations").glob("captions_*.json"))
-        raise no_split(split, splits, root=root, looked_for=[f"annotations/{path.name}"])
+    path = split_file(root, "annotations/captions_*.json", split)
     content = load_json(path)
     names: dict[int, str] = {}
     for where, row in rows(content, "images", path):

@@ -70,6 +70,16 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def split_file(root: Path, pattern: str, split: str) -> Path:
+    """The file ``pattern`` below ``root``, with ``split`` in place of its star. Raise :class:`NoSplit` if it is missing."""
+    path = root / pattern.replace("*", split)
+    if not is_there(path):
+        before, after = pattern.split("*")
+        there = (p.relative_to(root).as_posix().removeprefix(before).removesuffix(after) for p in root.glob(pattern))
+        raise no_split(split, there, root=root, looked_for=[pattern.replace("*", split)])
+    return path
+
+
 def checked(value: Any, kind: type, where: object, what: str) -> Any:
     """``value`` if it is a ``kind``, else :class:`DataError`. A bool does not count as an int."""
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

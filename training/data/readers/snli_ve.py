@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.readers.files import field, finished, is_there, load_lines, no_split
+from simmim_export.training.data.readers.files import field, finished, load_lines, split_file
 from simmim_export.training.data.records import Record, Statement
 
 LABELS = ("contradiction", "entailment", "neutral")
@@ -17,10 +17,7 @@ def read(root: Path, split: str) -> list[Record]:
 
     Pairs on which the annotators did not agree (gold_label "-") are left out; a warning counts them.
     """
-    path = root / f"snli_ve_{split}.jsonl"
-    if not is_there(path):
-        splits = (p.stem.removeprefix("snli_ve_") for p in root.glob("snli_ve_*.jsonl"))
-        raise no_split(split, splits, root=root, looked_for=[path.name])
+    path = split_file(root, "snli_ve_*.jsonl", split)
     stated: dict[str, list[Statement]] = {}
     undecided = 0
     for where, row in load_lines(path):

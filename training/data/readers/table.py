@@ -7,10 +7,9 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.readers.files import checked, finished, is_there, no_split, parsed, read_text
+from simmim_export.training.data.readers.files import checked, finished, is_there, load_lines, no_split, read_text
 from simmim_export.training.data.records import Question, Record
 
 SUFFIXES = (".csv", ".jsonl")
@@ -70,7 +69,7 @@ class _Images:
             given = [name for name in group if row[name]]
             if given and given != list(group):
                 empty = next(name for name in group if not row[name])
-                raise DataError(f"the row has a {given[0]} but no {empty}", where=where, fix=_FIX)
+                raise DataError(f"the row has no {empty} to its {given[0]}", where=where, fix=_FIX)
             any_given = any_given or bool(given)
         if not any_given:
             fix = "give a question and its answer, a caption or a label"
@@ -161,19 +160,13 @@ def _header(names: list[str], where: str) -> list[str]:
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """(where, row) for each line of a JSON lines file that is not blank; null becomes an empty cell, an integer its
     digits."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        row: dict[str, Any] = checked(parsed(line, path, number), dict, where, "a row")
-        cells = {}
-        for name, value in row.items():
-            if name in COLUMNS:
-                value = "" if value is None else str(value) if type(value) is int else value
-                text = checked(value, str, where, f"{name!r}")
+    for where, row in load_lines(path):
+        cells = dict.fromkeys(row, "")
+        for name in COLUMNS:
+            value = row.get(name)
+            if value is not None:
+                text = checked(str(value) if type(value) is int else value, str, where, f"{name!r}")
                 if len(text) > LONGEST:
                     raise DataError(f"{name!r} has {len(text)} characters, more than {LONGEST}", where=where, fix=_FIX)
                 cells[name] = text.strip()
-            else:
-                cells[name] = ""
         yield where, cells

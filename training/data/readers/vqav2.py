@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simmim_export.errors import DataError
-from simmim_export.training.data.readers.files import field, finished, is_there, load_json, no_split, rows, unique
+from simmim_export.training.data.readers.files import field, finished, load_json, rows, split_file, unique
 from simmim_export.training.data.records import Question, Record
 
 _NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
@@ -64,10 +64,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
 
 def read(root: Path, split: str) -> list[Record]:
     """The split ``train2014``, ``val2014``, ``test2015`` or ``test-dev2015``; the test splits have no answers."""
-    path = root / f"v2_OpenEnded_mscoco_{split}_questions.json"
-    if not is_there(path):
-        splits = (p.name.split("_")[3] for p in root.glob("v2_OpenEnded_mscoco_*_questions.json"))
-        raise no_split(split, splits, root=root, looked_for=[path.name])
+    path = split_file(root, "v2_OpenEnded_mscoco_*_questions.json", split)
     annotated = root / f"v2_mscoco_{split}_annotations.json"
     scores: dict[int, dict[str, float]] = {}
     families: dict[int, str] = {}
@@ -94,11 +91,8 @@ def read(root: Path, split: str) -> list[Record]:
         questions.setdefault(field(row, "image_id", int, where), []).append(asked)
     orphans = sorted(set(scores) - set(seen))
     if orphans:
-        raise DataError(
-            f"there is an annotation of question {orphans[0]}, but not the question",
-            where=annotated,
-            fix="use one release",
-        )
+        what = f"there is an annotation of question {orphans[0]}, but not the question"
+        raise DataError(what, where=annotated, fix="use one release")
     folder = "test2015" if split.startswith("test") else split
     return finished(
         [

@@ -18,7 +18,6 @@ from simmim_export.training.data.records import Question, Record
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 _KNOWN = (*_PICTURES, "txt", "cls", "json")
 _OPENERS: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-_BROKEN = (zlib.error, lzma.LZMAError)
 
 
 def read(root: Path, split: str) -> list[Record]:
@@ -91,7 +90,8 @@ def _members(shard: Path) -> list[tuple[str, bytes]]:
         OverflowError,
         LookupError,
         RecursionError,
-        *_BROKEN,
+        zlib.error,
+        lzma.LZMAError,
     ) as error:
         where = f"{shard}, after {name}"
         raise DataError(f"malformed tar: {error}", where=where, fix="copy the shard again, whole") from error

@@ -5,20 +5,6 @@ Scenes of three to six objects, captions, and questions whose answers are balanc
 away. It needs only numpy; the same seed always gives the same data.
 """
 
-from simmim_export.training.data.shapes.dataset import Shapes, ShapesBatch
-from simmim_export.training.data.shapes.draw import contact_sheet, draw_scene
-from simmim_export.training.data.shapes.questions import ANSWERS, FAMILIES
-from simmim_export.training.data.shapes.scene import Scene, Thing
-from simmim_export.training.data.shapes.words import vocabulary
+from simmim_export.training.data.shapes.dataset import Shapes
 
-__all__ = [
-    "ANSWERS",
-    "FAMILIES",
-    "Scene",
-    "Shapes",
-    "ShapesBatch",
-    "Thing",
-    "contact_sheet",
-    "draw_scene",
-    "vocabulary",
-]
+__all__ = ["Shapes"]

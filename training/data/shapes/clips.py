@@ -123,11 +123,9 @@ class Clips(Data):
         return {"video_class": DIRECTIONS, "video_qa": ANSWERS}
 
     def on(self, stream: str) -> Clips:
-        """See :meth:`Data.on`."""
         return replace(self, stream=stream)
 
     def describe(self) -> dict[str, object]:
-        """See :meth:`Data.describe`."""
         return {"name": self.name, "seed": self.seed, "stream": self.stream, "size": self.size, "frames": FRAMES}
 
     def _random(self, what: str, index: int, clips: int) -> Random:
@@ -163,7 +161,6 @@ class Clips(Data):
         return Labeled(self._draw(clips) if want.pixels else nothing(self.size), np.array(labels, np.int64))
 
     def words(self) -> list[str]:
-        """See :func:`words.vocabulary`."""
         return vocabulary()
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:

@@ -106,7 +106,6 @@ class Shapes(Data):
         return self.examples
 
     def describe(self) -> dict[str, object]:
-        """See :meth:`Data.describe`."""
         description = {
             "name": self.name,
             "seed": self.seed,
@@ -117,11 +116,9 @@ class Shapes(Data):
         return description | ({} if self.examples is None else {"examples": self.examples})
 
     def phrases(self) -> list[str]:
-        """See :func:`words.phrases`."""
         return phrases()
 
     def visual_words(self) -> list[str]:
-        """See :func:`words.visual_words`."""
         return visual_words()
 
     def _random(self, what: str, index: int, count: int) -> Random:
@@ -199,7 +196,6 @@ class Shapes(Data):
         return np.array([[test(scene) for scene in batch.scenes] for test in tests])
 
     def words(self) -> list[str]:
-        """See :func:`words.vocabulary`."""
         return vocabulary()
 
     def samples(self, count: int) -> tuple[np.ndarray, list[str]]:

@@ -9,7 +9,8 @@ instead pairs complementary scenes; this way needs no second scene, and the test
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import combinations
 from random import Random
 from typing import NamedTuple
@@ -30,51 +31,48 @@ class Question(NamedTuple):
     about: Thing | None = None
 
 
-# For a scene, a form proposes questions in random order: (text, answer), and the thing it is about if it is a single
-# one.
-Proposals = Iterator[tuple[str, str] | tuple[str, str, Thing]]
+# A form proposes questions about a scene in random order: text, answer, and the thing it is about (None if several).
+Proposals = Iterator[tuple[str, str, Thing | None]]
 Form = Callable[[Scene, Random], Proposals]
 
 
-def _shuffled(items: list, random: Random) -> list:
-    random.shuffle(items)
-    return items
+def _shuffled(items: Iterable, random: Random) -> list:
+    mixed = list(items)
+    random.shuffle(mixed)
+    return mixed
 
 
 def _holds(thing: Thing, values: tuple[tuple[str, int], ...]) -> bool:
     return all(getattr(thing, name) == value for name, value in values)
 
 
-def _count(attribute: str, counts: tuple[int, ...]) -> Form:
-    """How many things have a value of ``attribute``? Only counts that are common for it, so that answers can be
+def _value(thing: Thing, attribute: str) -> str:
+    return VALUES[attribute][getattr(thing, attribute)]
+
+
+def _count(scene: Scene, random: Random, *, attribute: str, counts: tuple[int, ...]) -> Proposals:
+    """How many things have a value of ``attribute``? Only ``counts`` that are common for it, so that answers can be
     balanced."""
-
-    def propose(scene: Scene, random: Random) -> Proposals:
-        counted = Counter(getattr(thing, attribute) for thing in scene.things)
-        for value in _shuffled(list(range(len(VALUES[attribute]))), random):
-            if counted[value] in counts:
-                yield f"how many {describe([(attribute, value)], plural=True)} are there?", str(counted[value])
-
-    return propose
+    counted = Counter(getattr(thing, attribute) for thing in scene.things)
+    for value in _shuffled(range(len(VALUES[attribute])), random):
+        if counted[value] in counts:
+            yield f"how many {describe([(attribute, value)], plural=True)} are there?", str(counted[value]), None
 
 
-def _exist(attributes: tuple[str, ...]) -> Form:
+def _exist(scene: Scene, random: Random, *, attributes: tuple[str, ...]) -> Proposals:
     """Is there such a thing? Asked about a thing in the scene, or about one that differs from it in a single attribute
     and is absent."""
-
-    def propose(scene: Scene, random: Random) -> Proposals:
-        for thing in _shuffled(list(scene.things), random):
-            values = [(name, getattr(thing, name)) for name in attributes]
-            there = (f"is there {article(describe(values))}?", "yes")
-            index = int(random.random() * len(values))
-            name, value = values[index]
-            options = len(VALUES[name])
-            values[index] = (name, (value + 1 + int(random.random() * (options - 1))) % options)
-            absent = not any(_holds(other, tuple(values)) for other in scene.things)
-            proposals = [there, (f"is there {article(describe(values))}?", "no")] if absent else [there]
-            yield from _shuffled(proposals, random)
-
-    return propose
+    for thing in _shuffled(scene.things, random):
+        values = [(name, getattr(thing, name)) for name in attributes]
+        there = (f"is there {article(describe(values))}?", "yes", None)
+        index = int(random.random() * len(values))
+        name, value = values[index]
+        options = len(VALUES[name])
+        values[index] = (name, (value + 1 + int(random.random() * (options - 1))) % options)
+        absent = not any(_holds(other, tuple(values)) for other in scene.things)
+        yield from _shuffled(
+            [there, (f"is there {article(describe(values))}?", "no", None)] if absent else [there], random
+        )
 
 
 # How people refer to a thing: by color and shape, adding size or texture only if needed.
@@ -96,21 +94,17 @@ def _unique(scene: Scene, thing: Thing, without: str | None) -> str | None:
     return None
 
 
-def _query(attribute: str) -> Form:
+def _query(scene: Scene, random: Random, *, attribute: str) -> Proposals:
     """What is the ``attribute`` of the only thing that fits a description?"""
-
-    def propose(scene: Scene, random: Random) -> Proposals:
-        for thing in _shuffled(list(scene.things), random):
-            text = _unique(scene, thing, attribute)
-            if text is not None:
-                yield f"what {attribute} is the {text}?", VALUES[attribute][getattr(thing, attribute)], thing
-
-    return propose
+    for thing in _shuffled(scene.things, random):
+        text = _unique(scene, thing, attribute)
+        if text is not None:
+            yield f"what {attribute} is the {text}?", _value(thing, attribute), thing
 
 
 def _relation(scene: Scene, random: Random) -> Proposals:
     """Is this thing left of, right of, above or below that one?"""
-    for a, b in _shuffled(list(combinations(scene.things, 2)), random):
+    for a, b in _shuffled(combinations(scene.things, 2), random):
         if random.random() < 0.5:
             a, b = b, a
         sideways = random.random() < 0.5
@@ -122,84 +116,67 @@ def _relation(scene: Scene, random: Random) -> Proposals:
             continue
         before = random.random() < 0.5
         relation = RELATIONS[(0 if sideways else 2) + (0 if before else 1)]
-        yield f"is the {first} {relation} the {second}?", "yes" if (delta > 0) == before else "no"
+        yield f"is the {first} {relation} the {second}?", "yes" if (delta > 0) == before else "no", None
 
 
-def _same(attribute: str) -> Form:
+def _same(scene: Scene, random: Random, *, attribute: str) -> Proposals:
     """Do two things, described without ``attribute``, share it?"""
-
-    def propose(scene: Scene, random: Random) -> Proposals:
-        for a, b in _shuffled(list(combinations(scene.things, 2)), random):
-            first, second = _unique(scene, a, attribute), _unique(scene, b, attribute)
-            if first is not None and second is not None:
-                same = getattr(a, attribute) == getattr(b, attribute)
-                yield f"is the {first} the same {attribute} as the {second}?", "yes" if same else "no"
-
-    return propose
+    for a, b in _shuffled(combinations(scene.things, 2), random):
+        first, second = _unique(scene, a, attribute), _unique(scene, b, attribute)
+        if first is not None and second is not None:
+            same = getattr(a, attribute) == getattr(b, attribute)
+            yield f"is the {first} the same {attribute} as the {second}?", "yes" if same else "no", None
 
 
-def _compare(attribute: str) -> Form:
+def _compare(scene: Scene, random: Random, *, attribute: str) -> Proposals:
     """Are there more things with one value than with another?"""
-
-    def propose(scene: Scene, random: Random) -> Proposals:
-        counted = Counter(getattr(thing, attribute) for thing in scene.things)
-        for a, b in _shuffled(list(combinations(range(len(VALUES[attribute])), 2)), random):
-            if random.random() < 0.5:
-                a, b = b, a
-            if counted[a] or counted[b]:
-                texts = (describe([(attribute, value)], plural=True) for value in (a, b))
-                yield f"are there more {' than '.join(texts)}?", "yes" if counted[a] > counted[b] else "no"
-
-    return propose
+    counted = Counter(getattr(thing, attribute) for thing in scene.things)
+    for a, b in _shuffled(combinations(range(len(VALUES[attribute])), 2), random):
+        if random.random() < 0.5:
+            a, b = b, a
+        if counted[a] or counted[b]:
+            texts = (describe([(attribute, value)], plural=True) for value in (a, b))
+            yield f"are there more {' than '.join(texts)}?", "yes" if counted[a] > counted[b] else "no", None
 
 
-def _spatial(attribute: str) -> Form:
+def _spatial(scene: Scene, random: Random, *, attribute: str) -> Proposals:
     """What is the ``attribute`` of the thing at a place?"""
-
-    def propose(scene: Scene, random: Random) -> Proposals:
-        for thing in _shuffled(list(scene.things), random):
-            yield (
-                f"what {attribute} is the thing at the {place_words(thing)}?",
-                VALUES[attribute][getattr(thing, attribute)],
-                thing,
-            )
-
-    return propose
+    for thing in _shuffled(scene.things, random):
+        yield f"what {attribute} is the thing at the {place_words(thing)}?", _value(thing, attribute), thing
 
 
-def _extreme(attribute: str) -> Form:
+def _extreme(scene: Scene, random: Random, *, attribute: str) -> Proposals:
     """What is the ``attribute`` of the thing furthest to one side?"""
+    for side in _shuffled(range(4), random):
+        axis, sign = ("column", "row")[side // 2], (1, -1)[side % 2]
+        ordered = sorted(scene.things, key=lambda thing: sign * getattr(thing, axis))
+        if getattr(ordered[0], axis) != getattr(ordered[1], axis):
+            yield f"what {attribute} is the {EXTREMES[side]} thing?", _value(ordered[0], attribute), ordered[0]
 
-    def propose(scene: Scene, random: Random) -> Proposals:
-        for side in _shuffled([0, 1, 2, 3], random):
-            axis, sign = ("column", "row")[side // 2], (1, -1)[side % 2]
-            ordered = sorted(scene.things, key=lambda thing: sign * getattr(thing, axis))
-            if getattr(ordered[0], axis) != getattr(ordered[1], axis):
-                value = VALUES[attribute][getattr(ordered[0], attribute)]
-                yield f"what {attribute} is the {EXTREMES[side]} thing?", value, ordered[0]
 
-    return propose
+def _of_each(form: Callable[..., Proposals], *attributes: str) -> tuple[Form, ...]:
+    return tuple(partial(form, attribute=attribute) for attribute in attributes)
 
 
 FORMS: dict[str, tuple[Form, ...]] = {
     "count": (
-        _count("colour", (0, 1, 2)),
-        _count("shape", (0, 1, 2, 3)),
-        _count("size", (1, 2, 3, 4)),
-        _count("texture", (1, 2, 3, 4)),
+        partial(_count, attribute="colour", counts=(0, 1, 2)),
+        partial(_count, attribute="shape", counts=(0, 1, 2, 3)),
+        partial(_count, attribute="size", counts=(1, 2, 3, 4)),
+        partial(_count, attribute="texture", counts=(1, 2, 3, 4)),
     ),
     "exist": tuple(
-        _exist(names)
+        partial(_exist, attributes=names)
         for names in (("colour",), ("colour", "shape"), ("size", "shape"), ("texture", "shape"), ("size", "colour"))
     ),
-    "colour": (_query("colour"),),
-    "shape": (_query("shape"),),
-    "size": (_query("size"),),
-    "texture": (_query("texture"),),
+    "colour": _of_each(_query, "colour"),
+    "shape": _of_each(_query, "shape"),
+    "size": _of_each(_query, "size"),
+    "texture": _of_each(_query, "texture"),
     "relation": (_relation,),
-    "same": tuple(_same(name) for name in ATTRIBUTES),
-    "compare": tuple(_compare(name) for name in ATTRIBUTES),
-    "spatial": (*(_spatial(name) for name in ATTRIBUTES), _extreme("colour"), _extreme("shape")),
+    "same": _of_each(_same, *ATTRIBUTES),
+    "compare": _of_each(_compare, *ATTRIBUTES),
+    "spatial": (*_of_each(_spatial, *ATTRIBUTES), *_of_each(_extreme, "colour", "shape")),
 }
 
 
@@ -270,11 +247,11 @@ def questions(
 def _propose(
     family: str, scene: Scene, *, random: Random, balance: Balance, texts: set[str], strict: bool
 ) -> Question | None:
-    for index in _shuffled(list(range(len(FORMS[family]))), random):
+    for index in _shuffled(range(len(FORMS[family])), random):
         key = (family, index)
-        for text, answer, *about in FORMS[family][index](scene, random):
+        for text, answer, about in FORMS[family][index](scene, random):
             if text not in texts and (not strict or balance.accepts(key, answer)):
                 texts.add(text)
                 balance.add(key, answer)
-                return Question(text, answer, family, about[0] if about else None)
+                return Question(text, answer, family, about)
     return None

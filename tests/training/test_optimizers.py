@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from simmim_export.training.muon import Muon, orthogonalize
+from simmim_export.training.optimizers import Muon, orthogonalize
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
