@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,7 +159,7 @@ def suggestions(records: list[dict[str, Any]]) -> list[Command]:
 
 def installed(program: str) -> str:
     """How to start ``program`` from this folder: its name if the shell finds it, else its path."""
-    path = Path(sys.executable).parent / program
+    path = Path(sysconfig.get_path("scripts")) / program
     if shutil.which(program) == str(path):
         return program
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

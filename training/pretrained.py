@@ -125,7 +125,8 @@ def _require_on_hub(source: str) -> None:
 
     This asks once. transformers would retry an unreachable hub for half a minute.
     """
-    from huggingface_hub import model_info, try_to_load_from_cache
+    with without_telemetry("huggingface_hub"):
+        from huggingface_hub import model_info, try_to_load_from_cache
 
     if not isinstance(try_to_load_from_cache(source, "config.json"), str):
         say(f"there is no folder {source!r}; looking for a model of that name on the hub", error=True)

@@ -393,8 +393,8 @@ def test_the_exporter_refuses_an_operator_that_no_device_would_open() -> None:
     from simmim_export.export.onnx import check
 
     model = add_model()
-    check(model, SPEC, 20)
+    check(model, SPEC, opset=20)
     model.graph.node.append(helper.make_node("Sin", ["x"], ["v"], name="wave"))
     with pytest.raises(GateFailed) as caught:
-        check(model, SPEC, 20)
+        check(model, SPEC, opset=20)
     assert "wave" in caught.value.what
