@@ -1,4 +1,4 @@
-"""The vocabulary: precisions, tensors and their kinds, graphs, pipelines and their verbs, and tolerances."""
+"""The vocabulary of all packages: precisions, tensors and their kinds, graphs, pipelines and their verbs, and tolerances."""
 
 from __future__ import annotations
 
