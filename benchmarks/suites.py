@@ -26,7 +26,7 @@ def targets(bundle: Path, pipelines: Sequence[str] | None, *, batch: int) -> tup
     limit = min(manifest.graph(name).axis(BATCH).maximum for name in graphs)
     if batch > limit:
         fix = f"give --batch {limit} or less, or export with --max-batch {batch}"
-        raise UsageError(f"batch {batch} is over the bundle's limit of {limit}", fix=fix)
+        raise UsageError(f"batch {batch} is above the bundle's limit of {limit}", fix=fix)
     return [*(f"graph:{name}" for name in graphs), *(f"pipeline:{p.name}" for p in chosen)], graphs
 
 

@@ -1,8 +1,8 @@
-"""Every error that a user can cause, with the exit code of a command that ends with it, and every warning.
+"""Every error that a user can cause, with the exit code that it gives a command, and every warning.
 
 ::
 
-    SimmimError                    (only its subclasses are raised)
+    SimmimError                    the base: only its subclasses are raised
     ├── UsageError            2    a wrong option or name, or an output that exists
     ├── EngineUnavailable     3    the engine, device or precision is not available here
     ├── GateFailed            4    a parity or accuracy gate was measured and missed
@@ -19,8 +19,9 @@ An error says what is wrong, where, and what to type next::
       where: bundel
       next:  make one: simmim-export onnx ckpt.pt -o BUNDLE
 
-Any other exception that ends a command is a bug: a traceback and exit code 1. Nothing falls back silently: whatever is not
-available is an error, and a result that is less than was asked for comes with one of the warnings below.
+If any other exception ends a command, that is a bug: the command prints a traceback and ends with exit code 1. Nothing falls back
+silently: asking for something that is not available is an error, and if a result is less than what was asked for, one of the
+warnings below says so.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class NotCaptured(UserWarning):
 
 
 class ShortcutLearned(UserWarning):
-    """A head is hardly better than a control that does not see the image. The message gives both figures."""
+    """A head is hardly better than a control that lacks part of the input. The message gives both figures."""
 
 
 class LeftOut(UserWarning):

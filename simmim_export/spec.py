@@ -1,4 +1,4 @@
-"""The vocabulary: precisions, tensors and their kinds, graphs, pipelines and their verbs, and tolerances."""
+"""The vocabulary of all packages: precisions, tensors and their kinds, graphs, pipelines and their verbs, and tolerances."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class PrecisionPlan:
         known = sorted(graphs)
         unknown = [graph for graph, _ in self.graphs if graph not in known]
         if unknown:
-            raise UsageError(f"unknown graph {', '.join(unknown)}", fix=f"choose among {', '.join(known)}")
+            raise UsageError(f"unknown graph {', '.join(map(repr, unknown))}", fix=f"choose among {', '.join(known)}")
 
     def __str__(self) -> str:
         if not self.graphs:

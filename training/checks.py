@@ -66,7 +66,7 @@ def check_finetune(job: Job, task: str, *, rehearse: int) -> None:
 def check_evaluate(checkpoint: Path, stream: str, *, scenes: int) -> None:
     """Raise :class:`UsageError` or :class:`InputError` if ``checkpoint`` cannot be measured on ``stream``."""
     if stream.startswith("train"):
-        raise UsageError(f"the model has learned from --stream {stream}", fix="choose test")
+        raise UsageError(f"the model was trained on --stream {stream}", fix="choose test")
     if stream == "samples":
         what = "--stream samples is for calibration; of a data set on disk it is part of the training data"
         raise UsageError(what, fix="choose test")

@@ -38,7 +38,7 @@ class Recipe:
         if self.steps is None and self.minutes is None:
             raise UsageError("give --minutes or --steps: how long to train", fix="add --minutes 3")
         if self.steps is not None and self.minutes is not None:
-            raise UsageError("--steps and --minutes exclude each other", fix="drop --steps, or drop --minutes")
+            raise UsageError("--steps and --minutes cannot be given together", fix="drop --steps, or drop --minutes")
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"--steps must be 1 or more, not {self.steps}", fix="give --steps 1000")
         if self.minutes is not None and not positive(self.minutes):

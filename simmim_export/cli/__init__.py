@@ -1,4 +1,4 @@
-"""The program ``simmim-export``. A command parses its options, calls, and prints."""
+"""The program ``simmim-export``. A command parses its options, calls the package that does the work, and prints the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the three programs share: apps and help, options, exit codes, JSON, tables, progress, warnings."""
+"""What the three programs share: help, options, exit codes, JSON, tables, progress bars and warnings."""
 
 from simmim_export.console.app import Version, new_app
 from simmim_export.console.exit_codes import run_app

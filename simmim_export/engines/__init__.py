@@ -1,4 +1,4 @@
-"""Engines by name. To add one, write a module, add a row to :data:`ENGINES`, and add an extra to pyproject.toml."""
+"""The engines, by name. To add one, write a module, a row in :data:`ENGINES`, and an extra in pyproject.toml."""
 
 from __future__ import annotations
 

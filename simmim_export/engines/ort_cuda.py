@@ -181,7 +181,7 @@ class OrtCudaEngine(OrtEngine):
     """ONNX Runtime's CUDA provider."""
 
     name = "ort@cuda"
-    install = f"on a machine with an NVIDIA GPU: pip uninstall -y onnxruntime && {INSTALL_GPU}"
+    install = f"on a machine with an NVIDIA GPU: pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_GPU}"
     graphs: ClassVar[bool] = False
 
     def why_unavailable(self) -> str | None:

@@ -1,1 +1,1 @@
-"""PyTorch to ONNX: trace, check the graph, probe it against PyTorch, write the bundle."""
+"""PyTorch to ONNX: trace each graph, check it, compare it with PyTorch at many shapes, and write the bundle."""

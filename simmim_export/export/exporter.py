@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: trace every graph, write its lower precisions, prove every file against PyTorch, publish."""
+"""Turns a checkpoint into a bundle: traces every graph, writes its lower precisions, and compares every file with PyTorch."""
 
 from __future__ import annotations
 

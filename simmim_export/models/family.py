@@ -1,9 +1,9 @@
-"""What a model family provides, and which families there are: the only way from a checkpoint to graphs.
+"""What a model family provides, and how the family of a checkpoint is found.
 
-A family is a kind of model that can be exported. The exporter and the PyTorch engine work on its :class:`SourceModel`, and find
-tensors by their kind, never by name. To add a family, write a class with the two methods of :class:`ModelFamily`, and name it in
-:data:`FAMILIES`, before SimMIM, or in the entry point group :data:`GROUP` of a package of your own. A whole family of under 80
-lines is in tests/contracts/second_family.py.
+A family is a kind of model that can be exported. The exporter and the PyTorch engine use only its :class:`SourceModel`, and find
+tensors by kind, never by name. To add a family, write a class with the name and the two methods of :class:`ModelFamily`. Then add
+it to :data:`FAMILIES`, before SimMIM, or register it in your own package under the entry point group :data:`GROUP`.
+tests/contracts/second_family.py is a complete family in under 80 lines.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Passes from ONNX to ONNX that change the number format that a graph computes in; one module for each pass."""
+"""Passes that turn an FP32 ONNX graph into one of lower precision. passes.py lists them."""

@@ -23,7 +23,7 @@ LEAST, ENOUGH = 8, 32
 # At most so many of each are used, because every graph runs all of them. On real weights, more samples changed no range.
 MOST = 128
 TEXTS = "texts.txt"
-_FIX = f"give a folder of {ENOUGH} or more pictures ({', '.join(SUFFIXES)}) and {TEXTS}, a text a line"
+_FIX = f"give a folder of {ENOUGH} or more pictures ({', '.join(SUFFIXES)}) and {TEXTS} with one text per line"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,7 +199,7 @@ def _line(key: str, name: str, *, limit: float, figures: Mapping[str, Any]) -> L
     """One limit beside the figures of one task or kind of embedding."""
     row = figures["embeddings" if key == "cosine" else "tasks"].get(name)
     if row is None:
-        return _made(key, name, limit=limit, reason="nothing held out travels with the model to measure it on")
+        return _made(key, name, limit=limit, reason="the bundle has no held-out examples to measure it on")
     if key == "cosine":
         measured = row["cosine_mean"]
     else:

@@ -1,4 +1,4 @@
-"""What a device runs: the host decodes and tokenizes, the graphs do everything else. Never imports PyTorch or ONNX."""
+"""What runs on a device: it decodes images, tokenizes texts and runs the graphs. Imports neither PyTorch nor onnx."""
 
 from simmim_export.runtime.loading import load
 from simmim_export.runtime.model import Model

@@ -121,7 +121,9 @@ def read_texts(path: Path) -> list[Item]:
         if not path.exists():
             raise TextError("no such file of texts", where=path, fix="check the path")
         if path.is_dir():
-            raise TextError("not a file of texts but a folder", where=path, fix="give a file with one text per line")
+            raise TextError(
+                "this is a folder, not a file of texts", where=path, fix="give a file with one text per line"
+            )
         data = path.read_bytes()
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:

@@ -295,7 +295,11 @@ def _flatten(image: Image.Image, where: object) -> Image.Image:
             gray[values == image.info["transparency"]] = 255
         image = Image.fromarray(gray)
     if image.mode == "F":  # Any number may be white, and a wrong guess would be black without a word.
-        raise ImageError("a picture of floats has no known white", where=where, fix="save it with 8 or 16 bits")
+        raise ImageError(
+            "the image has floating-point pixels, whose range is not known",
+            where=where,
+            fix="save it with 8 or 16 bits",
+        )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, (255, 255, 255, 255))

@@ -1,4 +1,4 @@
-"""The verbs that a user calls on an open bundle. Names, labels and sizes come from its manifest."""
+"""The verbs that a user calls on an open bundle. The names of tensors, the labels and the sizes come from its manifest."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The machine that this runs on: files, processes, processor, GPU driver, packages."""
+"""The machine that we run on: files, caches, processes, signals, the processor, the GPU driver, installed packages."""

@@ -69,7 +69,7 @@ class _Images:
             given = [name for name in group if row[name]]
             if given and given != list(group):
                 empty = next(name for name in group if not row[name])
-                raise DataError(f"the row has no {empty} to its {given[0]}", where=where, fix=_FIX)
+                raise DataError(f"the row has {given[0]!r} but not {empty!r}", where=where, fix=_FIX)
             any_given = any_given or bool(given)
         if not any_given:
             fix = "give a question and its answer, a caption or a label"
