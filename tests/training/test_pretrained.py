@@ -256,7 +256,7 @@ def others(name: str):
 
 KINDS = {
     "clip": "image encoder and a text encoder",
-    "clip-text": "of a family",
+    "clip-text": "other results",
     "siglip": "image encoder and a text encoder",
     "dual": "image encoder and a text encoder",
     "t5": "an encoder and a decoder",
@@ -265,8 +265,8 @@ KINDS = {
     "llama": "a decoder",
     "bert-decoder": "a decoder",
     "vit": "an image encoder",
-    "deberta": "of a family",
-    "convbert": "of a family",
+    "deberta": "other results",
+    "convbert": "other results",
 }
 
 
