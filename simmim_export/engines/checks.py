@@ -16,6 +16,9 @@ from simmim_export.system.host import available_threads, has_integer_dot
 # What an artifact may need of a machine (``needs`` in its built_for): INT8 products that do not saturate.
 INTEGER_DOT = "integer_dot"
 
+# More threads than any machine has; engines fail in ways of their own over far too many.
+MOST_THREADS = 4096
+
 
 def check_feeds(
     feeds: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...], *, axes: tuple[Axis, ...] = ()
@@ -120,10 +123,14 @@ def require_hint(engine: str, hint: str, *, has: tuple[str, ...]) -> None:
 
 def threads_for(threads: int | None) -> int:
     """``threads``, or what this process may use for None. Raise :class:`UsageError` for fewer than one and for anything but a
-    whole number."""
+    whole number, and for more than :data:`MOST_THREADS`."""
     if threads is None:
         return available_threads()
-    return require_count("threads", threads, fix="give 1 or more, or None for what this process may use")
+    fix = f"give 1 to {MOST_THREADS}, or None for what this process may use"
+    count = require_count("threads", threads, fix=fix)
+    if count > MOST_THREADS:
+        raise UsageError(f"threads is {count}", fix=fix)
+    return count
 
 
 def require_count(name: str, value: Any, *, least: int = 1, fix: str | None = None) -> int:

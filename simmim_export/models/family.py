@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import distributions
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from simmim_export.errors import CheckpointError, EngineUnavailable
+from simmim_export.errors import CheckpointError, EngineUnavailable, SimmimError
 from simmim_export.spec import GraphSpec, Pipeline
 
 if TYPE_CHECKING:
@@ -91,11 +92,10 @@ def family_of(path: Path) -> ModelFamily:
     """The family whose checkpoint is at ``path``. Families of other packages are asked first, and SimMIM last.
 
     Raise :class:`CheckpointError`, with the last family's reason, if no family recognizes the checkpoint, and
-    :class:`EngineUnavailable` if a family of another package cannot be imported.
+    :class:`EngineUnavailable`, naming the package, if the code of another package's family fails.
     """
     refusal = CheckpointError("no such model family", where=path)
-    for cls in (*_installed(), *map(_imported, FAMILIES.values())):
-        family: ModelFamily = cls()
+    for family in (*_installed(), *(_imported(place)() for place in FAMILIES.values())):
         try:
             family.recognize(path)
         except CheckpointError as error:
@@ -105,7 +105,40 @@ def family_of(path: Path) -> ModelFamily:
     raise refusal
 
 
-def _installed() -> Iterator[Any]:
+class _PackagedFamily:
+    """A family of another package. Whatever goes wrong in its code is an error that names the package."""
+
+    def __init__(self, entry: EntryPoint, package: str) -> None:
+        self._package, self.name = package, entry.name
+        with self._guard("be imported"):
+            self._family: ModelFamily = entry.load()()
+            self.name = str(self._family.name)
+
+    def recognize(self, path: Path) -> None:
+        with self._guard("look at the checkpoint"):
+            self._family.recognize(path)
+
+    def load(self, path: Path, *, max_batch: int, attention: bool) -> SourceModel:
+        with self._guard("load the checkpoint"):
+            model = self._family.load(path, max_batch=max_batch, attention=attention)
+            if not isinstance(model, SourceModel):
+                raise TypeError(f"load returned {type(model).__name__}, not a SourceModel")
+            return model
+
+    @contextmanager
+    def _guard(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except SimmimError:
+            raise
+        # Another package's code can raise anything, and even end the process.
+        except (Exception, SystemExit) as error:
+            why = f"{type(error).__name__}: {error}".removesuffix(": ")
+            what = f"the model family {self.name!r} of the package {self._package} cannot {doing}: {why}"
+            raise EngineUnavailable(what, fix=f"repair it, or pip uninstall {self._package}") from error
+
+
+def _installed() -> Iterator[_PackagedFamily]:
     """The families of installed packages.
 
     A package in the working directory is not installed, even where ``python -m`` searches there: a stranger may have put it
@@ -117,14 +150,15 @@ def _installed() -> Iterator[Any]:
         here = None
     folders = [folder for folder in sys.path if Path(folder).is_absolute() and Path(folder).resolve() != here]
     for distribution in distributions(path=folders):
-        for entry in distribution.entry_points.select(group=GROUP):
-            try:
-                yield entry.load()
-            # The import of another package can raise anything.
-            except Exception as error:
-                package = distribution.metadata["Name"]
-                what = f"the model family {entry.name!r} of the package {package} cannot be imported: {error}"
-                raise EngineUnavailable(what, fix=f"install what it needs, or pip uninstall {package}") from error
+        try:
+            text = distribution.read_text("entry_points.txt") or ""
+            entries = list(distribution.entry_points.select(group=GROUP)) if GROUP in text else []
+            package = str(distribution.metadata["Name"])
+        # The metadata of a package that has nothing to do with us may be damaged.
+        except (ValueError, KeyError, AttributeError):
+            continue
+        for entry in entries:
+            yield _PackagedFamily(entry, package)
 
 
 def _imported(place: str) -> Any:

@@ -81,7 +81,9 @@ class Model:
 
         Raise :class:`UsageError`, which names the verbs that this bundle has, if there is none.
         """
-        manifest = self.bundle.manifest
+        if verb not in tuple(Verb):
+            raise UsageError(f"unknown verb {verb!r}", fix=f"choose one of {', '.join(Verb)}")
+        manifest, verb = self.bundle.manifest, Verb(verb)
         pipeline = manifest.pipeline_for(verb, clip=clip)
         if pipeline is not None:
             return pipeline
@@ -195,7 +197,7 @@ class Model:
 
     def classify(self, image: ImageSource | EncodedImage, *, top_k: int = 3) -> list[Answer]:
         """The ``top_k`` most probable classes of an image or clip, best first."""
-        return self._best(Verb.CLASSIFY, image, texts=None, top_k=top_k)[0]
+        return self._best(Verb.CLASSIFY, image, texts=(), top_k=top_k)[0]
 
     def classify_text(
         self, image: ImageSource | EncodedImage, texts: Sequence[str], *, top_k: int = 3
@@ -249,7 +251,7 @@ class Model:
         return self.pipeline(verb, clip=image.clip), image
 
     def _best(
-        self, verb: Verb, image: ImageSource | EncodedImage, *, texts: Sequence[str] | None, top_k: int
+        self, verb: Verb, image: ImageSource | EncodedImage, *, texts: Sequence[str], top_k: int
     ) -> list[list[Answer]]:
         top_k = require_count("top_k", top_k)
         pipeline, encoded = self._prepare(verb, image)
@@ -264,10 +266,10 @@ class Model:
             for row, best in zip(scores, ranked, strict=True)
         ]
 
-    def _scores(self, pipeline: Pipeline, encoded: EncodedImage, *, texts: Sequence[str] | None) -> np.ndarray:
+    def _scores(self, pipeline: Pipeline, encoded: EncodedImage, *, texts: Sequence[str]) -> np.ndarray:
         """The softmax of the logits of one image with each of n texts, or of the image alone: float32 [n, classes]."""
         logits = pipeline.outputs[0]
-        if texts is None:
+        if pipeline.verb is Verb.CLASSIFY:
             return softmax(self._run(pipeline, encoded.tensors)[logits])
         rows = []
         for tokens in self._preprocessor.text_batches(

@@ -60,7 +60,7 @@ def as_path(argument: str, value: object) -> Path:
     """``value`` as a path. Raise :class:`UsageError`, naming the ``argument``, unless it is a str or an os.PathLike."""
     if isinstance(value, str | os.PathLike):
         path = os.fspath(value)
-        if isinstance(path, str):
+        if isinstance(path, str) and "\0" not in path:
             return Path(path)
     raise UsageError(f"{argument} is {value!r}, which is not a path", fix="give a string or a pathlib.Path")
 

@@ -279,8 +279,29 @@ def test_a_package_in_the_working_directory_adds_no_family(tmp_path: Path, safe:
     assert done.returncode == 5 and "none.safetensors" in done.stderr, done.stderr
 
 
-def test_a_family_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
+FAMILY = "class SecondFamily:\n    name = 'second'\n"
+BROKEN = {
+    "an import that fails": "import a_package_that_is_not_there",
+    "an import that ends the process": "raise SystemExit(0)",
+    "a family that is not a class": "SecondFamily = 3",
+    "a family that fails to look": f"{FAMILY}    def recognize(self, path):\n        raise ValueError",
+    "a family that ends the process": f"{FAMILY}    def recognize(self, path):\n        raise SystemExit(0)",
+    "a family that loads nothing": f"{FAMILY}    recognize = load = lambda self, path, **_: None",
+}
+
+
+@pytest.mark.parametrize("source", BROKEN.values(), ids=BROKEN)
+def test_a_package_whose_family_is_broken_is_named(tmp_path: Path, tiny_checkpoint: Path, source: str) -> None:
     site = install(tmp_path / "site")
-    (site / "second_family.py").write_text("import a_package_that_is_not_there\n")
-    done = run_in(tmp_path, site)("cli", "onnx", "none.safetensors", "-o", tmp_path / "bundle")
+    (site / "second_family.py").write_text(source + "\n")
+    done = run_in(tmp_path, site)("cli", "onnx", tiny_checkpoint, "-o", tmp_path / "bundle")
     assert done.returncode == 3 and "second-family" in done.stderr, done.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_damaged_metadata_of_another_package_does_no_harm(tmp_path: Path) -> None:
+    folder = tmp_path / "site/other-1.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "entry_points.txt").write_bytes(b"\xff\xfe[simmim_export.families]")
+    done = run_in(tmp_path, tmp_path / "site")("cli", "onnx", "none.pt", "-o", tmp_path / "bundle")
+    assert done.returncode == 5 and "none.pt" in done.stderr, done.stderr

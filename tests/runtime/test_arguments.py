@@ -31,7 +31,7 @@ def model(every_bundle: Path) -> Iterator[simmim_export.Model]:
         *[("precision", value) for value in (8, 8.0, True, b"int8", ["int8"], {"fusion": "int8"})],
         *[("device", value) for value in (1, True, b"cuda")],
         *[("checkpoint", value) for value in (5, b"ckpt.pt", ["ckpt.pt"])],
-        *[("threads", value) for value in ("2", True, 2.5, 2.0, np.float32(2), np.bool_(True), [2], 0, -1)],
+        *[("threads", value) for value in ("2", True, 2.5, 2.0, np.float32(2), np.bool_(True), [2], 0, -1, 10**11)],
         *[("hint", value) for value in (3, None, b"latency")],
     ],
 )
@@ -180,3 +180,24 @@ def test_an_encoded_clip_works_in_other_engines_and_only_with_verbs_for_clips(
         with pytest.raises(UsageError) as caught:
             verb(clip, ["red"])
         assert verb.__name__ in caught.value.what and "answer" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("path", ["bundle\0", "\0"])
+def test_a_path_with_a_null_character_is_an_error(path: str) -> None:
+    with pytest.raises(UsageError):
+        simmim_export.load(path)
+
+
+def test_a_verb_is_found_by_its_name(tiny_bundle: Path) -> None:
+    with simmim_export.load(tiny_bundle) as model:
+        assert model.pipeline("answer").labels == "vqa"  # type: ignore[arg-type]
+        with pytest.raises(UsageError):
+            model.pipeline("reply")  # type: ignore[arg-type]
+
+
+def test_no_texts_at_all_are_an_error(tiny_bundle: Path, picture: Path) -> None:
+    with simmim_export.load(tiny_bundle) as model:
+        for verb in (model.match, model.answers):
+            with pytest.raises(UsageError) as caught:
+                verb(picture, None)  # type: ignore[arg-type]
+            assert "list of texts" in caught.value.what
