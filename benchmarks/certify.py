@@ -26,6 +26,7 @@ from simmim_export.spec import Precision, PrecisionPlan, Variant
 from simmim_export.system.files import digest
 from simmim_export.system.host import fingerprint
 from simmim_export.system.plain import as_json
+from simmim_export.system.watch import Watch
 
 # The types of nodes that run at a precision, as proofs of engines name them.
 _KINDS = {Precision.FP16: ("float16",), Precision.BF16: ("bfloat16",), Precision.INT8: ("int8", "uint8")}
@@ -74,7 +75,7 @@ def certify(
     budget: Budget,
     strict: bool,
     rounds: int,
-    watch: driver.Watch,
+    watch: Watch,
 ) -> list[Certificate]:
     """A certificate for each of ``contestants``, measured together in alternated rounds.
 
@@ -208,7 +209,7 @@ def references(
     measured: driver.Measured,
     witness: driver.Contestant,
     plan: driver.Plan,
-    watch: driver.Watch,
+    watch: Watch,
 ) -> dict[driver.Contestant, Line]:
     """For each contestant the line that says whether the graphs at FP32 give the references in the evidence. Without this line,
     altered references could make any precision look exact.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from simmim_export.engines import get_engine, on_device, require_engine
 from simmim_export.errors import GateFailed
 from simmim_export.proof.certificate import PLANNED
 from simmim_export.spec import Precision, PrecisionPlan
+from simmim_export.system.watch import Watch, unwatched
 from simmim_export.system.workers import Worker
 
-Watch = Callable[[str, int, int], None]
 FP32 = str(Precision.FP32)
 
 
@@ -102,7 +102,7 @@ def open_bundle(worker: Worker, contestant: Contestant, *, plan: Plan) -> Opened
     )
 
 
-def measure(plan: Plan, watch: Watch = lambda *_: None) -> Measured:
+def measure(plan: Plan, watch: Watch = unwatched) -> Measured:
     """Open one worker for each engine; then in each round let each engine run each target once, while the others are idle.
 
     The order of engines turns by one place each round, so that none always follows the same other. Raise :class:`GateFailed` if

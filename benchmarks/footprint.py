@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import simmim_export
 from simmim_export.errors import BundleError, GateFailed, UsageError
 from simmim_export.system.children import python_code, python_command, run
+from simmim_export.system.watch import Watch, unwatched
 
 FORBIDDEN = ("torch", "torchvision", "transformers", "onnx", "accelerate")
 RUNS = 5
@@ -44,11 +45,9 @@ memory = next(int(line.split()[1]) for line in open("/proc/self/status") if line
 print(json.dumps({"done": done, "started": started, "opened": opened, "memory": memory * 1024, "dim": vectors.shape[1]}))
 """
 
-Watch = Callable[[str, int, int], None]
-
 
 def footprint(
-    bundle: Path, *, source: Path | None, environment: Path | None, watch: Watch = lambda *_: None
+    bundle: Path, *, source: Path | None, environment: Path | None, watch: Watch = unwatched
 ) -> dict[str, Any]:
     """Install ``source``[ort] into a fresh environment (or use ``environment``), check what is in it, and measure it.
 

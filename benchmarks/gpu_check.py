@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.benchmarks import document as files
-from simmim_export.benchmarks.driver import Contestant, Watch
+from simmim_export.benchmarks.driver import Contestant
 from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio, percentile
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.engines import versions
@@ -25,6 +25,7 @@ from simmim_export.errors import GateFailed
 from simmim_export.system import nvidia
 from simmim_export.system.children import PROGRAMS, QUOTED_LINES, python_command, run
 from simmim_export.system.host import fingerprint
+from simmim_export.system.watch import Watch, unwatched
 
 SCHEMA = 1
 FILE = Path("gpu-certificate.json")
@@ -70,7 +71,7 @@ class Record:
 
     steps: list[Step] = field(default_factory=list)
     save: Callable[[Record], None] = lambda record: None
-    watch: Watch = lambda *_: None
+    watch: Watch = unwatched
 
     def passed(self, name: str) -> bool:
         """Whether the step called ``name`` was run and passed."""

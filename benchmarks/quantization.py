@@ -24,6 +24,7 @@ from simmim_export.runtime import load
 from simmim_export.spec import Variant
 from simmim_export.system.children import our_command, run
 from simmim_export.system.files import digest
+from simmim_export.system.watch import Watch
 
 EXACT = driver.Contestant("ort")
 GRAPH = "text_encoder"
@@ -111,7 +112,7 @@ def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -
 
 
 def measure(
-    bundle: Path, contestants: Sequence[driver.Contestant], texts: Sequence[str], rounds: int, watch: driver.Watch
+    bundle: Path, contestants: Sequence[driver.Contestant], texts: Sequence[str], rounds: int, watch: Watch
 ) -> dict[str, Any]:
     """``rows`` has for each contestant its agreement with ONNX Runtime at FP32, and its latency at batch 1 as a share of the same
     engine's at FP32 if that takes part (with a 95 % interval). ``cut`` counts sentences over the limit.

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from simmim_export.system.children import our_command, run
 from simmim_export.system.host import available_threads
+from simmim_export.system.watch import Watch
 
 # preset -> (images in a batch, steps). Larger presets get fewer of both, so that a figure takes a minute at most.
 SIZES = {"tiny": (32, 40), "small": (8, 6), "base": (4, 3), "large": (4, 3)}
 # How preset tiny grows: images in a batch with 8 questions each, then questions per image in a batch of 16.
 IMAGES, QUESTIONS = (4, 8, 16, 32, 64), (1, 2, 4, 8, 16)
-
-Watch = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import typer
 from simmim_export.console.options import AsJson, Overwrite
 
 if TYPE_CHECKING:
+    from simmim_export.system.watch import Watch
     from simmim_export.training.options import Job
-    from simmim_export.training.progress import Watch
 
 DATA, MODEL, EXPERTS = "Data", "Model", "For experts"
 

@@ -13,13 +13,13 @@ from simmim_export.console import say
 from simmim_export.errors import CheckpointError, DataError, UsageError
 from simmim_export.models.simmim.checkpoint import Checkpoint, build, load
 from simmim_export.models.simmim.model import SimMIM
+from simmim_export.system.watch import Watch
 from simmim_export.training.data.base import Data
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.evaluation import EVALUATORS
 from simmim_export.training.evaluation.pointing import pointing_game
 from simmim_export.training.options import TASKS, DataRequest, Job
 from simmim_export.training.processes import state
-from simmim_export.training.progress import Watch
 from simmim_export.training.tokenizer import check_lengths, read_tokenizer
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.system.watch import Watch
 from simmim_export.training.data import DATASETS, GENERATED, DataChoice
-from simmim_export.training.progress import Watch
 from simmim_export.training.recipe import Recipe
 
 # The objectives of pretraining. Those that compare captions need two images in a batch.

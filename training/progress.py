@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-
-# Called with a line of text, and how much is done of how much.
-Watch = Callable[[str, int, int], None]
 
 
 def clock(seconds: float) -> str:

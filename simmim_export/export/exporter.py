@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,12 +28,7 @@ from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.spec import GraphSpec, Kind, Precision, Variant
 from simmim_export.system.files import digest
-
-Progress = Callable[[str, int, int], None]
-
-
-def _quiet(step: str, done: int, total: int) -> None:
-    """The progress of a caller who does not watch."""
+from simmim_export.system.watch import Watch, unwatched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +49,7 @@ def export_bundle(
     max_batch: int = MAX_BATCH,
     attention: bool = False,
     lower: Lower = Lower(),
-    progress: Progress = _quiet,
+    progress: Watch = unwatched,
 ) -> Exported:
     """Export every graph of ``checkpoint`` to a bundle at ``output``.
 
@@ -120,7 +114,7 @@ class _Steps:
     draft: Manifest
     staging: Staging
     lower: Lower
-    progress: Progress
+    progress: Watch
     _begun: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

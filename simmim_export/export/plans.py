@@ -11,11 +11,12 @@ from simmim_export.bundle import Manifest
 from simmim_export.engines import get_engine
 from simmim_export.export.variants import EngineChoices, VariantFiles
 from simmim_export.planning.judge import Judge
-from simmim_export.planning.planner import Planner, SearchResult, Watch
+from simmim_export.planning.planner import Planner, SearchResult
 from simmim_export.precision.passes import VARIANTS
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.spec import Precision, Variant
+from simmim_export.system.watch import Watch
 
 # Plans are searched for these engines, where they are installed.
 PLANNED_ENGINES = ("ort", "openvino")

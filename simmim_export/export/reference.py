@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from simmim_export.bundle import Manifest
 from simmim_export.engines.torch import TorchSession
 from simmim_export.models.family import SourceModel
@@ -12,14 +10,13 @@ from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.examine import Examiner
 from simmim_export.proof.fitting import require_fit
 from simmim_export.runtime.text import Tokenizer
+from simmim_export.system.watch import Watch
 
 # Larger than the batch of a device. The answers are the same, and come sooner.
 BATCH = 64
 
 
-def make_evidence(
-    model: SourceModel, manifest: Manifest, *, where: object, watch: Callable[[str, int, int], None]
-) -> Evidence:
+def make_evidence(model: SourceModel, manifest: Manifest, *, where: object, watch: Watch) -> Evidence:
     """The model's evidence with PyTorch's FP32 outputs for it.
 
     A model that has none (because it is untrained, or was imported) gives its samples: those that calibration does not use,

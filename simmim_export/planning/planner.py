@@ -11,7 +11,7 @@ greedy. Each step measures a trial on the model's own task, with a paired interv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +21,10 @@ from simmim_export.planning.judge import Candidate
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.records import Line
 from simmim_export.spec import Precision, PrecisionPlan
+from simmim_export.system.watch import Watch
 
 # A precision must take at most this share of FP32's time to be worth anything. Medians of a noisy machine differ by the rest.
 WORTH = 0.97
-Watch = Callable[[str, int, int], None]
 # A precision for every graph.
 _Precisions = Mapping[str, Precision]
 # A graph, its precision, and its groups that stay float.

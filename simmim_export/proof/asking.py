@@ -17,8 +17,9 @@ from simmim_export.engines.base import Session
 from simmim_export.engines.pipeline import run_graphs
 from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, graphs_behind
 from simmim_export.proof.evidence import Evidence
-from simmim_export.proof.rows import Keep, Rows, RowSession, Watch
+from simmim_export.proof.rows import Keep, Rows, RowSession
 from simmim_export.spec import BATCH, GraphSpec, Kind, Pipeline, TensorSpec
+from simmim_export.system.watch import Watch, unwatched
 
 # So many versions of the outputs of each graph are kept: with fewer, a planner that goes back and forth would ask again.
 KEPT = 4
@@ -48,7 +49,7 @@ class Asker:
         evidence: Evidence,
         *,
         tokens: Callable[[list[str]], Mapping[str, np.ndarray]],
-        watch: Watch = lambda step, done, total: None,
+        watch: Watch = unwatched,
         batch: int | None = None,
     ) -> None:
         self.evidence = evidence

@@ -16,8 +16,8 @@ from simmim_export.engines.base import Session
 from simmim_export.errors import GateFailed
 from simmim_export.proof.parity import cut, padded_axes
 from simmim_export.spec import GraphSpec
+from simmim_export.system.watch import Watch
 
-Watch = Callable[[str, int, int], None]
 Keep = Callable[[tuple[str, ...], Callable[[], Any]], Any]
 # What a tensor has a row for, beside each image and each distinct text.
 QUESTIONS = "questions"

@@ -24,6 +24,7 @@ from simmim_export.errors import UsageError
 from simmim_export.proof.parity import compare
 from simmim_export.spec import GraphSpec, Precision, PrecisionPlan
 from simmim_export.system.files import locked
+from simmim_export.system.watch import Watch
 
 LOCK = ".lock"
 
@@ -50,7 +51,7 @@ def build(
     plan: PrecisionPlan,
     request: Request,
     modules: Callable[[Path], Callable[[str], str]],
-    watch: Callable[[str, int, int], None],
+    watch: Watch,
 ) -> list[Built]:
     """Build a plan file for every graph at the precision that ``plan`` has for it.
 

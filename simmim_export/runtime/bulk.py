@@ -17,9 +17,9 @@ from simmim_export.runtime.model import Model
 from simmim_export.spec import Verb
 from simmim_export.system.files import reading
 from simmim_export.system.outputs import destination, replacing
+from simmim_export.system.watch import Watch, unwatched
 
 Row = TypeVar("Row")
-Watch = Callable[[str, int, int], None]
 # Files with these suffixes are the pictures of a folder: the usual suffixes of all formats that we read.
 PICTURES = (*SUFFIXES, ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".mpo", ".ico", ".avif", ".jp2", ".jpe", ".jfif")
 # NumPy stores every text at the width of the longest, so a single long text among many would take all memory.
@@ -142,7 +142,7 @@ def run_each(
     compute: Callable[[list[Any]], Iterable[Row]],
     batch: int,
     strict: bool = False,
-    watch: Watch = lambda *_: None,
+    watch: Watch = unwatched,
     failed: Callable[[Failure], None] = lambda failure: None,
 ) -> Outcome[Row]:
     """Call ``prepare(index, value)`` for each item, and ``compute`` with lists of at most ``batch`` of the results.

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simmim_export.models.simmim.model import SimMIM
+from simmim_export.system.watch import Watch, unwatched
 from simmim_export.training.data.base import ONCE, UNSEEN, Data
 from simmim_export.training.evaluation.controls import (
     WouldBeRight,
@@ -22,7 +23,6 @@ from simmim_export.training.evaluation.controls import (
     other_order,
 )
 from simmim_export.training.evaluation.statistics import BATCH, CONTROL_SCENES, Hits, accuracy, batches
-from simmim_export.training.progress import Watch
 from simmim_export.training.tokenizer import encode
 
 
@@ -163,9 +163,7 @@ def would_be_right(answers: np.ndarray, scores: np.ndarray | None, text: np.ndar
     return answers[text, None] == guess if scores is None else scores[text][:, guess] > 0
 
 
-def question_only(
-    data: Data, scenes: int = CONTROL_SCENES, *, watch: Watch = lambda *_: None
-) -> Callable[[str, str], int]:
+def question_only(data: Data, scenes: int = CONTROL_SCENES, *, watch: Watch = unwatched) -> Callable[[str, str], int]:
     """A predictor (text, family) -> answer index that learned from questions and answers of ``data``, but saw no image.
 
     Questions whose answer is not one of the classes are skipped.

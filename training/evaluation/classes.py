@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from simmim_export.models.simmim.model import SimMIM
+from simmim_export.system.watch import Watch
 from simmim_export.training.data.base import ONCE, UNSEEN, Data
 from simmim_export.training.evaluation.answers import Asked, seen, would_be_right
 from simmim_export.training.evaluation.statistics import BATCH, Hits, batches
-from simmim_export.training.progress import Watch
 
 # Number of training images whose labels the majority control counts.
 _MAJORITY_IMAGES = 1024

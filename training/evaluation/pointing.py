@@ -10,11 +10,11 @@ from tokenizers import Tokenizer
 
 from simmim_export.errors import UsageError
 from simmim_export.models.simmim.model import SimMIM
+from simmim_export.system.watch import Watch
 from simmim_export.training.data.base import QUESTIONS
 from simmim_export.training.data.shapes import Shapes
 from simmim_export.training.data.shapes.scene import place
 from simmim_export.training.evaluation.statistics import BATCH, Hits, accuracy, batches
-from simmim_export.training.progress import Watch
 from simmim_export.training.tokenizer import encode
 
 

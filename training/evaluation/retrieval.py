@@ -12,9 +12,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from simmim_export.models.simmim.model import SimMIM
+from simmim_export.system.watch import Watch
 from simmim_export.training.data.base import CAPTIONS, Batch, Data
 from simmim_export.training.evaluation.statistics import BATCH, accuracy, batches
-from simmim_export.training.progress import Countdown, Watch
+from simmim_export.training.progress import Countdown
 from simmim_export.training.tokenizer import encode
 
 CUTS = (1, 5, 10)

@@ -10,8 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from simmim_export.models.simmim.model import SimMIM
+from simmim_export.system.watch import Watch
 from simmim_export.training.data.base import Data
-from simmim_export.training.progress import Countdown, Watch
+from simmim_export.training.progress import Countdown
 
 BATCH = 64
 # Number of training images whose questions the question-only control learns from.

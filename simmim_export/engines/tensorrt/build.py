@@ -22,6 +22,7 @@ from simmim_export.errors import BundleError, EngineUnavailable, NoCache, UsageE
 from simmim_export.spec import GraphSpec
 from simmim_export.system.cache import cache_folder
 from simmim_export.system.outputs import replacing
+from simmim_export.system.watch import Watch
 
 
 def build_plan_file(
@@ -32,7 +33,7 @@ def build_plan_file(
     target: Target,
     free: int,
     module_of: Callable[[str], str],
-    watch: Callable[[str, int, int], None],
+    watch: Watch,
 ) -> bytes:
     """The content of a plan file for the ONNX file ``graph`` on the current GPU, which has ``free`` bytes of memory.
 

@@ -7,10 +7,11 @@ TensorRT, so import it inside functions.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from functools import cache
 
 import tensorrt as trt
+
+from simmim_export.system.watch import Watch
 
 SHOWN = 5
 
@@ -47,7 +48,7 @@ class Monitor(trt.IProgressMonitor):
     """Passes progress on as ``watch(step, done, total)``. If ``watch`` raises, the build is canceled, and :meth:`reraise` raises
     that error afterwards."""
 
-    def __init__(self, title: str, watch: Callable[[str, int, int], None]) -> None:
+    def __init__(self, title: str, watch: Watch) -> None:
         trt.IProgressMonitor.__init__(self)
         self._title, self._watch = title, watch
         self._steps: dict[str, int] = {}

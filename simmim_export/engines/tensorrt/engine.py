@@ -21,6 +21,7 @@ from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system.conflicts import installed
 from simmim_export.system.files import digest
 from simmim_export.system.outputs import replacing
+from simmim_export.system.watch import Watch
 
 if TYPE_CHECKING:
     from simmim_export.engines.tensorrt.session import TrtSession
@@ -136,7 +137,7 @@ class TrtEngine:
         request: Request,
         prove: Callable[[Session], dict[str, Any]],
         module_of: Callable[[str], str],
-        watch: Callable[[str, int, int], None],
+        watch: Watch,
     ) -> plan_files.Sidecar:
         """Build the ONNX file ``graph`` to the plan file ``path``. Keep it only if it computes in ``precision`` and ``prove``
         returns (the figures of its parity).
