@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -179,6 +179,39 @@ class GraphSpec:
             if axis.name == name:
                 return axis
         raise KeyError(name)
+
+
+def fed_tensors(graphs: Iterable[GraphSpec]) -> dict[Kind, TensorSpec]:
+    """The tensors that the host feeds to ``graphs``, by kind."""
+    fed: dict[Kind, TensorSpec] = {}
+    for graph in graphs:
+        for tensor in graph.inputs:
+            if tensor.kind in FED:
+                fed.setdefault(tensor.kind, tensor)
+    return fed
+
+
+def graphs_of_images(graphs: Sequence[GraphSpec], *, clip: bool = False) -> list[GraphSpec]:
+    """Those of ``graphs`` that read an image alone, or with ``clip`` a clip, and do not give logits, in order."""
+    kinds = {Kind.FRAMES, Kind.FRAME_MASK} if clip else {Kind.IMAGE}
+    known = {tensor.name for graph in graphs for tensor in graph.inputs if tensor.kind in kinds}
+    chosen = []
+    for graph in graphs:
+        if {tensor.name for tensor in graph.inputs} <= known and not graph.is_head:
+            known |= {tensor.name for tensor in graph.outputs}
+            chosen.append(graph)
+    return chosen
+
+
+def graphs_of_frames(graphs: Sequence[GraphSpec], stacked: str) -> list[GraphSpec]:
+    """Those of ``graphs`` through which the host takes every frame of a clip, in order: they make ``stacked``, which the host
+    stacks over the frames. The pipelines for clips do not name them. Empty for a model without clips."""
+    wanted, chosen = {stacked}, list[GraphSpec]()
+    for graph in reversed(graphs_of_images(graphs)):
+        if wanted & {tensor.name for tensor in graph.outputs}:
+            wanted |= {tensor.name for tensor in graph.inputs}
+            chosen.insert(0, graph)
+    return chosen
 
 
 @dataclass(frozen=True)

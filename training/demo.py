@@ -26,7 +26,7 @@ from rich.text import Text
 from simmim_export.console import run_app, say
 from simmim_export.console.metrics import control_accuracies
 from simmim_export.console.output import SafeConsole
-from simmim_export.system.children import PROGRAMS, child_environment, python_command
+from simmim_export.system.children import child_environment, our_command
 from simmim_export.training.progress import clock
 
 FOLDER = Path("demo")
@@ -209,7 +209,7 @@ def perform(stage: Stage) -> None:
             log.write(f"\n$ {shlex.join((program, *words))}\n")
             log.flush()
             process = subprocess.Popen(
-                python_command(PROGRAMS[program], *words), stdout=log, stderr=subprocess.STDOUT, env=child_environment()
+                our_command(program, *words), stdout=log, stderr=subprocess.STDOUT, env=child_environment()
             )
             try:
                 code = process.wait()

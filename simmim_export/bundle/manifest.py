@@ -21,7 +21,18 @@ from simmim_export.bundle.checks.files import REQUIRED_FILES
 from simmim_export.bundle.checks.problem import Problem, refusal
 from simmim_export.bundle.schema import MAX_BYTES, MAX_DEPTH, ManifestRow
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
-from simmim_export.spec import FED, GraphSpec, Kind, Pipeline, Precision, TensorSpec, Variant, Verb
+from simmim_export.spec import (
+    GraphSpec,
+    Kind,
+    Pipeline,
+    Precision,
+    TensorSpec,
+    Variant,
+    Verb,
+    fed_tensors,
+    graphs_of_frames,
+    graphs_of_images,
+)
 from simmim_export.system.files import parse_json
 from simmim_export.system.plain import as_json
 
@@ -96,21 +107,16 @@ class Manifest:
 
     def takes(self, pipeline: Pipeline) -> Mapping[Kind, TensorSpec]:
         """What the host feeds to ``pipeline``, by kind: the inputs of its graphs that no graph gives."""
-        return {
-            tensor.kind: tensor for name in pipeline.graphs for tensor in self.graph(name).inputs if tensor.kind in FED
-        }
+        return fed_tensors(map(self.graph, pipeline.graphs))
 
     def image_graphs(self, *, clip: bool = False) -> tuple[str, ...]:
         """The graphs that read an image alone, or with ``clip`` a clip, and do not give logits, in order: they run once per
         image, for all questions."""
-        kinds = {Kind.FRAMES, Kind.FRAME_MASK} if clip else {Kind.IMAGE}
-        known = {tensor.name for graph in self.graphs for tensor in graph.inputs if tensor.kind in kinds}
-        names = []
-        for graph in self.graphs:
-            if {tensor.name for tensor in graph.inputs} <= known and not graph.is_head:
-                known |= {tensor.name for tensor in graph.outputs}
-                names.append(graph.name)
-        return tuple(names)
+        return tuple(graph.name for graph in graphs_of_images(self.graphs, clip=clip))
+
+    def frame_graphs(self) -> tuple[GraphSpec, ...]:
+        """The graphs through which the host takes every frame of a clip, in order; empty for a model without clips."""
+        return tuple(graphs_of_frames(self.graphs, self.stacked))
 
     def dumps(self) -> str:
         """The manifest as JSON text, its own digest included."""

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from simmim_export.bundle.golden import Golden
-from simmim_export.bundle.vocabulary import read
+from simmim_export.bundle.vocabulary import Vocabulary, read
 from simmim_export.engines.pipeline import run_graphs
 from simmim_export.engines.torch import TorchSession
 from simmim_export.models.family import Graph, SourceModel
 from simmim_export.precision.calibration import Calibration
-from simmim_export.runtime.inputs import fed_tensors, second_axis
+from simmim_export.runtime.inputs import second_axis
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.spec import GraphSpec, Kind
+from simmim_export.spec import Kind, fed_tensors, graphs_of_frames
 
 Tensors = dict[str, np.ndarray]
 # The first words of so many calibration texts are samples of their own.
@@ -26,11 +26,11 @@ ODD, ODD_FRAMES = 7, 5
 class Inputs:
     """Makes what the host feeds to ``graphs``, and runs them in PyTorch.
 
-    ``stacked`` names the tensor that the graphs of an image give and that the host stacks over the frames of a clip; None for a
+    ``stacked`` names the tensor that the graphs of an image give and that the host stacks over the frames of a clip; empty for a
     model without clips.
     """
 
-    def __init__(self, graphs: Mapping[str, Graph], *, stacked: str | None) -> None:
+    def __init__(self, graphs: Mapping[str, Graph], *, stacked: str) -> None:
         self.specs = [graph.spec for graph in graphs.values()]
         self._sessions = {name: TorchSession(graph.module, graph.spec) for name, graph in graphs.items()}
         self._stacked, self._fed = stacked, fed_tensors(self.specs)
@@ -38,34 +38,27 @@ class Inputs:
     @classmethod
     def of(cls, model: SourceModel) -> Inputs:
         """The inputs of ``model``."""
-        return cls(model.graphs, stacked=model.preprocessing.get("clip", {}).get("stacked"))
+        return cls(model.graphs, stacked=model.preprocessing.get("clip", {}).get("stacked", ""))
 
     def named(self, arrays: Mapping[Kind, np.ndarray]) -> Tensors:
         """``arrays`` by the names under which graphs take them. Arrays that no graph takes are left out."""
         return {self._fed[kind].name: array for kind, array in arrays.items() if kind in self._fed}
 
-    def clips(self, images: np.ndarray, *, batch: int, frames: int) -> Tensors:
-        """What graphs take of ``batch`` clips, each of ``frames`` consecutive ``images`` uint8 [n, H, W, 3].
+    def clips(self, images: np.ndarray, *, batch: int, frames: int, first: int = 0) -> Tensors:
+        """What graphs take of ``batch`` clips, each of ``frames`` consecutive ``images`` uint8 [n, H, W, 3] from ``first`` on.
 
         Every second clip lacks its last frame. Empty for a model without clips.
         """
-        if self._stacked is None or Kind.FRAMES not in self._fed:
+        if not self._stacked or Kind.FRAMES not in self._fed:
             return {}
-        rows = (np.arange(batch)[:, None] * frames + np.arange(frames)) % len(images)
+        rows = (first + np.arange(batch)[:, None] * frames + np.arange(frames)) % len(images)
         feeds = self.named({Kind.IMAGE: images[rows.ravel()]})
-        stacked = run_graphs(self._image_graphs(self._stacked), feeds, self._sessions.__getitem__)[self._stacked]
+        stacked = run_graphs(graphs_of_frames(self.specs, self._stacked), feeds, self._sessions.__getitem__)[
+            self._stacked
+        ]
         mask = np.ones((batch, frames), np.int64)
         mask[1::2, -1] = 0
         return self.named({Kind.FRAMES: stacked.reshape(batch, frames, *stacked.shape[1:]), Kind.FRAME_MASK: mask})
-
-    def _image_graphs(self, output: str) -> list[GraphSpec]:
-        """The graphs that read an image alone, up to the one that gives ``output``."""
-        known, graphs = {self._fed[Kind.IMAGE].name}, list[GraphSpec]()
-        for spec in self.specs:
-            if output not in known and known.issuperset(tensor.name for tensor in spec.inputs):
-                known |= {tensor.name for tensor in spec.outputs}
-                graphs.append(spec)
-        return graphs
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Tensors:
         """The outputs of every graph as ``GRAPH:TENSOR``. If several graphs give one tensor, later graphs take the first graph's,
@@ -88,13 +81,12 @@ def probes(max_batch: int, *, shortest: int, longest: int) -> list[tuple[int, in
 
 
 def sample_texts(
-    tokenizer_json: str, texts: Sequence[str], *, count: int, length: int
+    vocabulary: Vocabulary, texts: Sequence[str], *, count: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and mask, int64 [count, length] each, of ``texts``, cut or padded.
 
     Even rows are filled with further texts, to probe every position. Odd rows keep their padding, to probe the mask.
     """
-    vocabulary = read(tokenizer_json)
     tokenizer = vocabulary.tokenizer
     tokenizer.enable_truncation(length)
     ids = np.full((count, length), vocabulary.pad, np.int64)
@@ -111,13 +103,13 @@ def sample_texts(
 
 def make_golden(model: SourceModel, max_batch: int) -> Golden:
     """The samples of ``model`` with PyTorch's FP32 outputs of every graph, at each of :func:`probes`."""
-    inputs = Inputs.of(model)
+    inputs, vocabulary = Inputs.of(model), read(model.tokenizer)
     # 1 for a model without texts.
     shortest, longest = (max(1, size) for size in second_axis(inputs.specs, Kind.TOKEN_IDS))
     fewest, most = second_axis(inputs.specs, Kind.FRAMES)
     cases = {}
     for batch, length in probes(max_batch, shortest=shortest, longest=longest):
-        ids, mask = sample_texts(model.tokenizer, model.texts, count=batch, length=length)
+        ids, mask = sample_texts(vocabulary, model.texts, count=batch, length=length)
         images = model.images[np.arange(batch) % len(model.images)]
         case = inputs.named({Kind.IMAGE: images, Kind.TOKEN_IDS: ids, Kind.TEXT_MASK: mask})
         # The longest texts go with the most frames, even where the longest length is also the odd or the shortest one.
@@ -149,7 +141,7 @@ def feeds_of(inputs: Inputs, *, images: np.ndarray, ids: np.ndarray, mask: np.nd
         image, text = row % len(images), row % len(ids)
         arrays = {Kind.IMAGE: images[[image]], Kind.TOKEN_IDS: ids[[text]], Kind.TEXT_MASK: mask[[text]]}
         # Every image is also the first frame of a clip of those that follow it.
-        case = inputs.named(arrays) | inputs.clips(np.roll(images, -image, axis=0), batch=1, frames=frames)
+        case = inputs.named(arrays) | inputs.clips(images, batch=1, frames=frames, first=image)
         golden = Golden({"": case | inputs.run(case)})
         for graph in inputs.specs:
             feeds[graph.name].append(golden.feeds("", graph))

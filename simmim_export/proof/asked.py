@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from simmim_export.bundle import Manifest
 from simmim_export.proof.evidence import RETRIEVAL, Evidence
-from simmim_export.spec import GraphSpec, Kind, Pipeline, Verb
+from simmim_export.spec import Kind, Pipeline, Verb
 
 # The first part of an output's name. The embeddings of a model are judged under the first two.
 IMAGES, TEXTS, LOGITS = "images", "texts", "logits"
@@ -32,22 +32,11 @@ def asked(evidence: Evidence, manifest: Manifest) -> dict[str, Pipeline]:
     return {name: pipeline for name in names if (pipeline := pipeline_of(manifest, name)) is not None}
 
 
-def frame_graphs(manifest: Manifest) -> tuple[GraphSpec, ...]:
-    """The graphs through which the host takes every frame of a clip, in order: those that make what it stacks. The pipelines for
-    clips do not name them. Empty for a model without clips."""
-    wanted, graphs = {manifest.stacked}, list[GraphSpec]()
-    for spec in map(manifest.graph, reversed(manifest.image_graphs())):
-        if wanted & {tensor.name for tensor in spec.outputs}:
-            wanted |= {tensor.name for tensor in spec.inputs}
-            graphs.insert(0, spec)
-    return tuple(graphs)
-
-
 def graphs_behind(manifest: Manifest, output: str) -> tuple[str, ...]:
     """The names of the graphs that make ``output``, in order; for clips, with those that their frames go through. KeyError for an
     output that the model does not give."""
     pipeline = pipeline_of(manifest, output)
     if pipeline is None:
         raise KeyError(output)
-    frames = frame_graphs(manifest) if Kind.FRAMES in manifest.takes(pipeline) else ()
+    frames = manifest.frame_graphs() if Kind.FRAMES in manifest.takes(pipeline) else ()
     return tuple(dict.fromkeys((*(spec.name for spec in frames), *pipeline.graphs)))

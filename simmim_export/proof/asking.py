@@ -15,7 +15,7 @@ import numpy as np
 from simmim_export.bundle import Manifest
 from simmim_export.engines.base import Session
 from simmim_export.engines.pipeline import run_graphs
-from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, graphs_behind
+from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, graphs_behind
 from simmim_export.proof.evidence import Evidence
 from simmim_export.proof.rows import Keep, Rows, RowSession
 from simmim_export.spec import BATCH, GraphSpec, Kind, Pipeline, TensorSpec
@@ -136,7 +136,7 @@ class Asker:
         origin = f"{IMAGES}/{name}"
         if images.ndim == 4:
             return _named(takes, {Kind.IMAGE: Rows.of(images, each=IMAGES, origin=(origin,))})
-        graphs = frame_graphs(self._manifest)
+        graphs = self._manifest.frame_graphs()
 
         def read() -> np.ndarray:
             # Frames take much memory, so what they gave is not kept.

@@ -6,7 +6,7 @@ import numpy as np
 
 from simmim_export.bundle import Manifest
 from simmim_export.errors import BundleError
-from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, frame_graphs, pipeline_of
+from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, asked, pipeline_of
 from simmim_export.proof.evidence import RETRIEVAL, Evidence, Task, described
 from simmim_export.spec import Kind, Pipeline, TensorSpec
 
@@ -58,7 +58,7 @@ def _check_images(evidence: Evidence, manifest: Manifest) -> None:
         if image is not None and images.shape[-3:] != image.shape[1:]:
             raise ValueError(f"images {name!r} are {described(images)}, the model takes {list(image.shape[1:])}")
         if images.ndim == 5:
-            if frames is None or not frame_graphs(manifest):
+            if frames is None or not manifest.frame_graphs():
                 raise ValueError(f"images {name!r} are clips, and the model does not take clips")
             least, most = _frame_counts(manifest, frames)
             if not least <= images.shape[1] <= most:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from simmim_export.errors import UsageError
-from simmim_export.spec import FED, GraphSpec, Kind, TensorSpec
+from simmim_export.spec import GraphSpec, Kind
 
 Item = TypeVar("Item")
 Tensors: TypeAlias = dict[str, np.ndarray]
@@ -28,16 +28,6 @@ class EncodedImage:
     tensors: Tensors
     space: str
     clip: bool = False
-
-
-def fed_tensors(graphs: Iterable[GraphSpec]) -> dict[Kind, TensorSpec]:
-    """The tensors that the host feeds to ``graphs``, by kind."""
-    fed: dict[Kind, TensorSpec] = {}
-    for graph in graphs:
-        for tensor in graph.inputs:
-            if tensor.kind in FED:
-                fed.setdefault(tensor.kind, tensor)
-    return fed
 
 
 def second_axis(graphs: Iterable[GraphSpec], kind: Kind) -> tuple[int, int]:

@@ -158,7 +158,7 @@ class Model:
         :class:`ImageError` for fewer frames than it takes, and :class:`UsageError` for a bundle without clips.
         """
         manifest, stacked = self.bundle.manifest, self._preprocessor.stacked
-        chosen, graphs = self._preprocessor.frames(frames), manifest.image_graphs()
+        chosen, graphs = self._preprocessor.frames(frames), [graph.name for graph in manifest.frame_graphs()]
         batches = self._preprocessor.image_batches(chosen, step=self._sessions.largest_batch(graphs))
         outputs = [self._sessions.run(graphs, feeds, promised=[stacked])[stacked] for feeds in batches]
         feeds = self._preprocessor.clip(np.concatenate(outputs))

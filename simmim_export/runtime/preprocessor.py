@@ -12,9 +12,9 @@ from simmim_export.bundle.opened import MOST_BYTES
 from simmim_export.errors import BundleError, UsageError
 from simmim_export.runtime.clips import choose_frames
 from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
-from simmim_export.runtime.inputs import Tensors, fed_tensors, picture_list, second_axis, text_list
+from simmim_export.runtime.inputs import Tensors, picture_list, second_axis, text_list
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.spec import Kind
+from simmim_export.spec import Kind, fed_tensors
 from simmim_export.system.files import read_file, reading
 
 
@@ -46,11 +46,10 @@ class Preprocessor:
     @property
     def stacked(self) -> str:
         """The tensor that is stacked over the frames of a clip; raise :class:`UsageError` for a bundle without clips."""
-        clip = self._manifest.preprocessing.get("clip")
-        if clip is None or Kind.FRAMES not in self._names:
+        if not self._manifest.stacked or Kind.FRAMES not in self._names:
             fix = "give it single images, or export a model that was trained on clips"
             raise UsageError("this bundle takes images, not clips", where=self._bundle.root, fix=fix)
-        return str(clip["stacked"])
+        return self._manifest.stacked
 
     def frames(self, frames: Sequence[ImageSource]) -> Sequence[ImageSource]:
         """``frames``, or as many of them as the graphs take; see :func:`choose_frames`."""

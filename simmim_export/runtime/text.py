@@ -10,8 +10,8 @@ from tokenizers import Encoding
 
 from simmim_export.bundle.vocabulary import MAX_TEXT, read
 from simmim_export.errors import EXPORT_AGAIN, BundleError, TextError, TruncatedText, UnknownWords
-from simmim_export.runtime.inputs import fed_tensors, second_axis
-from simmim_export.spec import GraphSpec, Kind
+from simmim_export.runtime.inputs import second_axis
+from simmim_export.spec import GraphSpec, Kind, fed_tensors
 
 # A warning names this many unknown words of a text.
 NAMED = 5
