@@ -68,7 +68,7 @@ class EngineWorker:
     ) -> Opened:
         """Open the bundle and compute the target ``first`` once. Raises what :func:`simmim_export.load` raises."""
         self.model = load(bundle, engine, precision=precision, checkpoint=checkpoint)
-        self.golden = Golden.load(self.model.bundle.file("golden.npz"), graphs=self.model.bundle.manifest.graphs)
+        self.golden = self.model.bundle.golden()
         self.batch = batch
         opened = time.monotonic()
         self._run(first, self._feeds(first))

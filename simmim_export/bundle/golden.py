@@ -12,6 +12,7 @@ from simmim_export.errors import BundleError, UsageError
 from simmim_export.spec import GraphSpec, TensorSpec
 from simmim_export.system.npz import DAMAGED, pack, unpack
 
+FILE = "golden.npz"
 # An export probes nine shapes; each case is run at least once.
 MAX_CASES, MAX_NAME = 100, 100
 _FIX = "export the bundle again, or copy it again, whole"

@@ -6,6 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
+from simmim_export.bundle.golden import FILE as GOLDEN
+from simmim_export.bundle.golden import Golden
 from simmim_export.bundle.manifest import Artifact, Manifest, digest_of, parse_manifest
 from simmim_export.bundle.onnx_file import check_graph_file
 from simmim_export.bundle.schema import MAX_BYTES
@@ -105,6 +107,10 @@ class Bundle:
                 self.check_graphs(relative)
                 self._checked.add(relative)
             return path
+
+    def golden(self) -> Golden:
+        """The golden tensors, once the digest of their file has been checked, and that they fit the graphs of the manifest."""
+        return Golden.load(self.file(GOLDEN), self.manifest.graphs)
 
     def check_graphs(self, path: str | None = None) -> None:
         """Check every ONNX file, or only the one at ``path``, as :func:`~simmim_export.bundle.onnx_file.check_graph_file` does.

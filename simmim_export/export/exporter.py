@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from simmim_export.bundle import Artifact, Bundle, Manifest, Staging, check_draft
+from simmim_export.bundle.golden import FILE as GOLDEN
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines import require_engine
 from simmim_export.errors import GateFailed, LeftOut, UsageError
@@ -16,7 +17,7 @@ from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
 from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import trace
-from simmim_export.export.plans import GOLDEN, TOKENIZER, as_table, can_spare, search_plans
+from simmim_export.export.plans import TOKENIZER, as_table, can_spare, search_plans
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.shortcuts import warn_of_shortcuts
 from simmim_export.export.variants import VariantFiles

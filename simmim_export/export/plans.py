@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from simmim_export.bundle import Manifest
+from simmim_export.bundle.golden import FILE as GOLDEN
 from simmim_export.engines import get_engine
 from simmim_export.export.variants import EngineChoices, VariantFiles
 from simmim_export.planning.judge import Judge
@@ -20,7 +21,7 @@ from simmim_export.system.watch import Watch
 
 # Plans are searched for these engines, where they are installed.
 PLANNED_ENGINES = ("ort", "openvino")
-GOLDEN, TOKENIZER = "golden.npz", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 
 
 def search_plans(

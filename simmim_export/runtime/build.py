@@ -64,7 +64,7 @@ def build(
     for spec in graphs:
         request.profile(spec)
     artifacts = {spec.name: bundle.artifact(spec.name, engine.variant(plan.of(spec.name))) for spec in graphs}
-    golden = Golden.load(bundle.file("golden.npz"), graphs=graphs)
+    golden = bundle.golden()
     built = []
     with _locked(bundle.root / plan_files.FOLDER / LOCK):
         for spec in graphs:

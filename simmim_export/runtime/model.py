@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import Session
 from simmim_export.engines.checks import check_feeds, require_count
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
@@ -285,7 +284,7 @@ class Model:
     def verify(self) -> list[ParityReport]:
         """Compare every graph, on this device, with the outputs of PyTorch that are stored in the bundle."""
         graphs = self.bundle.manifest.graphs
-        golden = Golden.load(self.bundle.file("golden.npz"), graphs=graphs)
+        golden = self.bundle.golden()
         return [
             compare(self.session(graph.name), graph, golden=golden, precision=self.plan.of(graph.name))
             for graph in graphs

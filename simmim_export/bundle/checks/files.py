@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from simmim_export.bundle.checks.problem import Problem, refusal
+from simmim_export.bundle.golden import FILE as GOLDEN
 from simmim_export.bundle.schema import metrics_row
 from simmim_export.errors import UsageError
 from simmim_export.spec import PrecisionPlan, Variant
@@ -16,7 +17,7 @@ from simmim_export.spec import PrecisionPlan, Variant
 if TYPE_CHECKING:
     from simmim_export.bundle.manifest import Manifest
 
-REQUIRED_FILES = ("tokenizer.json", "golden.npz")
+REQUIRED_FILES = ("tokenizer.json", GOLDEN)
 # The manifest itself, and what a device writes.
 RESERVED = ("manifest.json", "certificate.json", "engines")
 
