@@ -31,7 +31,7 @@ def nearest(weight: np.ndarray, scales: np.ndarray, *, half: int) -> np.ndarray:
 
 
 def by_row(scales: np.ndarray, rows: int) -> np.ndarray:
-    """``scales`` [N] or [B, N] as [rows, N]: the scale of each weight. Raise :class:`ValueError` if B does not divide ``rows``."""
+    """``scales`` [N] or [B, N] as [rows, N]: one for each weight. Raise :class:`ValueError` if B does not divide ``rows``."""
     blocks = np.atleast_2d(scales)
     if rows % len(blocks):
         raise ValueError(f"{len(blocks)} blocks of scales do not divide {rows} rows")
