@@ -17,7 +17,7 @@ from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
 from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import trace
-from simmim_export.export.plans import TOKENIZER, as_table, can_spare, search_plans
+from simmim_export.export.plans import TOKENIZER, as_table, can_spare, plans_of, search_plans
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.shortcuts import warn_of_shortcuts
 from simmim_export.export.variants import VariantFiles
@@ -81,12 +81,12 @@ def export_bundle(
         steps.write_evidence(checkpoint)
         files = steps.write_variants(calibration)
         searches = steps.search_plans(files)
-        reports = steps.prove(golden, files=files, searches=searches)
+        reports = steps.prove(golden, searches=searches)
         steps.begin("write the bundle")
         manifest = replace(
             draft,
-            artifacts=tuple(steps.artifact(report, files=files) for report in reports),
-            plans={result.engine: str(result.plan) for result in searches},
+            artifacts=tuple(steps.artifact(report) for report in reports),
+            plans=plans_of(searches),
             provenance=origin | _how_lowered(calibration, lower, files=files, searches=searches),
         )
         bundle = staging.publish(manifest, (TOKENIZER, GOLDEN, EVIDENCE))
@@ -165,7 +165,6 @@ class _Steps:
             root=self._folder,
             graphs=list(self.model.graphs),
             passes=CachedPasses(make_feeds(self.model, calibration)),
-            full_range=bool(self.lower.full_range),
         )
         for graph, variant in self._wanted:
             if variant is not Variant.FP32:
@@ -178,7 +177,7 @@ class _Steps:
             return []
         return search_plans(self.staging.root, self.draft, files=files, budget=self.lower.budget, watch=self._within)
 
-    def prove(self, golden: Golden, *, files: VariantFiles | None, searches: list[SearchResult]) -> list[ParityReport]:
+    def prove(self, golden: Golden, *, searches: list[SearchResult]) -> list[ParityReport]:
         """Compare every file with PyTorch. Remove a file that differs if no plan needs it, with a :class:`LeftOut` warning; else
         raise :class:`GateFailed`."""
         self.begin("prove")
@@ -197,7 +196,7 @@ class _Steps:
                 path.unlink()
         return reports
 
-    def artifact(self, report: ParityReport, *, files: VariantFiles | None) -> Artifact:
+    def artifact(self, report: ParityReport) -> Artifact:
         """The file that ``report`` is about, as the manifest describes it."""
         variant = Variant(report.variant)
         path = self._path(report.graph, variant)
@@ -209,7 +208,6 @@ class _Steps:
             bytes=path.stat().st_size,
             engine=None,
             precision=variant.precision,
-            built_for={} if files is None else files.host_needs(report.graph, variant),
             parity=report.summary() | {"engine": "ort"},
         )
 
@@ -244,9 +242,15 @@ def _how_lowered(
         "sha256": samples.digest,
         "source": samples.source,
     }
-    made: dict[str, object] = {"calibration": calibration, "full_range": bool(lower.full_range)}
+    made: dict[str, object] = {"calibration": calibration}
     if searches:
         made |= {"planning": [as_table(result) for result in searches], "budget": str(lower.budget)}
         # One file serves every engine, so this is what any of their plans leaves in float.
-        made |= {"kept_float": {graph: sorted(groups) for graph, groups in files.float_groups.items()}}
+        kept: dict[str, dict[str, list[str]]] = {}
+        for (graph, variant), groups in files.float_groups.items():
+            kept.setdefault(variant, {})[graph] = sorted(groups)
+        made |= {"kept_float": kept}
+        measured = {result.variant for result in searches}
+        # A variant that this processor cannot run exactly: `certify` measures it on one that can.
+        made |= {"not_measured": [v for v in (Variant.INT8_DOT,) if v not in measured]}
     return made

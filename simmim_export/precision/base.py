@@ -25,11 +25,9 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """``keep_float`` names the nodes that an INT8 pass leaves as they are. With ``full_range`` the weights of the variant for
-    CPUs have 8 bits instead of 7; see :mod:`simmim_export.precision.int8_u8`."""
+    """``keep_float`` names the nodes that an INT8 pass leaves as they are. The repr is part of a cache key."""
 
     keep_float: tuple[str, ...] = ()
-    full_range: bool = False
 
 
 class Pass(ABC):
@@ -39,6 +37,8 @@ class Pass(ABC):
     """
 
     variant: ClassVar[Variant]
+    # A pass may raise the opset of a graph to this one; 0 if it must keep the opset.
+    raises_opset_to: ClassVar[int] = 0
 
     def __init__(self, feeds: Feeds, options: Options = Options()) -> None:
         self.feeds, self.options = feeds, options
@@ -55,6 +55,12 @@ class Pass(ABC):
             self.ensures(model, result)
         return result
 
+    @classmethod
+    def touched(cls, model: onnx.ModelProto) -> list[str]:
+        """The names of the nodes of the FP32 graph ``model`` that an INT8 pass quantizes if its measurements allow it. Those that
+        a precision plan leaves in float are chosen among them."""
+        return []
+
     def requires(self, model: onnx.ModelProto) -> None:
         """Raise unless every node in ``keep_float`` is in the graph. Subclasses require more."""
         missing = sorted(set(self.options.keep_float) - {node.name for node in model.graph.node})
@@ -68,8 +74,9 @@ class Pass(ABC):
         """The new model, or ``model`` itself if there is nothing to change."""
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-        """Raise :class:`GateFailed` unless ``after`` is valid ONNX with the inputs, outputs (names, types, shapes) and opset of
-        ``before`` and with ONNX's own operators only. Subclasses ensure more."""
+        """Raise :class:`GateFailed` unless ``after`` is valid ONNX with the inputs and outputs (names, types, shapes) of
+        ``before``, with ONNX's own operators only, and with the opset of ``before`` or, if that is lower,
+        :attr:`raises_opset_to`. Subclasses ensure more."""
         onnx.checker.check_model(after, full_check=True)
         for side in ("input", "output"):
             old, new = ([_signature(value) for value in getattr(model.graph, side)] for model in (before, after))
@@ -78,8 +85,8 @@ class Pass(ABC):
         foreign = {node.op_type for node in after.graph.node if node.domain not in ONNX_DOMAINS}
         if foreign:
             raise GateFailed(f"the pass left operators that are not ONNX's own: {sorted(foreign)}", fix="report this")
-        opsets = [{entry.domain: entry.version for entry in model.opset_import}.get("") for model in (before, after)]
-        if opsets[0] != opsets[1]:
+        opsets = [{entry.domain: entry.version for entry in model.opset_import}.get("", 0) for model in (before, after)]
+        if opsets[1] not in (opsets[0], max(opsets[0], self.raises_opset_to)):
             raise GateFailed(f"the pass changed the opset from {opsets[0]} to {opsets[1]}", fix="report this")
 
 

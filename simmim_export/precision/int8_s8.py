@@ -48,6 +48,11 @@ class Int8ForTensorRT(QuantizedPass):
 
     variant = Variant.INT8_S8
 
+    @classmethod
+    def touched(cls, model: onnx.ModelProto) -> list[str]:
+        graph = ir.from_proto(model).graph
+        return [str(node.name) for node in (*convolutions_of(graph), *products_of(graph))]
+
     def requires(self, model: onnx.ModelProto) -> None:
         super().requires(model)
         if not self.feeds:

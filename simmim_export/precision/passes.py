@@ -16,6 +16,7 @@ from simmim_export.errors import UsageError
 from simmim_export.precision.base import Feeds, Options, Pass
 from simmim_export.precision.emulation import rounded
 from simmim_export.precision.fp16 import Fp16
+from simmim_export.precision.int8_dot import Int8ForDotProducts
 from simmim_export.precision.int8_s8 import Int8ForTensorRT
 from simmim_export.precision.int8_u8 import Int8ForCpu
 from simmim_export.spec import Precision, Variant
@@ -23,12 +24,14 @@ from simmim_export.system.cache import kept
 from simmim_export.system.files import digest
 from simmim_export.system.outputs import replacing
 
-PASSES: Mapping[Variant, type[Pass]] = {each.variant: each for each in (Fp16, Int8ForCpu, Int8ForTensorRT)}
-# The variants that are written for a precision. The first one is for CPU engines, and precision plans use it.
+PASSES: Mapping[Variant, type[Pass]] = {
+    each.variant: each for each in (Fp16, Int8ForDotProducts, Int8ForCpu, Int8ForTensorRT)
+}
+# The variants that are written for a precision.
 VARIANTS: Mapping[Precision, tuple[Variant, ...]] = {
     Precision.FP32: (Variant.FP32,),
     Precision.FP16: (Variant.FP16,),
-    Precision.INT8: (Variant.INT8_U8, Variant.INT8_S8),
+    Precision.INT8: (Variant.INT8_DOT, Variant.INT8_U8, Variant.INT8_S8),
 }
 
 

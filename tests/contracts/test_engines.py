@@ -34,7 +34,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 def opened(engine: Engine, bundle: Bundle, graph: str, precision: Precision, scratch: Path) -> Session:
     """A session from the bundle's graph, or from the file that a compiling engine makes of it under ``scratch``."""
-    spec, artifact = bundle.manifest.graph(graph), bundle.artifact(graph, engine.variant(precision))
+    spec, artifact = bundle.manifest.graph(graph), bundle.artifact(graph, *engine.variants(precision))
     if not isinstance(engine, TrtEngine):
         assert not isinstance(engine, CompilingEngine)
         return engine.open(bundle.file(artifact.path), spec, precision=precision)
@@ -79,8 +79,10 @@ def test_an_engine_satisfies_the_protocol(engine: Engine) -> None:
 def test_every_precision_is_a_variant_or_an_error(engine: Engine) -> None:
     for precision in Precision:
         try:
-            variant = engine.variant(precision)
-            assert isinstance(variant, Variant) and (variant.precision is precision or not engine.reads_checkpoint)
+            variants = engine.variants(precision)
+            assert variants and len(set(variants)) == len(variants)
+            for variant in variants:
+                assert isinstance(variant, Variant) and (variant.precision is precision or not engine.reads_checkpoint)
         except EngineUnavailable as error:
             assert str(precision) in error.what and error.fix
 
@@ -107,7 +109,7 @@ def test_a_lower_precision_agrees_and_really_runs(
 ) -> None:
     asked, bundle = Precision(precision), Bundle.open(tiny_bundle)
     try:
-        engine.variant(asked)
+        engine.variants(asked)
     except EngineUnavailable as error:
         pytest.skip(str(error).splitlines()[0])
     if engine.why_unavailable() is not None:

@@ -32,6 +32,7 @@ class World:
     seconds: Mapping[str, Mapping[Precision, float]]
     bf16: Mapping[str, float] = field(default_factory=dict)
     engine: str = "imagined"
+    variant: Variant = Variant.INT8_DOT
     asked: int = 0
 
     def names(self) -> Sequence[str]:
@@ -118,14 +119,14 @@ def test_a_failed_search_names_the_best_plan_and_its_costs() -> None:
     with pytest.raises(GateFailed) as caught:
         world.search()
     assert caught.value.exit_code == 4 and caught.value.fix
-    named = ("INT8", "imagined", str(LIMIT), "image=int8", "answers vqa 2, at most 0.5 pt", "0.67x")
+    named = ("int8-dot", "imagined", str(LIMIT), "image=int8", "answers vqa 2, at most 0.5 pt", "0.67x")
     assert all(word in caught.value.what for word in named)
 
 
 def test_a_slow_graph_at_int8_does_not_make_up_for_a_fast_one() -> None:
     """The slow graph at INT8 is within the budget, but nobody wants it. The fast one was asked for and is not."""
     costs, fast = {"text": {"b": 0.0}, "image": {"a": 5.0}}, {FP32: 3.0, INT8: 1.0}
-    with pytest.raises(GateFailed, match="INT8"):
+    with pytest.raises(GateFailed, match="int8-dot"):
         World(costs, {"text": {FP32: 1.0, INT8: 1.2}, "image": fast}).search()
     free = {"text": {"b": 0.0}, "image": {"a": 0.0}}
     assert str(World(free, {"text": {FP32: 1.0, INT8: 1.2}, "image": fast}).search().plan) == "image=int8"
@@ -136,7 +137,8 @@ def test_a_bundle_can_spare_the_int8_that_no_plan_chose() -> None:
     results = [world.search()]
     assert str(results[0].plan) == "image=int8"
     spared = {(graph, variant) for graph in FAST for variant in Variant if can_spare(results, graph, variant)}
-    assert spared == {("text", Variant.INT8_U8), ("text", Variant.INT8_S8), ("image", Variant.INT8_S8)}
+    dot, other, tensorrt = Variant.INT8_DOT, Variant.INT8_U8, Variant.INT8_S8
+    assert spared == {("text", dot), ("text", other), ("image", other), ("text", tensorrt), ("image", tensorrt)}
     assert not any(can_spare([], graph, variant) for graph in FAST for variant in Variant)
 
 
@@ -154,7 +156,7 @@ def test_a_budget_that_fp32_exceeds_fits_no_plan() -> None:
 
     with pytest.raises(GateFailed, match=r"imagined .* fp32, at 1\.00x") as caught:
         Off({"image": {"a": 0.0}}, {"image": {FP32: 1.0, INT8: 2.0}}).search()
-    assert "INT8" not in caught.value.what
+    assert "int8" not in caught.value.what
 
 
 def graphs_of(*costs: float) -> st.SearchStrategy[dict[str, Any]]:

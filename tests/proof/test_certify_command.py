@@ -41,8 +41,8 @@ def test_a_precision_that_no_node_ran_in_is_not_certified(certificate: Callable[
 def test_only_a_copy_made_by_a_pass_counts_as_unchanged(tiny_bundle: Path) -> None:
     """OpenVINO runs BF16 from the FP32 file, so that an equal file does not mean that there is nothing to lower."""
     opened = Bundle.open(tiny_bundle)
-    of = {Precision.FP32: "fp32", Precision.BF16: "fp32", Precision.INT8: "int8-u8"}
-    engine: Any = SimpleNamespace(variant=of.__getitem__)
+    of = {Precision.FP32: ("fp32",), Precision.BF16: ("fp32",), Precision.INT8: ("int8-dot", "int8-u8")}
+    engine: Any = SimpleNamespace(variants=of.__getitem__)
     assert unchanged(opened, engine, PrecisionPlan.parse("bf16")) == []
     # Heads are too small for INT8: their files are copies.
     assert set(unchanged(opened, engine, PrecisionPlan.parse("int8"))) == {"head.match", "head.vqa"}
