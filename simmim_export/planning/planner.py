@@ -193,9 +193,8 @@ class Planner:
             return
         best = min(lowered, key=lambda trial: trial.excess)
         raise GateFailed(
-            f"no {self.choices.variant + ' ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; "
-            f"the best, "
-            f"{best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
+            f"no {f'{self.choices.variant} ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; "
+            f"the best, {best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
             fix="widen --budget, calibrate on more samples with --calibration, or leave --precision int8 out",
         )
 

@@ -100,6 +100,11 @@ def test_every_variant_that_is_exact_here_is_planned_with_its_own_files(search) 
     assert files.floats("text_encoder", DOT) == frozenset() and len(results) == 4
 
 
+def test_7_bits_leave_in_float_what_8_bits_need_in_float(search) -> None:
+    _, searches, files = search(True, {("ort", DOT)})
+    assert files.written == [(DOT, IN_FLOAT), (U8, IN_FLOAT)] and len(searches) == 4
+
+
 def test_a_variant_of_other_processors_without_a_plan_is_a_note(search) -> None:
     results, _, _ = search(True, set(), {("ort", U8)})
     assert plans.plans_of(results)["ort"].keys() == {DOT} and plans.plans_of(results)["openvino"].keys() == {DOT, U8}
