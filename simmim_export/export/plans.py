@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,36 +43,58 @@ def search_plans(
     failures: dict[tuple[str, Variant], tuple[str, ...]] = {}
     engines = {n: get_engine(n) for n in PLANNED_ENGINES if get_engine(n).why_unavailable() is None}
     waiting = [(name, variant) for name, engine in engines.items() for variant in engine.variants(Precision.INT8)]
+
+    def leave_float(name: str, variant: Variant, float_groups: Mapping[str, Collection[str]]) -> None:
+        for graph, groups in float_groups.items():
+            if files.leave_float(graph, variant, groups=groups):
+                # Another engine whose plan has this graph at INT8 was measured on the file from before.
+                others = [key for key in results if key[0] != name and key[1] is variant and key not in waiting]
+                waiting.extend(key for key in others if results[key].plan.of(graph) is Precision.INT8)
+
     while waiting:
         name, variant = waiting.pop(0)
         own = engines[name].variants(Precision.INT8)[0]
         like = None if variant is own else results[name, own].plan
-        with tempfile.TemporaryDirectory() as scratch:
-            tokenizer = (root / TOKENIZER).read_text(encoding="utf-8")
-            with Judge(name, manifest, tokenizer, root / EVIDENCE, root / GOLDEN) as judge:
-                choices = EngineChoices(files, engines[name], int8=variant, scratch=Path(scratch))
-                try:
-                    result = Planner(judge=judge, choices=choices, budget=budget, watch=watch).run(like=like)
-                except GateFailed as error:
-                    if like is None:
-                        raise
-                    results.pop((name, variant), None)
-                    failures[name, own] = (f"{name} has no plan for processors that take {variant}: {error.what}",)
-                    continue
+        if like is not None:
+            # Whatever 8 bits need in float, 7 bits need in float as well.
+            leave_float(name, variant, results[name, own].chosen.float_groups)
+        try:
+            result = _search(
+                root, manifest, files=files, budget=budget, watch=watch, engine=name, variant=variant, like=like
+            )
+        except GateFailed as error:
+            if like is None:
+                raise
+            results.pop((name, variant), None)
+            failures[name, own] = (f"{name} has no plan for processors that take {variant}: {error.what}",)
+            continue
         results[name, variant] = result
-        for graph, groups in result.chosen.float_groups.items():
-            if files.leave_float(graph, variant, groups=groups):
-                # Another engine whose plan has this graph at INT8 was measured on the file from before.
-                waiting += [
-                    (other, each)
-                    for (other, each), made in results.items()
-                    if each is variant and other != name and made.plan.of(graph) is Precision.INT8
-                    if (other, each) not in waiting
-                ]
+        leave_float(name, variant, result.chosen.float_groups)
     if not any(variant is Variant.INT8_DOT for _, variant in results):
         for graph in files.graphs:
             files.leave_float(graph, Variant.INT8_DOT, groups=files.floats(graph, Variant.INT8_U8))
     return [replace(result, notes=result.notes + failures.get(key, ())) for key, result in results.items()]
+
+
+def _search(
+    root: Path,
+    manifest: Manifest,
+    *,
+    engine: str,
+    variant: Variant,
+    like: PrecisionPlan | None,
+    files: VariantFiles,
+    budget: Budget,
+    watch: Watch,
+) -> SearchResult:
+    """One search; see :meth:`Planner.run`."""
+    tokenizer = (root / TOKENIZER).read_text(encoding="utf-8")
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Judge(engine, manifest, tokenizer, root / EVIDENCE, root / GOLDEN) as judge,
+    ):
+        choices = EngineChoices(files, get_engine(engine), int8=variant, scratch=Path(scratch))
+        return Planner(judge=judge, choices=choices, budget=budget, watch=watch).run(like=like)
 
 
 def plans_of(searches: Sequence[SearchResult]) -> dict[str, dict[Variant, str]]:

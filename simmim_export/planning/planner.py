@@ -3,8 +3,8 @@
 A precision plan gives every graph a precision; in addition, groups of nodes of a graph may stay float at INT8. The search is
 greedy. Each step measures a trial on the model's own task, with a paired interval:
 
-1. Start with every graph at its fastest precision, with INT8 only where it is faster here. Try the fastest plan without INT8
-   too, which is BF16 where an engine has it.
+1. Start with every graph at its fastest precision, with INT8 only where it is faster here. Try BF16 and FP16 for all graphs too,
+   where the engine has them, and the fastest plan without INT8.
 2. While the budget is exceeded, relax the graph that costs most: leave more and more of its groups in float, the most sensitive
    first, and if that is not enough, give up INT8 for this graph.
 3. Choose the fastest of all trials within the budget.
@@ -161,9 +161,10 @@ class Planner:
             if Precision.INT8 in self.choices.candidates(name):
                 self._try(exact | {name: Precision.INT8}, f"{name} alone")
         floats = [precision for precision in Precision if precision is not Precision.INT8]
-        without = {name: self._fastest(name, floats) for name in names}
-        if without not in (exact, fastest):
-            self._try(without, "every graph at its fastest without INT8")
+        for precision in floats:
+            if all(precision in self.choices.candidates(name) for name in names):
+                self._try(dict.fromkeys(names, precision), f"every graph at {precision}")
+        self._try({name: self._fastest(name, floats) for name in names}, "every graph at its fastest without INT8")
         last = baseline if fastest == exact else self._try(fastest, "every graph at its fastest")
         current = dict(fastest)
         while not last.fits and any(current[name] is not Precision.FP32 for name in names):
@@ -192,9 +193,8 @@ class Planner:
             return
         best = min(lowered, key=lambda trial: trial.excess)
         raise GateFailed(
-            f"no {self.choices.variant + ' ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; "
-            f"the best, "
-            f"{best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
+            f"no {f'{self.choices.variant} ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; "
+            f"the best, {best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
             fix="widen --budget, calibrate on more samples with --calibration, or leave --precision int8 out",
         )
 

@@ -14,7 +14,7 @@ import onnx
 from simmim_export.engines import versions
 from simmim_export.errors import UsageError
 from simmim_export.precision.base import Feeds, Options, Pass
-from simmim_export.precision.emulation import rounded
+from simmim_export.precision.emulation import rounded, with_float_weights
 from simmim_export.precision.fp16 import Fp16
 from simmim_export.precision.int8_dot import Int8ForDotProducts
 from simmim_export.precision.int8_s8 import Int8ForTensorRT
@@ -23,6 +23,7 @@ from simmim_export.precision.measure import Record
 from simmim_export.spec import Precision, Variant
 from simmim_export.system.cache import kept
 from simmim_export.system.files import digest
+from simmim_export.system.host import has_integer_dot
 from simmim_export.system.outputs import replacing
 from simmim_export.system.watch import Watch, unwatched
 
@@ -68,11 +69,16 @@ def write_variant(
 def provable(variant: Variant, path: Path, folder: Path) -> Path:
     """The file with which a CPU can show what the ``variant`` at ``path`` computes: ``path``, or another one in ``folder``.
 
-    ONNX Runtime computes FP16 in FP32 and drops the roundings between nodes. With the roundings written out it keeps them.
+    ONNX Runtime computes FP16 in FP32 and drops the roundings between nodes. With the roundings written out it keeps them. INT8
+    weights of 8 bits are multiplied in FP32 if INT8 products would saturate on this processor.
     """
-    if variant is not Variant.FP16:
+    if variant is Variant.FP16:
+        emulated = rounded
+    elif variant in (Variant.INT8_DOT, Variant.INT8_S8) and not has_integer_dot():
+        emulated = with_float_weights
+    else:
         return path
-    onnx.save(rounded(onnx.load(path)), folder / path.name)
+    onnx.save(emulated(onnx.load(path)), folder / path.name)
     return folder / path.name
 
 

@@ -29,7 +29,7 @@ from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailabl
 from simmim_export.proof.budget import Budget, promised
 from simmim_export.proof.examine import REFERENCES
 from simmim_export.proof.records import Certificate, verdict
-from simmim_export.spec import PrecisionPlan
+from simmim_export.spec import Precision, PrecisionPlan, Variant
 from simmim_export.system.files import locked, parse_json, read_file, reading
 from simmim_export.system.outputs import replacing, require_replaceable
 
@@ -37,6 +37,8 @@ SCHEMA = 4
 FILE = "certificate.json"
 # A certificate takes about 10 kB: this is enough for a hundred machines with ten engines and precisions each.
 MOST_BYTES, MOST = 16 << 20, 1000
+# Engines can run the FP32 file at these precisions, too.
+_LOWERED = [(Variant.FP32, Precision.FP16), (Variant.FP32, Precision.BF16)]
 # The precision that means the bundle's own plan for an engine.
 PLANNED = "planned"
 
@@ -175,6 +177,8 @@ def _check_graphs(certificate: Certificate, manifest: Manifest) -> None:
             (a.sha256, a.variant) for a in manifest.artifacts if a.graph == name
         }:
             raise ValueError(f"it is about another file of {name} than the bundle's")
+        if graph.variant.precision is not graph.precision and (graph.variant, graph.precision) not in _LOWERED:
+            raise ValueError(f"{name} is at {graph.precision}, but its file is {graph.variant}")
 
 
 def _check_lines(certificate: Certificate, manifest: Manifest) -> None:
