@@ -126,8 +126,8 @@ class _Attention:
 
 
 def _projection(value: ir.Value | None, turned: tuple[int, ...]) -> tuple[ir.Value, int, float] | None:
-    """(the projection [batch, sequence, heads x channels], its heads, the factor) that ``value`` comes from by a Reshape, Transposes
-    that amount to ``turned``, and products with constants. None if it does not."""
+    """(the projection [batch, sequence, heads x channels], its heads, the factor) that ``value`` comes from by a Reshape,
+    Transposes that amount to ``turned``, and products with constants. None if it does not."""
     order, scale = tuple(range(4)), 1.0
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "Transpose":
@@ -157,7 +157,7 @@ def _length(query: ir.Value) -> str:
 
 
 def _with_rows(graph: ir.Graph, mask: ir.Value, query: ir.Value) -> list[ir.Node]:
-    """Nodes that give ``mask`` [.., 1, keys] a row for each row of ``query``: ONNX Runtime does not broadcast that axis (1.32)."""
+    """Nodes that give ``mask`` [.., 1, keys] a row for each row of ``query``, because ONNX Runtime 1.32 does not broadcast it."""
     name = f"{mask.name}.of.{query.name}"
     length = operator("Shape", [query], f"{name}.length", start=1, end=2)
     one = constant(graph, "mask.one", np.array([1]))

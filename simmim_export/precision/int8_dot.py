@@ -27,7 +27,7 @@ from simmim_export.precision.convolutions import quantizable, quantize_convoluti
 from simmim_export.precision.fusing import ATTENTION_OPSET, fuse_attention, join_products
 from simmim_export.precision.int8_u8 import QuantizedPass
 from simmim_export.precision.measure import Record
-from simmim_export.precision.smooth import by_activation, equalize, matrix, require_equal
+from simmim_export.precision.smooth import equalize, matrix, require_equal
 from simmim_export.precision.surgery import constant, operator, remove_unused_constants, with_types
 from simmim_export.precision.tables import quantize_tables
 from simmim_export.precision.tokens import RoundedWeight, rounded_weights
