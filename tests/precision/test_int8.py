@@ -251,7 +251,6 @@ def test_the_promises_of_the_pass_are_checked(tiny_bundle: Path, how: str, named
     [
         (Int8ForDotProducts, 21, True),
         (Int8ForDotProducts, 22, False),
-        (Int8ForDotProducts, 19, False),
         (Int8ForCpu, 21, False),
     ],
 )
