@@ -90,7 +90,7 @@ def onnx(
     except ModuleNotFoundError as error:
         fix = "pip install 'simmim-export[export]'"
         raise EngineUnavailable(f"exporting needs the package {error.name}", fix=fix) from error
-    with full_disk(output), progress_bar("export") as progress:
+    with full_disk(output), progress_bar("export", estimates=True) as progress:
         exported = export_bundle(
             checkpoint,
             output,

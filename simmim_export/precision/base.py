@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnx
@@ -17,7 +17,11 @@ from onnx import TensorProto, helper
 
 from simmim_export.errors import GateFailed, UsageError
 from simmim_export.spec import Variant
+from simmim_export.system.watch import Watch, unwatched
 from simmim_export.tensorrt_rules.graph import ONNX_DOMAINS
+
+if TYPE_CHECKING:
+    from simmim_export.precision.measure import Record
 
 # Inputs of one graph by name, one sample (batch 1) in each.
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -31,7 +35,8 @@ class Options:
 
 
 class Pass(ABC):
-    """Makes one ``variant`` of a graph. ``feeds`` are real inputs of that graph, which the pass measures it on.
+    """Makes one ``variant`` of a graph. ``feeds`` are real inputs of that graph, which the pass measures it on; ``record`` is
+    what other passes have measured of the same graph on the same feeds. ``watch`` is told how far the pass is.
 
     Call the object with an FP32 model: it returns a new one, or the same object if there is nothing to change.
     """
@@ -40,8 +45,11 @@ class Pass(ABC):
     # A pass may raise the opset of a graph to this one; 0 if it must keep the opset.
     raises_opset_to: ClassVar[int] = 0
 
-    def __init__(self, feeds: Feeds, options: Options = Options()) -> None:
-        self.feeds, self.options = feeds, options
+    def __init__(
+        self, feeds: Feeds, options: Options = Options(), *, record: Record | None = None, watch: Watch = unwatched
+    ) -> None:
+        self.feeds, self.options, self.watch = feeds, options, watch
+        self._record = record
 
     def __call__(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Check ``model``, rewrite it, and check the result. ``model`` itself is not changed.
@@ -54,6 +62,12 @@ class Pass(ABC):
         if result is not model:
             self.ensures(model, result)
         return result
+
+    def record(self, model: onnx.ModelProto) -> Record:
+        """What has been measured of ``model`` on the feeds: the record that the pass was given, or else a new one."""
+        from simmim_export.precision.measure import Record  # which imports Feeds from here
+
+        return self._record or Record(model, self.feeds, self.watch)
 
     @classmethod
     def touched(cls, model: onnx.ModelProto) -> list[str]:

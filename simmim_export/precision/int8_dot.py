@@ -30,4 +30,4 @@ class Int8ForDotProducts(QuantizedPass):
         keep_float, result = self.options.keep_float, model
         if convolutions := [name for name in quantizable(model) if name not in keep_float]:
             result = quantize_convolutions(model, self.feeds, names=convolutions)
-        return quantize_products(result, self.feeds, keep_float=keep_float, half=127)
+        return quantize_products(result, self.record(model), half=127, keep_float=keep_float, watch=self.watch)

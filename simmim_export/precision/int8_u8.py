@@ -54,7 +54,7 @@ class Int8ForCpu(QuantizedPass):
         keep_float, result = self.options.keep_float, model
         if convolutions := [name for name in quantizable(model) if name not in keep_float]:
             result = quantize_convolutions(model, self.feeds, names=convolutions, reduce_range=True)
-        return quantize_products(result, self.feeds, keep_float=keep_float, half=63)
+        return quantize_products(result, self.record(model), half=63, keep_float=keep_float, watch=self.watch)
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         super().ensures(before, after)

@@ -19,6 +19,7 @@ from simmim_export.errors import DataError, GateFailed, UsageError
 from simmim_export.precision.base import Feeds, Options, Pass
 from simmim_export.precision.int8_dot import Int8ForDotProducts
 from simmim_export.precision.int8_u8 import Int8ForCpu, saturates
+from simmim_export.precision.measure import Record
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.spec import GraphSpec, Precision, TensorSpec
 
@@ -51,9 +52,9 @@ def quantized(model: onnx.ModelProto) -> list[str]:
 
 def test_every_product_of_the_text_tower_is_quantized(tiny_bundle: Path) -> None:
     before = fp32(tiny_bundle, "text_encoder")
-    after = quantize_products(before, tokens(tiny_bundle))
+    after = quantize_products(before, Record(before, tokens(tiny_bundle)), half=63)
     assert quantized(after) == Int8ForCpu.touched(before) and len(quantized(after)) >= 6
-    assert Int8ForCpu.touched(after) == [] and quantize_products(after, []) is after
+    assert Int8ForCpu.touched(after) == [] and quantize_products(after, Record(after, []), half=63) is after
     assert after.ByteSize() < 0.7 * before.ByteSize()
     onnx.checker.check_model(after, full_check=True)
 
@@ -61,7 +62,7 @@ def test_every_product_of_the_text_tower_is_quantized(tiny_bundle: Path) -> None
 def test_nodes_that_are_kept_float_are_not_quantized(tiny_bundle: Path) -> None:
     before = fp32(tiny_bundle, "text_encoder")
     first, *others = Int8ForCpu.touched(before)
-    after = quantize_products(before, tokens(tiny_bundle), keep_float=[first])
+    after = quantize_products(before, Record(before, tokens(tiny_bundle)), half=63, keep_float=[first])
     assert quantized(after) == others and Int8ForCpu.touched(after) == [first]
 
 
@@ -72,7 +73,7 @@ def test_an_unknown_node_to_keep_float_is_an_error(tiny_bundle: Path) -> None:
 
 def test_channels_need_samples(tiny_bundle: Path) -> None:
     with pytest.raises(DataError) as caught:
-        quantize_products(fp32(tiny_bundle, "text_encoder"), [])
+        Int8ForCpu([])(fp32(tiny_bundle, "text_encoder"))
     assert caught.value.fix
 
 
@@ -103,7 +104,7 @@ def test_a_product_by_token_is_close_and_independent_of_other_tokens(kind: str |
     x[0, 1] *= 1e4
     x[1, 2] = 0
     before = product(kind, weight)
-    after = quantize_products(before, [], half=half)
+    after = quantize_products(before, Record(before, []), half=half)
     assert quantized(after) == ["product"]
     exact, lowered = in_float(before, x), in_float(after, x)
     error = np.linalg.norm(lowered - exact, axis=-1) / np.maximum(np.linalg.norm(exact, axis=-1), 1)
