@@ -25,12 +25,10 @@ def weights_in_levels(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in constants]
 
 
-@pytest.mark.parametrize(("graph", "apart"), [("image_encoder", 2.0), ("text_encoder", 1e-3)])
-def test_a_graph_with_float_weights_computes_the_same(
-    tiny_bundle: Path, tmp_path: Path, graph: str, apart: float
-) -> None:
-    """``apart`` is how far the two may be from each other, relative to what INT8 costs. Every convolution rounds its result, and
-    a sum in another order may be rounded to the next level, so they are apart there but lose the same."""
+@pytest.mark.parametrize("graph", ["image_encoder", "text_encoder"])
+def test_a_graph_with_float_weights_costs_what_int8_costs(tiny_bundle: Path, tmp_path: Path, graph: str) -> None:
+    """Not the same numbers: a sum in another order may be rounded to the next level, and what an engine itself quantizes at run
+    time stays float."""
     golden, spec = golden_of(tiny_bundle), Bundle.open(tiny_bundle).manifest.graph(graph)
     source = tiny_bundle / f"graphs/{graph}.int8-dot.onnx"
     emulated = with_float_weights(onnx.load(source))
@@ -43,8 +41,7 @@ def test_a_graph_with_float_weights_computes_the_same(
     exact, int8, same = (session.run(feeds) for session in sessions)
     for name, values in int8.items():
         cost = np.linalg.norm(values - exact[name])
-        assert np.linalg.norm(same[name] - values) < apart * cost
-        assert np.linalg.norm(same[name] - exact[name]) < 1.3 * cost
+        assert 0 < np.linalg.norm(same[name] - exact[name]) < 1.3 * cost
 
 
 def test_weights_in_blocks_become_float() -> None:
