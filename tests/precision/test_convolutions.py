@@ -123,15 +123,19 @@ def test_nothing_between_the_bytes_and_the_tokens_is_float() -> None:
 
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
 def test_engines_run_every_convolution_in_int8(engine: str, tmp_path: Path) -> None:
-    before, path = resnet(), tmp_path / "tower.onnx"
-    onnx.save(quantize_convolutions(before, images(), names=quantizable(before), reduce_range=True), path)
+    before = resnet()
+    after = quantize_convolutions(before, images(), names=quantizable(before), reduce_range=True)
     pixels = np.concatenate([feed["pixels"] for feed in images(3)])
-    session = get_engine(engine).open(path, SPEC, precision=Precision.INT8, threads=1)
-    assert error(session.run({"pixels": pixels})["tokens"], computed(before, pixels)) < 0.03
-    counts = session.precision_proof().executed
-    session.close()
-    # The convolutions, both Adds, and the product; in float only what comes after the product and what is not arithmetic.
-    assert sum(count for kind, count in counts.items() if "int8" in kind) >= 6
+    in_float = []
+    for name, model in (("before", before), ("after", after)):
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(model, path)
+        session = get_engine(engine).open(path, SPEC, precision=Precision.INT8, threads=1)
+        assert error(session.run({"pixels": pixels})["tokens"], computed(before, pixels)) < 0.03
+        in_float.append(sum(count for kind, count in session.precision_proof().executed.items() if "float" in kind))
+        session.close()
+    # What is left are the bias of the product and, in OpenVINO, nodes that only move data.
+    assert in_float[0] >= 12 and in_float[1] <= 5
 
 
 def test_the_first_convolution_reads_bytes_and_computes_the_same() -> None:
@@ -198,7 +202,7 @@ def test_another_last_convolution_stays_float(old: str, new: str) -> None:
 
 PROJECTED = """
 <ir_version: 10, opset_import: ["" : 20]>
-tower (float[batch, 16, 4, 4] x) => (float[batch, 16, 16] tokens) {
+tower (float[batch, 64, 4, 4] x) => (float[batch, 16, 64] tokens) {
   [first] a = Conv(x, w_first)
   [relu] b = Relu(a)
   [last] c = Conv(b, w_last)
@@ -212,22 +216,23 @@ tower (float[batch, 16, 4, 4] x) => (float[batch, 16, 16] tokens) {
 def test_one_large_token_does_not_set_the_range_of_the_others() -> None:
     """A layer norm makes all tokens equally long, so the small ones count as much as the large one."""
     random = np.random.default_rng(0)
-    last = random.normal(size=(16, 16, 1, 1)).astype(np.float32)
-    last[:, 0] *= 100
     constants = {
-        "w_first": np.eye(16, dtype=np.float32)[:, :, None, None],
-        "w_last": last,
-        "shape": np.array([-1, 16, 16]),
-        "one": np.ones(16, np.float32),
+        "w_first": np.eye(64, dtype=np.float32)[:, :, None, None],
+        "w_last": random.normal(1, 1, size=(64, 64, 1, 1)).astype(np.float32),
+        "shape": np.array([-1, 64, 16]),
+        "one": np.ones(64, np.float32),
     }
     model = resnet(PROJECTED, **constants)
-    samples = random.normal(size=(8, 1, 16, 4, 4)).astype(np.float32)
-    samples[:, :, 0] = 0
-    samples[:, :, 0, 0, 0] = 1
+    # One channel of each token is active, but all of the first token's.
+    samples = np.zeros((8, 1, 64, 16), np.float32)
+    for sample in samples:
+        sample[0, random.permutation(64)[:16], np.arange(16)] = random.uniform(0.5, 1, 16)
+        sample[0, :, 0] = 1
+    samples = samples.reshape(8, 1, 64, 4, 4)
     after = quantize_convolutions(model, [{"x": sample} for sample in samples], names=quantizable(model))
     assert [node.op_type for node in after.graph.node if node.name == "last"] == ["MatMul"]
     exact, rounded = (ReferenceEvaluator(each).run(["tokens"], {"x": samples[0]})[0] for each in (model, after))
-    # With a result of 8 bits, in place of a product, the error is 0.36.
+    # With a result of 8 bits, in place of a product's floats, the error is 0.14.
     assert error(rounded, exact) < 0.03
 
 
