@@ -53,7 +53,7 @@ class Contestant:
         if self.precision != PLANNED:
             plan = PrecisionPlan.parse(self.precision)
             for precision in dict.fromkeys((plan.default, *(own for _, own in plan.graphs))):
-                engine.variant(precision)
+                engine.variants(precision)
 
     def worker(self) -> Worker:
         """A process for it, just started."""

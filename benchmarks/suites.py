@@ -7,7 +7,6 @@ from pathlib import Path
 
 from simmim_export.benchmarks.driver import Plan
 from simmim_export.bundle import Bundle
-from simmim_export.engines.checks import require_host
 from simmim_export.errors import UsageError
 from simmim_export.runtime import load
 from simmim_export.runtime.loading import compiled
@@ -42,6 +41,5 @@ def require(plan: Plan) -> None:
             if each.reads_checkpoint:
                 continue
             for graph in plan.graphs:
-                artifact = model.bundle.artifact(graph, model.engine.variant(model.plan.of(graph)))
-                require_host(model.engine, artifact.built_for, where=artifact.path)
+                model.bundle.artifact(graph, *model.engine.variants(model.plan.of(graph)))
                 compiled(model.bundle, model.engine, graph=graph, plan=model.plan)
