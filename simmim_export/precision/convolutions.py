@@ -100,21 +100,16 @@ def _rounded(
 ) -> dict[ir.Value, ir.Value]:
     """The tensors to round to INT8, each with the tensor whose range it takes: the results of ``convolutions``, what they and
     ``products`` read, and what an Add or a MaxPool makes of rounded tensors."""
-    read = {node.inputs[0] for node in convolutions} | {_unmoved(node.inputs[0]) for node in products}
+    # Rounded before it is moved, so that INT8 is moved.
+    read = {_unmoved(node.inputs[0]) for node in (*convolutions, *products)}
     rounded: dict[ir.Value, ir.Value] = {}
-    for node in graph:
-        for output in node.outputs:
-            source = _source(output)
-            if source is None or _settled(output) is not output or output.is_graph_output():
-                continue
-            if source in convolutions:
-                rounded[output] = output
-            elif source.op_type == "MaxPool" and source.inputs[0] in rounded:
-                rounded[output] = rounded[source.inputs[0]]
-            elif output in read and node.op_type != "DequantizeLinear":
-                rounded[output] = output
-    for value in graph.inputs:
-        if value in read:
+    for value in (*graph.inputs, *(node.outputs[0] for node in graph)):
+        source = _source(value)
+        if _settled(value) is not value or (source is not None and source.op_type == "DequantizeLinear"):
+            continue
+        if source is not None and source.op_type == "MaxPool" and source.inputs[0] in rounded:
+            rounded[value] = rounded[source.inputs[0]]
+        elif value in read or source in convolutions:
             rounded[value] = value
     return rounded
 
@@ -138,7 +133,7 @@ def _round(graph: ir.Graph, value: ir.Value, levels: Levels) -> None:
         graph.insert_before(graph[0], [quantize, dequantize])
         return
     graph.insert_after(node, [quantize, dequantize])
-    if node.op_type == "Relu" and levels.zero == 0:
+    if node.op_type == "Relu" and levels.zero == 0 and not value.is_graph_output():
         quantize.replace_input_with(0, node.inputs[0])
         graph.remove(node, safe=True)
 
@@ -150,8 +145,9 @@ def _convolve(graph: ir.Graph, node: ir.Node, *, half: int, means: np.ndarray) -
     scales = scales_of(rows, half)
     bias = _bias(node)
     step = np.float64(_step(node))
-    # A channel of almost no weights must not need a bias of more than 32 bits.
-    scales = np.maximum(scales, (np.abs(bias) / step / MOST_BIAS).astype(np.float32))
+    # A channel of almost no weights must not need a bias of more than 32 bits, nor a scale that float32 rounds to zero.
+    least = np.maximum(np.abs(bias) / MOST_BIAS, np.finfo(np.float32).tiny) / step
+    scales = np.maximum(scales, least.astype(np.float32))
     levels = nearest(rows, scales, half=half)
     # What rounding the weights adds to the mean of each output, the bias takes away (Nagel et al., 2019, section 4.2).
     lost = ((rows - levels * scales.astype(np.float64)).T.reshape(weight.shape)).sum(axis=(2, 3))

@@ -113,7 +113,9 @@ def test_nothing_between_the_bytes_and_the_tokens_is_float() -> None:
     )
     for node in after.graph.node:
         if node.op_type in ("Conv", "MaxPool", "Add") and node is not biased:
-            assert {made[name].op_type for name in node.input} == {"DequantizeLinear"}, node.name
+            sources = [made[name] for name in node.input]
+            sources = [made[each.input[0]] if each.op_type == "Transpose" else each for each in sources]
+            assert {each.op_type for each in sources} == {"DequantizeLinear"}, node.name
         if node.op_type in ("Conv", "MaxPool"):
             readers = [reader for reader in after.graph.node if node.output[0] in reader.input]
             assert [reader.op_type for reader in readers] == ["QuantizeLinear"], node.name
@@ -246,6 +248,18 @@ def test_every_convolution_can_stay_float() -> None:
         node = next(node for node in after.graph.node if node.name == name)
         assert node.op_type == "Conv" and node.input[1] not in made
         assert error(computed(after, pixels), computed(model, pixels)) < 0.03
+
+
+def test_an_output_within_the_graph_stays_float() -> None:
+    """The image features of a family may be an output, and go on through more convolutions."""
+    text = RESNET.replace("float[batch, 30, 16] tokens", "float[batch, 30, 16] tokens, float[batch, 8, 5, 6] h")
+    before = resnet(text)
+    after = quantize_convolutions(before, images(), names=quantizable(before))
+    feed = images(1)[0]
+    exact, rounded = (ReferenceEvaluator(each).run(["tokens", "h"], feed) for each in (before, after))
+    assert max(error(*pair) for pair in zip(rounded, exact, strict=True)) < 0.03
+    made = makers(after)
+    assert [made["h"].op_type, made[made["h"].input[0]].op_type] == ["Relu", "Add"]
 
 
 def test_a_large_bias_fits_its_levels() -> None:
