@@ -71,9 +71,8 @@ def read_bytes(graph: ir.Graph, node: ir.Node) -> None:
     """
     weight = array_of(node.inputs[1]).astype(np.float64)
     pixels = _find(node.inputs[0], weight.shape[1])
-    if pixels is None or node.attributes.get_int("group", 1) != 1 or "auto_pad" in node.attributes:
-        return
-    if (pixels.factor <= 0).any():
+    is_plain = node.attributes.get_int("group", 1) == 1 and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    if pixels is None or not is_plain or (pixels.factor <= 0).any():
         return
     black = -pixels.summand / pixels.factor  # the byte of each channel that x = 0 stands for
     if (black < 0).any() or (black > 255).any():

@@ -23,6 +23,7 @@ def is_projection(node: ir.Node) -> bool:
         and node.attributes.get_int("group", 1) == 1
         and set(node.attributes.get_ints("strides", (1, 1))) == {1}
         and not any(node.attributes.get_ints("pads", ()))
+        and node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     )
     return plain and _rows(node) is not None
 

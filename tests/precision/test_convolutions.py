@@ -29,7 +29,7 @@ tower (uint8[batch, 20, 24, 3] pixels) => (float[batch, 30, 16] tokens) {
   [permute] nchw = Transpose<perm = [0, 3, 1, 2]>(bytes)
   [scale] scaled = Mul(nchw, std)
   [shift] image = Add(scaled, mean)
-  [stem] a = Conv<pads = [3, 3, 3, 3], strides = [2, 2]>(image, w_stem, b_stem)
+  [stem] a = Conv<auto_pad = "NOTSET", pads = [3, 3, 3, 3], strides = [2, 2]>(image, w_stem, b_stem)
   [stem_relu] b = Relu(a)
   [pool] c = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]>(b)
   [one] d = Conv<pads = [1, 1, 1, 1]>(c, w_one, b_one)
