@@ -41,8 +41,8 @@ TINY = np.float32(1e-30)
 
 
 @dataclass(frozen=True)
-class _Rounded:
-    """A weight as ``levels`` int8 [K, N] times ``scales`` float32 [N]."""
+class RoundedWeight:
+    """A weight as ``levels`` int8 [K, N] times ``scales`` float32 [N], or [B, N] for B blocks of K."""
 
     levels: np.ndarray
     scales: np.ndarray
@@ -80,8 +80,8 @@ def quantize_products(
         divided = equalize(edited.graph, behind_norms, seen=seen, alpha=ALPHA)
         unequalized = record if model is record.model else Record(model, record.feeds)
         require_equal(unequalized, ir.to_proto(edited))
-    rounded: dict[ir.Node, _Rounded] = {}
-    for name, levels in _round(groups, record, divided=divided, half=half):
+    rounded: dict[ir.Node, RoundedWeight] = {}
+    for name, levels in rounded_weights(groups, record, divided=divided, half=half):
         rounded |= zip(groups[name], levels, strict=True)
         watch("product", len(rounded), len(chosen))
     for readers in by_activation(chosen).values():
@@ -95,16 +95,24 @@ def _maker(value: ir.Value | None) -> str:
     return "" if producer is None else producer.op_type
 
 
-def _round(
-    groups: Mapping[str, Sequence[ir.Node]], record: Record, *, divided: Mapping[str, np.ndarray], half: int
-) -> Iterator[tuple[str, list[_Rounded]]]:
-    """The weights of each of ``groups``, the nodes that read a tensor, with its name. ``divided`` are the factors [K] by which
-    equalizing has divided tensors since ``record`` measured them."""
+def rounded_weights(
+    groups: Mapping[str, Sequence[ir.Node]],
+    record: Record,
+    *,
+    half: int,
+    divided: Mapping[str, np.ndarray],
+    blocks: Mapping[str, int] = {},
+) -> Iterator[tuple[str, list[RoundedWeight]]]:
+    """The weights of each of ``groups``, the nodes that read a tensor, with its name.
+
+    ``divided`` are the factors [K] by which equalizing has divided tensors since ``record`` measured them. ``blocks`` says for
+    tensors in how many blocks of K their weights have scales; in one if it does not name them.
+    """
     measured = record.moments(groups) if record.feeds else ((name, None) for name in groups)
     for name, moments in measured:
         weights = [matrix(node) for node in groups[name]]
         joined = np.concatenate(weights, axis=1)
-        scales = scales_of(joined, half)
+        scales = scales_of(joined, half, blocks.get(name, 1))
         if moments is None:
             levels = nearest(joined, scales, half=half)
         elif not np.isfinite(moments).all():
@@ -116,11 +124,11 @@ def _round(
             tokens = record.activations([name])[name].tokens
             levels = compensated(joined, scales, half=half, moments=moments, tokens=tokens)
         ends = np.cumsum([weight.shape[1] for weight in weights])[:-1]
-        parts = zip(np.split(levels, ends, axis=1), np.split(scales, ends), strict=True)
-        yield name, [_Rounded(*part) for part in parts]
+        parts = zip(np.split(levels, ends, axis=-1), np.split(scales, ends, axis=-1), strict=True)
+        yield name, [RoundedWeight(*part) for part in parts]
 
 
-def _quantize(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[_Rounded]) -> None:
+def _quantize(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[RoundedWeight]) -> None:
     """Let ``readers``, all of one activation, multiply it by their ``weights`` in INT8."""
     activation = readers[0].inputs[0]
     assert activation is not None
@@ -149,7 +157,7 @@ def _quantize(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[_Ro
 
 
 def _multiply(
-    graph: ir.Graph, node: ir.Node, weight: _Rounded, *, unit: ir.Value, largest: ir.Value, shift: float
+    graph: ir.Graph, node: ir.Node, weight: RoundedWeight, *, unit: ir.Value, largest: ir.Value, shift: float
 ) -> None:
     """Let the MatMul ``node`` multiply ``unit`` by ``weight``, and undo range and shift behind it."""
     name, output = f"{node.name}.weight", node.outputs[0]
