@@ -75,6 +75,17 @@ def append(value: ir.Value, nodes: Sequence[ir.Node], name: str) -> None:
     value.name, end.name = name, value.name
 
 
+def replace(graph: ir.Graph, value: ir.Value, replacement: ir.Value) -> None:
+    """Let all readers of ``value`` and the outputs of ``graph`` take ``replacement``, which gets its name, type and shape."""
+    for usage in list(value.uses()):
+        usage.node.replace_input_with(usage.idx, replacement)
+    take_output(graph, value, replacement)
+    if value.dtype is not None:
+        replacement.dtype = value.dtype
+    replacement.shape = value.shape
+    replacement.name, value.name = value.name, replacement.name
+
+
 def take_output(graph: ir.Graph, value: ir.Value, replacement: ir.Value) -> None:
     """Let ``graph`` give ``replacement``, with the metadata of ``value``, wherever it gives ``value``."""
     for index, output in enumerate(graph.outputs):
