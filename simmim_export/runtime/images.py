@@ -25,10 +25,12 @@ from simmim_export.runtime.picture_files import MAX_PIXELS, PIXELS_ROOM, decodin
 
 ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 
-# A JPEG of more pixels may be decoded at a fraction of its size. Below this, path, bytes, PIL image and array give the same
-# pixels.
+# A JPEG of more pixels may be decoded at a fraction of its size. Up to this, path, bytes, PIL image and array of an upright
+# picture give the same pixels.
 DRAFT_PIXELS = 1_000_000
 
+# The sources that are decoded in other threads.
+_FILES = (str, os.PathLike, bytes)
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR}
 _FLIPS = Image.Transpose
 # How the values of EXIF's orientation are undone; 1 is upright.
@@ -145,9 +147,6 @@ def decoded(
         pool.shutdown(cancel_futures=True)
 
 
-_FILES = (str, os.PathLike, bytes)
-
-
 def _early(jobs: Iterator[Callable[[], _Loaded]], ahead: int) -> Iterator[Callable[[], _Loaded]]:
     """``jobs``, of which ``ahead`` more than were asked for are always taken: taking one starts it."""
     waiting: deque[Callable[[], _Loaded]] = deque()
@@ -168,6 +167,7 @@ def _taken(job: Callable[[], _Loaded]) -> np.ndarray:
 
 
 def _load(source: ImageSource, preprocessing: ImagePreprocessing) -> _Loaded:
+    """Decode and resize one picture. Pixels of the right size are returned as they are."""
     size = (preprocessing.width, preprocessing.height)
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (*size[::-1], 3):
         return _Loaded(source, None)
@@ -253,6 +253,7 @@ def _undecoded_jpeg(image: Image.Image) -> bytes | None:
 
 
 def _to_rgb(image: Image.Image, where: object, *, target: tuple[int, int] | None) -> _Picture:
+    """Decode ``image``. Without a ``target``, in its full size."""
     frames, drafted = getattr(image, "n_frames", 1), None
     if target and isinstance(image, JpegImageFile) and (scale := draft_scale(image.size, target)) > 1:
         drafted = image.draft("RGB", (image.width // scale, image.height // scale))
