@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simmim_export.benchmarks.cli import bench, compare, footprint, quantization, train
+from simmim_export.benchmarks.cli import bench, compare, footprint, limit, quantization, train
 from simmim_export.console import new_app, run_app
 
 app = new_app(
@@ -16,6 +16,7 @@ COMMANDS = (
     (compare.compare, compare.EXAMPLES),
     (footprint.footprint, footprint.EXAMPLES),
     (train.train, train.EXAMPLES),
+    (limit.limit, limit.EXAMPLES),
     (quantization.quantization, quantization.EXAMPLES),
 )
 for command, examples in COMMANDS:
