@@ -29,8 +29,8 @@ def run(
     earlier: Measured | None = None,
     limit: bool = False,
 ) -> Measured:
-    """Measure ``plan`` with a progress bar, ``show`` the results, and write them to ``path``. With ``limit`` the peaks of this host
-    are measured first, and each row gets its floor.
+    """Measure ``plan`` with a progress bar, ``show`` the results, and write them to ``path``. With ``limit`` the peaks of this
+    host are measured first, and each row gets its floor.
 
     If Ctrl-C or SIGTERM ends the run, ``path`` has the rounds that were finished, if any. Raise as :meth:`Measurement.run` does,
     and :class:`UsageError` if the file cannot be written.

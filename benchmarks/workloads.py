@@ -2,8 +2,8 @@
 
 The stages of a verb, each of which contains the one before it: ``graphs`` runs its sessions one after another on tensors that
 are already there, ``pipeline`` adds checking and passing tensors on, ``prepared`` adds decoding and tokenizing, and ``api``
-calls the method of :class:`~simmim_export.runtime.Model` that a user calls. Two more are no part of that ladder: ``alone`` asks each
-of several questions in a call of its own, and ``pillow`` is ``pipeline`` after decoding with plain Pillow.
+calls the method of :class:`~simmim_export.runtime.Model` that a user calls. Two more do not belong to that ladder: ``alone`` asks
+each of several questions in a call of its own, and ``pillow`` is ``pipeline`` after decoding with plain Pillow.
 """
 
 from __future__ import annotations

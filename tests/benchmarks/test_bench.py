@@ -319,6 +319,13 @@ def test_a_full_disk_is_noticed_before_anything_is_measured(run_cli, small_disk,
     assert list(path.parent.iterdir()) == []
 
 
+def test_more_samples_than_any_disk_holds_are_refused(run_cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    words = ("--bundle", tiny_bundle, "--engine", "ort", "--iterations", 10**15, "--save", tmp_path / "a.json")
+    done = run_cli("bench", *words)
+    assert done.returncode == 2 and str(tmp_path / "a.json") in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_fills_up_meanwhile_does_not_cost_the_tables(small_disk, tiny_bundle: Path) -> None:
     disk = small_disk(400)
     path = disk / "a.json"

@@ -80,10 +80,10 @@ def test_a_job_that_an_engine_refuses_leaves_its_other_jobs(with_failing_workers
 def test_a_measurement_without_any_figure_is_the_error_of_its_first_engine(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     graph = Bundle.open(bundle).artifact("text_encoder", Variant.FP32).path
-    os.truncate(bundle / graph, 100)
+    (bundle / graph).write_bytes(bytes((bundle / graph).stat().st_size))
     with pytest.raises(BundleError) as caught:
         Measurement(plan_for(bundle, [Contestant("ort"), Contestant("openvino")])).run()
-    assert graph in str(caught.value.where)
+    assert graph in str(caught.value)
 
 
 def test_a_table_shows_what_failed(with_failing_workers, tiny_bundle: Path, capsys: pytest.CaptureFixture) -> None:
@@ -178,7 +178,7 @@ def test_a_run_that_is_stopped_at_once_leaves_no_file(tiny_bundle: Path, tmp_pat
         str(tiny_bundle),
         *WORDS,
         "--iterations",
-        "10000000",
+        "20000",
         "--save",
         tmp_path / "a.json",
     ]
