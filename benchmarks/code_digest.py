@@ -17,7 +17,7 @@ from pathlib import Path
 
 PACKAGE = "simmim_export"
 # What every suite runs.
-_ALWAYS = ("benchmarks.driver", "benchmarks.worker", "export.exporter", "precision.passes")
+_ALWAYS = ("benchmarks.driver", "benchmarks.suites", "benchmarks.worker", "export.exporter", "precision.passes")
 # What a suite runs besides. A suite that is not named here runs nothing else.
 ROOTS = {
     "footprint": ("benchmarks.footprint", "runtime"),
@@ -38,15 +38,21 @@ LEFT_OUT = (
     "benchmarks.html",
     "benchmarks.pages",
     "benchmarks.report",
+    "benchmarks.run",
+    "benchmarks.tables",
 )
 
 
-@cache
 def code_digest(suite: str) -> str:
     """SHA-256 of the code that ``suite`` depends on, as lower-case hex. It is the same on every Python from 3.11 on."""
     left_out = tuple(name for name in LEFT_OUT if not (suite == "train" and name == "training"))
+    return _digest((*_ALWAYS, *ROOTS.get(suite, ())), left_out)
+
+
+@cache
+def _digest(roots: tuple[str, ...], left_out: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for name in modules((*_ALWAYS, *ROOTS.get(suite, ())), left_out=left_out):
+    for name in modules(roots, left_out=left_out):
         digest.update(f"{name}\n{_outline(_tree(name))}\n".encode())
     return digest.hexdigest()
 
@@ -59,9 +65,10 @@ def is_current(suite: str, digest: str | None) -> bool:
 def modules(roots: tuple[str, ...], *, left_out: tuple[str, ...]) -> list[str]:
     """``roots`` and all modules of this package that they import, also in functions or by a name in a string; sorted.
 
-    Names are relative to the package, so ``engines.ort`` is ``simmim_export.engines.ort``. A root that does not exist is left out.
+    Names are relative to the package, so ``engines.ort`` is ``simmim_export.engines.ort``. A root that does not exist is left
+    out; one that is a package brings all its modules.
     """
-    waiting, reached = list(roots), set[str]()
+    waiting, reached = [each for root in roots for each in _with_submodules(root)], set[str]()
     while waiting:
         name = waiting.pop()
         hidden = any(name == each or name.startswith(f"{each}.") for each in left_out)
@@ -74,7 +81,8 @@ def modules(roots: tuple[str, ...], *, left_out: tuple[str, ...]) -> list[str]:
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
-    """The modules of this package that ``tree`` names. What is imported from a package may be a module or not: it is given too."""
+    """The modules of this package that ``tree`` names. A name that is imported from a package may be a module: it is given
+    too."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -87,6 +95,15 @@ def _imports(tree: ast.Module) -> Iterator[str]:
         for name in names:
             if name.startswith(f"{PACKAGE}."):
                 yield name.removeprefix(f"{PACKAGE}.")
+
+
+def _with_submodules(name: str) -> list[str]:
+    """``name``, and if it is a package also the modules in it."""
+    source = _source(name)
+    if source is None or source.name != "__init__.py":
+        return [name]
+    inside = (path.relative_to(source.parent).with_suffix("").parts for path in source.parent.rglob("*.py"))
+    return [name, *(".".join((name, *(part for part in parts if part != "__init__"))) for parts in inside)]
 
 
 def _source(name: str) -> Path | None:
@@ -112,7 +129,7 @@ def _tree(name: str) -> ast.Module:
 
 
 def _outline(node: object) -> str:
-    """``node`` of a syntax tree as text, without docstrings and without what is empty: newer versions of Python add empty fields."""
+    """``node`` of a syntax tree as text, without docstrings and empty fields: newer versions of Python add such fields."""
     if isinstance(node, list):
         return "[" + ",".join(_outline(each) for each in node) + "]"
     if not isinstance(node, ast.AST):

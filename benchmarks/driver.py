@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from simmim_export.benchmarks.code_digest import code_digest
 from simmim_export.benchmarks.contestants import FP32, Contestant, Plan
 from simmim_export.benchmarks.results import BenchmarkResult, Failed
 from simmim_export.benchmarks.worker import EngineWorker, Opened, Samples
@@ -206,6 +207,7 @@ class Measurement:
             failed=self._failed.get((index, engine)),
             bytes=self._bytes[index, engine],
             memory=tuple((one.ended - soaked[0].ended, one.resident) for one in soaked),
+            code=code_digest(job.suite),
         )
 
 

@@ -28,8 +28,8 @@ def report(
 ) -> None:
     """Write a page with plots and tables of saved runs.
 
-    One HTML file that loads nothing from the network: accuracy against latency beside the peers, where the time goes, how it grows,
-    throughput, memory over time, and the host.
+    One HTML file that loads nothing from the network: accuracy against latency beside the peers, where the time goes, how it
+    grows, throughput, memory over time, and the host.
     """
     from simmim_export.benchmarks.html import page
     from simmim_export.system.outputs import destination, replacing

@@ -76,8 +76,8 @@ def accuracy(scatter: Scatter, *, name: str) -> Plot:
             notes[f"point{index}"] = f"{point.name}: {1000 * point.seconds:.3g} ms, cosine {point.cosine:.6f}"
         hidden = _label_points(axes, scatter, frontier=steps, floor=floor)
         caption = (
-            "Filled circles are this project's plans, hollow diamonds are PyTorch and the peers. The gray line joins those that no "
-            "other beats in both. Thin lines reach from the fastest round to the slowest."
+            "Filled circles are this project's plans, hollow diamonds are PyTorch and the peers. The gray line joins those that "
+            "no other beats in both. Thin lines reach from the fastest round to the slowest."
         )
         if floor is not None:
             caption += f" The dotted line is the least time that this host needs: {floor:.3g} ms."

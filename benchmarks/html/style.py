@@ -8,9 +8,7 @@ them.
 from __future__ import annotations
 
 import io
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -71,10 +69,6 @@ def dark_rules() -> str:
 @contextmanager
 def drawing(height: float) -> Iterator[Figure]:
     """Yield an empty figure of :data:`WIDTH` by ``height`` pixels, in the style of the report."""
-    # Matplotlib writes a cache of fonts; without a home to write to it warns on stderr.
-    os.environ.setdefault(
-        "MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), f"simmim-export-matplotlib-{os.getuid()}")
-    )
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
