@@ -202,7 +202,7 @@ class Measurement:
             suite=job.suite,
             params=dict(job.params),
             items=job.items,
-            parity=_worst([parity[graph] for graph in job.graphs]) if parity else {},
+            parity=worst([parity[graph] for graph in job.graphs]) if parity else {},
             gpu_rounds=tuple(one.gpu for one in rounds if one.gpu),
             failed=self._failed.get((index, engine)),
             bytes=self._bytes[index, engine],
@@ -244,7 +244,7 @@ def examine(contestant: Contestant, *, plan: Plan) -> dict[str, Any]:
         return worker.ask(EngineWorker.examine)
 
 
-def _worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The worst parity of several graphs."""
     return {
         "passed": all(row["passed"] for row in rows),

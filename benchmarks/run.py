@@ -81,6 +81,11 @@ def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
         raise DataError(
             what, where=path, fix="measure again with --save FILE, or print it: simmim-bench compare FILE FILE"
         )
+    for row in document.results:
+        lengths = {len(row.rounds), len(row.gpu_rounds) or len(row.rounds)}
+        if lengths != {document.finished_rounds} and row.failed is None:
+            what = f"the benchmark file is damaged: {row.target} on {row.engine} lacks rounds"
+            raise DataError(what, where=path, fix="measure again with --save FILE")
     if any(row.memory for row in document.results):
         what = "a soak cannot be continued: a new process has new memory"
         raise DataError(what, where=path, fix="measure it again: simmim-bench --suite soak")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,9 @@ def drawing(height: float) -> Iterator[Figure]:
         "ytick.minor.visible": False,
         "lines.linewidth": 2,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # Readers have their own fonts; matplotlib's is only for measuring.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
         # Its renderer measures texts.
         FigureCanvasAgg(figure)

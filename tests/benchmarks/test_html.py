@@ -99,7 +99,7 @@ def test_the_page_shows_every_plot_and_loads_nothing(
         "const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom, t.textContent]}))"
     )
     for plot in labels:
-        assert all(0 <= left and right <= 900 for left, _, right, _, _ in plot)
+        assert all(left >= 0 and right <= 900 for left, _, right, _, _ in plot)
         for a, b in itertools.combinations(plot, 2):
             apart = a[2] <= b[0] + 1 or b[2] <= a[0] + 1 or a[3] <= b[1] + 4 or b[3] <= a[1] + 4
             assert apart, (a, b)
@@ -211,7 +211,7 @@ def test_labels_are_spread_out_in_order(wanted: list[float]) -> None:
     gap = min(16, 400 / max(1, len(wanted) - 1))
     ordered = [place for _, place in sorted(zip(wanted, places, strict=True))]
     assert all(b - a >= gap - 1e-6 for a, b in itertools.pairwise(sorted(places)))
-    assert ordered == sorted(ordered) and -200 - 1e-6 <= min(places) and max(places) <= 200 + 1e-6
+    assert ordered == sorted(ordered) and min(places) >= -200 - 1e-6 and max(places) <= 200 + 1e-6
 
 
 @settings(deadline=None, max_examples=15)
