@@ -50,7 +50,13 @@ class Step:
 
 
 STEPS = (
-    Step(name="latency", page="benchmarks.md", words=("--suite", "latency", *EMBED), preset="base", engines=EVERYONE),
+    Step(
+        name="latency",
+        page="benchmarks.md",
+        words=("--suite", "latency", *EMBED, "--limit"),
+        preset="base",
+        engines=EVERYONE,
+    ),
     Step(
         name="ladder",
         page="benchmarks.md",
