@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
-from typing import Annotated, Any
 
 import numpy as np
-from msgspec import Meta
 
 # A percentile is reported only if this many samples lie beyond it: the 99th of 100 samples would be one sample's luck.
 BEYOND = 10
@@ -55,6 +52,13 @@ class Ratio:
 def too_few(rounds: int, least: int = ROUNDS) -> str | None:
     """Why there is no ratio from so few ``rounds``, and what to type to get one; None if there are at least ``least``."""
     return None if rounds >= least else f"too few rounds for a ratio ({rounds}): measure with --rounds {ROUNDS} or more"
+
+
+def no_percentile(samples: int) -> str | None:
+    """Which of the 50th, 90th and 99th percentile need more than ``samples``, and how many they need; None if none does."""
+    needed = {share: math.ceil(BEYOND * 100 / (100 - share)) for share in (50, 90, 99)}
+    lacking = [f"p{share} needs {count} samples" for share, count in needed.items() if samples < count]
+    return f"{samples} samples: {', '.join(lacking)}" if lacking else None
 
 
 def spread(rounds: Sequence[Sequence[float]]) -> float:
@@ -120,35 +124,3 @@ def _rank_sums(a: int, b: int) -> list[int]:
             counts[k] += counts[k - i]
         counts = counts[: i * b + 1]
     return counts
-
-
-Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
-Round = Annotated[tuple[Seconds, ...], Meta(min_length=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkResult:
-    """The latencies of one engine on one target, a graph or a pipeline.
-
-    ``rounds``: every latency in seconds, round by round, from host arrays to host arrays. ``gpu_rounds``: the same by the GPU's
-    own events; empty if the engine has none. ``inputs``: a digest of the inputs. ``parity``: passed, scaled_error, cosine.
-    """
-
-    target: str
-    engine: str
-    precision: str
-    batch: int
-    inputs: str
-    rounds: Annotated[tuple[Round, ...], Meta(min_length=1)]
-    parity: dict[str, Any] = field(default_factory=dict)
-    gpu_rounds: tuple[Round, ...] = ()
-
-    @property
-    def samples(self) -> list[float]:
-        """All latencies in seconds."""
-        return [sample for row in self.rounds for sample in row]
-
-    @property
-    def gpu_samples(self) -> list[float]:
-        """All latencies in seconds by the GPU's own events; empty if the engine has none."""
-        return [sample for row in self.gpu_rounds for sample in row]

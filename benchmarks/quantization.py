@@ -14,6 +14,7 @@ import numpy as np
 
 from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.document import ratio_to
+from simmim_export.benchmarks.jobs import Job
 from simmim_export.bundle import Bundle
 from simmim_export.errors import EngineUnavailable, TruncatedText
 from simmim_export.precision import peers
@@ -141,11 +142,9 @@ def measure(
         bundle=bundle,
         checkpoint=None,
         engines=everyone,
-        targets=[f"graph:{GRAPH}"],
+        jobs=[Job(suite="latency", target=f"graph:{GRAPH}", graphs=(GRAPH,), params={"batch": 1}, iterations=30)],
         graphs=[GRAPH],
-        batch=1,
         rounds=rounds,
-        iterations=30,
         warmup=5,
     )
     measured = driver.measure(plan, lambda step, done, total: watch(step, total + done, 2 * total))

@@ -1,20 +1,23 @@
-"""What ``simmim-bench`` does without a command: it measures the latency of engines on a bundle."""
+"""What ``simmim-bench`` does without a command: it measures engines on a bundle."""
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from simmim_export.benchmarks.measure import ROUNDS
-from simmim_export.console import Version, check_output, print_json, progress_bar
-from simmim_export.console.options import AsJson, Overwrite, Rounds, contestants
+from simmim_export.benchmarks.memory import SLICES
+from simmim_export.console import Version, check_output, print_json
+from simmim_export.console.options import AsJson, Overwrite, contestants
 
 EXAMPLES = (
     "simmim-bench --bundle bundle",
     "simmim-bench --engine ort --engine ort:int8 --engine openvino:int8",
+    "simmim-bench --suite photos --suite reuse --engine torch --engine openvino:int8",
+    "simmim-bench --suite soak --minutes 10 --engine ort",
     "simmim-bench --engine torch@cuda --engine ort@cuda:fp16 --save gpu.json",
 )
 
@@ -59,9 +62,35 @@ def bench(
             show_default="all",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Batch size.")] = 1,
-    rounds: Rounds = ROUNDS,
-    iterations: Annotated[int, typer.Option("--iterations", metavar="N", min=1, help="Timed runs in each round.")] = 20,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            metavar="SUITE",
+            help="What to measure: latency, ladder, throughput, reuse, photos, growth; or soak alone. Repeatable.",
+            show_default="latency",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Batch size of the suite latency.")] = 1,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            min=1,
+            help="Timed rounds; the engines take turns in each. Ratios need 6 or more.",
+            show_default=f"{ROUNDS}; {SLICES} in the suite soak",
+        ),
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            "--iterations", metavar="N", min=1, help="Timed runs in each round.", show_default="4 to 20, by suite"
+        ),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option("--minutes", metavar="M", min=0.1, help="How long the suite soak takes.")
+    ] = 2.0,
     warmup: Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")] = 3,
     checkpoint: Annotated[
         Path | None,
@@ -77,30 +106,42 @@ def bench(
         Path | None,
         typer.Option("--save", metavar="FILE", help="Also write everything to this JSON file, raw samples included."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FILE",
+            help="Go on with the interrupted measurement in FILE, in place of --save. Type its other options again.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     version: Version = False,
 ) -> None:
-    """Measure the latency of engines on a bundle.
+    """Measure engines on a bundle.
 
-    Exit code 4 if an engine does not compute what PyTorch computed.
+    Exit code 4 if an engine does not compute what PyTorch computed, or if memory grows during a soak. If an engine fails, the
+    others are measured and written, and then its error ends the command.
     """
     if context.invoked_subcommand is not None:
         _refuse_options(context, context.invoked_subcommand)
         return
-    from simmim_export.benchmarks import driver
+    from simmim_export.benchmarks import reference, suites, tables
+    from simmim_export.benchmarks.contestants import Contestant, Plan
+    from simmim_export.benchmarks.document import Host
+    from simmim_export.benchmarks.run import resumed, run
+    from simmim_export.errors import UsageError
 
+    if save is not None and resume is not None:
+        raise UsageError("--save and --resume both name the file of the results", fix="drop --save")
     if save is not None:
         check_output(save, "--save", overwrite=overwrite)
+    wanted = suites.parse_suites(suite)
     names = dict.fromkeys(engine or ["torch", "ort"])
-    engines = list(dict.fromkeys(driver.Contestant.parse(name, precision, device=device) for name in names))
+    engines = list(dict.fromkeys(Contestant.parse(name, precision, device=device) for name in names))
     # First of all: the user should not wait for a bundle to be built only to learn that an engine is missing.
     for contestant in engines:
         contestant.require()
-    from simmim_export.benchmarks import reference, report, suites
-    from simmim_export.benchmarks.document import as_document, reserved
-    from simmim_export.errors import UsageError
-
     with_checkpoint = any(contestant.reads_checkpoint for contestant in engines)
     if checkpoint is not None and not with_checkpoint:
         raise UsageError(
@@ -109,31 +150,37 @@ def bench(
     bundle, checkpoint = reference.find(bundle, checkpoint)
     if with_checkpoint:
         checkpoint = reference.require_checkpoint(checkpoint, bundle)
-    targets, graphs = suites.targets(bundle, pipeline, batch=batch)
-    plan = driver.Plan(
-        bundle=bundle,
-        checkpoint=checkpoint,
-        engines=engines,
-        targets=targets,
-        graphs=graphs,
-        batch=batch,
-        rounds=rounds,
-        iterations=iterations,
-        warmup=warmup,
+    request = suites.Request.of(bundle, pipeline, batch=batch)
+    rounds = rounds or (SLICES if "soak" in wanted else ROUNDS)
+    jobs = (
+        [suites.soak(request, minutes=minutes, slices=rounds * len(engines))]
+        if "soak" in wanted
+        else suites.jobs(request, wanted, iterations=iterations)
     )
-    suites.require(plan)
-    load = os.getloadavg()[0]
-    with reserved(save, rows=len(targets) * len(engines), samples=rounds * iterations) as write:
-        with progress_bar("benchmark") as watch:
-            measured = driver.measure(plan, watch)
-        document = as_document(plan, measured, load=load)
-        # Print first: if the file cannot be written after all, the figures are not lost.
-        if as_json:
-            print_json(document)
-        else:
-            report.show(plan, measured, document=document)
-        write(document)
-    report.require(measured, bundle)
+    with tempfile.TemporaryDirectory() as pictures:
+        plan = Plan(
+            bundle=bundle,
+            checkpoint=checkpoint,
+            engines=engines,
+            jobs=jobs,
+            graphs=request.graphs,
+            rounds=rounds,
+            warmup=warmup,
+            pictures=Path(pictures),
+        )
+        suites.require(plan)
+        host = Host.now()
+        suites.make_pictures(jobs, Path(pictures))
+        earlier = None if resume is None else resumed(plan, resume, host=host)
+
+        def show(measured: Any, document: dict[str, Any]) -> None:
+            if as_json:
+                print_json(document)
+            else:
+                tables.show(plan, measured, document=document)
+
+        measured = run(plan, save or resume, host=host, show=show, earlier=earlier)
+    tables.require(plan, measured)
 
 
 def _refuse_options(context: typer.Context, command: str) -> None:

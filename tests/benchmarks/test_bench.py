@@ -21,8 +21,8 @@ from simmim_export.benchmarks import document as files
 from simmim_export.benchmarks import quantization
 from simmim_export.benchmarks.compare import compare
 from simmim_export.benchmarks.driver import Contestant
-from simmim_export.benchmarks.measure import BenchmarkResult
 from simmim_export.benchmarks.reference import reference_folder
+from simmim_export.benchmarks.results import BenchmarkResult
 from simmim_export.benchmarks.worker import EngineWorker
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
