@@ -57,7 +57,7 @@ class Peer:
 
 def _require_engine(peer: Peer) -> None:
     """Raise :class:`SimmimError` unless our engine runs here at the peer's precision."""
-    from simmim_export.benchmarks.driver import Contestant
+    from simmim_export.benchmarks.contestants import Contestant
 
     Contestant(peer.engine, peer.precision).require()
 

@@ -1,4 +1,4 @@
-"""The inputs of a measurement: what is timed, what judges the accuracy, and what calibrates. Every process reads the same file."""
+"""The inputs that are timed, that judge the accuracy, and that calibrate. Every process reads the same file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def tasks(bundle: Path, *, judges: Sequence[str], calibration: Sequence[str], fo
                     )
                 )
     if not made:
-        raise DataError("no encoder of this bundle is a pipeline of its own", where=bundle, fix="choose another --bundle")
+        raise DataError(
+            "no encoder of this bundle is a pipeline of its own", where=bundle, fix="choose another --bundle"
+        )
     return made
 
 
@@ -71,9 +73,7 @@ def _images(model: Model, spec: GraphSpec) -> dict[str, list[Feeds]]:
     return {TIMED: images[:1], JUDGES: images, CALIBRATION: []}
 
 
-def _texts(
-    model: Model, spec: GraphSpec, judges: Sequence[str], calibration: Sequence[str]
-) -> dict[str, list[Feeds]]:
+def _texts(model: Model, spec: GraphSpec, judges: Sequence[str], calibration: Sequence[str]) -> dict[str, list[Feeds]]:
     """Each text alone. Timed are the first tokens of all of them in a row, at each of :data:`LENGTHS`."""
     with warnings.catch_warnings():
         # A text that is cut is cut for everybody, and the vocabulary need not have every word.

@@ -182,14 +182,14 @@ def _embed(task: Task, entries: Sequence[_Entry], *, folder: Path) -> None:
                 entry.embedded = target
 
 
-def _results(
-    plan: PeersPlan, task: Task, entries: Sequence[_Entry], *, peaks: Peaks | None
-) -> list[BenchmarkResult]:
+def _results(plan: PeersPlan, task: Task, entries: Sequence[_Entry], *, peaks: Peaks | None) -> list[BenchmarkResult]:
     bundle, rows = Bundle.open(plan.bundle), []
     reference = next((entry for entry in entries if entry.peer == REFERENCE), None)
     if reference is None or reference.embedded is None:
         why = reference.failed.message if reference is not None and reference.failed else "it was not measured"
-        raise EngineUnavailable(f"PyTorch, which all are compared with, failed: {why}", fix="pip install 'simmim-export[peers]'")
+        raise EngineUnavailable(
+            f"PyTorch, which all are compared with, failed: {why}", fix="pip install 'simmim-export[peers]'"
+        )
     exact = np.load(reference.embedded)
     accuracies = [None if e.embedded is None else _accuracy(exact, np.load(e.embedded)) for e in entries]
     for index, sizes in enumerate(task.timed):
@@ -234,4 +234,6 @@ def _floor(bundle: Bundle, task: Task, peer: Peer, *, sizes: dict[str, Any], pea
     if not any(each.graph == task.graph and each.variant == variant for each in bundle.manifest.artifacts):
         return None
     least = floor(cost_of(bundle, task.graph, variant=variant, sizes=sizes), precision, peaks=peaks)
-    return None if least is None else Floor(seconds=least.seconds, flops=least.flops, bytes=least.bytes, bound=least.bound)
+    return (
+        None if least is None else Floor(seconds=least.seconds, flops=least.flops, bytes=least.bytes, bound=least.bound)
+    )

@@ -44,8 +44,10 @@ class PeerWorker:
         return Samples(host=tuple(host), gpu=(), inputs=digest)
 
     def embed(self, embedding: str, target: Path) -> int:
-        """Write the ``embedding`` of every judge to ``target``, float32 [n, E]. Returns the largest memory of the process in bytes
-        before that."""
+        """Write the ``embedding`` of every judge to ``target``, float32 [n, E].
+
+        Returns the largest memory of the process before that, in bytes.
+        """
         memory = peak_memory()
         outputs = [self._runner.run_any(feeds)[embedding] for feeds in read_feeds(self._inputs, JUDGES)]
         np.save(target, np.concatenate(outputs).astype(np.float32))
