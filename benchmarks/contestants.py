@@ -59,11 +59,8 @@ class Contestant:
                 engine.variant(precision)
 
     def runs(self, job: Job) -> bool:
-        """Whether it runs ``job``: its engine needs the hint. PyTorch decodes photographs with plain Pillow, and only PyTorch."""
-        with_pillow = job.params.get("stage") == "pillow"
-        return job.hint in get_engine(self.engine).hints and (
-            job.suite != "photos" or with_pillow == self.reads_checkpoint
-        )
+        """Whether its engine can be opened for what ``job`` needs."""
+        return job.hint in get_engine(self.engine).hints
 
     def file_bytes(self, plan: Plan, graphs: Sequence[str]) -> int:
         """The size in bytes of the files that it opens for ``graphs``; for PyTorch that of the checkpoint."""

@@ -19,15 +19,17 @@ Schema 2::
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -45,7 +47,9 @@ SCHEMA = 2
 # The largest file that is read: ten times what every suite on every engine writes.
 MOST_BYTES = 2**28
 # The most bytes that a document takes: for machine and engines, for each target on an engine, and for each latency.
-FIXED_BYTES, ROW_BYTES, SAMPLE_BYTES = 30_000, 1_500, 40
+FIXED_BYTES, ROW_BYTES, SAMPLE_BYTES = 30_000, 2_500, 40
+# Bytes that are written at once.
+PART = 1 << 20
 # All engines are compared with the first of these that was measured.
 REFERENCES = ("torch", "torch@cuda")
 
@@ -207,10 +211,7 @@ def reserved(path: Path | None, *, rows: int, samples: int) -> Iterator[Callable
     interruption: BaseException | None = None
     with replacing(destination(path)) as temporary, temporary.open("r+b") as stream:
         with _refused(path):
-            # Random bytes take their full space even on a file system that compresses.
-            stream.write(os.urandom(FIXED_BYTES + rows * ROW_BYTES + SAMPLE_BYTES * samples))
-            stream.flush()
-            os.fsync(stream.fileno())
+            _fill(stream, FIXED_BYTES + rows * ROW_BYTES + SAMPLE_BYTES * samples)
         try:
             yield write_over
         except (KeyboardInterrupt, SystemExit) as error:
@@ -220,6 +221,17 @@ def reserved(path: Path | None, *, rows: int, samples: int) -> Iterator[Callable
         stream.truncate(length)
     if interruption is not None:
         raise interruption
+
+
+def _fill(stream: IO[bytes], size: int) -> None:
+    """Write ``size`` random bytes, which take their full space even on a file system that compresses. Raise OSError if they do
+    not fit."""
+    if size > shutil.disk_usage(stream.name).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for start in range(0, size, PART):
+        stream.write(os.urandom(min(PART, size - start)))
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 @contextmanager

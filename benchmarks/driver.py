@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from simmim_export.benchmarks.code_digest import code_digest
 from simmim_export.benchmarks.contestants import FP32, Contestant, Plan
 from simmim_export.benchmarks.results import BenchmarkResult, Failed
 from simmim_export.benchmarks.worker import EngineWorker, Opened, Samples
@@ -201,11 +202,12 @@ class Measurement:
             suite=job.suite,
             params=dict(job.params),
             items=job.items,
-            parity=_worst([parity[graph] for graph in job.graphs]) if parity else {},
+            parity=worst([parity[graph] for graph in job.graphs]) if parity else {},
             gpu_rounds=tuple(one.gpu for one in rounds if one.gpu),
             failed=self._failed.get((index, engine)),
             bytes=self._bytes[index, engine],
             memory=tuple((one.ended - soaked[0].ended, one.resident) for one in soaked),
+            code=code_digest(job.suite),
         )
 
 
@@ -242,7 +244,7 @@ def examine(contestant: Contestant, *, plan: Plan) -> dict[str, Any]:
         return worker.ask(EngineWorker.examine)
 
 
-def _worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def worst(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The worst parity of several graphs."""
     return {
         "passed": all(row["passed"] for row in rows),

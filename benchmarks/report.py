@@ -17,24 +17,32 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     """Print what :func:`~simmim_export.benchmarks.compare.compare` returned."""
     console = stdout_console()
     if comparison["differs"]:
-        console.print(
-            f"warning: the runs differ in {' and '.join(comparison['differs'])}, so the ratios do not measure the engines alone"
-        )
+        console.print(f"the two differ in {' and '.join(comparison['differs'])}")
+    if not comparison["paired"]:
+        what = "these are separate runs: on a machine that others use, its speed alone can make the differences below"
+        console.print(f"warning: {what}; simmim-bench pair measures side by side")
     rows: list[Row] = []
     reasons: dict[str, None] = {}
     for row in comparison["rows"]:
-        engine = str(Contestant(row["engine"], row["precision"]))
-        cells = (row["target"], engine, str(row["batch"]), *(f"{value:.3f}" for value in row["medians_ms"]))
-        if row["times_faster"] is None:
+        medians = (ABSENT if value is None else f"{value:.3f}" for value in row["medians_ms"])
+        if row["reason"] is not None:
             reasons[row["reason"]] = None
-            rows.append((*cells, ABSENT, ABSENT, ""))
+        if row["times_faster"] is None:
+            rows.append((row["title"], *medians, ABSENT, ABSENT, row["verdict"] or "no verdict"))
         else:
             ratio = Ratio(value=row["times_faster"], low=row["low"], high=row["high"])
-            rows.append((*cells, f"{ratio.value:.2f}", ratio.span, "" if ratio.shown else "no difference shown"))
-    columns = ("target", "engine", ">batch", ">first|ms", ">second|ms", ">times|faster", ">95 %", "")
+            rows.append((row["title"], *medians, f"{ratio.value:.2f}", ratio.span, row["verdict"]))
+    columns = ("", ">first|ms", ">second|ms", ">times|faster", ">interval", "")
     print_table(f"{comparison['second']} compared with {comparison['first']}", columns, rows)
+    sure, limit = comparison["confidence"], comparison["limit"]
+    console.print(
+        f"all intervals together hold the truth with {sure:.0%} confidence; differences below {limit:.0%} do not count"
+    )
     for reason in reasons:
         console.print(reason)
+    for place in ("first", "second"):
+        if alone := comparison[f"only_{place}"]:
+            console.print(f"only in the {place}: {'; '.join(alone)}")
 
 
 def show_footprint(footprint: Mapping[str, Any]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from simmim_export.benchmarks.contestants import Plan
 from simmim_export.benchmarks.document import Host, as_document, described, method, read, reserved
 from simmim_export.benchmarks.driver import Measured, Measurement
+from simmim_export.benchmarks.limit.peaks import measure_peaks
+from simmim_export.benchmarks.limit.rows import with_floors
 from simmim_export.console import progress_bar, say
 from simmim_export.errors import DataError, UsageError
 
@@ -24,8 +27,10 @@ def run(
     host: Host,
     show: Callable[[Measured, dict[str, Any]], None],
     earlier: Measured | None = None,
+    limit: bool = False,
 ) -> Measured:
-    """Measure ``plan`` with a progress bar, ``show`` the results, and write them to ``path``.
+    """Measure ``plan`` with a progress bar, ``show`` the results, and write them to ``path``. With ``limit`` the peaks of this
+    host are measured first, and each row gets its floor.
 
     If Ctrl-C or SIGTERM ends the run, ``path`` has the rounds that were finished, if any. Raise as :meth:`Measurement.run` does,
     and :class:`UsageError` if the file cannot be written.
@@ -44,8 +49,11 @@ def run(
                     finished = partial.finished
 
             with progress_bar("benchmark") as watch:
+                peaks = measure_peaks(watch) if limit else None
                 measured = measurement.run(keep, watch=watch)
-            document = as_document(plan, measured, host=host)
+            if peaks is not None:
+                measured = replace(measured, results=with_floors(measured.results, plan.bundle, peaks=peaks))
+            document = as_document(plan, measured, host=host, peaks=None if peaks is None else asdict(peaks))
             # Show first: if the file cannot be written after all, the figures are not lost.
             show(measured, document)
             write(document)
@@ -81,6 +89,11 @@ def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
         raise DataError(
             what, where=path, fix="measure again with --save FILE, or print it: simmim-bench compare FILE FILE"
         )
+    for row in document.results:
+        lengths = {len(row.rounds), len(row.gpu_rounds) or len(row.rounds)}
+        if lengths != {document.finished_rounds} and row.failed is None:
+            what = f"the benchmark file is damaged: {row.target} on {row.engine} lacks rounds"
+            raise DataError(what, where=path, fix="measure again with --save FILE")
     if any(row.memory for row in document.results):
         what = "a soak cannot be continued: a new process has new memory"
         raise DataError(what, where=path, fix="measure it again: simmim-bench --suite soak")

@@ -18,7 +18,7 @@ from simmim_export.engines.checks import require_host
 from simmim_export.errors import UsageError
 from simmim_export.runtime import load
 from simmim_export.runtime.loading import compiled
-from simmim_export.spec import BATCH, FED, Axis, GraphSpec, Kind, Pipeline, Verb
+from simmim_export.spec import BATCH, Axis, GraphSpec, Kind, Pipeline, Verb
 from simmim_export.system.host import available_threads
 
 # Questions about one image.
@@ -108,16 +108,14 @@ def photos(request: Request) -> Iterator[Job]:
     """From the file of a photograph to its embedding; by PyTorch with plain Pillow."""
     if (one := request.serving(Verb.EMBED_IMAGE)) is not None:
         for megapixels in SIZES:
-            for stage in ("pillow", "api"):
-                params: dict[str, Param] = {"megapixels": megapixels, "stage": stage}
-                yield Job(suite="photos", target=f"verb:{one.verb}", graphs=one.graphs, params=params)
+            yield Job(suite="photos", target=f"verb:{one.verb}", graphs=one.graphs, params={"megapixels": megapixels})
 
 
 def growth(request: Request) -> Iterator[Job]:
-    """The graphs that read what the host feeds, along each axis that may grow: batch, sequence, frames."""
+    """The graphs that read images, texts or frames, along each axis that may grow: batch, sequence, frames."""
     for name in request.graphs:
         spec = request.manifest.graph(name)
-        if not any(tensor.kind in FED for tensor in spec.inputs) or spec.is_head:
+        if not any(tensor.kind in (Kind.IMAGE, Kind.TOKEN_IDS, Kind.FRAMES) for tensor in spec.inputs):
             continue
         for axis in spec.axes:
             for size in sizes(axis.minimum, axis.maximum):

@@ -79,7 +79,8 @@ class EngineWorker:
         first: Job | None,
         pictures: Path | None = None,
     ) -> Opened:
-        """Open the bundle and run the job ``first`` once. Raises what :func:`simmim_export.load` raises."""
+        """Open the bundle and run the job ``first``, or the first of its parts, once. Raises what :func:`simmim_export.load`
+        raises."""
         # The texts that are timed need not be in the vocabulary of the bundle that is measured.
         warnings.simplefilter("ignore", UnknownWords)
         self.model = load(bundle, engine, precision=precision, checkpoint=checkpoint)
@@ -92,7 +93,7 @@ class EngineWorker:
         )
         opened = time.monotonic()
         if first is not None:
-            self.workloads.of(first).run()
+            self.workloads.of(first.parts[0] if first.parts else first).run()
         return Opened(imported=self.imported, opened=opened, first=time.monotonic(), threads=available_threads())
 
     def time_round(self, job: Job, *, warmup: int) -> Samples:

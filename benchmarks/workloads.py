@@ -2,7 +2,8 @@
 
 The stages of a verb, each of which contains the one before it: ``graphs`` runs its sessions one after another on tensors that
 are already there, ``pipeline`` adds checking and passing tensors on, ``prepared`` adds decoding and tokenizing, and ``api``
-calls the method of :class:`~simmim_export.runtime.Model` that a user calls.
+calls the method of :class:`~simmim_export.runtime.Model` that a user calls. Two more do not belong to that ladder: ``alone`` asks
+each of several questions in a call of its own, and ``pillow`` is ``pipeline`` after decoding with plain Pillow.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ class Workloads:
             hashed.update(picture.read_bytes())
         if verb in OF_TEXTS:
             hashed.update("\n".join(texts).encode())
-        stage = str(job.params.get("stage", "api"))
+        # In the suite of photographs PyTorch does without our decoder, as its users do.
+        plain = job.suite == "photos" and self._model.engine.reads_checkpoint
+        stage = "pillow" if plain else str(job.params.get("stage", "api"))
         return Workload(self._stage(verb, stage, picture=picture, texts=texts), hashed.hexdigest())
 
     def _stage(self, verb: Verb, stage: str, *, picture: Path | None, texts: list[str]) -> Callable[[], object]:
@@ -133,13 +136,6 @@ class Workloads:
         with Image.open(picture) as image:
             small = image.convert("RGB").resize((int(width), int(height)), Image.Resampling.BILINEAR)
         return np.asarray(small)[None]
-
-    def close(self) -> None:
-        """Give the threads and the second model back."""
-        for pool in self._pools.values():
-            pool.shutdown()
-        if self._throughput is not None:
-            self._throughput.close()
 
 
 def picture_size(job: Job) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simmim_export.benchmarks.cli import bench, compare, footprint, limit, peers, quantization, train
+from simmim_export.benchmarks.cli import bench, compare, footprint, limit, pair, peers, quantization, report, train
 from simmim_export.console import new_app, run_app
 
 app = new_app(
@@ -14,6 +14,8 @@ app = new_app(
 )
 COMMANDS = (
     (compare.compare, compare.EXAMPLES),
+    (pair.pair, pair.EXAMPLES),
+    (report.report, report.EXAMPLES),
     (footprint.footprint, footprint.EXAMPLES),
     (train.train, train.EXAMPLES),
     (limit.limit, limit.EXAMPLES),

@@ -92,6 +92,12 @@ def bench(
         float, typer.Option("--minutes", metavar="M", min=0.1, help="How long the suite soak takes.")
     ] = 2.0,
     warmup: Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")] = 3,
+    limit: Annotated[
+        bool,
+        typer.Option(
+            "--limit", help="Also measure the peaks of this host, and show how far each row is from its floor."
+        ),
+    ] = False,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -179,7 +185,7 @@ def bench(
             else:
                 tables.show(plan, measured, document=document)
 
-        measured = run(plan, save or resume, host=host, show=show, earlier=earlier)
+        measured = run(plan, save or resume, host=host, show=show, earlier=earlier, limit=limit)
     tables.require(plan, measured)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from simmim_export.benchmarks.code_digest import code_digest
 from simmim_export.benchmarks.limit.floor import cost_of, floor
 from simmim_export.benchmarks.limit.peaks import Peaks
 from simmim_export.benchmarks.peers.contestants import REFERENCE, Peer
@@ -212,6 +213,7 @@ def _results(plan: PeersPlan, task: Task, entries: Sequence[_Entry], *, peaks: P
                     floor=_floor(bundle, task, entry.peer, sizes=sizes, peaks=peaks),
                     failed=entry.failed,
                     bytes=entry.bytes,
+                    code=code_digest("peers"),
                 )
             )
     return rows
@@ -233,7 +235,4 @@ def _floor(bundle: Bundle, task: Task, peer: Peer, *, sizes: dict[str, Any], pea
     variant = get_engine("ort").variant(precision) if precision is Precision.INT8 else Variant.FP32
     if not any(each.graph == task.graph and each.variant == variant for each in bundle.manifest.artifacts):
         return None
-    least = floor(cost_of(bundle, task.graph, variant=variant, sizes=sizes), precision, peaks=peaks)
-    return (
-        None if least is None else Floor(seconds=least.seconds, flops=least.flops, bytes=least.bytes, bound=least.bound)
-    )
+    return floor(cost_of(bundle, task.graph, variant=variant, sizes=sizes), precision, peaks=peaks)
