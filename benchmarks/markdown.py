@@ -8,6 +8,7 @@ from typing import Any
 
 from simmim_export.benchmarks.contestants import Contestant
 from simmim_export.benchmarks.document import ratio_to, reference
+from simmim_export.benchmarks.jobs import title
 from simmim_export.benchmarks.measure import Ratio
 from simmim_export.benchmarks.memory import growth
 from simmim_export.benchmarks.results import BenchmarkResult, Suite
@@ -166,7 +167,34 @@ def quantization(comparison: Mapping[str, Any]) -> str:
     return table(header, cells)
 
 
-# The table of each suite that simmim-bench --suite measures.
+def peers(rows: Rows) -> str:
+    """Accuracy beside latency of each peer, the fastest first; and why some have no figures."""
+    cells, reasons = [], dict[str, str]()
+    for job in dict.fromkeys(row.job for row in rows):
+        mine = [row for row in rows if row.job == job]
+        for row in sorted(mine, key=lambda one: median(one.samples) if one.samples else float("inf")):
+            accuracy = row.accuracy or {}
+            cosine, top1 = accuracy.get("cosine_mean"), accuracy.get("top1")
+            cells.append(
+                (
+                    title(row.target, row.params),
+                    _engine(row),
+                    _ms(row),
+                    *_ratio(ratio_to(row, rows, engine=reference(rows))),
+                    ABSENT if cosine is None else f"{cosine:.5f}",
+                    ABSENT if top1 is None else f"{top1:.1%}",
+                    f"{row.bytes / 1e6:.1f} MB" if row.bytes else ABSENT,
+                    f"{median(row.samples) / row.floor.seconds:.1f}" if row.floor and row.samples else ABSENT,
+                )
+            )
+            if row.failed is not None:
+                reasons[f"{row.target.partition(':')[2]} on {_engine(row)}"] = row.failed.message
+    header = ("graph", "engine", "median", "times PyTorch", "95 %", "mean cosine", "same neighbor", "files", "x floor")
+    notes = [f"Failed: {name}: {reason}" for name, reason in reasons.items()]
+    return "\n\n".join([table(header, cells), *notes])
+
+
+# The table of each suite.
 TABLES: dict[Suite, Callable[[Rows], str]] = {
     "latency": latency,
     "ladder": ladder,
@@ -175,6 +203,7 @@ TABLES: dict[Suite, Callable[[Rows], str]] = {
     "photos": photos,
     "growth": growths,
     "soak": soak,
+    "peers": peers,
 }
 
 

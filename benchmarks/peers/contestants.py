@@ -63,7 +63,7 @@ def _require_engine(peer: Peer) -> None:
 
 
 def _without_exporters() -> str | None:
-    """Why this transformers has no exporters; None if it has them (5.20 and later)."""
+    """Why this transformers has no exporters; None if it has them."""
     try:
         import_module(_EXPORTERS)
     except ImportError:

