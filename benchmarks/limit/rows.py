@@ -43,8 +43,7 @@ def with_floors(results: Sequence[BenchmarkResult], path: Path, *, peaks: Peaks)
 
 def _target(bundle: Bundle, row: BenchmarkResult) -> str | None:
     """The graph or pipeline whose floor is that of ``row``; None if its sizes are not known here."""
-    kind, _, name = row.target.partition(":")
-    if kind in ("graph", "pipeline"):
+    if row.target.partition(":")[0] in ("graph", "pipeline"):
         return row.target
     if row.target == f"verb:{Verb.EMBED_IMAGE}":
         pipeline = bundle.manifest.pipeline_for(Verb.EMBED_IMAGE)
