@@ -66,8 +66,9 @@ gpu-check:  ## with an NVIDIA GPU: build, verify and measure every graph, and wr
 results: .venv/.dev  ## run what docs/results.md still lacks, about an hour on two cores, and write it
 	$(BIN)/python -P -m simmim_export.training.results
 
-docs: .venv/.dev  ## write docs/cli.md, the command reference
+docs: .venv/.dev  ## write docs/cli.md, the command reference, and mark tables that earlier code made
 	$(BIN)/python tests/contracts/command_reference.py --write
+	$(BIN)/python -P -m simmim_export.benchmarks.pages --mark
 
 wording: .venv/.dev  ## write tests/wording/messages.txt, every message as users see it
 	$(BIN)/python tests/wording/messages.py --write

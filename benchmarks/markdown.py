@@ -8,6 +8,7 @@ from typing import Any
 
 from simmim_export.benchmarks.contestants import Contestant
 from simmim_export.benchmarks.document import ratio_to, reference
+from simmim_export.benchmarks.jobs import title
 from simmim_export.benchmarks.measure import Ratio
 from simmim_export.benchmarks.memory import growth
 from simmim_export.benchmarks.results import BenchmarkResult, Suite
@@ -152,6 +153,63 @@ def starts(engines: Mapping[str, Mapping[str, Any]]) -> str:
     return table(("engine", "cold start", "import", "open", "first result", "peak memory"), cells)
 
 
+def peaks(measured: Mapping[str, Any] | None) -> list[str]:
+    """A sentence about the peaks of the host, if they were measured."""
+    if measured is None:
+        return []
+    products = (f"{name} {peak['flops_per_second'] / 1e9:.0f} GFLOP/s" for name, peak in measured["products"].items())
+    copied, read = (f"{measured[key] / 1e9:.1f} GB/s" for key in ("copy", "read"))
+    return [f"Peaks of the host: {', '.join(products)}; memory {copied} copied, {read} read."]
+
+
+def peers(rows: Rows) -> str:
+    """Each input of each peer, the fastest first: accuracy beside latency. A peer without figures has the reason."""
+    against = reference(rows)
+    cells = []
+    for job in dict.fromkeys(row.job for row in rows):
+        mine = [row for row in rows if row.job == job]
+        for row in sorted(mine, key=lambda row: median(row.samples) if row.samples else float("inf")):
+            accuracy = row.accuracy or {}
+            size = f"{row.bytes / 1e6:.1f} MB" if row.bytes else ABSENT
+            times = f"{median(row.samples) / row.floor.seconds:.1f}" if row.floor and row.samples else ABSENT
+            figures = [
+                f"{value:.5f}" if (value := accuracy.get(f"cosine_{k}")) is not None else ABSENT for k in ("mean", "p1")
+            ]
+            top1 = f"{accuracy['top1']:.1%}" if accuracy.get("top1") is not None else ABSENT
+            time = (
+                _ms(row)
+                if row.failed is None
+                else f"failed: {' '.join(row.failed.message.split())[:120]}".replace("|", "/")
+            )
+            ratio = _ratio(ratio_to(row, rows, engine=against))
+            cells.append((title(row.target, row.params), _engine(row), time, *ratio, *figures, top1, size, times))
+    header = (
+        "graph",
+        "peer",
+        "median",
+        "times PyTorch",
+        "95 %",
+        "mean cosine",
+        "1 %",
+        "same neighbor",
+        "file",
+        "x floor",
+    )
+    return table(header, cells)
+
+
+def exports(records: Sequence[Mapping[str, Any]]) -> str:
+    """How long each export took, and how large its graphs are in each variant."""
+    cells = []
+    for record in records:
+        sizes: dict[str, list[str]] = {}
+        for graph, variant, size in record["sizes"]:
+            sizes.setdefault(graph, []).append(f"{variant} {size / 1e6:.1f}")
+        large = [f"{graph}: {', '.join(own)}" for graph, own in sizes.items() if graph.endswith("encoder")]
+        cells.append((record["preset"], f"{record['seconds']:.0f} s", "; ".join(large)))
+    return table(("preset", "export with INT8", "encoders in MB"), cells)
+
+
 def quantization(comparison: Mapping[str, Any]) -> str:
     """What ``simmim-bench quantization --json`` printed."""
     cells = []
@@ -166,7 +224,7 @@ def quantization(comparison: Mapping[str, Any]) -> str:
     return table(header, cells)
 
 
-# The table of each suite that simmim-bench --suite measures.
+# The table of each suite.
 TABLES: dict[Suite, Callable[[Rows], str]] = {
     "latency": latency,
     "ladder": ladder,
@@ -175,6 +233,7 @@ TABLES: dict[Suite, Callable[[Rows], str]] = {
     "photos": photos,
     "growth": growths,
     "soak": soak,
+    "peers": peers,
 }
 
 

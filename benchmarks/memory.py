@@ -14,6 +14,8 @@ LIMIT_BYTES, LIMIT_SHARE = 16e6, 0.02
 WARMUP = 0.25
 # Slices of a soak on one engine. The memory is read at the end of each.
 SLICES = 24
+# How long a soak takes.
+MINUTES = 2.0
 # The fewest slices from which a slope is taken.
 FEWEST = 4
 

@@ -201,6 +201,18 @@ def parse_suites(names: Sequence[str] | None) -> list[Suite]:
     return chosen
 
 
+def require_options(suites: Sequence[Suite], *, batch: int, iterations: int | None, minutes: float | None) -> None:
+    """Raise :class:`UsageError` for an option that none of ``suites`` reads."""
+    if minutes is not None and "soak" not in suites:
+        raise UsageError("--minutes is for the suite soak alone", fix="add --suite soak, or drop --minutes")
+    if iterations is not None and "soak" in suites:
+        raise UsageError(
+            "the suite soak runs for minutes, not for iterations", fix="give --minutes, or drop --iterations"
+        )
+    if batch != 1 and "latency" not in suites:
+        raise UsageError("--batch is for the suite latency alone", fix="add --suite latency, or drop --batch")
+
+
 def make_pictures(chosen: Sequence[Job], folder: Path) -> None:
     """Make in ``folder`` the photographs that the jobs read: a worker that made one itself would need more memory."""
     every = [part for job in chosen for part in (job, *job.parts)]

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from simmim_export.benchmarks.measure import ROUNDS
-from simmim_export.benchmarks.memory import SLICES
+from simmim_export.benchmarks.memory import MINUTES, SLICES
 from simmim_export.console import Version, check_output, print_json
 from simmim_export.console.options import AsJson, Overwrite, contestants
 
 EXAMPLES = (
     "simmim-bench --bundle bundle",
     "simmim-bench --engine ort --engine ort:int8 --engine openvino:int8",
-    "simmim-bench --suite photos --suite reuse --engine torch --engine openvino:int8",
+    "simmim-bench --suite photos --suite reuse --engine torch --engine ort:int8",
     "simmim-bench --suite soak --minutes 10 --engine ort",
     "simmim-bench --engine torch@cuda --engine ort@cuda:fp16 --save gpu.json",
 )
@@ -89,8 +89,11 @@ def bench(
         ),
     ] = None,
     minutes: Annotated[
-        float, typer.Option("--minutes", metavar="M", min=0.1, help="How long the suite soak takes.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            "--minutes", metavar="M", min=0.1, help="How long the suite soak takes.", show_default=f"{MINUTES:g}"
+        ),
+    ] = None,
     warmup: Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")] = 3,
     limit: Annotated[
         bool,
@@ -143,6 +146,7 @@ def bench(
     if save is not None:
         check_output(save, "--save", overwrite=overwrite)
     wanted = suites.parse_suites(suite)
+    suites.require_options(wanted, batch=batch, iterations=iterations, minutes=minutes)
     names = dict.fromkeys(engine or ["torch", "ort"])
     engines = list(dict.fromkeys(Contestant.parse(name, precision, device=device) for name in names))
     # First of all: the user should not wait for a bundle to be built only to learn that an engine is missing.
@@ -159,7 +163,7 @@ def bench(
     request = suites.Request.of(bundle, pipeline, batch=batch)
     rounds = rounds or (SLICES if "soak" in wanted else ROUNDS)
     jobs = (
-        [suites.soak(request, minutes=minutes, slices=rounds * len(engines))]
+        [suites.soak(request, minutes=minutes or MINUTES, slices=rounds * len(engines))]
         if "soak" in wanted
         else suites.jobs(request, wanted, iterations=iterations)
     )

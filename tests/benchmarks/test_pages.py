@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from simmim_export.benchmarks import markdown, pages
+from simmim_export.benchmarks.code_digest import code_digest
 from simmim_export.benchmarks.document import read
-from simmim_export.benchmarks.pages import STEPS, fill, make
+from simmim_export.benchmarks.pages import STEPS, exported, fill, is_measured, make, mark
 from simmim_export.benchmarks.results import Failed
 from simmim_export.benchmarks.suites import SUITES
 from simmim_export.errors import UsageError
@@ -60,8 +62,14 @@ def test_sizes_grow_along_a_line(measured: Path) -> None:
     assert sizes == sorted(sizes) and len(sizes) > 2
 
 
-def test_a_result_that_is_there_is_written_and_not_measured(measured: Path, tmp_path: Path) -> None:
-    folder, docs = tmp_path / "results", Path(shutil.copytree(DOCS, tmp_path / "docs"))
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    """A copy of the pages."""
+    return Path(shutil.copytree(DOCS, tmp_path / "docs"))
+
+
+def test_a_result_that_is_there_is_written_and_not_measured(measured: Path, docs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
     folder.mkdir()
     shutil.copy(measured, folder / "latency.json")
     assert make(folder, docs, only=["latency"], text_encoder=None) == []
@@ -70,16 +78,45 @@ def test_a_result_that_is_there_is_written_and_not_measured(measured: Path, tmp_
     assert before.partition(start)[0] == after.partition(start)[0]
     assert before.partition(end)[2] == after.partition(end)[2]
     block = after.partition(start)[2].partition(end)[0]
-    assert (
-        "| embed_text | openvino |" in block
-        and "simmim-bench --bundle" in block
-        and read(measured).host["cpu"] in block
-    )
-    assert list(folder.iterdir()) == [folder / "latency.json"]
+    assert "| embed_text | openvino |" in block and read(measured).host["cpu"] in block
+    assert code_digest("latency")[:12] in block
+    assert {path.name for path in folder.iterdir()} == {"latency.json", "report.html"}
+    assert (docs / "plots" / "growth.svg").is_file()
 
 
-def test_every_step_has_a_block_on_its_page(tmp_path: Path) -> None:
-    docs = Path(shutil.copytree(DOCS, tmp_path / "docs"))
+def test_a_result_of_other_code_is_measured_again(measured: Path, tmp_path: Path) -> None:
+    step = STEPS[0]
+    assert not is_measured(step, tmp_path)
+    shutil.copy(measured, tmp_path / "latency.json")
+    assert is_measured(step, tmp_path)
+    text = (tmp_path / "latency.json").read_text()
+    (tmp_path / "latency.json").write_text(text.replace(code_digest("latency"), "0" * 64))
+    assert not is_measured(step, tmp_path)
+
+
+def test_a_table_of_other_code_is_marked_once_and_until_it_is_current(docs: Path) -> None:
+    for name, digest in (("latency", "0" * 12), ("photos", code_digest("photos")[:12])):
+        fill(docs / "benchmarks.md", name, f"| a |\n\nThis one is of a processor, and code {digest}. More.")
+    assert "latency" in mark(docs) and "photos" not in mark(docs)
+    page = (docs / "benchmarks.md").read_text()
+    block = page.partition("<!-- bench latency -->")[2].partition("<!-- /bench latency -->")[0]
+    assert block.count(pages.STALE) == 1
+    fill(docs / "benchmarks.md", "latency", block.replace("0" * 12, code_digest("latency")[:12]).strip("\n"))
+    assert "latency" not in mark(docs)
+    page = (docs / "benchmarks.md").read_text()
+    assert pages.STALE not in page.partition("<!-- bench latency -->")[2].partition("<!-- /bench latency -->")[0]
+
+
+def test_an_export_is_a_row_of_its_time_and_sizes(tmp_path: Path) -> None:
+    assert exported(tmp_path) is None
+    sizes = [("text_encoder", "fp32", 4_000_000), ("text_encoder", "int8-u8", 1_100_000), ("head.vqa", "fp32", 1)]
+    record = {"cpu": "abacus", "threads": 2, "code": "0" * 64, "preset": "base", "seconds": 61.0, "sizes": sizes}
+    (tmp_path / "base.export.json").write_text(json.dumps(record))
+    block = exported(tmp_path)
+    assert block is not None and "| base | 61 s | text_encoder: fp32 4.0, int8-u8 1.1 |" in block and "abacus" in block
+
+
+def test_every_step_has_a_block_on_its_page(docs: Path) -> None:
     for step in STEPS:
         fill(docs / step.page, step.name, "a table")
         assert f"<!-- bench {step.name} -->\na table\n<!-- /bench {step.name} -->" in (docs / step.page).read_text()

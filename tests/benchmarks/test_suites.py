@@ -76,6 +76,15 @@ def test_a_suite_that_cannot_be_measured_is_an_error(tiny_bundle: Path, names: l
     assert names[0] in caught.value.what and caught.value.fix
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("--minutes", "3"), ("--suite", "soak", "--iterations", "3"), ("--suite", "growth", "--batch", "2")],
+)
+def test_an_option_of_another_suite_is_an_error(run_cli, words: tuple[str, ...]) -> None:
+    done = run_cli("bench", "--engine", "ort", *words)
+    assert done.returncode == 2 and words[-2] in done.stderr, done.stderr
+
+
 def test_the_suites_are_measured_in_their_own_order_and_once() -> None:
     assert suites.parse_suites(["growth", "latency", "growth"]) == ["latency", "growth"]
     assert suites.parse_suites(None) == ["latency"]
