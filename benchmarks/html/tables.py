@@ -86,7 +86,10 @@ def every_row(documents: Sequence[Document]) -> Table:
         "times PyTorch (95 %)",
         "of its floor",
     )
-    return Table(columns=(*columns, "cosine", "code", "failed"), rows=tuple(rows), numbers=frozenset({4, 5, 6, 7, 8}))
+    columns = (*columns, "cosine", "code", "failed")
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Table(columns=columns, rows=tuple(rows), numbers=frozenset({4, 5, 6, 7, 8}))
 
 
 def peers(documents: Sequence[Document]) -> Table:
@@ -128,8 +131,8 @@ def _flat(key: str, value: object, *, deeper: int = 3) -> Iterator[tuple[str, ob
     if not isinstance(value, Mapping) or not deeper:
         yield key, value
         return
-    for name, inner in value.items():
-        yield from _flat(f"{key} {name}", inner, deeper=deeper - 1)
+    for inner_key, inner in value.items():
+        yield from _flat(f"{key} {inner_key}", inner, deeper=deeper - 1)
 
 
 def _described(document: Document) -> dict[str, str]:
