@@ -58,7 +58,7 @@ def glance(documents: Sequence[Document]) -> Table:
 
 def every_row(documents: Sequence[Document]) -> Table:
     """Every row of every file, with what failed, how far it is from its floor, and whether its code is that of now."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for document in documents:
         against = reference(document.results)
         for row in document.results:
