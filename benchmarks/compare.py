@@ -102,7 +102,12 @@ def _row(
     elif all(figures):
         ratio = ratio_of_runs(*figures, confidence=confidence)
     medians = [round(1000 * median(row.samples), 4) if row.samples else None for row in (first, second)]
-    made = {"title": _title(second), "suite": second.suite, "target": second.target, "params": dict(second.params)}
+    made: dict[str, Any] = {
+        "title": _title(second),
+        "suite": second.suite,
+        "target": second.target,
+        "params": dict(second.params),
+    }
     made |= {"engine": second.engine, "precision": second.precision, "recipe": second.recipe, "medians_ms": medians}
     made |= {"times_faster": None, "low": None, "high": None, "verdict": None, "reason": None}
     if second.failed is not None or first.failed is not None:

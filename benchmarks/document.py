@@ -275,5 +275,5 @@ def read(path: Path) -> Document:
         raise DataError(what, where=path, fix="measure again with this version: simmim-bench --save FILE")
     try:
         return msgspec.convert(content, Document)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter for half a surrogate pair
         raise DataError(f"the benchmark file is damaged: {error}", where=path, fix=fix) from error

@@ -41,8 +41,10 @@ def growth(memory: Sequence[tuple[float, int]]) -> Growth | None:
     taken and given back does not count as growth.
     """
     counted = memory[int(len(memory) * WARMUP) :]
-    if len(counted) < FEWEST:
+    # A file may hold the same moment twice.
+    slopes = [(b - a) / (t - s) for (s, a), (t, b) in combinations(counted, 2) if t > s]
+    if len(counted) < FEWEST or not slopes:
         return None
-    slope = median((b - a) / (t - s) for (s, a), (t, b) in combinations(counted, 2))
+    slope = median(slopes)
     grown = slope * (counted[-1][0] - counted[0][0])
     return Growth(bytes_per_minute=60 * slope, grown=grown, allowed=max(LIMIT_BYTES, LIMIT_SHARE * counted[0][1]))

@@ -11,7 +11,8 @@ from msgspec import Meta
 
 # What a run can measure. "peers" rows come from simmim-bench peers, all others from simmim-bench --suite NAME.
 Suite = Literal["latency", "ladder", "throughput", "reuse", "photos", "growth", "soak", "peers"]
-Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+# From a nanosecond to thirty years, so that no ratio of two overflows.
+Seconds = Annotated[float, Meta(ge=1e-9, le=1e9)]
 Round = Annotated[tuple[Seconds, ...], Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 # A size of the inputs (batch, sequence, image_size, frames, questions, streams, megapixels), or a word (stage).

@@ -218,7 +218,9 @@ def _label_points(axes: Axes, scatter: Scatter, *, frontier: Sequence[tuple[floa
             _around(next_x, (y + next_y) / 2, 1, (next_y - y) / 2),
         ]
     if floor is not None and floor >= axes.get_xlim()[0]:
-        words = axes.text(floor, axes.get_ylim()[0], " limit of this host", color=style.MUTED, size=11, va="bottom")
+        foot = (floor, axes.get_ylim()[0])
+        look = {"color": style.MUTED, "size": 11, "va": "bottom"}
+        words = axes.annotate("limit of this host", foot, (6, 3), textcoords="offset points", **look)
         taken.append(words.get_window_extent().padded(GAP))
     hidden = 0
     order = sorted(range(len(places)), key=lambda i: (not scatter.points[i].ours, scatter.points[i].seconds))

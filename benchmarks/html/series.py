@@ -16,6 +16,8 @@ from simmim_export.system.printing import printable
 LONGEST = 40
 # A cosine of 1 - 1e-7 and more is the same at single precision.
 MOST_NINES = 7.0
+# The largest size, and the most seconds of a soak, that are drawn: a file may hold any number.
+MOST = 1e12
 # What each rung of the ladder adds to the one before, by its stage.
 RUNGS = {"graphs": "graphs", "pipeline": "pipeline", "prepared": "decode, tokenize", "api": "public API"}
 # The suites that are curves: what grows along x (the first parameter that varies), the title of y, and whether y is a rate.
@@ -187,7 +189,9 @@ def panels(rows: Sequence[BenchmarkResult], suite: str) -> list[Panel]:
             lines: dict[str, dict[float, float]] = {}
             owners: dict[str, BenchmarkResult] = {}
             for row in same:
-                if (x := row.params.get(axis)) is None or isinstance(x, str) or x <= 0 or not _lowest(row, same, axis):
+                if (x := row.params.get(axis)) is None or isinstance(x, str) or not 1e-9 <= x <= MOST:
+                    continue
+                if not _lowest(row, same, axis):
                     continue
                 each = median(row.samples) / (row.items if suite in ("reuse", "throughput") else 1)
                 label = name(row) + (", streams" if "streams" in row.params else "") + _stage(row)
@@ -212,7 +216,7 @@ def soaks(rows: Sequence[BenchmarkResult]) -> list[Panel]:
     """Resident memory over time, with its growth, for the rows of the suite soak."""
     curves = []
     for row in measured(rows, "soak"):
-        if row.memory:
+        if row.memory and row.memory[-1][0] <= MOST:
             slope = growth(row.memory)
             note = "" if slope is None else f"{slope.bytes_per_minute / 1e6:+.1f} MB/min"
             minutes, megabytes = zip(*((at / 60, each / 1e6) for at, each in row.memory), strict=True)

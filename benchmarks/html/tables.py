@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -58,7 +58,7 @@ def glance(documents: Sequence[Document]) -> Table:
 
 def every_row(documents: Sequence[Document]) -> Table:
     """Every row of every file, with what failed, how far it is from its floor, and whether its code is that of now."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for document in documents:
         against = reference(document.results)
         for row in document.results:
@@ -86,7 +86,10 @@ def every_row(documents: Sequence[Document]) -> Table:
         "times PyTorch (95 %)",
         "of its floor",
     )
-    return Table(columns=(*columns, "cosine", "code", "failed"), rows=tuple(rows), numbers=frozenset({4, 5, 6, 7, 8}))
+    columns = (*columns, "cosine", "code", "failed")
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return Table(columns=columns, rows=tuple(rows), numbers=frozenset({4, 5, 6, 7, 8}))
 
 
 def peers(documents: Sequence[Document]) -> Table:
@@ -123,6 +126,15 @@ def hosts(documents: Sequence[Document], names: Sequence[str]) -> Table:
     return Table(columns=("", *(plain(name) for name in names)), rows=rows)
 
 
+def _flat(key: str, value: object, *, deeper: int = 3) -> Iterator[tuple[str, object]]:
+    """``value`` with its name, or if it is a mapping what is in it, each with the names on the way to it."""
+    if not isinstance(value, Mapping) or not deeper:
+        yield key, value
+        return
+    for inner_key, inner in value.items():
+        yield from _flat(f"{key} {inner_key}", inner, deeper=deeper - 1)
+
+
 def _described(document: Document) -> dict[str, str]:
     host = document.host
     facts: dict[str, Any] = {key: host.get(key) for key in ("cpu", "gpu", "cpus", "threads_used", "system", "python")}
@@ -132,7 +144,7 @@ def _described(document: Document) -> dict[str, str]:
     facts["load average before"] = f"{document.load_average:.2f}"
     facts["bundle"] = document.bundle.get("preset")
     facts["rounds"] = document.finished_rounds
-    facts |= {f"peak: {key}": value for key, value in (document.peaks or {}).items()}
+    facts |= dict(_flat("peak", document.peaks or {}))
     facts["command"] = " ".join(document.command)
     shown = {key.replace("_", " "): value for key, value in facts.items() if value is not None}
     return {
@@ -154,12 +166,17 @@ def _param(value: object) -> str:
     return plain(value) if isinstance(value, str) else f"{value:g}"
 
 
+def _number(value: object) -> float | None:
+    """``value`` if it is a number of a size that occurs; a file may hold integers of any length."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    return float(value) if known else None  # type: ignore[arg-type]
+
+
 def _figure(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return ABSENT if value is None else plain(str(value))
-    return f"{value:.5g}"
+    number = _number(value)
+    return f"{number:.5g}" if number is not None else ABSENT if value is None else plain(str(value))
 
 
 def _scaled(value: object, factor: float, *, digits: int = 0) -> str:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{factor * value:.{digits}f}" if known else ABSENT  # type: ignore[operator]
+    number = _number(value)
+    return ABSENT if number is None else f"{factor * number:.{digits}f}"

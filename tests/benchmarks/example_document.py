@@ -12,6 +12,7 @@ import numpy as np
 
 from simmim_export.benchmarks.code_digest import code_digest
 from simmim_export.benchmarks.document import SCHEMA
+from simmim_export.benchmarks.html.series import name
 from simmim_export.benchmarks.results import BenchmarkResult, Failed, Floor
 from simmim_export.system.plain import as_json
 
@@ -101,7 +102,7 @@ def rows(made: Made) -> Iterator[BenchmarkResult]:
 
 def example(results: list[BenchmarkResult], **changes: Any) -> dict[str, Any]:
     """A document of schema 2 with these rows."""
-    engines = {f"{r.engine}:{r.precision}": {"cold_start": 0.4, "peak_memory": 3.1e8} for r in results if not r.recipe}
+    engines = {name(row): {"cold_start": 0.4, "peak_memory": 3.1e8} for row in results if not row.recipe}
     document = {
         "schema": SCHEMA,
         "command": ["simmim-bench", "--bundle", "example", "--save", "example.json"],
