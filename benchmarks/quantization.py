@@ -17,20 +17,21 @@ from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.document import ratio_to
 from simmim_export.benchmarks.jobs import Job
 from simmim_export.bundle import Bundle
+from simmim_export.engines import require_engine
 from simmim_export.errors import EngineUnavailable, TruncatedText
 from simmim_export.precision import peers
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
-from simmim_export.spec import Variant
+from simmim_export.spec import Precision, Variant
 from simmim_export.system.children import our_command, run
 from simmim_export.system.files import digest
 from simmim_export.system.watch import Watch
 
 EXACT = driver.Contestant("ort")
 GRAPH = "text_encoder"
-# One more INT8 graph of our own: TensorRT's, run on a CPU to see what its ranges cost.
-SYMMETRIC = str(Variant.INT8_S8)
-OWN = (SYMMETRIC,)
+# Two more INT8 variants of our own: TensorRT's, run on a CPU to see what its ranges cost, and that for every CPU, which an engine
+# does not choose itself where int8-dot is exact.
+OWN = (str(Variant.INT8_S8), str(Variant.INT8_U8))
 # What is measured by default, if the machine has it.
 CONTESTANTS = ("ort:int8", "openvino", "openvino:bf16", "openvino:int8")
 # How many sentences calibrate; they come after those that judge.
@@ -92,22 +93,22 @@ def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Pa
 def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -> Path:
     """A copy of ``bundle`` in ``folder`` with another INT8 text encoder, calibrated on the same ``texts``.
 
-    ``recipe`` is one of :data:`OWN` or of :data:`peers.RECIPES`. The copy does not say what it needs of a processor, so that no
-    engine refuses it.
+    ``recipe`` is one of :data:`OWN` or of :data:`peers.RECIPES`. Its graph takes the place of the variant that the CPU engines
+    choose on this processor.
     """
     opened = Bundle.open(bundle)
-    copy, replaced = folder / recipe, opened.artifact(GRAPH, Variant.INT8_U8)
+    copy, replaced = folder / recipe, opened.artifact(GRAPH, *require_engine("ort").variants(Precision.INT8))
     shutil.copytree(bundle, copy)
     target = copy / replaced.path
-    if recipe == SYMMETRIC:
-        shutil.copyfile(bundle / opened.artifact(GRAPH, Variant.INT8_S8).path, target)
+    if recipe in OWN:
+        shutil.copyfile(bundle / opened.artifact(GRAPH, Variant(recipe)).path, target)
     else:
         with load(bundle) as model:
             feeds = [model.tokens([text]) for text in texts]
         source = opened.file(opened.artifact(GRAPH, Variant.FP32).path)
         peers.quantize(source, target, recipe=recipe, feeds=feeds)
     artifacts = tuple(
-        replace(each, sha256=digest(target), bytes=target.stat().st_size, built_for={}) if each == replaced else each
+        replace(each, sha256=digest(target), bytes=target.stat().st_size) if each == replaced else each
         for each in opened.manifest.artifacts
     )
     (copy / "manifest.json").write_text(replace(opened.manifest, artifacts=artifacts).dumps(), encoding="utf-8")

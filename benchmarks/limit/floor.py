@@ -56,7 +56,8 @@ def floor_of(
         precision = plan.of(graph)
         # An engine that runs from the checkpoint does the work of the FP32 graph.
         reader = get_engine(engine)
-        variant = Variant.FP32 if reader.reads_checkpoint else reader.variant(precision)
+        variants = (Variant.FP32,) if reader.reads_checkpoint else reader.variants(precision)
+        variant = bundle.artifact(graph, *variants).variant
         one = floor(cost_of(bundle, graph, variant=variant, sizes=sizes), precision, peaks=peaks)
         if one is None:
             return None

@@ -128,8 +128,8 @@ def _make(plan: PeersPlan, task: Task, entries: Sequence[_Entry], *, folder: Pat
             elif peer.is_ours:
                 entry.source = plan.bundle
                 with entry.failing():
-                    variant = get_engine(peer.engine).variant(Precision(peer.precision))
-                    entry.bytes = bundle.artifact(task.graph, variant).bytes
+                    variants = get_engine(peer.engine).variants(Precision(peer.precision))
+                    entry.bytes = bundle.artifact(task.graph, *variants).bytes
             elif not peer.recipe:
                 entry.source, entry.bytes = plan.checkpoint, plan.checkpoint.stat().st_size
             else:
@@ -232,7 +232,8 @@ def _floor(bundle: Bundle, task: Task, peer: Peer, *, sizes: dict[str, Any], pea
     if peaks is None:
         return None
     precision = Precision(peer.precision)
-    variant = get_engine("ort").variant(precision) if precision is Precision.INT8 else Variant.FP32
-    if not any(each.graph == task.graph and each.variant == variant for each in bundle.manifest.artifacts):
+    variants = get_engine("ort").variants(precision) if precision is Precision.INT8 else (Variant.FP32,)
+    if not any(each.graph == task.graph and each.variant in variants for each in bundle.manifest.artifacts):
         return None
+    variant = bundle.artifact(task.graph, *variants).variant
     return floor(cost_of(bundle, task.graph, variant=variant, sizes=sizes), precision, peaks=peaks)
