@@ -56,7 +56,7 @@ class Contestant:
         if self.precision != PLANNED:
             plan = PrecisionPlan.parse(self.precision)
             for precision in dict.fromkeys((plan.default, *(own for _, own in plan.graphs))):
-                engine.variant(precision)
+                engine.variants(precision)
 
     def runs(self, job: Job) -> bool:
         """Whether its engine can be opened for what ``job`` needs."""
@@ -71,7 +71,7 @@ class Contestant:
         total = 0
         for graph in graphs:
             own = compiled(bundle, engine, graph=graph, plan=precisions)
-            total += bundle.artifact(graph, engine.variant(precisions.of(graph))).bytes if own is None else size(own)
+            total += bundle.artifact(graph, *engine.variants(precisions.of(graph))).bytes if own is None else size(own)
         return total
 
     def worker(self) -> Worker:

@@ -47,7 +47,7 @@ def latency(rows: Rows) -> str:
                 _ms(row),
                 *_ratio(ratio_to(row, rows, engine=against)),
                 _ratio(ratio_to(row, rows, engine=row.engine))[0],
-                f"{median(row.samples) / row.floor.seconds:.1f}" if row.floor and row.samples else ABSENT,
+                _times_floor(row),
                 f"{row.parity['scaled_error']:.1e}" if row.parity else ABSENT,
                 f"{row.bytes / 1e6:.1f} MB" if row.bytes else ABSENT,
             )
@@ -163,39 +163,40 @@ def peaks(measured: Mapping[str, Any] | None) -> list[str]:
 
 
 def peers(rows: Rows) -> str:
-    """Each input of each peer, the fastest first: accuracy beside latency. A peer without figures has the reason."""
-    against = reference(rows)
-    cells = []
+    """Accuracy beside latency of each peer, the fastest first; and why some have no figures."""
+    against, cells, reasons = reference(rows), [], dict[str, None]()
     for job in dict.fromkeys(row.job for row in rows):
         mine = [row for row in rows if row.job == job]
-        for row in sorted(mine, key=lambda row: median(row.samples) if row.samples else float("inf")):
+        for row in sorted(mine, key=lambda one: median(one.samples) if one.samples else float("inf")):
             accuracy = row.accuracy or {}
-            size = f"{row.bytes / 1e6:.1f} MB" if row.bytes else ABSENT
-            times = f"{median(row.samples) / row.floor.seconds:.1f}" if row.floor and row.samples else ABSENT
-            figures = [
-                f"{value:.5f}" if (value := accuracy.get(f"cosine_{k}")) is not None else ABSENT for k in ("mean", "p1")
-            ]
-            top1 = f"{accuracy['top1']:.1%}" if accuracy.get("top1") is not None else ABSENT
-            time = (
-                _ms(row)
-                if row.failed is None
-                else f"failed: {' '.join(row.failed.message.split())[:120]}".replace("|", "/")
+            mean, first, top1 = (accuracy.get(key) for key in ("cosine_mean", "cosine_p1", "top1"))
+            cells.append(
+                (
+                    title(row.target, row.params),
+                    _engine(row),
+                    _ms(row),
+                    *_ratio(ratio_to(row, rows, engine=against)),
+                    *(ABSENT if cosine is None else f"{cosine:.5f}" for cosine in (mean, first)),
+                    ABSENT if top1 is None else f"{top1:.1%}",
+                    f"{row.bytes / 1e6:.1f} MB" if row.bytes else ABSENT,
+                    _times_floor(row),
+                )
             )
-            ratio = _ratio(ratio_to(row, rows, engine=against))
-            cells.append((title(row.target, row.params), _engine(row), time, *ratio, *figures, top1, size, times))
+            if row.failed is not None:
+                reasons[f"Failed: {_name(row)} on {_engine(row)}: {' '.join(row.failed.message.split())}"] = None
     header = (
         "graph",
-        "peer",
+        "engine",
         "median",
         "times PyTorch",
         "95 %",
         "mean cosine",
         "1 %",
         "same neighbor",
-        "file",
+        "files",
         "x floor",
     )
-    return table(header, cells)
+    return "\n\n".join([table(header, cells), *reasons])
 
 
 def exports(records: Sequence[Mapping[str, Any]]) -> str:
@@ -259,6 +260,10 @@ def _ms(row: BenchmarkResult, *, each: bool = False) -> str:
     if not row.samples:
         return "failed"
     return f"{1000 * median(row.samples) / (row.items if each else 1):.2f} ms"
+
+
+def _times_floor(row: BenchmarkResult) -> str:
+    return f"{median(row.samples) / row.floor.seconds:.1f}" if row.floor and row.samples else ABSENT
 
 
 def _ratio(ratio: Ratio | None) -> tuple[str, str]:

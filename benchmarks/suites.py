@@ -14,7 +14,6 @@ from simmim_export.benchmarks.results import Param, Suite
 from simmim_export.benchmarks.workloads import CALLS_PER_STREAM, OF_IMAGES, OF_TEXTS, STAGES, picture_size
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.engines.base import THROUGHPUT
-from simmim_export.engines.checks import require_host
 from simmim_export.errors import UsageError
 from simmim_export.runtime import load
 from simmim_export.runtime.loading import compiled
@@ -255,6 +254,5 @@ def require(plan: Plan) -> None:
             if each.reads_checkpoint:
                 continue
             for graph in plan.graphs:
-                artifact = model.bundle.artifact(graph, model.engine.variant(model.plan.of(graph)))
-                require_host(model.engine, artifact.built_for, where=artifact.path)
+                model.bundle.artifact(graph, *model.engine.variants(model.plan.of(graph)))
                 compiled(model.bundle, model.engine, graph=graph, plan=model.plan)

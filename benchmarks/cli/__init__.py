@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simmim_export.benchmarks.cli import bench, compare, footprint, limit, pair, quantization, report, train
+from simmim_export.benchmarks.cli import bench, compare, footprint, limit, pair, peers, quantization, report, train
 from simmim_export.console import new_app, run_app
 
 app = new_app(
@@ -19,6 +19,7 @@ COMMANDS = (
     (footprint.footprint, footprint.EXAMPLES),
     (train.train, train.EXAMPLES),
     (limit.limit, limit.EXAMPLES),
+    (peers.peers, peers.EXAMPLES),
     (quantization.quantization, quantization.EXAMPLES),
 )
 for command, examples in COMMANDS:

@@ -46,7 +46,9 @@ def pair(
             show_default="all",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Rounds, each in new processes.")] = PAIR_ROUNDS,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Rounds, each in new processes.")
+    ] = PAIR_ROUNDS,
     iterations: Annotated[
         int, typer.Option("--iterations", metavar="N", min=1, help="Timed runs of each row in a round.")
     ] = PAIR_ITERATIONS,

@@ -27,7 +27,7 @@ def quantization(
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="Another way to quantize: static, dynamic, nncf, int8-s8, full-range, or none for ours alone. Repeatable.",
+            help="Another way to quantize: static, dynamic, nncf, int8-s8, int8-u8, or none for ours alone. Repeatable.",
             show_default="all that are installed",
         ),
     ] = None,

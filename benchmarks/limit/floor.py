@@ -2,40 +2,28 @@
 
 A floor is ``max(flops / peak, bytes / bandwidth)`` (the roofline of Williams, Waterman and Patterson, 2009), with these rules:
 
-- ``flops`` are those of the graph's products, all at the peak of the row's precision. Everything else, such as a softmax, is free.
-- ``bytes`` are the graph's inputs and outputs, and its weights as they lie in the file, of which at most the size of the last-level
-  cache can have stayed there since the call before. Where the size of the cache is unknown, all weights may have stayed.
+- ``flops`` are those of the graph's products, all at the peak of the row's precision. The rest, such as a softmax, is free.
+- ``bytes`` are the graph's inputs and outputs, and its weights as they lie in the file. Of the weights, at most the size of the
+  last-level cache can have stayed there since the call before. If that size is unknown, all weights may have stayed.
 - ``bandwidth`` is the larger of copying and reading, and the peak of a lower precision is never below that of FP32.
 
-So nothing that uses these products and files can be faster, except by the error of the peaks. The floor of a pipeline is the sum of
-its graphs' floors, because they run one after another.
+So nothing that uses these products and files can be faster, except by the error of the peaks. The floor of a pipeline is the sum
+of its graphs' floors, because they run one after another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from simmim_export.benchmarks.limit.peaks import Peaks
+from simmim_export.benchmarks.results import Floor
 from simmim_export.bundle import Bundle
 from simmim_export.engines import CPU, device_of, get_engine
 from simmim_export.errors import UsageError
 from simmim_export.precision.cost import Cost, count
 from simmim_export.spec import BATCH, Precision, PrecisionPlan, Variant
-
-COMPUTE, MEMORY = "compute", "memory"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Floor:
-    """The least ``seconds`` of a run, and what they follow from: ``bound`` is ``compute`` or ``memory``, whichever takes longer."""
-
-    seconds: float
-    flops: int
-    bytes: int
-    bound: str
 
 
 def floor(cost: Cost, precision: Precision, *, peaks: Peaks) -> Floor | None:
@@ -46,8 +34,9 @@ def floor(cost: Cost, precision: Precision, *, peaks: Peaks) -> Floor | None:
     kept = cost.weights if peaks.cache is None else min(cost.weights, peaks.cache)
     moved = cost.values + cost.weights - kept
     compute, memory = cost.flops / peak, moved / peaks.bandwidth
-    bound = COMPUTE if compute >= memory else MEMORY
-    return Floor(seconds=max(compute, memory), flops=cost.flops, bytes=moved, bound=bound)
+    return Floor(
+        seconds=max(compute, memory), flops=cost.flops, bytes=moved, bound="compute" if compute >= memory else "memory"
+    )
 
 
 def floor_of(
@@ -67,7 +56,8 @@ def floor_of(
         precision = plan.of(graph)
         # An engine that runs from the checkpoint does the work of the FP32 graph.
         reader = get_engine(engine)
-        variant = Variant.FP32 if reader.reads_checkpoint else reader.variant(precision)
+        variants = (Variant.FP32,) if reader.reads_checkpoint else reader.variants(precision)
+        variant = bundle.artifact(graph, *variants).variant
         one = floor(cost_of(bundle, graph, variant=variant, sizes=sizes), precision, peaks=peaks)
         if one is None:
             return None
@@ -106,14 +96,18 @@ def golden_sizes(bundle: Bundle, *, batch: int) -> dict[str, int]:
 
 
 def chosen_sizes(bundle: Bundle, choices: Sequence[str]) -> dict[str, int]:
-    """:func:`golden_sizes` for one row, with the ``choices``, each written ``NAME=N``. Raise :class:`UsageError` for a choice that
-    names no axis of the bundle, or a size that the axis does not have."""
+    """:func:`golden_sizes` for one row, changed by the ``choices``, each written ``NAME=N``.
+
+    Raise :class:`UsageError` for a choice that is not an axis of the bundle, or for a size that the axis does not have.
+    """
     sizes = golden_sizes(bundle, batch=1)
     axes = {axis.name: axis for graph in bundle.manifest.graphs for axis in graph.axes}
     for choice in choices:
         name, equals, size = choice.partition("=")
         if name not in axes or not equals or not size.isdecimal():
-            raise UsageError(f"--axis {choice!r} is not an axis and a size", fix=f"write NAME=N for {' or '.join(axes)}")
+            raise UsageError(
+                f"--axis {choice!r} is not an axis and a size", fix=f"write NAME=N for {' or '.join(axes)}"
+            )
         least, most = axes[name].minimum, axes[name].maximum
         if not least <= int(size) <= most:
             raise UsageError(f"--axis {choice}: {name} has {least} to {most}", fix=f"give --axis {name}={most} or less")

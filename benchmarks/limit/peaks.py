@@ -73,7 +73,7 @@ class Peaks:
 
 
 class PeaksWorker:
-    """Measures peaks. It is served by a :class:`~simmim_export.system.workers.Worker`, so that no other library's threads spin."""
+    """Measures peaks in a :class:`~simmim_export.system.workers.Worker`, where no other library's threads spin."""
 
     def product(self, precision: str, library: str, rows: int) -> float | None:
         """Operations per second of ``library`` multiplying two square matrices; None if it has no product of this precision."""
@@ -96,7 +96,8 @@ class PeaksWorker:
         # NumPy lets go of the interpreter's lock in both.
         with ThreadPoolExecutor(threads) as pool:
             copying, reading = (
-                _fastest(lambda one=one: list(pool.map(one, range(threads)))) for one in (copy, read)  # type: ignore[misc]
+                _fastest(lambda one=one: list(pool.map(one, range(threads))))
+                for one in (copy, read)  # type: ignore[misc]
             )
         return 2 * total / copying, total / reading
 

@@ -18,9 +18,9 @@ from simmim_export.spec import Verb
 def with_floors(results: Sequence[BenchmarkResult], path: Path, *, peaks: Peaks) -> list[BenchmarkResult]:
     """``results`` on the bundle at ``path``, each with the least time of its graphs for all items of a run.
 
-    What the host does (decoding, tokenizing) has no floor, so a row that starts from a photograph has that of its graphs. Rows
-    without a floor: those that start from texts, whose length only the tokenizer knows, a soak, rows of other files, and rows of a
-    precision whose peak was not measured.
+    What the host does (decoding, tokenizing) has no floor, so a row that starts from a photograph has that of its graphs. These
+    rows have none: those that start from texts, whose length only the tokenizer knows, a soak, rows of other files, and rows of
+    a precision whose peak was not measured.
     """
     bundle = Bundle.open(path)
     sizes_of = cache(lambda batch: golden_sizes(bundle, batch=batch))
@@ -43,8 +43,7 @@ def with_floors(results: Sequence[BenchmarkResult], path: Path, *, peaks: Peaks)
 
 def _target(bundle: Bundle, row: BenchmarkResult) -> str | None:
     """The graph or pipeline whose floor is that of ``row``; None if its sizes are not known here."""
-    kind, _, name = row.target.partition(":")
-    if kind in ("graph", "pipeline"):
+    if row.target.partition(":")[0] in ("graph", "pipeline"):
         return row.target
     if row.target == f"verb:{Verb.EMBED_IMAGE}":
         pipeline = bundle.manifest.pipeline_for(Verb.EMBED_IMAGE)

@@ -35,11 +35,15 @@ def show(limit: Mapping[str, Any]) -> None:
     peaks, console = limit["peaks"], stdout_console()
     for precision, peak in peaks["products"].items():
         speed = peak["flops_per_second"] / 1e9
-        console.print(f"{precision}: {speed:.0f} GFLOP/s ({peak['library']}, {peak['rows']} rows), {peaks['threads']} threads")
+        console.print(
+            f"{precision}: {speed:.0f} GFLOP/s ({peak['library']}, {peak['rows']} rows), {peaks['threads']} threads"
+        )
     for precision, reason in peaks["missing"].items():
         console.print(f"{precision}: not measured: {reason}")
     cache = "unknown" if peaks["cache"] is None else f"{peaks['cache'] / 2**20:.0f} MiB"
-    console.print(f"memory: copy {peaks['copy'] / 1e9:.1f} GB/s, read {peaks['read'] / 1e9:.1f} GB/s; last-level cache {cache}")
+    console.print(
+        f"memory: copy {peaks['copy'] / 1e9:.1f} GB/s, read {peaks['read'] / 1e9:.1f} GB/s; last-level cache {cache}"
+    )
     console.print("")
     rows = []
     for row in limit["rows"]:

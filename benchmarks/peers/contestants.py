@@ -57,13 +57,13 @@ class Peer:
 
 def _require_engine(peer: Peer) -> None:
     """Raise :class:`SimmimError` unless our engine runs here at the peer's precision."""
-    from simmim_export.benchmarks.driver import Contestant
+    from simmim_export.benchmarks.contestants import Contestant
 
     Contestant(peer.engine, peer.precision).require()
 
 
 def _without_exporters() -> str | None:
-    """Why this transformers has no exporters; None if it has them (5.20 and later)."""
+    """Why this transformers has no exporters; None if it has them."""
     try:
         import_module(_EXPORTERS)
     except ImportError:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simmim_export.benchmarks.peers.contestants import PLAIN
+from simmim_export.benchmarks.peers.contestants import OPENVINO, PLAIN
 from simmim_export.benchmarks.peers.inputs import read_feeds
+from simmim_export.errors import UsageError
 from simmim_export.models.family import Graph, family_of
 from simmim_export.precision import peers
 from simmim_export.precision.calibration import distinct_images
@@ -57,9 +60,11 @@ class Maker:
         """The file for ``engine`` that ``recipe`` makes. Whatever the tool raises passes through."""
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        if recipe == PLAIN or recipe in _QUANTIZED:
-            return self._plain(recipe)
-        return self._exported(recipe.partition(" ")[2], to_ir=engine == "openvino")
+        # The tools have progress bars of their own, which would break into ours.
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            if recipe == PLAIN or recipe in _QUANTIZED:
+                return self._plain(recipe)
+            return self._exported(recipe.partition(" ")[2], to_ir=engine == OPENVINO)
 
     def _plain(self, recipe: str) -> Path:
         """torch.onnx.export with its defaults, and one of the quantizers in precision/peers.py."""
@@ -102,7 +107,8 @@ class Maker:
                 config = exporters.OnnxConfig(dynamic=True, quantizer=chosen, ort_fusions=fusions)
                 exporter = exporters.OnnxExporter()
             program = exporter.export(self._graph.module, self._traced(), config).program
-            target = self._folder / f"exporters-{quantizer or 'fp32'}.{IR if to_ir else ONNX}"
+            kind = IR if to_ir else ONNX
+            target = self._folder / f"exporters-{kind}-{quantizer or 'fp32'}.{kind}"
             exporter.save_program(program, target)
         return target
 
@@ -119,9 +125,12 @@ class Maker:
                 return exporters.OnnxRuntimeQuantizer(config, calibration_dataset=samples)
             case "dynamic":
                 return exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig(per_channel=True))
-        config = exporters.NNCFQuantizationConfig(subset_size=len(samples))
-        quantizer = exporters.NNCFOpenVINOQuantizer if to_ir else exporters.NNCFOnnxQuantizer
-        return quantizer(config, calibration_dataset=samples)
+            case "nncf":
+                config = exporters.NNCFQuantizationConfig(subset_size=len(samples))
+                quantizer = exporters.NNCFOpenVINOQuantizer if to_ir else exporters.NNCFOnnxQuantizer
+                return quantizer(config, calibration_dataset=samples)
+        names = "static, dynamic or nncf"
+        raise UsageError(f"transformers.exporters have no quantizer {name!r}", fix=f"choose {names}")
 
     def _traced(self) -> dict[str, Any]:
         """The inputs that are traced: a real one in two rows, because an axis of size 1 would become a constant."""

@@ -5,6 +5,7 @@ These are not our engines: they check nothing, and set only the number of thread
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ def open_torch(checkpoint: Path, spec: GraphSpec, *, engine: str, precision: Pre
     """
     import torch
 
+    # torch.compile looks for CUDA and says that it found none.
+    logging.getLogger("torch").setLevel(logging.ERROR)
     torch.set_num_threads(available_threads())
     module = family_of(checkpoint).load(checkpoint, max_batch=1, attention=False).graphs[spec.name].module
     half = precision is Precision.BF16

@@ -1,4 +1,4 @@
-"""Counts what a graph has to compute and to move: the operations of its products, and the bytes of its weights, inputs and outputs.
+"""Counts the operations of a graph's products, and the bytes of its weights, inputs and outputs.
 
 Shapes come from ONNX's shape inference with every axis at a given size. Nothing is run.
 """
@@ -64,14 +64,19 @@ def count(path: Path, sizes: Mapping[str, int]) -> Cost:
     rows: dict[str, int] = {}
     for node in graph.graph:
         if node.domain not in ONNX_DOMAINS or node.op_type in _UNCOUNTED:
-            raise DataError(f"node {node.name!r} ({node.op_type}) has products that are not counted", where=path, fix=_FIX)
+            raise DataError(
+                f"node {node.name!r} ({node.op_type}) has products that are not counted", where=path, fix=_FIX
+            )
         if node.op_type in _PRODUCTS:
             flops += _product(node, path)
-        elif node.op_type == "Gather" and (table := node.inputs[0]) is not None and table.name in constants:
-            if not node.attributes.get_int("axis", 0):
-                rows[table.name] = rows.get(table.name, 0) + prod(_shape(node.inputs[1], path))
+        elif node.op_type == "Gather" and not node.attributes.get_int("axis", 0):
+            table, indices = node.inputs
+            if table is not None and table.name in constants:
+                rows[table.name] = rows.get(table.name, 0) + prod(_shape(indices, path))
     weights = sum(_bytes(tensor, rows.get(name)) for name, tensor in constants.items())
-    return Cost(flops=flops, weights=weights, values=sum(_size(v, path) for v in (*graph.graph.inputs, *graph.graph.outputs)))
+    return Cost(
+        flops=flops, weights=weights, values=sum(_size(v, path) for v in (*graph.graph.inputs, *graph.graph.outputs))
+    )
 
 
 def _fix_sizes(model: onnx.ModelProto, sizes: Mapping[str, int], *, path: Path) -> None:
@@ -80,7 +85,9 @@ def _fix_sizes(model: onnx.ModelProto, sizes: Mapping[str, int], *, path: Path) 
         for dimension in value.type.tensor_type.shape.dim:
             if name := dimension.dim_param:
                 if name not in sizes:
-                    raise UsageError(f"no size for the axis {name!r} of {value.name}", where=path, fix=f"give a size of {name}")
+                    raise UsageError(
+                        f"no size for the axis {name!r} of {value.name}", where=path, fix=f"give a size of {name}"
+                    )
                 dimension.ClearField("dim_param")
                 dimension.dim_value = sizes[name]
     for value in model.graph.output:

@@ -72,7 +72,7 @@ def test_a_result_that_is_there_is_written_and_not_measured(measured: Path, docs
     folder = tmp_path / "results"
     folder.mkdir()
     shutil.copy(measured, folder / "latency.json")
-    assert make(folder, docs, only=["latency"], text_encoder=None) == []
+    assert all("openvino:bf16" in reason for reason in make(folder, docs, only=["latency"], text_encoder=None))
     before, after = ((at / "benchmarks.md").read_text() for at in (DOCS, docs))
     start, end = "<!-- bench latency -->\n", "<!-- /bench latency -->"
     assert before.partition(start)[0] == after.partition(start)[0]
@@ -82,6 +82,37 @@ def test_a_result_that_is_there_is_written_and_not_measured(measured: Path, docs
     assert code_digest("latency")[:12] in block
     assert {path.name for path in folder.iterdir()} == {"latency.json", "report.html"}
     assert (docs / "plots" / "growth.svg").is_file()
+
+
+def test_a_bundle_is_exported_and_measured_once(docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another preset and fewer runs, because base takes minutes."""
+    words = (
+        "--suite",
+        "photos",
+        "--suite",
+        "latency",
+        "--pipeline",
+        "embed_image",
+        "--rounds",
+        "1",
+        "--iterations",
+        "1",
+    )
+    step = pages.Step(name="photos", words=words, preset="tiny", engines=("ort:int8", "trt"), plots=("photos",))
+    monkeypatch.setattr(pages, "STEPS", (step,))
+    monkeypatch.setattr(pages, "PRESETS", ("tiny",))
+    for _ in range(2):
+        (reason,) = make(tmp_path / "results", docs, only=[], text_encoder=None)
+        assert "trt" in reason
+    page = (docs / "benchmarks.md").read_text()
+    block = page.partition("<!-- bench photos -->")[2].partition("<!-- /bench photos -->")[0]
+    assert "![photos](plots/photos.svg)" in block and "| 12 MP | ort:int8 |" in block and "--engine ort:int8" in block
+    assert "| tiny |" in page.partition("<!-- bench export -->")[2]
+    kept = tmp_path / "results" / "tiny.export.json"
+    assert json.loads(kept.read_text())["seconds"] > 0
+    written = [path.stat().st_mtime_ns for path in (kept, tmp_path / "results" / "photos.json")]
+    make(tmp_path / "results", docs, only=["photos"], text_encoder=None)
+    assert written == [path.stat().st_mtime_ns for path in (kept, tmp_path / "results" / "photos.json")]
 
 
 def test_a_result_of_other_code_is_measured_again(measured: Path, tmp_path: Path) -> None:

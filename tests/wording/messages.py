@@ -93,7 +93,6 @@ simmim-export onnx {checkpoint} -o out --precision int4
 simmim-export onnx {checkpoint} -o out --precision int8 --calibration missing
 simmim-export onnx {checkpoint} -o out --precision int8 --calibration text.txt
 simmim-export onnx {checkpoint} -o out --calibration folder
-simmim-export onnx {checkpoint} -o out --full-range
 simmim-export onnx {checkpoint} -o out --budget answers
 simmim-export onnx {checkpoint} -o out --budget speed=2
 simmim-export onnx {checkpoint} -o out --budget cosine=2
