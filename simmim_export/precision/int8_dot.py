@@ -121,7 +121,7 @@ def _read_static(graph: ir.Graph, readers: Sequence[ir.Node], *, low: float, hig
     activation = readers[0].inputs[0]
     assert activation is not None
     low, high = min(low, 0.0), max(high, 0.0)
-    step = np.float32(max((high - low) / 255, np.finfo(np.float32).tiny))
+    step = np.float32(max((high - low) / 255, float(np.finfo(np.float32).tiny)))
     scale = constant(graph, f"{activation.name}.scale", step)
     zero = constant(graph, f"{activation.name}.zero", np.uint8(np.clip(np.rint(-low / step), 0, 255)))
     levels = operator("QuantizeLinear", [activation, scale, zero], f"{activation.name}.levels")

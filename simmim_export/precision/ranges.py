@@ -33,7 +33,7 @@ class Measured:
     @property
     def levels(self) -> Levels:
         """Levels from ``low`` to ``high``, one of which is zero."""
-        scale = np.float32(max((self.high - self.low) / 255, np.finfo(np.float32).tiny))
+        scale = np.float32(max((self.high - self.low) / 255, float(np.finfo(np.float32).tiny)))
         return Levels(scale, np.uint8(np.clip(np.rint(-self.low / scale), 0, 255)))
 
 

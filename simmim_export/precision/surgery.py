@@ -42,7 +42,7 @@ def array_of(value: ir.Value) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def operator(kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int) -> ir.Node:
+def operator(kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int | Sequence[int]) -> ir.Node:
     """A node that is not in a graph yet. ``name`` is its own and that of its one output."""
     return ir.node(kind, inputs, attributes, name=name, outputs=[ir.val(name)])
 
