@@ -13,7 +13,7 @@ from simmim_export.engines import ENGINES
 from simmim_export.system.printing import printable
 
 # A name that is longer loses its middle: names come from files of strangers.
-LONGEST = 40
+LONGEST = 48
 # A cosine of 1 - 1e-7 and more is the same at single precision.
 MOST_NINES = 7.0
 # The largest size, and the most seconds of a soak, that are drawn: a file may hold any number.
