@@ -50,7 +50,7 @@ def test_a_precision_without_a_peak_has_no_floor() -> None:
 
 
 def test_a_pipeline_takes_the_sum_of_its_graphs(tiny_bundle: Path) -> None:
-    bundle, slow = Bundle.open(tiny_bundle), peaks(fp32=1e6, int8=4e6, cache=None)
+    bundle, slow = Bundle.open(tiny_bundle), peaks(fp32=100.0, int8=400.0, cache=None)
     sizes = golden_sizes(bundle, batch=2)
 
     def seconds(target: str, precision: str) -> float:
