@@ -28,7 +28,7 @@ _PRODUCTS: Mapping[str, tuple[int, int]] = {
     "QLinearConv": (0, 3),
 }
 # Operators that multiply in a way that is not counted here. Our exporter writes none of them.
-_UNCOUNTED = frozenset({"Attention", "ConvTranspose", "Einsum", "GRU", "If", "LSTM", "Loop", "RNN", "Scan"})
+_UNCOUNTED = frozenset({"ConvTranspose", "Einsum", "GRU", "If", "LSTM", "Loop", "RNN", "Scan"})
 _FIX = "report this"
 
 
@@ -69,6 +69,8 @@ def count(path: Path, sizes: Mapping[str, int]) -> Cost:
             )
         if node.op_type in _PRODUCTS:
             flops += _product(node, path)
+        elif node.op_type == "Attention":
+            flops += _attention(node, path)
         elif node.op_type == "Gather" and not node.attributes.get_int("axis", 0):
             table, indices = node.inputs
             if table is not None and table.name in constants:
@@ -104,6 +106,12 @@ def _product(node: ir.Node, path: Path) -> int:
     else:
         summed = left[-1]
     return 2 * prod(_shape(node.outputs[0], path)) * summed
+
+
+def _attention(node: ir.Node, path: Path) -> int:
+    """The products of queries with keys, and of their softmax with values. In both, heads and channels may be one axis or two."""
+    queries, keys, output = (_shape(value, path) for value in (*node.inputs[:2], node.outputs[0]))
+    return 2 * (prod(queries) + prod(output)) * keys[-2]
 
 
 def _shape(value: ir.Value | None, path: Path) -> list[int]:

@@ -17,7 +17,12 @@ from simmim_export.spec import Variant
 
 
 def write(
-    path: Path, nodes: Sequence[NodeProto], *, inputs: dict[str, list[int | str]], weights: dict[str, np.ndarray]
+    path: Path,
+    nodes: Sequence[NodeProto],
+    *,
+    inputs: dict[str, list[int | str]],
+    weights: dict[str, np.ndarray],
+    opset: int = 20,
 ) -> Path:
     """A graph with the output ``y``; an input called ``ids`` is int64."""
     values = [
@@ -27,7 +32,7 @@ def write(
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "g", values, [output], constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), path)
     return path
 
 
@@ -56,6 +61,18 @@ def test_a_grouped_convolution_sums_over_the_channels_of_its_group(tmp_path: Pat
     assert count(path, {}).flops == 2 * (8 * 6 * 6) * (2 * 3 * 3)
 
 
+@pytest.mark.parametrize("heads_apart", [True, False])
+def test_attention_is_two_products(tmp_path: Path, heads_apart: bool) -> None:
+    """Two rows, four heads of eight channels, five queries, seven keys."""
+    heads = {} if heads_apart else {"q_num_heads": 4, "kv_num_heads": 4}
+    shapes: dict[str, list[int | str]] = {
+        name: [2, 4, tokens, 8] if heads_apart else [2, tokens, 32] for name, tokens in (("q", 5), ("k", 7), ("v", 7))
+    }
+    nodes = [helper.make_node("Attention", ["q", "k", "v"], ["y"], **heads)]
+    path = write(tmp_path / "g.onnx", nodes, inputs=shapes, weights={}, opset=23)
+    assert count(path, {}).flops == 2 * (2 * 2 * 4 * 5 * 7 * 8)
+
+
 def test_of_a_table_only_the_rows_that_are_looked_up_count(tmp_path: Path) -> None:
     nodes = [helper.make_node("Gather", ["table", "ids"], ["y"])]
     path = write(tmp_path / "g.onnx", nodes, inputs={"ids": ["batch", "sequence"]}, weights={"table": zeros(1000, 8)})
@@ -80,7 +97,7 @@ def test_an_axis_without_a_size_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "g.onnx", nodes, inputs={"x": ["batch", 8]}, weights={"w": zeros(8, 5)})
     with pytest.raises(UsageError) as caught:
         count(path, {"sequence": 3})
-    assert caught.value.where == path
+    assert caught.value.where == str(path)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +117,13 @@ def test_int8_does_the_same_operations_on_smaller_weights(tiny_bundle: Path) -> 
     bundle = Bundle.open(tiny_bundle)
     sizes = {"batch": 1, "sequence": 12}
     for graph in ("image_encoder", "text_encoder", "fusion"):
-        full, small = (
+        full, *small = (
             count(bundle.file(bundle.artifact(graph, variant).path), sizes)
-            for variant in (Variant.FP32, Variant.INT8_U8)
+            for variant in (Variant.FP32, Variant.INT8_U8, Variant.INT8_DOT, Variant.INT8_S8)
         )
-        assert full.flops == small.flops > 0
-        assert small.weights < full.weights / 2 and small.values == full.values
+        for cost in small:
+            assert cost.flops == full.flops > 0
+            assert cost.weights < full.weights / 2 and cost.values == full.values
 
 
 def test_operations_grow_with_the_batch(tiny_bundle: Path) -> None:
