@@ -219,8 +219,9 @@ def _label_points(axes: Axes, scatter: Scatter, *, frontier: Sequence[tuple[floa
         ]
     if floor is not None and floor >= axes.get_xlim()[0]:
         foot = (floor, axes.get_ylim()[0])
-        look = {"color": style.MUTED, "size": 11, "va": "bottom"}
-        words = axes.annotate("limit of this host", foot, (6, 3), textcoords="offset points", **look)
+        words = axes.annotate(
+            "limit of this host", foot, (6, 3), textcoords="offset points", color=style.MUTED, size=11, va="bottom"
+        )
         taken.append(words.get_window_extent().padded(GAP))
     hidden = 0
     order = sorted(range(len(places)), key=lambda i: (not scatter.points[i].ours, scatter.points[i].seconds))

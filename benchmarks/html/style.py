@@ -74,7 +74,7 @@ def drawing(height: float) -> Iterator[Figure]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "text.parse_math": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "simmim-bench",

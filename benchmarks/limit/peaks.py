@@ -95,10 +95,8 @@ class PeaksWorker:
 
         # NumPy lets go of the interpreter's lock in both.
         with ThreadPoolExecutor(threads) as pool:
-            copying, reading = (
-                _fastest(lambda one=one: list(pool.map(one, range(threads))))
-                for one in (copy, read)  # type: ignore[misc]
-            )
+            copying = _fastest(lambda: list(pool.map(copy, range(threads))))
+            reading = _fastest(lambda: list(pool.map(read, range(threads))))
         return 2 * total / copying, total / reading
 
 

@@ -59,7 +59,8 @@ def ort_product(precision: Precision, rows: int, *, threads: int) -> Product | N
     random = np.random.default_rng(0)
     if precision is Precision.FP32:
         operator, taken, given = "MatMul", TensorProto.FLOAT, TensorProto.FLOAT
-        feed, weights = (random.standard_normal((rows, rows), dtype=np.float32) for _ in range(2))
+        feed: np.ndarray = random.standard_normal((rows, rows), dtype=np.float32)
+        weights: np.ndarray = random.standard_normal((rows, rows), dtype=np.float32)
     else:
         operator, taken, given = "MatMulInteger", TensorProto.UINT8, TensorProto.INT32
         feed = random.integers(0, 256, (rows, rows), dtype=np.uint8)

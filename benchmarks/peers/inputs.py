@@ -80,8 +80,9 @@ def _texts(model: Model, spec: GraphSpec, judges: Sequence[str], calibration: Se
         warnings.simplefilter("ignore", TruncatedText)
         warnings.simplefilter("ignore", UnknownWords)
         long = model.tokens([" ".join(judges[:10])])
-        judged, calibrating = ([model.tokens([text]) for text in texts] for texts in (judges, calibration))
-    timed = [_cut(long, spec, length) for length in _lengths(spec, long)]
+        judged: list[Feeds] = [model.tokens([text]) for text in judges]
+        calibrating: list[Feeds] = [model.tokens([text]) for text in calibration]
+    timed: list[Feeds] = [_cut(long, spec, length) for length in _lengths(spec, long)]
     return {TIMED: timed, JUDGES: judged, CALIBRATION: calibrating}
 
 
@@ -118,7 +119,7 @@ def _write(path: Path, parts: Mapping[str, Sequence[Feeds]]) -> None:
         for number, feeds in enumerate(several)
         for name, array in feeds.items()
     }
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def read_feeds(path: Path, part: str) -> list[dict[str, np.ndarray]]:

@@ -53,7 +53,7 @@ class Maker:
         # Both attentions compute the same. Ours is written for export: a peer gets the one that its users get.
         for module in self._graph.module.modules():
             config = getattr(module, "config", None)
-            if hasattr(config, "_attn_implementation"):
+            if config is not None and hasattr(config, "_attn_implementation"):
                 config._attn_implementation = "sdpa"
 
     def make(self, recipe: str, engine: str) -> Path:
@@ -75,7 +75,6 @@ class Maker:
             spec = self._graph.spec
             axes = {axis.name: torch.export.Dim(axis.name, min=axis.minimum, max=axis.maximum) for axis in spec.axes}
             shapes = [{i: axes[n] for i, n in enumerate(t.shape) if isinstance(n, str)} for t in spec.inputs]
-            names = {"input_names": [t.name for t in spec.inputs], "output_names": [t.name for t in spec.outputs]}
             torch.onnx.export(
                 self._graph.module,
                 tuple(self._traced().values()),
@@ -84,7 +83,8 @@ class Maker:
                 dynamic_shapes=tuple(shapes),
                 external_data=False,
                 verbose=False,
-                **names,
+                input_names=[tensor.name for tensor in spec.inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
             )
         if recipe == PLAIN:
             return plain

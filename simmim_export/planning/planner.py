@@ -136,7 +136,7 @@ class Planner:
 
     def run(self, *, like: PrecisionPlan | None = None) -> SearchResult:
         """Search. ``like`` is the plan of another INT8 variant on the same engine: if it keeps the budget with this variant too,
-        it is chosen without a search.
+        and is not slower than FP32, it is chosen without a search.
 
         Raise :class:`UsageError` for a budget that the figures of FP32 cannot measure, and :class:`GateFailed` if no trial is
         within the budget, or if INT8 is faster and no trial with any of it is within the budget.
@@ -152,7 +152,7 @@ class Planner:
         baseline = self._record(exact, "FP32", figures)
         if known is not None:
             trial = self._try(known, "the plan of another INT8 variant")
-            if trial.fits:
+            if trial.fits and trial.share <= 1:
                 return self._result(trial)
             self._clock_all([dict.fromkeys(names, precision) for precision in Precision])
         self._note_slow_int8()

@@ -150,6 +150,12 @@ def test_a_plan_that_costs_this_variant_too_much_is_searched_for_again() -> None
     assert len(trials) == len(set(trials))
 
 
+def test_a_plan_that_is_slower_than_fp32_with_this_variant_is_not_taken() -> None:
+    seconds = {"image": {FP32: 3.0, INT8: 3.3}, "text": {FP32: 3.0, INT8: 2.0}}
+    world = World({"image": {"a": 0.0}, "text": {"b": 0.0}}, seconds)
+    assert str(world.search(PrecisionPlan.parse("image=int8")).plan) == "text=int8"
+
+
 def test_a_plan_with_int8_where_this_variant_changes_nothing_is_searched_for_again() -> None:
     seconds = {"image": {FP32: 3.0, INT8: 1.0}, "head": {FP32: 1.0}}
     result = World({"image": {"a": 0.0}, "head": {}}, seconds).search(PrecisionPlan.parse("image=int8,head=int8"))

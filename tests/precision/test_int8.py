@@ -247,28 +247,21 @@ def test_the_promises_of_the_pass_are_checked(tiny_bundle: Path, how: str, named
         Int8ForCpu([]).ensures(before, broken(after, how))
 
 
-@pytest.mark.parametrize(
-    ("quantize", "opset", "allowed"),
-    [
-        (Int8ForDotProducts, 21, True),
-        (Int8ForDotProducts, 22, False),
-        (Int8ForDotProducts, 19, False),
-        (Int8ForCpu, 21, False),
-    ],
-)
-def test_only_int8_dot_may_raise_the_opset_and_only_to_21(
-    tiny_bundle: Path, quantize: type[Pass], opset: int, allowed: bool
-) -> None:
-    """Weights in blocks need opset 21, which TensorRT never sees."""
-    before = fp32(tiny_bundle, "text_encoder")
-    after = onnx.load(tiny_bundle / f"graphs/text_encoder.{quantize.variant}.onnx")
-    del after.opset_import[:]
-    after.opset_import.append(onnx.helper.make_opsetid("", opset))
-    if allowed:
-        quantize([]).ensures(before, after)
-        return
-    with pytest.raises(GateFailed):
-        quantize([]).ensures(before, after)
+def test_only_int8_dot_may_raise_the_opset_and_only_as_far_as_it_says(tiny_bundle: Path) -> None:
+    """Weights in blocks and attention in one node need newer opsets. TensorRT, which lacks them, never sees the file."""
+    before, raised = fp32(tiny_bundle, "text_encoder"), Int8ForDotProducts.raises_opset_to
+    for quantize, opset, allowed in (
+        (Int8ForDotProducts, raised, True),
+        (Int8ForDotProducts, raised + 1, False),
+        (Int8ForCpu, raised, False),
+    ):
+        after = onnx.load(tiny_bundle / f"graphs/text_encoder.{quantize.variant}.onnx")
+        after.opset_import[0].version = opset
+        if allowed:
+            quantize([]).ensures(before, after)
+        else:
+            with pytest.raises(GateFailed):
+                quantize([]).ensures(before, after)
 
 
 def test_a_bundle_without_int8_says_how_to_make_it(every_bundle: Path, run_cli) -> None:
