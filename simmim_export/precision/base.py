@@ -42,7 +42,7 @@ class Pass(ABC):
     """
 
     variant: ClassVar[Variant]
-    # A pass may raise the opset of a graph to this one; 0 if it must keep the opset.
+    # The highest opset that a pass may raise a graph to; 0 if it must keep the opset.
     raises_opset_to: ClassVar[int] = 0
 
     def __init__(
@@ -89,7 +89,7 @@ class Pass(ABC):
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         """Raise :class:`GateFailed` unless ``after`` is valid ONNX with the inputs and outputs (names, types, shapes) of
-        ``before``, with ONNX's own operators only, and with the opset of ``before`` or, if that is lower,
+        ``before``, with ONNX's own operators only, and with the opset of ``before`` or a higher one up to
         :attr:`raises_opset_to`. Subclasses ensure more."""
         onnx.checker.check_model(after, full_check=True)
         for side in ("input", "output"):
@@ -100,7 +100,7 @@ class Pass(ABC):
         if foreign:
             raise GateFailed(f"the pass left operators that are not ONNX's own: {sorted(foreign)}", fix="report this")
         opsets = [{entry.domain: entry.version for entry in model.opset_import}.get("", 0) for model in (before, after)]
-        if opsets[1] not in (opsets[0], max(opsets[0], self.raises_opset_to)):
+        if not opsets[0] <= opsets[1] <= max(opsets[0], self.raises_opset_to):
             raise GateFailed(f"the pass changed the opset from {opsets[0]} to {opsets[1]}", fix="report this")
 
 
