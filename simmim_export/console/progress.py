@@ -70,7 +70,7 @@ def progress_bar(title: str, *, estimates: bool = False) -> Iterator[Any]:
         task = bar.add_task(printable(title), total=None, amount="")
 
         def update(step: str, done: int, total: int) -> None:
-            shown = {"description": printable(f"{title}: {step}"), "amount": amount(done, total)}
-            bar.update(task, completed=done, total=total, **shown)
+            words = printable(f"{title}: {step}")
+            bar.update(task, completed=done, total=total, description=words, amount=amount(done, total))
 
         yield update

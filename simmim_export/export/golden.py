@@ -21,7 +21,7 @@ Tensors = dict[str, np.ndarray]
 FIRST_WORDS = 16
 # Between the shortest and the longest, texts of so many tokens and clips of so many frames are probed, too.
 ODD, ODD_FRAMES = 7, 5
-# In PyTorch, base takes half as long for 16 samples at a time as for each alone.
+# In PyTorch, base takes half as long for 8 samples at a time as for each alone.
 BATCH = 16
 
 

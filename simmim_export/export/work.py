@@ -26,6 +26,8 @@ MILLION: Mapping[Variant, int] = {
 }
 # The same for each step with all graphs.
 OF_ALL: Mapping[str, int] = {GOLDEN_STEP: 4, EVIDENCE_STEP: 5, INPUTS_STEP: 8, WRITE_STEP: 1}
+# The work of comparing ten files with PyTorch, for each million of parameters.
+PROVE = 25
 # A search is rarely shorter than this, and of no known length.
 SEARCH = 100
 # What even an empty graph takes, in the same unit.
@@ -42,16 +44,16 @@ def work_of(
 ) -> dict[str, int]:
     """The work of each step by its name, in a unit of its own. ``parameters`` counts those of each graph, and ``files`` are the
     graphs and variants to write; ``searches`` says whether a plan is searched for."""
-    files, lowered = list(files), False
-    work = {}
+    lowered = False
     millions = sum(parameters.values()) / 1e6
+    work = {PROVE_STEP: 0}
     for graph, variant in files:
         work[file_step(graph, variant)] = int(LEAST + MILLION[variant] * parameters[graph] / 1e6)
+        work[PROVE_STEP] += int((LEAST + PROVE * parameters[graph] / 1e6) / 10)
         lowered |= variant is not Variant.FP32
     for step, each in OF_ALL.items():
         if lowered or step != INPUTS_STEP:
             work[step] = int(LEAST + each * millions)
-    work[PROVE_STEP] = int(len(files) * 10 + 2 * millions)
     if searches:
         work[SEARCH_STEP] = int(LEAST + SEARCH * millions)
     return work

@@ -42,7 +42,7 @@ class Pass(ABC):
     """
 
     variant: ClassVar[Variant]
-    # The highest opset that a pass may raise a graph to; 0 if it must keep the opset.
+    # A pass may raise the opset of a graph up to this one; 0 if it must keep the opset.
     raises_opset_to: ClassVar[int] = 0
 
     def __init__(
@@ -89,7 +89,7 @@ class Pass(ABC):
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         """Raise :class:`GateFailed` unless ``after`` is valid ONNX with the inputs and outputs (names, types, shapes) of
-        ``before``, with ONNX's own operators only, and with the opset of ``before`` or a higher one up to
+        ``before``, with ONNX's own operators only, and with the opset of ``before`` or a later one up to
         :attr:`raises_opset_to`. Subclasses ensure more."""
         onnx.checker.check_model(after, full_check=True)
         for side in ("input", "output"):

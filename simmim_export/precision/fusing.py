@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from simmim_export.precision.smooth import matrix
 from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator, redirect
 
 # The first opset that has Attention.
@@ -21,14 +22,12 @@ def join_products(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[ir.Node]:
     Their weights and biases are joined along N, and a Split gives each reader its part. ``nodes`` are returned as they are
     unless each one is followed by an Add of a constant bias alone.
     """
-    adds = [_bias(node) for node in nodes]
-    biases = [
-        None if add is None else _constant_of(add, node.outputs[0]) for add, node in zip(adds, nodes, strict=True)
-    ]
-    if len(nodes) < 2 or any(bias is None for bias in biases):
+    adds = [add for node in nodes if (add := _bias(node))]
+    biases = [bias for add, node in zip(adds, nodes, strict=False) if (bias := _constant_of(add, node.outputs[0]))]
+    if len(nodes) < 2 or len(biases) < len(nodes):
         return list(nodes)
     name = f"{nodes[0].name}.joined"
-    weights = [array_of(node.inputs[1]) for node in nodes]
+    weights = [matrix(node) for node in nodes]
     parts = [ir.val(f"{name}.part.{index}") for index in range(len(nodes))]
     product = operator(
         "MatMul", [nodes[0].inputs[0], constant(graph, f"{name}.weight", np.concatenate(weights, 1))], name
@@ -126,8 +125,8 @@ class _Attention:
 
 
 def _projection(value: ir.Value | None, turned: tuple[int, ...]) -> tuple[ir.Value, int, float] | None:
-    """(the projection [batch, sequence, heads x channels], its heads, the factor) that ``value`` comes from by a Reshape, Transposes
-    that amount to ``turned``, and products with constants. None if it does not."""
+    """(the projection [batch, sequence, heads x channels], its heads, the factor) that ``value`` comes from by a Reshape,
+    Transposes that amount to ``turned``, and products with constants. None if it does not."""
     order, scale = tuple(range(4)), 1.0
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "Transpose":
@@ -157,7 +156,7 @@ def _length(query: ir.Value) -> str:
 
 
 def _with_rows(graph: ir.Graph, mask: ir.Value, query: ir.Value) -> list[ir.Node]:
-    """Nodes that give ``mask`` [.., 1, keys] a row for each row of ``query``: ONNX Runtime does not broadcast that axis (1.32)."""
+    """Nodes that give ``mask`` [.., 1, keys] a row for each row of ``query``, because ONNX Runtime 1.32 does not broadcast it."""
     name = f"{mask.name}.of.{query.name}"
     length = operator("Shape", [query], f"{name}.length", start=1, end=2)
     one = constant(graph, "mask.one", np.array([1]))

@@ -27,7 +27,7 @@ from simmim_export.precision.convolutions import quantizable, quantize_convoluti
 from simmim_export.precision.fusing import ATTENTION_OPSET, fuse_attention, join_products
 from simmim_export.precision.int8_u8 import QuantizedPass
 from simmim_export.precision.measure import Record
-from simmim_export.precision.smooth import by_activation, equalize, matrix, require_equal
+from simmim_export.precision.smooth import equalize, matrix, require_equal
 from simmim_export.precision.surgery import constant, operator, remove_unused_constants, with_types
 from simmim_export.precision.tables import quantize_tables
 from simmim_export.precision.tokens import RoundedWeight, rounded_weights
@@ -121,7 +121,7 @@ def _read_static(graph: ir.Graph, readers: Sequence[ir.Node], *, low: float, hig
     activation = readers[0].inputs[0]
     assert activation is not None
     low, high = min(low, 0.0), max(high, 0.0)
-    step = np.float32(max((high - low) / 255, np.finfo(np.float32).tiny))
+    step = np.float32(max((high - low) / 255, float(np.finfo(np.float32).tiny)))
     scale = constant(graph, f"{activation.name}.scale", step)
     zero = constant(graph, f"{activation.name}.zero", np.uint8(np.clip(np.rint(-low / step), 0, 255)))
     levels = operator("QuantizeLinear", [activation, scale, zero], f"{activation.name}.levels")

@@ -13,6 +13,7 @@ puts pairs on more nodes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
@@ -132,20 +133,24 @@ def worthwhile(
     """The ``products`` of more than one row at a time that lose at most :data:`LIMIT` when they are equalized and quantized."""
     groups = {str(activation.name): readers for activation, readers in by_activation(products).items()}
     groups = {name: readers for name, readers in groups.items() if seen[name].rows > 1}
-    losses: dict[ir.Node, list[np.ndarray]] = {node: [] for readers in groups.values() for node in readers}
+    samples: dict[str, list[np.ndarray]] = defaultdict(list)
     for tensors in run(model, feeds[:JUDGE_FEEDS], groups) if groups else ():
-        for name, readers in groups.items():
-            weights = [matrix(node) for node in readers]
-            scales = factors(seen[name].largest, weights, ALPHA)
-            rows = tensors[name].reshape(-1, len(scales))
-            rounded = _rounded(rows / scales, (seen[name].largest / scales).max())
-            for node, weight in zip(readers, weights, strict=True):
-                exact = rows @ weight
-                scaled = weight * scales[:, None]
-                error = rounded @ _rounded(scaled, np.abs(scaled).max(axis=0)) - exact
-                norm = np.maximum(np.linalg.norm(exact, axis=1), np.finfo(np.float32).tiny)
-                losses[node].append(np.linalg.norm(error, axis=1) / norm)
-    return [node for node, shares in losses.items() if np.concatenate(shares).mean() <= LIMIT]
+        for name, tensor in tensors.items():
+            samples[name].append(tensor.reshape(-1, tensor.shape[-1]))
+    chosen = []
+    for name, readers in groups.items():
+        weights = [matrix(node) for node in readers]
+        scales = factors(seen[name].largest, weights, ALPHA)
+        rows = np.concatenate(samples.pop(name))
+        rounded = _rounded(rows / scales, (seen[name].largest / scales).max())
+        for node, weight in zip(readers, weights, strict=True):
+            exact = rows @ weight
+            scaled = weight * scales[:, None]
+            error = rounded @ _rounded(scaled, np.abs(scaled).max(axis=0)) - exact
+            norm = np.maximum(np.linalg.norm(exact, axis=1), np.finfo(np.float32).tiny)
+            if (np.linalg.norm(error, axis=1) / norm).mean() <= LIMIT:
+                chosen.append(node)
+    return chosen
 
 
 def residuals(graph: ir.Graph, convolutions: Collection[str]) -> dict[str, str]:

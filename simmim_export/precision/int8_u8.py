@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from simmim_export.errors import GateFailed
 from simmim_export.precision.base import Pass
 from simmim_export.precision.convolutions import quantizable, quantize_convolutions
-from simmim_export.precision.surgery import array_of
+from simmim_export.precision.surgery import array_of, remove_unused_constants
+from simmim_export.precision.tables import quantize_tables
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products
 from simmim_export.spec import Variant
@@ -54,7 +55,12 @@ class Int8ForCpu(QuantizedPass):
         keep_float, result = self.options.keep_float, model
         if convolutions := [name for name in quantizable(model) if name not in keep_float]:
             result = quantize_convolutions(model, self.feeds, names=convolutions, reduce_range=True)
-        return quantize_products(result, self.record(model), half=63, keep_float=keep_float, watch=self.watch)
+        result = quantize_products(result, self.record(model), half=63, keep_float=keep_float, watch=self.watch)
+        edited = ir.from_proto(result)
+        if not quantize_tables(edited.graph):
+            return result
+        remove_unused_constants(edited.graph)
+        return ir.to_proto(edited)
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         super().ensures(before, after)

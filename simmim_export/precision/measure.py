@@ -37,16 +37,17 @@ def run(
         import onnxruntime
 
     names = list(names)
-    wider = onnx.ModelProto()
-    wider.CopyFrom(model)
     present = {output.name for output in model.graph.output}
-    wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    added = onnx.ModelProto()
+    added.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    # Protobuf merges messages that stand one behind the other, so that the weights need not be copied first.
+    wider = model.SerializeToString() + added.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_threads()
     options.log_severity_level = 3
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(wider.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(wider, options, providers=["CPUExecutionProvider"])
     inputs = [value.name for value in session.get_inputs()]
     for feed in feeds:
         yield dict(zip(names, session.run(names, {name: feed[name] for name in inputs}), strict=True))

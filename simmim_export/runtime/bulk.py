@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -137,28 +138,29 @@ def read_texts(path: Path) -> list[Item]:
 
 def run_each(
     items: Sequence[Item],
+    attempts: Iterable[Callable[[], Any]],
     *,
-    prepare: Callable[[int, Any], Any],
     compute: Callable[[list[Any]], Iterable[Row]],
     batch: int,
     strict: bool = False,
     watch: Watch = unwatched,
     failed: Callable[[Failure], None] = lambda failure: None,
 ) -> Outcome[Row]:
-    """Call ``prepare(index, value)`` for each item, and ``compute`` with lists of at most ``batch`` of the results.
+    """Call the ``attempts``, one for each item, and ``compute`` with lists of at most ``batch`` of the results.
 
-    If ``prepare`` raises an :class:`ImageError` or :class:`TextError`, the item is left out and ``failed`` is called at once;
-    with ``strict`` the error is raised. An error of ``compute`` is always raised, because it concerns more than one item. At
-    most one batch of prepared items is in memory.
+    If an attempt raises an :class:`ImageError` or :class:`TextError`, the item is left out and ``failed`` is called at once;
+    with ``strict`` the error is raised. An error of ``compute`` is always raised, because it concerns more than one item. The
+    attempts are called one batch at a time.
     """
+    following = iter(attempts)
     rows: dict[int, Row] = {}
     failures: dict[int, Failure] = {}
     for start in range(0, len(items), batch):
         watch("items", start, len(items))
         ready: dict[int, Any] = {}
-        for index in range(start, min(start + batch, len(items))):
+        for index, attempt in zip(range(start, min(start + batch, len(items))), following, strict=False):
             try:
-                ready[index] = prepare(index, items[index].value)
+                ready[index] = attempt()
             except (ImageError, TextError) as error:
                 placed = type(error)(error.what, where=items[index].where, fix=error.fix)
                 if strict:
@@ -174,18 +176,16 @@ def run_each(
 def embed(model: Model, items: Sequence[Item], **options: Any) -> Outcome[np.ndarray]:
     """A unit-length float32 [channels] for each of ``items``, which are all images (paths) or all texts (str).
 
-    ``options`` are those of :func:`run_each`: ``strict``, ``watch``, ``failed``.
+    While the engine computes one batch of images, the next is decoded. ``options`` are those of :func:`run_each`: ``strict``,
+    ``watch``, ``failed``.
     """
     if any(isinstance(item.value, str) for item in items):
         return run_texts(model, items, compute=model.embed_text, verb=Verb.EMBED_TEXT, **options)
 
-    def decode(_: int, path: Path) -> np.ndarray:
-        pixels: np.ndarray = model.pixels([path])[0]
-        return pixels
-
-    # The verb leaves a picture of the right size unchanged, so each file is decoded once.
     batch = model.largest_batch(model.pipeline(Verb.EMBED_IMAGE))
-    return run_each(items, prepare=decode, compute=model.embed_image, batch=batch, **options)
+    with model.decoded([item.value for item in items], ahead=batch) as attempts:
+        # The verb leaves pixels of the right size unchanged.
+        return run_each(items, attempts, compute=model.embed_image, batch=batch, **options)
 
 
 def run_texts(
@@ -214,7 +214,8 @@ def run_texts(
             return list(compute(texts))
 
     batch = model.largest_batch(model.pipeline(verb, clip=clip))
-    return run_each(items, prepare=check, compute=compute_quietly, batch=batch, **options)
+    checks = (partial(check, index, str(item.value)) for index, item in enumerate(items))
+    return run_each(items, checks, compute=compute_quietly, batch=batch, **options)
 
 
 def require_storable(sources: Sequence[str]) -> None:

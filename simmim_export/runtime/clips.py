@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from simmim_export.errors import ImageError
-from simmim_export.runtime.images import ImageSource, opened
+from simmim_export.runtime.images import ImageSource
+from simmim_export.runtime.picture_files import opened
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

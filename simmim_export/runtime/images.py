@@ -5,45 +5,46 @@ Scaling and normalization are inside the graph. The manifest fixes the resize, s
 
 from __future__ import annotations
 
-import io
 import os
-import struct
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 from simmim_export.errors import BundleError, ImageError
+from simmim_export.runtime.picture_files import MAX_PIXELS, PIXELS_ROOM, decoding, file_bytes, opened_bytes, too_large
 
 ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 
-# A picture whose header gives more pixels (256 MiB of RGB) is refused before any is decoded. Above this size Pillow warns of a
-# decompression bomb. It refuses twice the size itself, which bounds pictures that are larger than their header says.
-MAX_PIXELS = 2**28 // 3
-# All frames of an animation up to the last one used are decoded, but few are kept: this limits time, not memory.
-MAX_ANIMATED = 32 * MAX_PIXELS
-# Pillow compares each page of a TIFF with all pages before it, so the time grows with the square of their number.
-MAX_PAGES = 10_000
-# Twice the size of the largest picture when uncompressed. A limit is needed because a device or pipe may never end.
-MAX_BYTES = 2**29
-# A JPEG of more pixels is decoded at a fraction of its size. Below this, path, bytes, PIL image and array give the same pixels.
-DRAFT_PIXELS = 2_000_000
-# Raster formats only: Pillow hands EPS to Ghostscript, which executes PostScript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO", "AVIF", "JPEG2000")
-# What Pillow raises for damaged bytes; each of its plugins parses headers by hand. It raises OSError, SyntaxError and EOFError
-# on purpose. ValueError to struct.error come from tags, sizes and offsets that are used unchecked, zlib.error and RuntimeError
-# from codecs, and MemoryError from a length field that asks for too much.
-_DAMAGE: tuple[type[Exception], ...] = (OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError)
-_DAMAGE += (ArithmeticError, AttributeError, AssertionError, struct.error, zlib.error, RuntimeError, MemoryError)
+# A JPEG of more pixels may be decoded at a fraction of its size. Up to this, path, bytes, PIL image and array of an upright
+# picture give the same pixels.
+DRAFT_PIXELS = 1_000_000
 
-_ICON, _PNG = b"\0\0\1\0", b"\x89PNG\r\n\x1a\n"
+# The sources that are decoded in other threads.
+_FILES = (str, os.PathLike, bytes)
 _INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR}
+_FLIPS = Image.Transpose
+# How the values of EXIF's orientation are undone; 1 is upright.
+_TURNS = {
+    2: _FLIPS.FLIP_LEFT_RIGHT,
+    3: _FLIPS.ROTATE_180,
+    4: _FLIPS.FLIP_TOP_BOTTOM,
+    5: _FLIPS.TRANSPOSE,
+    6: _FLIPS.ROTATE_270,
+    7: _FLIPS.TRANSVERSE,
+    8: _FLIPS.ROTATE_90,
+}
+# Those that swap width and height.
+_QUARTER_TURNS = (_FLIPS.TRANSPOSE, _FLIPS.ROTATE_270, _FLIPS.TRANSVERSE, _FLIPS.ROTATE_90)
 
 
 class AnimatedImage(UserWarning):
@@ -79,95 +80,161 @@ class ImagePreprocessing:
         return preprocessing
 
 
-def load_pixels(sources: Sequence[ImageSource], preprocessing: ImagePreprocessing) -> np.ndarray:
-    """Decode and resize ``sources``: uint8 [n, height, width, 3], C-contiguous. Raise :class:`ImageError`, naming it, for one
-    that cannot be read."""
-    size = (preprocessing.width, preprocessing.height)
-    batch = np.empty((len(sources), preprocessing.height, preprocessing.width, 3), np.uint8)
-    for row, source in zip(batch, sources, strict=True):
-        image = decode(source, size)
-        if image.size != size:
-            image = image.resize(size, _INTERPOLATIONS[preprocessing.interpolation])
-        row[:] = np.asarray(image)
+class _Picture(NamedTuple):
+    """A decoded picture as RGB.
+
+    ``box`` is the part of ``image`` that it fills: left, upper, right, lower, in pixels. ``turn`` makes it upright. ``notice`` is
+    a warning that the caller should give.
+    """
+
+    image: Image.Image
+    box: tuple[float, float, float, float]
+    turn: Image.Transpose | None
+    notice: str | None
+
+
+class _Loaded(NamedTuple):
+    """uint8 [height, width, 3], and a warning that the caller should give."""
+
+    pixels: np.ndarray
+    notice: str | None
+
+
+def load_pixels(sources: Sequence[ImageSource], preprocessing: ImagePreprocessing, *, threads: int = 1) -> np.ndarray:
+    """Decode and resize ``sources``: uint8 [n, height, width, 3], C-contiguous; see :func:`decoded`.
+
+    Raise :class:`ImageError`, naming it, for the first one that cannot be read.
+    """
+    with decoded(sources, preprocessing, threads=threads, ahead=len(sources)) as attempts:
+        return stacked(attempts, preprocessing, count=len(sources))
+
+
+def stacked(
+    attempts: Iterator[Callable[[], np.ndarray]], preprocessing: ImagePreprocessing, *, count: int
+) -> np.ndarray:
+    """What the next ``count`` of ``attempts`` give, as one batch: uint8 [count, height, width, 3]."""
+    batch = np.empty((count, preprocessing.height, preprocessing.width, 3), np.uint8)
+    for row, attempt in zip(batch, attempts, strict=False):
+        row[:] = attempt()
     return batch
 
 
-def decode(source: ImageSource, target: tuple[int, int] | None = None) -> Image.Image:
-    """An RGB picture, upright. Raise :class:`ImageError` for anything that cannot be read as one.
+@contextmanager
+def decoded(
+    sources: Sequence[ImageSource], preprocessing: ImagePreprocessing, *, threads: int, ahead: int
+) -> Iterator[Iterator[Callable[[], np.ndarray]]]:
+    """For each of ``sources``, in order, a function that gives its pixels, uint8 [height, width, 3], or raises
+    :class:`ImageError`. Warnings are given when it is called.
+
+    Up to ``threads`` threads decode paths and bytes, at most ``ahead`` of them before they are asked for. PIL images and arrays
+    are decoded when they are asked for: two threads must not decode one PIL image. A single path is decoded by the caller's
+    thread, too. At the end of the block, no thread is left.
+    """
+    files = sum(isinstance(source, _FILES) for source in sources)
+    workers = min(threads, files, ahead + 1)
+    jobs = (partial(_load, source, preprocessing) for source in sources)
+    if workers < 2:
+        yield (partial(_taken, job) for job in jobs)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        started = (
+            pool.submit(job).result if isinstance(source, _FILES) else job
+            for source, job in zip(sources, jobs, strict=True)
+        )
+        yield (partial(_taken, job) for job in _early(started, ahead))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _early(jobs: Iterator[Callable[[], _Loaded]], ahead: int) -> Iterator[Callable[[], _Loaded]]:
+    """``jobs``, of which ``ahead`` more than were asked for are always taken: taking one starts it."""
+    waiting: deque[Callable[[], _Loaded]] = deque()
+    for job in jobs:
+        waiting.append(job)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+def _taken(job: Callable[[], _Loaded]) -> np.ndarray:
+    """The pixels that ``job`` gives. Warns here, so that warnings come in order and in the caller's thread."""
+    pixels, notice = job()
+    if notice is not None:
+        warnings.warn(notice, AnimatedImage, stacklevel=4)
+    return pixels
+
+
+def _load(source: ImageSource, preprocessing: ImagePreprocessing) -> _Loaded:
+    """Decode and resize one picture. Pixels of the right size are returned as they are."""
+    size = (preprocessing.width, preprocessing.height)
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape == (*size[::-1], 3):
+        return _Loaded(source, None)
+    with _picture(source, size) as (image, box, turn, notice):
+        # A picture is turned after it became small. The pixels of a quarter turn differ by at most 1 from those of turning first.
+        stored = size[::-1] if turn in _QUARTER_TURNS else size
+        image = image.resize(stored, _INTERPOLATIONS[preprocessing.interpolation], box)
+        return _Loaded(np.asarray(image if turn is None else image.transpose(turn)), notice)
+
+
+def decode(source: ImageSource) -> Image.Image:
+    """An RGB picture in its full size, upright. Raise :class:`ImageError` for anything that cannot be read as one.
 
     EXIF orientation is applied and CMYK is converted. Gray values of 16 bits are scaled to 8 bits, with 65535 as white. (12
     bits stored in 16 become dark; scale them first.) Transparency is laid over white. An animation gives its first frame, or
     for a PIL image its current frame, with an :class:`AnimatedImage` warning. A PIL image is not changed.
-
-    With ``target`` (width, height, in pixels), a JPEG of more than ``DRAFT_PIXELS`` that is not decoded yet may be decoded
-    straight to 1/2, 1/4 or 1/8 of its size. That scale must leave twice ``target`` in both axes and divide both sides; a
-    remainder would be padded, and stretch the picture by up to a pixel. For 12 megapixels to 224 x 224 this takes 15 to 40 ms
-    instead of 110 to 140. The pixels differ from a full decode by 0.1 to 0.5 of 255 on average and by at most 5 (measured on
-    photographs), so such a path differs from the same picture as an array.
     """
+    with _picture(source) as (image, _, turn, notice):
+        upright = image.copy() if turn is None else image.transpose(turn)
+    if notice is not None:
+        warnings.warn(notice, AnimatedImage, stacklevel=2)
+    return upright
+
+
+@contextmanager
+def _picture(source: ImageSource, target: tuple[int, int] | None = None) -> Iterator[_Picture]:
+    """``source``, decoded as :func:`decode` says, and for a large JPEG with a ``target`` at a fraction of its size; see
+    :func:`draft_scale`."""
     if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        where, undecoded = "PIL image", _undecoded_jpeg(source) if target else None
-        if undecoded is None:
-            return _to_rgb(source, where)
-        source = undecoded
-    elif isinstance(source, bytes):
+        image = _from_array(source)
+        yield _Picture(image, (0, 0, *image.size), None, None)
+        return
+    with ExitStack() as stack:
         where = "bytes"
-    elif isinstance(source, str | os.PathLike):
-        where = os.fsdecode(source)
-        source = _read(Path(where))
-    else:
-        fix = "give a path, bytes, a PIL image or a uint8 array"
-        raise ImageError(f"not an image: {type(source).__name__}", fix=fix)
-    with _opened(source, where) as image:
-        return _to_rgb(image, where, target=target)
+        if isinstance(source, Image.Image):
+            where, undecoded = "PIL image", _undecoded_jpeg(source) if target else None
+            if undecoded is None:
+                target = None
+            else:
+                source = undecoded
+        elif isinstance(source, str | os.PathLike):
+            where = os.fsdecode(source)
+            source = stack.enter_context(file_bytes(Path(where)))
+        elif not isinstance(source, bytes):
+            fix = "give a path, bytes, a PIL image or a uint8 array"
+            raise ImageError(f"not an image: {type(source).__name__}", fix=fix)
+        if isinstance(source, bytes):
+            source = stack.enter_context(opened_bytes(source, where))
+        width, height = source.size
+        if width * height > MAX_PIXELS:
+            raise too_large(f"{width} x {height} pixels", where)
+        if width < 1 or height < 1:
+            raise ImageError("the image has no pixels", where=where, fix="give a whole image file")
+        stack.enter_context(PIXELS_ROOM.holding(width * height))
+        stack.enter_context(decoding(where))
+        yield _to_rgb(source, where, target=target)
 
 
-@contextmanager
-def opened(path: Path, kept: int = 1) -> Iterator[Image.Image]:
-    """The picture at ``path``, not decoded yet. ``kept`` is how many of its frames the caller keeps at once. Whatever Pillow
-    raises inside the block becomes an :class:`ImageError`."""
-    with _opened(_read(path), path) as image, _decoding(path):
-        pixels, frames = image.width * image.height, getattr(image, "n_frames", 1)
-        size = f"{image.width} x {image.height} pixels, {frames} frames"
-        if pixels * frames > MAX_ANIMATED:
-            raise _too_large(size, path, limit=MAX_ANIMATED)
-        if pixels * kept > MAX_PIXELS:
-            raise _too_large(size if kept == 1 else f"{size}, {kept} of them at once", path)
-        yield image
+def draft_scale(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """8, 4, 2 or 1: the fraction of its ``size`` (width, height, in pixels) at which a JPEG is decoded for ``target``.
 
-
-@contextmanager
-def _opened(data: bytes, where: object) -> Iterator[Image.Image]:
-    if not data:
-        raise ImageError("the image is empty", where=where, fix="give a whole image file")
-    with _decoding(where):
-        if data.startswith(_ICON):
-            _check_icon(data, where)
-        image = _open(data)
-    with image:
-        if image.format == "TIFF":
-            _check_pages(data, where)
-        yield image
-
-
-@contextmanager
-def _decoding(where: object) -> Iterator[None]:
-    """Turn whatever Pillow raises in the block into an :class:`ImageError`.
-
-    Pillow's warning about decompression bombs is not turned into an error here: that takes a warning filter, which belongs to
-    the whole process, and several threads decode at once. Sizes are checked separately.
+    1 up to ``DRAFT_PIXELS``. The fraction leaves twice the larger side of ``target`` in both axes, because a quarter turn swaps
+    them later.
     """
-    try:
-        yield
-    except UnidentifiedImageError as error:
-        fix = f"give one of {', '.join(FORMATS)}"
-        raise ImageError("not an image, or not in a format that can be read", where=where, fix=fix) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(str(error).split(" exceeds")[0], where) from error
-    except _DAMAGE as error:
-        raise ImageError(f"the image is damaged: {error}", where=where, fix="give a whole image file") from error
+    if size[0] * size[1] <= DRAFT_PIXELS:
+        return 1
+    return next((scale for scale in (8, 4, 2) if min(size) // scale >= 2 * max(target)), 1)
 
 
 def _undecoded_jpeg(image: Image.Image) -> bytes | None:
@@ -185,96 +252,25 @@ def _undecoded_jpeg(image: Image.Image) -> bytes | None:
     return data
 
 
-def _open(data: bytes) -> Image.Image:
-    """Open with the plugins that Pillow always loads, and try its rarer ones only if none of them fits."""
-    for load_plugins in (Image.preinit, Image.init):
-        load_plugins()
-        try:
-            return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-        except UnidentifiedImageError as error:
-            unidentified = error
-    raise unidentified
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise ImageError("no such image", where=path, fix="check the path") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(f"the image cannot be read: {error}", where=path, fix="give a readable image file") from error
-    if len(data) > MAX_BYTES:
-        what = f"the file is larger than {MAX_BYTES:,} bytes, or never ends"
-        raise ImageError(what, where=path, fix="give a picture, or shrink it first")
-    return data
-
-
-def _check_pages(data: bytes, where: object) -> None:
-    """Raise :class:`ImageError` for a TIFF of more than ``MAX_PAGES`` pages. Counts them by following the chain of
-    directories."""
-    order, big = "<" if data.startswith(b"II") else ">", data[2] == 43  # This is how Pillow reads the header.
-    count, entry, offset = (f"{order}Q", 20, f"{order}Q") if big else (f"{order}H", 12, f"{order}I")
-    seen: set[int] = set()
-    try:
-        (place,) = struct.unpack_from(offset, data, 8 if big else 4)
-        while place and place not in seen and len(seen) <= MAX_PAGES:
-            seen.add(place)
-            (entries,) = struct.unpack_from(count, data, place)
-            (place,) = struct.unpack_from(offset, data, place + struct.calcsize(count) + entry * entries)
-    except (struct.error, OverflowError):  # The chain ends outside the file; the pages before that count.
-        pass
-    if len(seen) > MAX_PAGES:
-        raise ImageError(f"the image has more than {MAX_PAGES:,} pages", where=where, fix="split it first")
-
-
-def _check_icon(data: bytes, where: object) -> None:
-    """Raise :class:`ImageError` for an icon that contains a picture which is too large.
-
-    The header of the icon itself allows only 256 pixels. Pillow goes by the headers of the pictures inside (a PNG, or a bitmap
-    without a file header) and decodes them as soon as it opens the icon.
-    """
-    (count,) = struct.unpack_from("<H", data, 4)
-    for entry in range(count):
-        (offset,) = struct.unpack_from("<I", data, 6 + 16 * entry + 12)
-        if data.startswith(_PNG, offset):
-            width, height = struct.unpack_from(">II", data, offset + 16)
-        else:
-            (length,) = struct.unpack_from("<I", data, offset)
-            width, height = struct.unpack_from("<HH" if length == 12 else "<ii", data, offset + 4)
-        if abs(width * height) > MAX_PIXELS:
-            raise _too_large(f"{width} x {abs(height)} pixels in an icon", where)
-
-
-def _too_large(size: str, where: object, *, limit: int | None = None) -> ImageError:
-    what = f"the image is too large to decode safely: {size}; the limit is {limit or MAX_PIXELS:,} pixels"
-    return ImageError(what, where=where, fix="shrink it first")
-
-
-def _to_rgb(image: Image.Image, where: object, *, target: tuple[int, int] | None = None) -> Image.Image:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _too_large(f"{width} x {height} pixels", where)
-    if width < 1 or height < 1:
-        raise ImageError("the image has no pixels", where=where, fix="give a whole image file")
-    with _decoding(where):
-        frames = getattr(image, "n_frames", 1)
-        if target and image.format in ("JPEG", "MPO") and width * height > DRAFT_PIXELS:
-            # A quarter turn comes later and swaps the sides, so both must be large enough for the larger side of the target.
-            least = 2 * max(target)
-            scales = (s for s in (8, 4, 2) if width % s == height % s == 0 and min(width, height) // s >= least)
-            scale = next(scales, 1)
-            image.draft("RGB", (width // scale, height // scale))
-        upright = ImageOps.exif_transpose(image)
-        if upright.width * upright.height > MAX_PIXELS:
-            raise _too_large(f"{upright.width} x {upright.height} pixels behind its header", where)
-        rgb = _flatten(upright, where)
+def _to_rgb(image: Image.Image, where: object, *, target: tuple[int, int] | None) -> _Picture:
+    """Decode ``image``. Without a ``target``, in its full size."""
+    frames, drafted = getattr(image, "n_frames", 1), None
+    if target and isinstance(image, JpegImageFile) and (scale := draft_scale(image.size, target)) > 1:
+        drafted = image.draft("RGB", (image.width // scale, image.height // scale))
+    image.load()
+    if image.width * image.height > MAX_PIXELS:
+        raise too_large(f"{image.width} x {image.height} pixels behind its header", where)
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    notice = None
     # The second picture of an MPO is a thumbnail or the other eye, not a later moment.
     if frames > 1 and image.format != "MPO":
         used = "the first" if image.tell() == 0 else f"frame {image.tell() + 1}"
         # In quotes: whoever counts repeated warnings takes messages that differ only in quotations and numbers as equal.
-        warnings.warn(f"only {used} of {frames} frames is used: {str(where)!r}", AnimatedImage, stacklevel=4)
-    return rgb
+        notice = f"only {used} of {frames} frames is used: {str(where)!r}"
+    # A side that the scale does not divide is rounded up, and the last column or row is padded. The box ends where the picture
+    # does, so that it is not stretched.
+    box = (0, 0, *image.size) if drafted is None else drafted[1]
+    return _Picture(_flatten(image, where), box, turn, notice)
 
 
 def _flatten(image: Image.Image, where: object) -> Image.Image:
@@ -304,7 +300,7 @@ def _flatten(image: Image.Image, where: object) -> Image.Image:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, over).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -314,5 +310,5 @@ def _from_array(array: np.ndarray) -> Image.Image:
         fix = "give uint8 [height, width, 3], [height, width, 4] or [height, width], values 0 to 255"
         raise ImageError(f"not an image: array {array.dtype} {list(shape)}", where="array", fix=fix)
     if shape[0] * shape[1] > MAX_PIXELS:
-        raise _too_large(f"{shape[1]} x {shape[0]} pixels", "array")
+        raise too_large(f"{shape[1]} x {shape[0]} pixels", "array")
     return _flatten(Image.fromarray(np.ascontiguousarray(array)), "array")

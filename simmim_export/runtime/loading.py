@@ -88,11 +88,11 @@ def plan_of(bundle: Bundle, engine: str, *, precision: str) -> PrecisionPlan:
     if precision == PLANNED:
         plans = bundle.manifest.plans
         # A plan holds for the INT8 files that it was measured with: those that the engine takes on this processor.
-        variant = get_engine(engine).variants(Precision.INT8)[0] if engine in plans else ""
-        if not variant or variant not in plans[engine]:
+        variant = get_engine(engine).variants(Precision.INT8)[0] if engine in plans else None
+        if variant is None or variant not in plans[engine]:
             have = ", ".join(f"{name} with {own}" for name in plans for own in plans[name]) or "no engine"
             raise EngineUnavailable(
-                f"the bundle has a plan for {have}, not for {engine}{' with ' + variant if variant else ''}",
+                f"the bundle has a plan for {have}, not for {engine}{f' with {variant}' if variant else ''}",
                 where=bundle.root,
                 fix="on a machine that has the engine, simmim-export onnx ckpt.pt -o BUNDLE --overwrite --precision int8 "
                 "--budget cosine=0.998",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ class Model:
         self.bundle, self.engine, self.plan = sessions.bundle, sessions.engine, sessions.plan
         self.why = why
         self._sessions = sessions
-        self._preprocessor = Preprocessor(self.bundle)
+        self._preprocessor = Preprocessor(self.bundle, threads=sessions.threads)
 
     # -- graphs and pipelines ------------------------------------------------------------------------------------------
 
@@ -118,6 +119,16 @@ class Model:
         read."""
         return self._preprocessor.pixels(images)
 
+    def decoded(
+        self, images: Sequence[ImageSource], *, ahead: int
+    ) -> AbstractContextManager[Iterator[Callable[[], np.ndarray]]]:
+        """For each of ``images``, in order, a function that gives its pixels, uint8 [height, width, 3], or raises
+        :class:`ImageError`: so one that cannot be read does not end the others. Use it in a with block.
+
+        Files are decoded in as many threads as the engine has, and at most ``ahead`` of them before they are asked for.
+        """
+        return self._preprocessor.decoded(images, ahead=ahead)
+
     def tokens(self, texts: Sequence[str], *, first: int = 0, warn: bool = False) -> Tensors:
         """``texts`` as the text graphs take them, by name: token ids and mask, int64 [n, sequence] each.
 
@@ -132,10 +143,9 @@ class Model:
     def embed_image(self, images: Sequence[ImageSource]) -> np.ndarray:
         """float32 [n, channels], each row of unit length."""
         pipeline = self.pipeline(Verb.EMBED_IMAGE)
-        batches = self._preprocessor.image_batches(
-            picture_list("embed_image", images), step=self.largest_batch(pipeline)
-        )
-        return self._embed(pipeline, batches)
+        pictures, step = picture_list("embed_image", images), self.largest_batch(pipeline)
+        with self._preprocessor.image_batches(pictures, step=step) as batches:
+            return self._embed(pipeline, batches)
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, channels], each row of unit length."""
@@ -159,8 +169,8 @@ class Model:
         """
         manifest, stacked = self.bundle.manifest, self._preprocessor.stacked
         chosen, graphs = self._preprocessor.frames(frames), [graph.name for graph in manifest.frame_graphs()]
-        batches = self._preprocessor.image_batches(chosen, step=self._sessions.largest_batch(graphs))
-        outputs = [self._sessions.run(graphs, feeds, promised=[stacked])[stacked] for feeds in batches]
+        with self._preprocessor.image_batches(chosen, step=self._sessions.largest_batch(graphs)) as batches:
+            outputs = [self._sessions.run(graphs, feeds, promised=[stacked])[stacked] for feeds in batches]
         feeds = self._preprocessor.clip(np.concatenate(outputs))
         return self._encode(feeds, graphs=[graph.name for graph in manifest.graphs], clip=True)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from threading import Lock
 
 import numpy as np
@@ -11,7 +12,7 @@ from simmim_export.bundle import Bundle
 from simmim_export.bundle.opened import MOST_BYTES
 from simmim_export.errors import BundleError, UsageError
 from simmim_export.runtime.clips import choose_frames
-from simmim_export.runtime.images import ImagePreprocessing, ImageSource, load_pixels
+from simmim_export.runtime.images import ImagePreprocessing, ImageSource, decoded, load_pixels, stacked
 from simmim_export.runtime.inputs import Tensors, picture_list, second_axis, text_list
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Kind, fed_tensors
@@ -19,10 +20,11 @@ from simmim_export.system.files import read_file, reading
 
 
 class Preprocessor:
-    """Decodes, resizes and tokenizes as the manifest of ``bundle`` says. Threads may share it."""
+    """Decodes, resizes and tokenizes as the manifest of ``bundle`` says, each call in up to ``threads`` threads. Threads may
+    share it."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle, self._manifest = bundle, bundle.manifest
+    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+        self._bundle, self._manifest, self._threads = bundle, bundle.manifest, threads
         self._names = {kind: tensor.name for kind, tensor in fed_tensors(self._manifest.graphs).items()}
         self._images = ImagePreprocessing.from_json(self._manifest.preprocessing["image"])
         self._opening = Lock()
@@ -30,18 +32,27 @@ class Preprocessor:
 
     def pixels(self, images: Sequence[ImageSource]) -> np.ndarray:
         """uint8 [n, height, width, 3]; raise :class:`ImageError` for one that cannot be read."""
-        return load_pixels(picture_list("pixels", images), self._images)
+        return load_pixels(picture_list("pixels", images), self._images, threads=self._threads)
+
+    def decoded(
+        self, images: Sequence[ImageSource], *, ahead: int
+    ) -> AbstractContextManager[Iterator[Callable[[], np.ndarray]]]:
+        """See :func:`simmim_export.runtime.images.decoded`."""
+        return decoded(images, self._images, threads=self._threads, ahead=ahead)
 
     def image(self, image: ImageSource) -> Tensors:
         """One image, by the name of its tensor."""
-        return next(self.image_batches([image], step=1))
+        with self.image_batches([image], step=1) as batches:
+            return next(batches)
 
-    def image_batches(self, images: Sequence[ImageSource], *, step: int) -> Iterator[Tensors]:
-        """At most ``step`` images each, by the name of their tensor, decoded when they are needed."""
+    @contextmanager
+    def image_batches(self, images: Sequence[ImageSource], *, step: int) -> Iterator[Iterator[Tensors]]:
+        """At most ``step`` images each, by the name of their tensor. While the caller works on one batch, the next is decoded."""
         if Kind.IMAGE not in self._names:
             raise UsageError("this bundle reads no images", where=self._bundle.root, fix="give it texts alone")
-        for start in range(0, len(images), step):
-            yield {self._names[Kind.IMAGE]: self.pixels(images[start : start + step])}
+        name, counts = self._names[Kind.IMAGE], (min(step, len(images) - at) for at in range(0, len(images), step))
+        with self.decoded(images, ahead=step) as attempts:
+            yield ({name: stacked(attempts, self._images, count=count)} for count in counts)
 
     @property
     def stacked(self) -> str:

@@ -46,7 +46,8 @@ class Sessions:
         # Asked now, so that a precision that the engine lacks is an error here, not when a graph is first needed.
         self._variants = {graph.name: engine.variants(plan.of(graph.name)) for graph in bundle.manifest.graphs}
         require_hint(engine.name, hint, has=engine.hints)
-        threads_for(threads)
+        # How many threads a session computes in.
+        self.threads = threads_for(threads)
         self._threads, self._hint = threads, hint
         self._checkpoint = _own_checkpoint(bundle, engine, path=checkpoint)
         # Held while a graph is opened, so that no other thread opens it a second time.

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -112,6 +113,31 @@ def test_bad_pictures_are_left_out_and_the_others_embedded(model, folder: Path) 
     np.testing.assert_allclose(np.stack(list(outcome.rows.values())), exact, atol=1e-6)
     with pytest.raises(InputError, match="3 of 6"):
         outcome.require_all("embedded")
+
+
+def test_several_threads_embed_the_same_pictures_and_report_the_same_failures_in_order(
+    tiny_bundle: Path, folder: Path
+) -> None:
+    """More pictures than two batches, so that one batch is decoded while another is computed."""
+    for number in range(11, 32):
+        paint(folder / f"p{number}.png", number)
+        if number % 5 == 0:
+            (folder / f"p{number}.png").write_text("broken")
+    outcomes = []
+    for threads in (1, 4):
+        with load(tiny_bundle, threads=threads) as model:
+            failures: list[bulk.Failure] = []
+            outcome = bulk.embed(model, bulk.pictures([folder]), failed=failures.append)
+            outcomes.append((outcome, [failure.as_json() for failure in failures]))
+    (alone, failed_alone), (together, failed_together) = outcomes
+    assert together.sources == alone.sources and failed_together == failed_alone and len(failed_alone) == 7
+    np.testing.assert_allclose(np.stack(list(together.rows.values())), np.stack(list(alone.rows.values())), atol=1e-5)
+
+
+def test_no_decoding_thread_is_left_after_an_error(tiny_bundle: Path, folder: Path) -> None:
+    with load(tiny_bundle, threads=4) as model, pytest.raises(ImageError):
+        bulk.embed(model, bulk.pictures([folder]), strict=True)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
 def test_bad_texts_are_left_out_and_the_others_embedded(model) -> None:
@@ -288,11 +314,14 @@ def test_classify_and_explain_go_on_after_a_bad_text(run_cli, every_bundle: Path
     assert done.returncode == 5 and drawing.exists(), done.stderr
 
 
-def test_ctrl_c_leaves_no_file(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["texts", "pictures"])
+def test_ctrl_c_leaves_no_file(tiny_bundle: Path, tmp_path: Path, kind: str) -> None:
     """A file with a part of the vectors would look complete."""
     path, out = tmp_path / "texts.txt", tmp_path / "v.npz"
     path.write_text("red circle\n" * 200_000)
-    words = ("embed", tiny_bundle, "--texts", path, "-o", out)
+    # One file, given so often that decoding takes far longer than the test waits.
+    pictures = [paint(tmp_path / "a.png")] * 6_000
+    words = ("embed", tiny_bundle, *(pictures if kind == "pictures" else ("--texts", path)), "-o", out)
     command = [sys.executable, "-m", "simmim_export.cli", *map(str, words)]
     listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **listening)

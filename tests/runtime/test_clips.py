@@ -13,7 +13,7 @@ from support import change_graph
 
 import simmim_export
 from simmim_export.errors import BundleError, ImageError, UsageError
-from simmim_export.runtime import images
+from simmim_export.runtime import picture_files
 from simmim_export.runtime.clips import SampledFrames, choose_frames, is_animation, natural, read_clip
 from simmim_export.runtime.explain import MARGIN, SIDE, Panel, overlay, sheet
 from simmim_export.runtime.model import Answer
@@ -89,7 +89,7 @@ def test_only_the_used_frames_of_a_long_animation_are_in_memory(
     twelve, path = frames(12), tmp_path / "clip"
     options = {"lossless": True} if kind == "WEBP" else {}
     twelve[0].save(path, format=kind, save_all=True, append_images=twelve[1:], duration=100, **options)
-    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 64 * 8)
+    monkeypatch.setattr(picture_files, "MAX_PIXELS", 64 * 64 * 8)
     clip = read_clip(path)
     assert len(clip) == 12 and clip[-1].size == clip[11].size == (64, 64)  # type: ignore[union-attr]
     with pytest.warns(SampledFrames):
@@ -100,7 +100,7 @@ def test_only_the_used_frames_of_a_long_animation_are_in_memory(
     with pytest.raises(ImageError, match="32,768") as caught:
         list(clip)
     assert caught.value.where == str(path)
-    monkeypatch.setattr(images, "MAX_ANIMATED", 64 * 64 * 11)
+    monkeypatch.setattr(picture_files, "MAX_ANIMATED", 64 * 64 * 11)
     with pytest.raises(ImageError, match="45,056") as caught:
         read_clip(path)
     assert caught.value.where == str(path)
