@@ -54,8 +54,8 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
 	$(BIN)/python -P tests/programs/lint_presets.py
 
-bench: .venv/.demo  ## the benchmark on demo/bundle, ./bundle or the reference bundle
-	$(BIN)/simmim-bench
+bench: .venv/.dev  ## measure what docs/ shows, about 25 minutes on two cores, and write its tables
+	$(BIN)/python -P -m simmim_export.benchmarks.pages
 
 # Without a GPU it ends before anything is installed. simmim_export.system.nvidia comes from this folder, so Python must look here.
 gpu-check:  ## with an NVIDIA GPU: build, verify and measure every graph, and write gpu-certificate.json
@@ -66,8 +66,9 @@ gpu-check:  ## with an NVIDIA GPU: build, verify and measure every graph, and wr
 results: .venv/.dev  ## run what docs/results.md still lacks, about an hour on two cores, and write it
 	$(BIN)/python -P -m simmim_export.training.results
 
-docs: .venv/.dev  ## write docs/cli.md, the command reference
+docs: .venv/.dev  ## write docs/cli.md, the command reference, and mark tables that earlier code made
 	$(BIN)/python tests/contracts/command_reference.py --write
+	$(BIN)/python -P -m simmim_export.benchmarks.pages --mark
 
 wording: .venv/.dev  ## write tests/wording/messages.txt, every message as users see it
 	$(BIN)/python tests/wording/messages.py --write

@@ -11,11 +11,10 @@ from typing import Any
 
 import msgspec
 
-from simmim_export.benchmarks import driver
+from simmim_export.benchmarks import driver, suites
 from simmim_export.bundle import Bundle
 from simmim_export.engines import ENGINES, get_engine, versions
 from simmim_export.engines.base import Engine
-from simmim_export.engines.checks import require_host
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.budget import Budget, NotJudged, Promised, promised
 from simmim_export.proof.certificate import PLANNED
@@ -45,9 +44,14 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
             skipped.append(f"{name}: {reason}")
             continue
         wanted = {str(precision): PrecisionPlan(precision) for precision in Precision}
-        plan = PrecisionPlan.parse(bundle.manifest.plans[name]) if name in bundle.manifest.plans else PrecisionPlan()
-        if plan.graphs:  # a plan with one precision for all graphs is already among them
-            wanted[PLANNED] = plan
+        if name in bundle.manifest.plans:
+            try:
+                plan = plan_of(bundle, name, precision=PLANNED)
+            except EngineUnavailable as error:
+                skipped.append(f"{name}:{PLANNED}: {error.what}")
+            else:
+                if plan.graphs:  # a plan with one precision for all graphs is already among them
+                    wanted[PLANNED] = plan
         for asked, plan in wanted.items():
             try:
                 _require(bundle, engine, plan)
@@ -62,8 +66,7 @@ def candidates(bundle: Bundle) -> tuple[list[driver.Contestant], list[str]]:
 
 def _require(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> None:
     for graph in bundle.manifest.graphs:
-        artifact = bundle.artifact(graph.name, engine.variant(plan.of(graph.name)))
-        require_host(engine, artifact.built_for, where=artifact.path)
+        bundle.artifact(graph.name, *engine.variants(plan.of(graph.name)))
         # An engine that compiles ahead of time is a candidate only if it did.
         compiled(bundle, engine, graph=graph.name, plan=plan)
 
@@ -95,11 +98,9 @@ def certify(
         bundle=path,
         checkpoint=None,
         engines=contestants,
-        targets=[f"pipeline:{pipeline.name}" for pipeline in bundle.manifest.pipelines],
+        jobs=[job for job in suites.latency(suites.Request.of(path)) if job.target.startswith("pipeline:")],
         graphs=graphs,
-        batch=1,
         rounds=rounds,
-        iterations=20,
         warmup=3,
         evidence=True,
     )
@@ -114,8 +115,10 @@ def certify(
         rows = {}
         for name in graphs:
             own = compiled(bundle, engine, graph=name, plan=precisions)
+            artifact = bundle.artifact(name, *engine.variants(precisions.of(name)))
             rows[name] = {
-                "artifact": bundle.artifact(name, engine.variant(precisions.of(name))).sha256,
+                "artifact": artifact.sha256,
+                "variant": artifact.variant,
                 "precision": str(precisions.of(name)),
                 "parity": info["parity"][name],
                 "invariance": info["invariance"][name],
@@ -235,9 +238,12 @@ def references(
 def unchanged(bundle: Bundle, engine: Engine, plan: PrecisionPlan) -> list[str]:
     """The graphs whose file for their precision in ``plan`` is a copy of the FP32 file, because the pass had nothing to change.
     A graph that ``engine`` lowers from the FP32 file by itself is not among them."""
-    variants = {graph.name: engine.variant(plan.of(graph.name)) for graph in bundle.manifest.graphs}
-    exact = {name: bundle.artifact(name, Variant.FP32).sha256 for name in variants}
-    return [n for n, v in variants.items() if v != Variant.FP32 and bundle.artifact(n, v).sha256 == exact[n]]
+    same = []
+    for name in (graph.name for graph in bundle.manifest.graphs):
+        artifact = bundle.artifact(name, *engine.variants(plan.of(name)))
+        if artifact.variant is not Variant.FP32 and artifact.sha256 == bundle.artifact(name, Variant.FP32).sha256:
+            same.append(name)
+    return same
 
 
 def lowered(graphs: Mapping[str, Mapping[str, Any]], untouched: Collection[str] = ()) -> list[Line]:

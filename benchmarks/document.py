@@ -1,49 +1,89 @@
-"""The document of a benchmark run: plain JSON values with every raw sample, and how it is written and read."""
+"""The document of a benchmark run: plain JSON values with every raw sample, and how it is written and read.
+
+Schema 2::
+
+    schema            2
+    command           the words that were typed
+    suites            what was measured
+    host              cpu, gpu, cpus, threads_used, system, python, packages
+    load_average      before the run
+    warnings          signs that another program used the machine
+    bundle            manifest_sha256, preset
+    method            rounds, warmup, and iterations of each suite in one round
+    finished_rounds   fewer than rounds if the run was interrupted; then the engines lack their parity
+    peaks             what the processor and its memory can do at most; null if it was not measured
+    engines           by name: cold start, memory, parity, nodes executed
+    results           a row for each job and engine, see results.py
+    summary           the figures of each row
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
 from simmim_export.benchmarks.driver import FP32, Measured, Plan
-from simmim_export.benchmarks.measure import WILD, BenchmarkResult, Ratio, paired_ratio, percentile, spread, too_few
+from simmim_export.benchmarks.measure import WILD, Ratio, no_percentile, paired_ratio, percentile, spread, too_few
+from simmim_export.benchmarks.results import BenchmarkResult, Count, Suite
 from simmim_export.bundle import Bundle
 from simmim_export.engines.doctor import examine
 from simmim_export.errors import DataError, UsageError
-from simmim_export.system.files import digest, parse_json
+from simmim_export.system.files import digest, parse_json, read_file
 from simmim_export.system.outputs import destination, replacing
 from simmim_export.system.plain import as_json
 
-SCHEMA = 1
+SCHEMA = 2
+# The largest file that is read: ten times what every suite on every engine writes.
+MOST_BYTES = 2**28
 # The most bytes that a document takes: for machine and engines, for each target on an engine, and for each latency.
-FIXED_BYTES, ROW_BYTES, SAMPLE_BYTES = 30_000, 1_500, 40
+FIXED_BYTES, ROW_BYTES, SAMPLE_BYTES = 30_000, 2_500, 40
+# Bytes that are written at once.
+PART = 1 << 20
 # All engines are compared with the first of these that was measured.
 REFERENCES = ("torch", "torch@cuda")
 
 
-def as_document(plan: Plan, measured: Measured, *, load: float) -> dict[str, Any]:
-    """Everything about a run, raw samples included, as JSON values. ``load``: the load average before the run."""
-    host = examine()
+@dataclass(frozen=True)
+class Host:
+    """The machine as :func:`~simmim_export.engines.doctor.examine` describes it, and its load average at that time."""
+
+    described: dict[str, Any]
+    load: float
+
+    @classmethod
+    def now(cls) -> Host:
+        """This machine. The engines are imported to learn whether they work, so call it before anything is timed."""
+        load, machine = os.getloadavg()[0], dict(examine())
+        keys = ("cpu", "gpu", "cpus", "threads_used", "system", "python", "packages")
+        return cls({key: machine[key] for key in keys}, load)
+
+
+def as_document(
+    plan: Plan, measured: Measured, *, host: Host, peaks: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything about a run, raw samples included, as JSON values. ``host``: the machine before the run."""
     document = {
         "schema": SCHEMA,
         "command": ["simmim-bench", *sys.argv[1:]],
-        "host": {key: host[key] for key in ("cpu", "gpu", "cpus", "threads_used", "system", "python", "packages")},
-        "load_average": load,
-        "warnings": disturbances(measured.results, load=load, cores=host["cpus"]),
-        "bundle": {
-            "manifest_sha256": digest(plan.bundle / "manifest.json"),
-            "preset": Bundle.open(plan.bundle).manifest.model["preset"],
-        },
-        "batch": plan.batch,
+        "suites": list(dict.fromkeys(job.suite for job in plan.jobs)),
+        "host": host.described,
+        "load_average": host.load,
+        "warnings": disturbances(measured.results, load=host.load, cores=host.described["cpus"]),
+        "bundle": described(plan),
+        "method": method(plan),
+        "finished_rounds": measured.finished,
+        "peaks": peaks,
         "engines": measured.engines,
         "results": [asdict(result) for result in measured.results],
         "summary": [summary(result, measured.results) for result in measured.results],
@@ -52,27 +92,49 @@ def as_document(plan: Plan, measured: Measured, *, load: float) -> dict[str, Any
     return as_json(document)
 
 
+def described(plan: Plan) -> dict[str, Any]:
+    """Which bundle ``plan`` measures."""
+    return {
+        "manifest_sha256": digest(plan.bundle / "manifest.json"),
+        "preset": Bundle.open(plan.bundle).manifest.model["preset"],
+    }
+
+
+def method(plan: Plan) -> dict[str, Any]:
+    """How ``plan`` measures. Figures of another method must not be mixed with these."""
+    iterations = {job.suite: job.iterations for job in plan.jobs}
+    return {"rounds": plan.rounds, "warmup": plan.warmup, "iterations": iterations}
+
+
 def summary(result: BenchmarkResult, results: Sequence[BenchmarkResult]) -> dict[str, Any]:
-    """The figures of one row, in milliseconds. ``no_ratio`` says why the ratios are None if there were too few rounds."""
+    """The figures of one row, in milliseconds for one run. ``no_ratio`` says why the ratios are None if there were too few
+    rounds, and ``no_percentile`` which percentiles are None for want of samples."""
     ratio = ratio_to(result, results, engine=reference(results))
     own = ratio_to(result, results, engine=result.engine)
+    figures = {share: percentile(result.samples, share / 100) for share in (50, 90, 99)}
+    middle = median(result.samples) if result.samples else None
 
     def ms(value: float | None) -> float | None:
         return None if value is None else round(1000 * value, 4)
 
     return {
+        "suite": result.suite,
         "target": result.target,
+        "params": dict(result.params),
         "engine": result.engine,
         "precision": result.precision,
-        "median_ms": ms(median(result.samples)),
-        "p50_ms": ms(percentile(result.samples, 0.5)),
+        "median_ms": ms(middle),
+        "items_per_second": None if middle is None else round(result.items / middle, 3),
+        "p50_ms": ms(figures[50]),
         "gpu_p50_ms": ms(percentile(result.gpu_samples, 0.5)),
-        "p90_ms": ms(percentile(result.samples, 0.9)),
-        "p99_ms": ms(percentile(result.samples, 0.99)),
+        "p90_ms": ms(figures[90]),
+        "p99_ms": ms(figures[99]),
+        "no_percentile": no_percentile(len(result.samples)),
         "times_torch": None if ratio is None else asdict(ratio),
         "times_own_fp32": None if own is None else asdict(own),
         "no_ratio": too_few(len(result.rounds)),
         "parity": dict(result.parity),
+        "failed": None if result.failed is None else asdict(result.failed),
     }
 
 
@@ -83,14 +145,15 @@ def reference(results: Sequence[BenchmarkResult]) -> str:
 
 
 def ratio_to(result: BenchmarkResult, results: Sequence[BenchmarkResult], *, engine: str) -> Ratio | None:
-    """How many times faster ``result`` is than ``engine`` at FP32 in the same run.
+    """How many times faster ``result`` is than ``engine`` at FP32 at the same job in the same run.
 
-    None if that was not measured, if it is ``result`` itself, or if there were too few rounds.
+    None if that was not measured, if it is ``result`` itself, if one of them failed, or if there were too few rounds.
     """
     for other in results:
-        same = other.engine == engine and other.precision == FP32 and other.target == result.target
-        if same and other is not result:
-            return paired_ratio(other.rounds, result.rounds)
+        same = other.engine == engine and other.precision == FP32 and not other.recipe
+        if same and other.job == result.job and other is not result:
+            failed = other.failed is not None or result.failed is not None
+            return None if failed else paired_ratio(other.rounds, result.rounds)
     return None
 
 
@@ -101,8 +164,8 @@ def disturbances(results: Sequence[BenchmarkResult], *, load: float, cores: int)
         signs.append(f"the machine was busy: load average {load:.1f} on {cores} cores; measure again when it is idle")
     elif load > 0.5:
         signs.append("the machine was busy before the benchmark began; trust the ratios more than the milliseconds")
-    worst = max(results, key=lambda result: spread(result.rounds))
-    if (times := spread(worst.rounds)) > WILD:
+    worst = max((result for result in results if result.rounds), key=lambda row: spread(row.rounds), default=None)
+    if worst is not None and (times := spread(worst.rounds)) > WILD:
         name = f"{worst.target.partition(':')[2]} on {worst.engine} at {worst.precision}"
         signs.append(
             f"the rounds of {name} differ by a factor of {times:.1f}: another program used the machine; measure again when "
@@ -123,32 +186,52 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def reserved(path: Path | None, *, rows: int, samples: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """For a block that measures ``rows`` targets ``samples`` times each: yields a function that writes the document to ``path``.
+    """For a block that measures ``samples`` latencies in ``rows`` rows: yields a function that writes the document to ``path``.
 
     The disk space is reserved first: if the disk is too full, :class:`UsageError` is raised before anything is measured. The
-    file appears when the block ends, unless the block fails. Without a ``path`` nothing is written.
+    file appears when the block ends. If the block is interrupted (by Ctrl-C or SIGTERM), it appears with what was written last;
+    if it fails, or is interrupted before anything was written, it does not. Without a ``path`` nothing is written.
     """
     if path is None:
         yield lambda document: None
         return
+    length = 0
 
     def write_over(document: Mapping[str, Any]) -> None:
+        nonlocal length
         with _refused(path):
             content = _encoded(document)
-            # Write over the reserved bytes and shorten the file afterwards: another process must not take them in between.
+            # Write over the reserved bytes and shorten the file only at the end: another process must not take them in between.
             stream.seek(0)
             stream.write(content)
-            stream.truncate()
             stream.flush()
             os.fsync(stream.fileno())
+            length = len(content)
 
+    interruption: BaseException | None = None
     with replacing(destination(path)) as temporary, temporary.open("r+b") as stream:
         with _refused(path):
-            # Random bytes take their full space even on a file system that compresses.
-            stream.write(os.urandom(FIXED_BYTES + rows * (ROW_BYTES + SAMPLE_BYTES * samples)))
-            stream.flush()
-            os.fsync(stream.fileno())
-        yield write_over
+            _fill(stream, FIXED_BYTES + rows * ROW_BYTES + SAMPLE_BYTES * samples)
+        try:
+            yield write_over
+        except (KeyboardInterrupt, SystemExit) as error:
+            if not length:
+                raise
+            interruption = error
+        stream.truncate(length)
+    if interruption is not None:
+        raise interruption
+
+
+def _fill(stream: IO[bytes], size: int) -> None:
+    """Write ``size`` random bytes, which take their full space even on a file system that compresses. Raise OSError if they do
+    not fit."""
+    if size > shutil.disk_usage(stream.name).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for start in range(0, size, PART):
+        stream.write(os.urandom(min(PART, size - start)))
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 @contextmanager
@@ -162,10 +245,18 @@ def _refused(path: Path) -> Iterator[None]:
 
 
 class Document(msgspec.Struct, frozen=True):
-    """What is read of a document; see :func:`as_document`."""
+    """What is read of a document."""
 
+    command: list[str]
+    suites: list[Suite]
     host: dict[str, Any]
+    load_average: float
+    warnings: list[str]
     bundle: dict[str, Any]
+    method: dict[str, Any]
+    finished_rounds: Count
+    peaks: dict[str, Any] | None
+    engines: dict[str, dict[str, Any]]
     results: tuple[BenchmarkResult, ...]
 
 
@@ -173,14 +264,16 @@ def read(path: Path) -> Document:
     """The document in the file ``path``. Raise :class:`DataError`, saying what is wrong with it."""
     fix = "make one: simmim-bench --save FILE"
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_file(path, most=MOST_BYTES).decode("utf-8"), finite=True)
     except FileNotFoundError as error:
         raise DataError("no such benchmark file", where=path, fix=fix) from error
     except (ValueError, OSError) as error:
         raise DataError(f"cannot read the benchmark file: {error}", where=path, fix=fix) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise DataError("not a benchmark file of this version", where=path, fix=fix)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        what = "not a benchmark file" if schema is None else f"a benchmark file of schema {schema!r:.20}, not {SCHEMA}"
+        raise DataError(what, where=path, fix="measure again with this version: simmim-bench --save FILE")
     try:
         return msgspec.convert(content, Document)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter for half a surrogate pair
         raise DataError(f"the benchmark file is damaged: {error}", where=path, fix=fix) from error

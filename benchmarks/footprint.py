@@ -17,6 +17,7 @@ from typing import Any
 import simmim_export
 from simmim_export.errors import BundleError, GateFailed, UsageError
 from simmim_export.system.children import python_code, python_command, run
+from simmim_export.system.files import size
 from simmim_export.system.watch import Watch, unwatched
 
 FORBIDDEN = ("torch", "torchvision", "transformers", "onnx", "accelerate")
@@ -78,8 +79,8 @@ def footprint(
         commands = _commands(environment, bundle, picture)
         return {
             "packages": packages,
-            "environment_bytes": _size(environment),
-            "pip_bytes": sum(_size(p) for p in environment.glob("lib/python*/site-packages/pip")),
+            "environment_bytes": size(environment),
+            "pip_bytes": sum(size(p) for p in environment.glob("lib/python*/site-packages/pip")),
             "cold_start": {kind: {k: median(r[k] for r in rows) for k in rows[0]} for kind, rows in starts.items()},
             "commands": commands,
         }
@@ -130,7 +131,3 @@ def _commands(environment: Path, bundle: Path, picture: Path) -> dict[str, float
         _run([str(word) for word in (environment / "bin" / "simmim-export", name, bundle, *arguments)])
         taken[name] = time.monotonic() - before
     return taken
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

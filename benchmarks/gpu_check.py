@@ -18,7 +18,8 @@ from typing import Any
 
 from simmim_export.benchmarks import document as files
 from simmim_export.benchmarks.driver import Contestant
-from simmim_export.benchmarks.measure import BenchmarkResult, paired_ratio, percentile
+from simmim_export.benchmarks.measure import paired_ratio, percentile
+from simmim_export.benchmarks.results import BenchmarkResult
 from simmim_export.console import progress_bar, run_app, say
 from simmim_export.engines import versions
 from simmim_export.errors import GateFailed

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
-from typing import Annotated, Any
 
 import numpy as np
-from msgspec import Meta
 
 # A percentile is reported only if this many samples lie beyond it: the 99th of 100 samples would be one sample's luck.
 BEYOND = 10
@@ -18,6 +15,8 @@ BEYOND = 10
 ROUNDS = 6
 # The fewest rounds in each of two separate runs for a 95 % interval of their ratio.
 ROUNDS_APART = 4
+# Rounds of a pair, and timed runs of a job in each. With 30 rounds, 88 % of 27 rows showed a slowdown of 10 % (noise.json).
+PAIR_ROUNDS, PAIR_ITERATIONS = 30, 10
 # If the median of an engine's slowest round exceeds that of its fastest by this factor, another program used the machine.
 WILD = 2.0
 
@@ -57,6 +56,13 @@ def too_few(rounds: int, least: int = ROUNDS) -> str | None:
     return None if rounds >= least else f"too few rounds for a ratio ({rounds}): measure with --rounds {ROUNDS} or more"
 
 
+def no_percentile(samples: int) -> str | None:
+    """Which of the 50th, 90th and 99th percentile need more than ``samples``, and how many they need; None if none does."""
+    needed = {share: math.ceil(BEYOND * 100 / (100 - share)) for share in (50, 90, 99)}
+    lacking = [f"p{share} needs {count} samples" for share, count in needed.items() if samples < count]
+    return f"{samples} samples: {', '.join(lacking)}" if lacking else None
+
+
 def spread(rounds: Sequence[Sequence[float]]) -> float:
     """The median of the slowest round divided by that of the fastest. It is close to 1 on an idle machine."""
     medians = [median(samples) for samples in rounds]
@@ -70,8 +76,15 @@ def paired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[
     (Conover, *Practical Nonparametric Statistics*, 1999, section 3.2). None for fewer than ``ROUNDS`` rounds: on a busy machine
     one or two ratios can be anything. (A bootstrap of five rounds, which promises 95 %, holds the truth in 91 of 100 cases.)
     """
-    ratios = sorted(median(a) / median(b) for a, b in zip(reference, other, strict=True))
-    return _ratio(ratios, [math.comb(len(ratios), positive) for positive in range(len(ratios) + 1)])
+    return ratio_of_pairs([(median(a), median(b)) for a, b in zip(reference, other, strict=True)])
+
+
+def ratio_of_pairs(pairs: Sequence[tuple[float, float]], *, confidence: float = 0.95) -> Ratio | None:
+    """The same for ``pairs`` of figures, and for another ``confidence``. None for too few pairs."""
+    ratios = sorted(a / b for a, b in pairs)
+    return _ratio(
+        ratios, [math.comb(len(ratios), positive) for positive in range(len(ratios) + 1)], confidence=confidence
+    )
 
 
 def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio | None:
@@ -81,26 +94,31 @@ def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequenc
     Whitney's statistic (Hodges and Lehmann, 1963; Conover, section 5.4). It is exact if both runs have the same distribution up
     to a factor. None if the runs have too few rounds for an interval; ``ROUNDS_APART`` each are enough.
     """
-    a, b = [median(r) for r in reference], [median(r) for r in other]
-    ratios = sorted(x / y for x in a for y in b)
-    return _ratio(ratios, _rank_sums(len(a), len(b)))
+    return ratio_of_runs([median(r) for r in reference], [median(r) for r in other])
 
 
-def _ratio(ordered: Sequence[float], counts: Sequence[int]) -> Ratio | None:
+def ratio_of_runs(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Ratio | None:
+    """The same for a figure of each round, and for another ``confidence``."""
+    ratios = sorted(x / y for x in first for y in second)
+    return _ratio(ratios, _rank_sums(len(first), len(second)), confidence=confidence)
+
+
+def _ratio(ordered: Sequence[float], counts: Sequence[int], *, confidence: float) -> Ratio | None:
     """The median of the ``ordered`` ratios and the interval that the statistic of ``counts`` allows; None if it allows none."""
-    outside = _outside(counts)
+    outside = _outside(counts, tail=(1 - confidence) / 2)
     return None if outside is None else Ratio(value=median(ordered), low=ordered[outside], high=ordered[-1 - outside])
 
 
-def _outside(counts: Sequence[int]) -> int | None:
-    """How many values a 95 % interval may leave outside at each end: the largest w with P(statistic <= w) <= 2.5 %.
+def _outside(counts: Sequence[int], *, tail: float) -> int | None:
+    """How many values an interval may leave outside at each end: the largest w with P(statistic <= w) <= ``tail``.
 
     ``counts[k]``: the number of equally likely cases in which the statistic is k. None if even 0 is too frequent.
     """
     total, below, outside = sum(counts), 0, None
     for value, count in enumerate(counts):
         below += count
-        if below > 0.025 * total:
+        # A tail like (1 - 0.95) / 2 is a little below 2.5 %.
+        if below > (tail + 1e-12) * total:
             break
         outside = value
     return outside
@@ -120,35 +138,3 @@ def _rank_sums(a: int, b: int) -> list[int]:
             counts[k] += counts[k - i]
         counts = counts[: i * b + 1]
     return counts
-
-
-Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
-Round = Annotated[tuple[Seconds, ...], Meta(min_length=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkResult:
-    """The latencies of one engine on one target, a graph or a pipeline.
-
-    ``rounds``: every latency in seconds, round by round, from host arrays to host arrays. ``gpu_rounds``: the same by the GPU's
-    own events; empty if the engine has none. ``inputs``: a digest of the inputs. ``parity``: passed, scaled_error, cosine.
-    """
-
-    target: str
-    engine: str
-    precision: str
-    batch: int
-    inputs: str
-    rounds: Annotated[tuple[Round, ...], Meta(min_length=1)]
-    parity: dict[str, Any] = field(default_factory=dict)
-    gpu_rounds: tuple[Round, ...] = ()
-
-    @property
-    def samples(self) -> list[float]:
-        """All latencies in seconds."""
-        return [sample for row in self.rounds for sample in row]
-
-    @property
-    def gpu_samples(self) -> list[float]:
-        """All latencies in seconds by the GPU's own events; empty if the engine has none."""
-        return [sample for row in self.gpu_rounds for sample in row]

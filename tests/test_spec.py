@@ -67,6 +67,7 @@ def test_every_variant_has_its_precision() -> None:
     assert {variant: variant.precision for variant in Variant} == {
         Variant.FP32: Precision.FP32,
         Variant.FP16: Precision.FP16,
+        Variant.INT8_DOT: Precision.INT8,
         Variant.INT8_U8: Precision.INT8,
         Variant.INT8_S8: Precision.INT8,
     }

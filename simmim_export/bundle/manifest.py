@@ -36,7 +36,7 @@ from simmim_export.spec import (
 from simmim_export.system.files import parse_json
 from simmim_export.system.plain import as_json
 
-SCHEMA = 2
+SCHEMA = 3
 # How many problems one message lists, and how many characters of each: a hostile manifest could fill the terminal.
 SHOWN, LONGEST = 20, 400
 
@@ -45,8 +45,8 @@ SHOWN, LONGEST = 20, 400
 class Artifact:
     """One file that computes one graph: an ONNX variant (``engine`` is None), or the form that an engine compiled from one.
 
-    ``bytes`` is the size of the file at ``path``, ``precision`` the one that ``variant`` is written for, ``built_for`` what the
-    file needs of a processor, and ``parity`` how far it was from PyTorch when it was exported.
+    ``bytes`` is the size of the file at ``path``, ``precision`` the one that ``variant`` is written for, and ``parity`` how
+    far it was from PyTorch when it was exported.
     """
 
     graph: str
@@ -56,7 +56,6 @@ class Artifact:
     bytes: int
     engine: str | None
     precision: Precision
-    built_for: Mapping[str, str]
     parity: Mapping[str, Any]
 
 
@@ -75,8 +74,8 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     metrics: Mapping[str, Any]
     provenance: Mapping[str, Any]
-    # engine -> the precision plan that the planner chose, as PrecisionPlan writes it.
-    plans: Mapping[str, str] = field(default_factory=dict)
+    # engine -> INT8 variant that the engine takes -> the precision plan for it, as PrecisionPlan writes it.
+    plans: Mapping[str, Mapping[Variant, str]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @cached_property
@@ -177,7 +176,6 @@ def check_draft(draft: Manifest, where: object) -> None:
             bytes=1,
             engine=None,
             precision=Precision.FP32,
-            built_for={},
             parity={"passed": True, "checks": 1, "scaled_error": 0.0, "cosine": 1.0},
         )
         for graph in draft.graphs

@@ -21,10 +21,10 @@ from simmim_export.system.files import reading
 # operators here.
 # fmt: off
 OPERATORS = frozenset((
-    "Abs", "Add", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div", "Equal", "Erf", "Expand", "Gather",
-    "Gelu", "Gemm", "LayerNormalization", "LeakyRelu", "MatMul", "Max", "MaxPool", "Mul", "Not", "Pad", "Pow",
-    "QuantizeLinear", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice",
-    "Softmax", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "Attention", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div", "Equal", "Erf",
+    "Expand", "Gather", "Gelu", "Gemm", "LayerNormalization", "LeakyRelu", "MatMul", "Max", "MaxPool", "Mul", "Not", "Pad",
+    "Pow", "QuantizeLinear", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
+    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on
 # How many problems an error lists, and how many characters of each.

@@ -127,15 +127,20 @@ class Bundle:
             self.file(name)
         return len(self._digests())
 
-    def artifact(self, graph: str, variant: str, engine: str | None = None) -> Artifact:
-        """The artifact for ``graph``; raise :class:`EngineUnavailable` naming the variants that the bundle has instead."""
-        variants = {a.variant: a for a in self.manifest.artifacts if a.graph == graph and a.engine == engine}
-        for own, artifact in variants.items():
-            if own == variant:
-                return artifact
-        have = ", ".join(sorted(variants)) or "none"
+    def artifact(self, graph: str, *variants: str) -> Artifact:
+        """The file of ``graph`` in the first of ``variants`` that this bundle has.
+
+        Raise :class:`EngineUnavailable` if it has none of them, naming the variants that it has instead.
+        """
+        files: dict[str, Artifact] = {}
+        for artifact in self.manifest.artifacts:
+            if artifact.graph == graph and artifact.engine is None:
+                files[artifact.variant] = artifact
+        for variant in variants:
+            if variant in files:
+                return files[variant]
         raise EngineUnavailable(
-            f"the bundle has no {variant} variant of {graph} (it has: {have})",
+            f"the bundle has no {' or '.join(variants)} variant of {graph} (it has: {', '.join(sorted(files)) or 'none'})",
             where=self.root,
             fix=f"add the --precision that makes it: simmim-export onnx ckpt.pt -o {self.root} --overwrite --precision ...",
         )

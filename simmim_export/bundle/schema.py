@@ -129,7 +129,6 @@ class ArtifactRow(Row, frozen=True):
     bytes: Annotated[int, Meta(ge=1, le=2**31 - 1)]
     engine: EngineName | None
     precision: Precision
-    built_for: Annotated[dict[Short, Short], Meta(max_length=16)]
     parity: Parity
 
 
@@ -149,7 +148,7 @@ class Provenance(Struct, frozen=True):
 class ManifestRow(Row, frozen=True):
     """:class:`simmim_export.bundle.manifest.Manifest`, with its own digest."""
 
-    schema: Literal[2]
+    schema: Literal[3]
     digest: Sha256
     family: Name
     model: Model
@@ -166,7 +165,10 @@ class ManifestRow(Row, frozen=True):
     metrics: Annotated[dict[Short, dict[str, Any]], Meta(max_length=256)]
     provenance: Provenance
     # Only bundles that were exported with a budget have plans.
-    plans: Annotated[dict[EngineName, Annotated[str, Meta(max_length=2**16)]], Meta(max_length=64)] = {}
+    plans: Annotated[
+        dict[EngineName, Annotated[dict[Variant, Annotated[str, Meta(max_length=2**16)]], Meta(max_length=16)]],
+        Meta(max_length=64),
+    ] = {}
 
 
 # -- the rows of ``metrics``, as simmim_export.console.metrics prints them --------------------------------------------------

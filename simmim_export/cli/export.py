@@ -57,16 +57,6 @@ def onnx(
             rich_help_panel=LOWER,
         ),
     ] = None,
-    full_range: Annotated[
-        bool | None,
-        typer.Option(
-            "--full-range/--reduce-range",
-            help="INT8 weights in 8 bits instead of 7. On processors without VNNI, ort is slower with 8 bits and openvino "
-            "refuses them.",
-            show_default="--reduce-range",
-            rich_help_panel=LOWER,
-        ),
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to ONNX and check it against PyTorch.
@@ -89,7 +79,7 @@ def onnx(
         fix = "export without it, then: simmim-export verify BUNDLE --engine openvino --precision bf16"
         raise UsageError("--precision bf16 writes nothing: engines run the fp32 graphs at bf16", fix=fix)
     limits = None if budget is None else Limits.parse(budget)
-    lower = Lower(tuple(p for p in precisions if p is not Precision.FP32), calibration, full_range, limits)
+    lower = Lower(tuple(p for p in precisions if p is not Precision.FP32), calibration, limits)
     require_opset(opset)
     require_batch(max_batch)
     family_of(checkpoint)
@@ -100,7 +90,7 @@ def onnx(
     except ModuleNotFoundError as error:
         fix = "pip install 'simmim-export[export]'"
         raise EngineUnavailable(f"exporting needs the package {error.name}", fix=fix) from error
-    with full_disk(output), progress_bar("export") as progress:
+    with full_disk(output), progress_bar("export", estimates=True) as progress:
         exported = export_bundle(
             checkpoint,
             output,

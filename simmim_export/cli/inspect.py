@@ -52,6 +52,9 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
             for one in manifest.artifacts
         ),
     )
+    plans = [f"{engine} with {variant}: {own[variant]}" for engine, own in manifest.plans.items() for variant in own]
+    if plans:
+        print_section("precision plans", plans)
     if manifest.metrics:
         say()
         print_metrics(manifest.metrics)

@@ -41,10 +41,11 @@ def print_search(search: SearchResult) -> None:
         rows.append((stacked([*str(trial.plan).split(","), *floats]), f"{trial.share:.2f}", *cells, *verdict))
     columns = ("plan", ">time /|FP32", *_limit_columns(limits), "fits", "best at|its speed")
     say()
-    print_table(f"{search.engine}: precision plans tried, judged by {search.budget}", columns, rows)
+    name = f"{search.engine} with {search.variant}"
+    print_table(f"{name}: precision plans tried, judged by {search.budget}", columns, rows)
     for note in search.notes:
         say(note)
-    say(f"{search.engine}: chose {search.plan}, {search.chosen.share:.2f} of the time of FP32")
+    say(f"{name}: chose {search.plan}, {search.chosen.share:.2f} of the time of FP32")
 
 
 def print_figures(figures: Mapping[str, Any], title: str) -> None:

@@ -90,7 +90,9 @@ def verify(
         lines += [] if line is None else [line]
         remarks = suspicions(figures)
     if as_json:
-        parity = {r.graph: r.summary() | {"executed": executed[r.graph]} for r in reports}
+        parity = {
+            r.graph: r.summary() | {"variant": r.variant or r.precision, "executed": executed[r.graph]} for r in reports
+        }
         document = {"bundle": str(bundle), "engine": name, "precision": plan, "files": files, "parity": parity}
         if figures is not None:
             rows = {"budget": lines, "not_judged": [one.record() for one in left_out]}

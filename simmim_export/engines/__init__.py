@@ -49,7 +49,7 @@ def on_device(name: str, device: str | None) -> str:
 
     Raise :class:`UsageError` for an engine that does not run there.
     """
-    if device is None or device == _HOME.get(name, name.partition("@")[2] or CPU):
+    if device is None or device == device_of(name):
         return name
     full_name = f"{name}@{device}"
     if full_name not in ENGINES:
@@ -57,6 +57,11 @@ def on_device(name: str, device: str | None) -> str:
         fix = f"on {device} there are {', '.join(there)}" if there else f"choose {CPU} or {CUDA}"
         raise UsageError(f"engine {name!r} does not run on device {device!r}", fix=fix)
     return full_name
+
+
+def device_of(name: str) -> str:
+    """The device that the engine ``name`` runs on: ``cpu`` or ``cuda``."""
+    return _HOME.get(name, name.partition("@")[2] or CPU)
 
 
 def get_engine(name: str) -> Engine:

@@ -79,24 +79,25 @@ class Engine(Protocol):
     """A way to run graphs.
 
     ``install`` is what to type if it is missing. ``reads_checkpoint`` is true for PyTorch alone, which runs from the checkpoint
-    and not from a graph. ``hints`` are what a session can be opened for. ``saturates`` says whether its INT8 products of full
-    range saturate on a processor without VNNI.
+    and not from a graph. ``hints`` are what a session can be opened for.
     """
 
     name: str
     install: str
     reads_checkpoint: bool
     hints: tuple[str, ...]
-    saturates: bool
 
     def why_unavailable(self) -> str | None:
         """None if the engine can run here, else the reason in one line."""
         ...
 
-    def variant(self, precision: Precision) -> Variant:
-        """The variant of a graph that this engine wants for ``precision``. Raise :class:`EngineUnavailable` for a precision
-        that it lacks here, naming those that it has. An engine that runs from the checkpoint names the variant of the same
-        precision."""
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
+        """The variants of a graph that this engine runs at ``precision`` on this processor, the best first: it takes the first
+        one that a bundle has of the graph.
+
+        Raise :class:`EngineUnavailable` for a precision that it lacks here, naming those that it has. An engine that runs from
+        the checkpoint names the variant of the same precision.
+        """
         ...
 
     def open(

@@ -1,20 +1,16 @@
-"""Checks that every engine shares: what it is asked for, what it is fed, what comes out, and what it needs of the machine."""
+"""Checks that every engine shares: what it is asked for, what it is fed, what comes out, and what this machine takes."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from simmim_export.engines.base import LATENCY, THROUGHPUT, Engine
-from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, UnknownHost, UsageError
+from simmim_export.engines.base import LATENCY, THROUGHPUT
+from simmim_export.errors import EXPORT_AGAIN, BundleError, EngineUnavailable, UsageError
 from simmim_export.spec import BATCH, Axis, GraphSpec, Precision, TensorSpec, Variant
 from simmim_export.system.host import available_threads, has_integer_dot
-
-# What an artifact may need of a machine (``needs`` in its built_for): INT8 products that do not saturate.
-INTEGER_DOT = "integer_dot"
 
 # More threads than any machine has; engines fail in ways of their own over far too many.
 MOST_THREADS = 4096
@@ -88,28 +84,19 @@ def check_outputs(engine: str, spec: GraphSpec, *, feeds: Mapping[str, np.ndarra
         raise BundleError(f"{what}, and the manifest says {tensor.dtype} {wanted}", fix=EXPORT_AGAIN)
 
 
-def require_host(engine: Engine, built_for: Mapping[str, str], *, where: object) -> None:
-    """Raise :class:`EngineUnavailable` if an artifact needs something that ``engine`` lacks on this machine.
+def int8_for_this_cpu() -> tuple[Variant, ...]:
+    """The INT8 variants whose products are exact on this processor, the best first.
 
-    ``built_for`` is the artifact's own, and ``where`` its file. Warn :class:`UnknownHost` if this system does not say what the
-    machine has.
+    int8-dot is among them only if this processor is known to have integer dot products: elsewhere its products would saturate,
+    which changes answers.
     """
-    needs = built_for.get("needs")
-    if needs not in (None, INTEGER_DOT):
-        what = f"the graph needs {needs!r}, which this version does not know"
-        raise EngineUnavailable(what, where=where, fix="pip install -U simmim-export")
-    if needs is None or not engine.saturates or has_integer_dot():
-        return
-    what = f"INT8 products of full range saturate in engine {engine.name!r} without VNNI, which changes answers"
-    if has_integer_dot() is None:
-        warnings.warn(f"{what}; this system does not say whether it has VNNI: {where}", UnknownHost, stacklevel=2)
-        return
-    fix = "use --engine ort, whose products are exact here, or export without --full-range"
-    raise EngineUnavailable(f"{what}; this processor has no VNNI", where=where, fix=fix)
+    return (Variant.INT8_DOT, Variant.INT8_U8) if has_integer_dot() else (Variant.INT8_U8,)
 
 
-def require_variant(engine: str, precision: Precision, *, variants: Mapping[Precision, Variant]) -> Variant:
-    """The one of ``variants`` for ``precision``. Raise :class:`EngineUnavailable` if ``engine`` has none."""
+def require_variants(
+    engine: str, precision: Precision, *, variants: Mapping[Precision, tuple[Variant, ...]]
+) -> tuple[Variant, ...]:
+    """Those of ``variants`` for ``precision``. Raise :class:`EngineUnavailable` if ``engine`` has none."""
     if precision not in variants:
         what = f"engine {engine!r} has no {precision} (it has: {', '.join(variants)})"
         raise EngineUnavailable(what, fix=f"use --precision {next(iter(variants))}")

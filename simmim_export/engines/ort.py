@@ -12,14 +12,20 @@ from typing import Any
 import numpy as np
 
 from simmim_export.engines.base import LATENCY, PrecisionProof, Session
-from simmim_export.engines.checks import check_feeds, check_outputs, require_hint, require_variant, threads_for
+from simmim_export.engines.checks import (
+    check_feeds,
+    check_outputs,
+    int8_for_this_cpu,
+    require_hint,
+    require_variants,
+    threads_for,
+)
 from simmim_export.engines.failures import broken_package, closed, running
 from simmim_export.errors import EngineUnavailable
 from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system.telemetry import without_telemetry
 
 PROVIDER = "CPUExecutionProvider"
-_VARIANTS = {Precision.FP32: Variant.FP32, Precision.INT8: Variant.INT8_U8}
 # Kernels that multiply INT8 and give float; and nodes that only convert one type to another.
 _INTEGER_KERNELS = ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast")
@@ -38,10 +44,9 @@ def open_session(path: Path, threads: int, *, providers: Sequence[Any], profile:
     options.inter_op_num_threads = 1
     # It raises its errors as well, and its log would print names from the graph without escaping them.
     options.log_severity_level = 4
-    # On x86 without VNNI its kernels add pairs of U8 x S8 products in 16 bits, which saturates. With this entry it takes the
-    # exact U8 x U8 kernels for weights of more than 7 bits: MiniLM kept 96.7 % of its neighbors instead of 89.0, in 8 % more
-    # time.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Products with weights in blocks (MatMulNBits): level 4 quantizes the activation and multiplies integers. By default they
+    # are multiplied in float.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     # By default the threads of a session spin after a run, while the next session of a pipeline needs the processor: a question
     # through four sessions took 55 ms with spinning and 15 without (preset small at 128 pixels, 2 cores).
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -124,22 +129,22 @@ class OrtEngine:
     install = "pip install 'simmim-export[ort]'"
     reads_checkpoint = False
     hints = (LATENCY,)
-    saturates = False
 
     def why_unavailable(self) -> str | None:
         """None if onnxruntime can be imported. Imports it."""
         return broken_package("onnxruntime")
 
-    def variant(self, precision: Precision) -> Variant:
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """FP32 and INT8. Its CPU kernels compute FP16 and BF16 in FP32 with casts around them, which gains nothing."""
-        return require_variant(self.name, precision, variants=_VARIANTS)
+        variants = {Precision.FP32: (Variant.FP32,), Precision.INT8: int8_for_this_cpu()}
+        return require_variants(self.name, precision, variants=variants)
 
     def open(
         self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> Session:
         """Open an ONNX file. Raise :class:`BundleError` if ONNX Runtime refuses it, and :class:`EngineUnavailable` if its
         provider does not start."""
-        self.variant(precision)
+        self.variants(precision)
         require_hint(self.name, hint, has=self.hints)
         return self.start(path, spec, threads=threads_for(threads))
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from simmim_export.engines.base import PrecisionProof, Session
-from simmim_export.engines.checks import axis_sizes, check_feeds, check_outputs, require_variant
+from simmim_export.engines.checks import axis_sizes, check_feeds, check_outputs, require_variants
 from simmim_export.engines.failures import broken_package, closed, exhausted, last_line, missing_package, running
 from simmim_export.engines.ort import OrtEngine, open_session, proof_of, require_provider
 from simmim_export.errors import BundleError, EngineUnavailable
@@ -37,7 +37,7 @@ OPTIONS: Mapping[str, str] = {"use_tf32": "0"}
 GRAPH_ID, NO_GRAPH = "gpu_graph_id", -1
 # So many shapes keep their memory (and their CUDA graph); every other shape gets memory for one call.
 SHAPES = 16
-_VARIANTS = {Precision.FP32: Variant.FP32, Precision.FP16: Variant.FP16}
+_VARIANTS = {Precision.FP32: (Variant.FP32,), Precision.FP16: (Variant.FP16,)}
 
 
 @dataclass(frozen=True)
@@ -193,14 +193,14 @@ class OrtCudaEngine(OrtEngine):
             return f"{files.package} has no {PROVIDER}"
         return nvidia.why_no_gpu() or broken_package("onnxruntime")
 
-    def variant(self, precision: Precision) -> Variant:
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """FP32 and FP16. INT8 is refused: ONNX Runtime fuses Q and DQ to operators that have no CUDA kernel and so run on the CPU
         (microsoft/onnxruntime issues 12229 and 24807), and whatever it does not fuse multiplies in float."""
         if precision is Precision.INT8:
             has = ", ".join(_VARIANTS)
             what = f"engine {self.name!r} has no {precision} (it has: {has}): it has no INT8 kernels for the GPU"
             raise EngineUnavailable(what, fix="use --precision fp16, or --engine trt")
-        return require_variant(self.name, precision, variants=_VARIANTS)
+        return require_variants(self.name, precision, variants=_VARIANTS)
 
     def start(self, path: Path, spec: GraphSpec, *, threads: int) -> Session:
         """A session on the GPU."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from simmim_export.engines.base import LATENCY, PrecisionProof
-from simmim_export.engines.checks import check_feeds, check_outputs, require_hint, require_variant, threads_for
+from simmim_export.engines.checks import check_feeds, check_outputs, require_hint, require_variants, threads_for
 from simmim_export.engines.failures import broken_package, cannot_run, closed, missing_package, running
 from simmim_export.errors import CheckpointError, EngineUnavailable
 from simmim_export.spec import GraphSpec, Kind, Precision, Variant
@@ -130,7 +130,6 @@ class TorchEngine:
     name = "torch"
     install = "pip install 'simmim-export[export]'"
     reads_checkpoint = True
-    saturates = False
     hints = (LATENCY,)
     device: ClassVar[str] = "cpu"
     inductor: ClassVar[bool] = False
@@ -141,9 +140,9 @@ class TorchEngine:
         which only asks, such as a benchmark, stays small."""
         return next((reason for package in PACKAGES if (reason := missing_package(package))), None)
 
-    def variant(self, precision: Precision) -> Variant:
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """The variant of the same precision: this engine does not read graphs."""
-        return require_variant(self.name, precision, variants={known: Variant(known) for known in self.precisions})
+        return require_variants(self.name, precision, variants={known: (Variant(known),) for known in self.precisions})
 
     def _require(self) -> None:
         """Raise :class:`EngineUnavailable` if a package is installed but cannot be imported, and :class:`UsageError` if importing
@@ -156,7 +155,7 @@ class TorchEngine:
         self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TorchSession:
         """Open one graph of the checkpoint at ``path``. Sets the number of PyTorch's threads for the whole process."""
-        self.variant(precision)
+        self.variants(precision)
         require_hint(self.name, hint, has=self.hints)
         self._require()
         import torch

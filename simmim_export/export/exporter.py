@@ -17,11 +17,21 @@ from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
 from simmim_export.export.lower import Lower
 from simmim_export.export.onnx import trace
-from simmim_export.export.plans import TOKENIZER, as_table, can_spare, search_plans
+from simmim_export.export.plans import TOKENIZER, as_table, can_spare, plans_of, search_plans
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.shortcuts import warn_of_shortcuts
 from simmim_export.export.variants import VariantFiles
-from simmim_export.models.family import SourceModel, family_of
+from simmim_export.export.work import (
+    EVIDENCE_STEP,
+    GOLDEN_STEP,
+    INPUTS_STEP,
+    PROVE_STEP,
+    SEARCH_STEP,
+    WRITE_STEP,
+    file_step,
+    work_of,
+)
+from simmim_export.models.family import Graph, SourceModel, family_of
 from simmim_export.planning.planner import SearchResult
 from simmim_export.precision.calibration import Calibration, calibrate
 from simmim_export.precision.passes import VARIANTS, CachedPasses, provable
@@ -81,12 +91,12 @@ def export_bundle(
         steps.write_evidence(checkpoint)
         files = steps.write_variants(calibration)
         searches = steps.search_plans(files)
-        reports = steps.prove(golden, files=files, searches=searches)
-        steps.begin("write the bundle")
+        reports = steps.prove(golden, searches=searches)
+        steps.begin(WRITE_STEP)
         manifest = replace(
             draft,
-            artifacts=tuple(steps.artifact(report, files=files) for report in reports),
-            plans={result.engine: str(result.plan) for result in searches},
+            artifacts=tuple(steps.artifact(report) for report in reports),
+            plans=plans_of(searches),
             provenance=origin | _how_lowered(calibration, lower, files=files, searches=searches),
         )
         bundle = staging.publish(manifest, (TOKENIZER, GOLDEN, EVIDENCE))
@@ -116,7 +126,8 @@ class _Steps:
     staging: Staging
     lower: Lower
     progress: Watch
-    _begun: int = field(default=0, init=False)
+    _done: int = field(default=0, init=False)
+    _step: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self._folder = self.staging.add("graphs/x").parent
@@ -126,22 +137,24 @@ class _Steps:
             for precision in (Precision.FP32, *self.lower.precisions)
             for variant in VARIANTS[precision]
         ]
-        # Besides the files: the golden tensors, the evidence, the calibration inputs, the proofs and the manifest.
-        self._total = len(self._wanted) + 4 + bool(self.lower.precisions)
+        parameters = {name: _parameters(graph) for name, graph in self.model.graphs.items()}
+        self._work = work_of(parameters, self._wanted, searches=self.lower.budget is not None)
 
     def begin(self, step: str) -> None:
-        self.progress(step, self._begun, self._total)
-        self._begun += 1
+        self._done += self._work.get(self._step, 0)
+        self._step = step
+        self.progress(step, self._done, sum(self._work.values()))
 
     def _within(self, what: str, done: int, of: int) -> None:
-        """The progress inside a step: only its words change."""
-        self.progress(f"{what} {done}/{of}", self._begun - 1, self._total)
+        """The progress inside a step."""
+        share = self._work[self._step] * done // max(of, 1)
+        self.progress(f"{self._step}: {what} {done}/{of}", self._done + share, sum(self._work.values()))
 
     def _path(self, graph: str, variant: Variant) -> Path:
         return self._folder / f"{graph}.{variant}.onnx"
 
     def write_golden(self, max_batch: int) -> Golden:
-        self.begin("golden tensors")
+        self.begin(GOLDEN_STEP)
         golden = make_golden(self.model, max_batch)
         self.staging.add(GOLDEN, golden.save())
         self.staging.add(TOKENIZER, self.model.tokenizer)
@@ -149,42 +162,42 @@ class _Steps:
 
     def trace(self, opset: int) -> None:
         for name, graph in self.model.graphs.items():
-            self.begin(name)
+            self.begin(file_step(name, Variant.FP32))
             trace(graph, self._path(name, Variant.FP32), opset=opset)
 
     def write_evidence(self, checkpoint: Path) -> None:
-        self.begin("what PyTorch answers to the evidence")
+        self.begin(EVIDENCE_STEP)
         evidence = make_evidence(self.model, self.draft, where=checkpoint, watch=self._within)
         self.staging.add(EVIDENCE, evidence.save())
 
     def write_variants(self, calibration: Calibration | None) -> VariantFiles | None:
         if calibration is None:
             return None
-        self.begin("real inputs of every graph")
+        self.begin(INPUTS_STEP)
         files = VariantFiles(
             root=self._folder,
             graphs=list(self.model.graphs),
-            passes=CachedPasses(make_feeds(self.model, calibration)),
-            full_range=bool(self.lower.full_range),
+            passes=CachedPasses(make_feeds(self.model, calibration), self._within),
         )
         for graph, variant in self._wanted:
             if variant is not Variant.FP32:
-                self.begin(f"{graph}.{variant}")
+                self.begin(file_step(graph, variant))
                 files.write(graph, variant)
         return files
 
     def search_plans(self, files: VariantFiles | None) -> list[SearchResult]:
         if self.lower.budget is None or files is None:
             return []
+        self.begin(SEARCH_STEP)
         return search_plans(self.staging.root, self.draft, files=files, budget=self.lower.budget, watch=self._within)
 
-    def prove(self, golden: Golden, *, files: VariantFiles | None, searches: list[SearchResult]) -> list[ParityReport]:
+    def prove(self, golden: Golden, *, searches: list[SearchResult]) -> list[ParityReport]:
         """Compare every file with PyTorch. Remove a file that differs if no plan needs it, with a :class:`LeftOut` warning; else
         raise :class:`GateFailed`."""
-        self.begin("prove")
+        self.begin(PROVE_STEP)
         reports = []
         for index, (graph, variant) in enumerate(self._wanted):
-            self._within(f"prove {graph}.{variant}", index + 1, len(self._wanted))
+            self._within(f"{graph}.{variant}", index + 1, len(self._wanted))
             path, spec = self._path(graph, variant), self.model.graphs[graph].spec
             try:
                 reports.append(_prove(path, variant, spec=spec, golden=golden, planned=bool(searches)))
@@ -197,7 +210,7 @@ class _Steps:
                 path.unlink()
         return reports
 
-    def artifact(self, report: ParityReport, *, files: VariantFiles | None) -> Artifact:
+    def artifact(self, report: ParityReport) -> Artifact:
         """The file that ``report`` is about, as the manifest describes it."""
         variant = Variant(report.variant)
         path = self._path(report.graph, variant)
@@ -209,9 +222,12 @@ class _Steps:
             bytes=path.stat().st_size,
             engine=None,
             precision=variant.precision,
-            built_for={} if files is None else files.host_needs(report.graph, variant),
             parity=report.summary() | {"engine": "ort"},
         )
+
+
+def _parameters(graph: Graph) -> int:
+    return sum(parameter.numel() for parameter in graph.module.parameters())
 
 
 def _prove(path: Path, variant: Variant, *, spec: GraphSpec, golden: Golden, planned: bool) -> ParityReport:
@@ -244,9 +260,15 @@ def _how_lowered(
         "sha256": samples.digest,
         "source": samples.source,
     }
-    made: dict[str, object] = {"calibration": calibration, "full_range": bool(lower.full_range)}
+    made: dict[str, object] = {"calibration": calibration}
     if searches:
         made |= {"planning": [as_table(result) for result in searches], "budget": str(lower.budget)}
         # One file serves every engine, so this is what any of their plans leaves in float.
-        made |= {"kept_float": {graph: sorted(groups) for graph, groups in files.float_groups.items()}}
+        kept: dict[str, dict[str, list[str]]] = {}
+        for (graph, variant), groups in files.float_groups.items():
+            kept.setdefault(variant, {})[graph] = sorted(groups)
+        made |= {"kept_float": kept}
+        if not any(result.variant is Variant.INT8_DOT for result in searches):
+            # This processor cannot run it exactly. `certify` measures it on one that can.
+            made |= {"not_measured": [Variant.INT8_DOT]}
     return made

@@ -14,13 +14,15 @@ from simmim_export.models.family import Graph, SourceModel
 from simmim_export.precision.calibration import Calibration
 from simmim_export.runtime.inputs import second_axis
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.spec import Kind, fed_tensors, graphs_of_frames
+from simmim_export.spec import GraphSpec, Kind, fed_tensors, graphs_of_frames
 
 Tensors = dict[str, np.ndarray]
 # The first words of so many calibration texts are samples of their own.
 FIRST_WORDS = 16
 # Between the shortest and the longest, texts of so many tokens and clips of so many frames are probed, too.
 ODD, ODD_FRAMES = 7, 5
+# In PyTorch, base takes half as long for 8 samples at a time as for each alone.
+BATCH = 16
 
 
 class Inputs:
@@ -34,6 +36,8 @@ class Inputs:
         self.specs = [graph.spec for graph in graphs.values()]
         self._sessions = {name: TorchSession(graph.module, graph.spec) for name, graph in graphs.items()}
         self._stacked, self._fed = stacked, fed_tensors(self.specs)
+        # So many rows run at a time, where it does not matter.
+        self.batch = min(BATCH, *(_most_rows(spec) for spec in self.specs))
 
     @classmethod
     def of(cls, model: SourceModel) -> Inputs:
@@ -44,21 +48,21 @@ class Inputs:
         """``arrays`` by the names under which graphs take them. Arrays that no graph takes are left out."""
         return {self._fed[kind].name: array for kind, array in arrays.items() if kind in self._fed}
 
-    def clips(self, images: np.ndarray, *, batch: int, frames: int, first: int = 0) -> Tensors:
-        """What graphs take of ``batch`` clips, each of ``frames`` consecutive ``images`` uint8 [n, H, W, 3] from ``first`` on.
-
-        Every second clip lacks its last frame. Empty for a model without clips.
+    def clips(self, images: np.ndarray, frames: np.ndarray, *, mask: np.ndarray | None = None) -> Tensors:
+        """What graphs take of clips. ``frames`` int [batch, frames] says of which of ``images`` uint8 [n, H, W, 3] each clip
+        consists, and ``mask`` of the same shape which of them are there; by default all. Empty for a model without clips.
         """
         if not self._stacked or Kind.FRAMES not in self._fed:
             return {}
-        rows = (first + np.arange(batch)[:, None] * frames + np.arange(frames)) % len(images)
-        feeds = self.named({Kind.IMAGE: images[rows.ravel()]})
-        stacked = run_graphs(graphs_of_frames(self.specs, self._stacked), feeds, self._sessions.__getitem__)[
-            self._stacked
-        ]
-        mask = np.ones((batch, frames), np.int64)
-        mask[1::2, -1] = 0
-        return self.named({Kind.FRAMES: stacked.reshape(batch, frames, *stacked.shape[1:]), Kind.FRAME_MASK: mask})
+        # Each image once: clips share most of their frames.
+        used, position = np.unique(frames, return_inverse=True)
+        through, parts = graphs_of_frames(self.specs, self._stacked), []
+        for start in range(0, len(used), self.batch):
+            feeds = self.named({Kind.IMAGE: images[used[start : start + self.batch]]})
+            parts.append(run_graphs(through, feeds, self._sessions.__getitem__)[self._stacked])
+        stacked = np.concatenate(parts)[position.reshape(frames.shape)]
+        mask = np.ones(frames.shape, np.int64) if mask is None else mask
+        return self.named({Kind.FRAMES: stacked, Kind.FRAME_MASK: mask})
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Tensors:
         """The outputs of every graph as ``GRAPH:TENSOR``. If several graphs give one tensor, later graphs take the first graph's,
@@ -114,7 +118,10 @@ def make_golden(model: SourceModel, max_batch: int) -> Golden:
         case = inputs.named({Kind.IMAGE: images, Kind.TOKEN_IDS: ids, Kind.TEXT_MASK: mask})
         # The longest texts go with the most frames, even where the longest length is also the odd or the shortest one.
         frames = most if length == longest else fewest if length == shortest else min(ODD_FRAMES, most)
-        case |= inputs.clips(model.images, batch=batch, frames=frames)
+        consecutive = np.arange(batch * frames).reshape(batch, frames) % len(model.images)
+        mask = np.ones(consecutive.shape, np.int64)
+        mask[1::2, -1:] = 0  # every second clip lacks its last frame
+        case |= inputs.clips(model.images, consecutive, mask=mask)
         cases[f"batch {batch}, sequence {length}"] = case | inputs.run(case)
     return Golden(cases)
 
@@ -137,12 +144,22 @@ def feeds_of(inputs: Inputs, *, images: np.ndarray, ids: np.ndarray, mask: np.nd
     [m, sequence]. If n and m differ, the fewer are repeated."""
     feeds: dict[str, list[Tensors]] = {graph.name: [] for graph in inputs.specs}
     _, frames = second_axis(inputs.specs, Kind.FRAMES)
-    for row in range(max(len(images), len(ids))):
-        image, text = row % len(images), row % len(ids)
-        arrays = {Kind.IMAGE: images[[image]], Kind.TOKEN_IDS: ids[[text]], Kind.TEXT_MASK: mask[[text]]}
-        # Every image is also the first frame of a clip of those that follow it.
-        case = inputs.named(arrays) | inputs.clips(images, batch=1, frames=frames, first=image)
+    rows = np.arange(max(len(images), len(ids)))
+    image, text = rows % len(images), rows % len(ids)
+    samples = inputs.named({Kind.IMAGE: images[image], Kind.TOKEN_IDS: ids[text], Kind.TEXT_MASK: mask[text]})
+    # Every image is also the first frame of a clip of those that follow it.
+    samples |= inputs.clips(images, (image[:, None] + np.arange(frames)) % len(images))
+    for start in range(0, len(rows), inputs.batch):
+        case = {name: array[start : start + inputs.batch] for name, array in samples.items()}
         golden = Golden({"": case | inputs.run(case)})
         for graph in inputs.specs:
-            feeds[graph.name].append(golden.feeds("", graph))
+            batch = golden.feeds("", graph)
+            for row in range(len(rows[start : start + inputs.batch])):
+                feeds[graph.name].append({name: array[row : row + 1] for name, array in batch.items()})
     return feeds
+
+
+def _most_rows(graph: GraphSpec) -> int:
+    """The largest batch that ``graph`` takes."""
+    rows = graph.inputs[0].shape[0]
+    return rows if isinstance(rows, int) else graph.axis(rows).maximum

@@ -18,8 +18,8 @@ WRITTEN = (Precision.FP16, Precision.INT8)
 class Lower:
     """What to write besides FP32: ``precisions``, of :data:`WRITTEN`.
 
-    ``calibration`` is a folder of samples; by default the checkpoint's own are used. ``full_range`` asks for INT8 with weights of
-    8 bits (True) or 7 (False); None means that the caller did not ask. With ``budget`` precisions are planned within it.
+    ``calibration`` is a folder of samples; by default the checkpoint's own are used. With ``budget`` precisions are planned
+    within it.
 
     Raise :class:`UsageError` for a precision that no file is written in and for an option that nothing would use, and
     :class:`DataError` for a folder that does not exist.
@@ -27,7 +27,6 @@ class Lower:
 
     precisions: tuple[Precision, ...] = ()
     calibration: Path | None = None
-    full_range: bool | None = None
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
@@ -38,12 +37,11 @@ class Lower:
         fix = "add --precision int8"
         for option, given in (
             ("--calibration", self.calibration is not None),
-            ("--reduce-range or --full-range", self.full_range is not None),
             ("--budget", self.budget is not None),
         ):
             if given and not self.precisions:
                 raise UsageError(f"{option} without a precision that needs it", fix=fix)
-        if (self.budget or self.full_range is not None) and Precision.INT8 not in self.precisions:
-            raise UsageError("--budget, --reduce-range and --full-range are for INT8", fix=fix)
+        if self.budget and Precision.INT8 not in self.precisions:
+            raise UsageError("--budget is for INT8", fix=fix)
         if self.calibration is not None:
             require_folder(self.calibration)

@@ -3,7 +3,8 @@
 A precision plan gives every graph a precision; in addition, groups of nodes of a graph may stay float at INT8. The search is
 greedy. Each step measures a trial on the model's own task, with a paired interval:
 
-1. Start with every graph at its fastest precision, with INT8 only where it is faster here.
+1. Start with every graph at its fastest precision, with INT8 only where it is faster here. Try BF16 and FP16 for all graphs too,
+   where the engine has them, and the fastest plan without INT8.
 2. While the budget is exceeded, relax the graph that costs most: leave more and more of its groups in float, the most sensitive
    first, and if that is not enough, give up INT8 for this graph.
 3. Choose the fastest of all trials within the budget.
@@ -20,7 +21,7 @@ from simmim_export.errors import GateFailed
 from simmim_export.planning.judge import Candidate
 from simmim_export.proof.budget import Budget
 from simmim_export.proof.records import Line
-from simmim_export.spec import Precision, PrecisionPlan
+from simmim_export.spec import Precision, PrecisionPlan, Variant
 from simmim_export.system.watch import Watch
 
 # A precision must take at most this share of FP32's time to be worth anything. Medians of a noisy machine differ by the rest.
@@ -47,7 +48,9 @@ class TrialJudge(Protocol):
 
 
 class Choices(Protocol):
-    """The files that a precision plan may choose from."""
+    """The files that a precision plan may choose from. ``variant`` is the one that it takes at INT8."""
+
+    variant: Variant
 
     def names(self) -> Sequence[str]:
         """Every graph."""
@@ -92,9 +95,11 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The result of a search for one engine: the ``chosen`` trial, all ``trials`` in order, and ``notes`` for the user."""
+    """The result of a search for one engine with the INT8 files of ``variant``: the ``chosen`` trial, all ``trials`` in order,
+    and ``notes`` for the user."""
 
     engine: str
+    variant: Variant
     budget: Budget
     chosen: Trial
     trials: tuple[Trial, ...]
@@ -129,22 +134,37 @@ class Planner:
     _float_groups: dict[str, frozenset[str]] = field(default_factory=dict, init=False)
     _trials: dict[tuple[_Key, ...], Trial] = field(default_factory=dict, init=False)
 
-    def run(self) -> SearchResult:
-        """Search.
+    def run(self, *, like: PrecisionPlan | None = None) -> SearchResult:
+        """Search. ``like`` is the plan of another INT8 variant on the same engine: if it keeps the budget with this variant too,
+        and is not slower than FP32, it is chosen without a search.
 
         Raise :class:`UsageError` for a budget that the figures of FP32 cannot measure, and :class:`GateFailed` if no trial is
         within the budget, or if INT8 is faster and no trial with any of it is within the budget.
         """
         names = self.choices.names()
         exact = dict.fromkeys(names, Precision.FP32)
-        self._clock_all()
+        known = None if like is None else {name: like.of(name) for name in names}
+        if known is not None and not all(p in self.choices.candidates(name) for name, p in known.items()):
+            known = None  # INT8 changes nothing in a graph in which it did with the other variant
+        self._clock_all([exact, known] if known else [dict.fromkeys(names, precision) for precision in Precision])
         figures = self.judge.examine(self._candidates(exact))
         self.budget.require_measurable(figures)
         baseline = self._record(exact, "FP32", figures)
-        fastest = {name: self._fastest(name) for name in names}
+        if known is not None:
+            trial = self._try(known, "the plan of another INT8 variant")
+            if trial.fits and trial.share <= 1:
+                return self._result(trial)
+            self._clock_all([dict.fromkeys(names, precision) for precision in Precision])
+        self._note_slow_int8()
+        fastest = {name: self._fastest(name, list(Precision)) for name in names}
         for name in names:
             if Precision.INT8 in self.choices.candidates(name):
                 self._try(exact | {name: Precision.INT8}, f"{name} alone")
+        floats = [precision for precision in Precision if precision is not Precision.INT8]
+        for precision in floats:
+            if all(precision in self.choices.candidates(name) for name in names):
+                self._try(dict.fromkeys(names, precision), f"every graph at {precision}")
+        self._try({name: self._fastest(name, floats) for name in names}, "every graph at its fastest without INT8")
         last = baseline if fastest == exact else self._try(fastest, "every graph at its fastest")
         current = dict(fastest)
         while not last.fits and any(current[name] is not Precision.FP32 for name in names):
@@ -154,9 +174,16 @@ class Planner:
         fitting = [trial for trial in trials if trial.fits]
         # INT8 for one graph alone was tried to learn what it costs. It does not count as a gain if it is hardly faster.
         gains = [trial for trial in fitting if trial.share <= WORTH or trial is last or trial is baseline]
-        chosen = min(gains or fitting, key=lambda trial: trial.seconds)
+        return self._result(min(gains or fitting, key=lambda trial: trial.seconds))
+
+    def _result(self, chosen: Trial) -> SearchResult:
         return SearchResult(
-            engine=self.judge.engine, budget=self.budget, chosen=chosen, trials=trials, notes=tuple(self.notes)
+            engine=self.judge.engine,
+            variant=self.choices.variant,
+            budget=self.budget,
+            chosen=chosen,
+            trials=tuple(self._trials.values()),
+            notes=tuple(self.notes),
         )
 
     def _require_one_that_fits(self, trials: Sequence[Trial], wanted: Sequence[str]) -> None:
@@ -166,17 +193,20 @@ class Planner:
             return
         best = min(lowered, key=lambda trial: trial.excess)
         raise GateFailed(
-            f"no {'INT8 ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; the best, "
-            f"{best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
+            f"no {f'{self.choices.variant} ' if wanted else ''}plan of {self.judge.engine} keeps the budget {self.budget}; "
+            f"the best, {best.plan}, at {best.share:.2f}x the time of FP32: {best.costs()}",
             fix="widen --budget, calibrate on more samples with --calibration, or leave --precision int8 out",
         )
 
-    def _clock_all(self) -> None:
-        names = self.choices.names()
-        keys: list[_Key] = [(n, p, _NO_GROUPS) for n in names for p in self.choices.candidates(n)]
+    def _clock_all(self, plans: Sequence[_Precisions]) -> None:
+        """Clock the graphs as each of ``plans`` has them, unless they were clocked before or cannot run."""
+        keys = [key for plan in plans for key in self._keys(plan) if key[1] in self.choices.candidates(key[0])]
         self.watch(f"{self.judge.engine}: how fast is each graph", 0, 1)
-        self._clock(keys)
-        for name in names:
+        if unclocked := [key for key in dict.fromkeys(keys) if key not in self._seconds]:
+            self._clock(unclocked)
+
+    def _note_slow_int8(self) -> None:
+        for name in self.choices.names():
             times = self._times(name)
             if Precision.INT8 not in times:
                 continue
@@ -192,8 +222,9 @@ class Planner:
     def _times(self, name: str) -> dict[Precision, float]:
         return {p: self._seconds[name, p, _NO_GROUPS] for p in self.choices.candidates(name)}
 
-    def _fastest(self, name: str) -> Precision:
-        times = self._times(name)
+    def _fastest(self, name: str, precisions: Sequence[Precision]) -> Precision:
+        """The fastest of ``precisions``, or FP32 if that is hardly slower."""
+        times = {precision: seconds for precision, seconds in self._times(name).items() if precision in precisions}
         best = min(times, key=times.__getitem__)
         return best if times[best] <= WORTH * times[Precision.FP32] else Precision.FP32
 

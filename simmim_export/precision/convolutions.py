@@ -1,38 +1,50 @@
 """Convolutions to INT8 for CPUs, with ranges measured on real images.
 
-Activations are U8 and asymmetric, weights S8 and per channel: this is what CPU kernels take. Only convolutions are quantized.
-With Add, Relu and MaxPool as well, ONNX Runtime was slower (7.5 ms instead of 6.7 for ResNet-18) and OpenVINO hardly faster.
+Activations are U8 and asymmetric, weights S8 and per channel: this is what CPU kernels take. From the bytes of the image to the
+last convolution, no tensor is float:
 
-A kernel that adds up U8 x S8 also rounds its result to 8 bits, with one range for the whole image. That costs nothing if the
-next node is a convolution, which reads 8 bits anyway; it does cost something behind the last one. In preset small that
-convolution projects the trunk to tokens (0.5 % of all products). A few tokens at 100 set the range, a layer norm then divided
-the others by 1.5, and this rounding alone brought their cosine to FP32 down to 0.9916 (weights and inputs: 0.99998). So the last
-convolutions stay float.
+- The first convolution reads the bytes themselves (:mod:`simmim_export.precision.pixels`).
+- A convolution is rounded once, behind its Relu. The range begins at zero, so that rounding does what the Relu did.
+- An Add of two INT8 tensors and a MaxPool of one give INT8.
+- A kernel that convolves U8 with S8 also rounds its result to 8 bits, with one range for the whole image. Behind the last
+  convolution a few tokens would set that range, so it becomes a matrix product (:mod:`simmim_export.precision.projection`),
+  whose kernel gives float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from simmim_export.errors import DataError
 from simmim_export.precision.base import Feeds
-from simmim_export.precision.quantizer import quantize_static
-from simmim_export.precision.weights import unshare
-from simmim_export.system.telemetry import without_telemetry
+from simmim_export.precision.pixels import read_bytes
+from simmim_export.precision.projection import is_projection, to_product
+from simmim_export.precision.ranges import Levels, measure
+from simmim_export.precision.rounding import nearest
+from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator, redirect
+from simmim_export.precision.weights import scales_of
+
+# The largest magnitude of a bias in INT32. The kernels add the sum of the products to it.
+MOST_BIAS = 2**30
 
 
 def quantizable(model: onnx.ModelProto) -> list[str]:
-    """The names of the convolutions that another convolution follows, directly or not."""
+    """The names of the convolutions that another convolution follows, directly or not, and of projections to tokens."""
     # Tensors that lead to a later convolution, collected from the end of the graph.
-    leading: set[str] = set()
+    leading: set[ir.Value | None] = set()
     names = []
-    for node in reversed(model.graph.node):
-        leads = not leading.isdisjoint(node.output)
-        if node.op_type == "Conv" and leads:
-            names.append(node.name)
+    for node in reversed(ir.from_proto(model).graph):
+        leads = not leading.isdisjoint(node.outputs)
+        convolves = node.op_type == "Conv" and is_float_constant(node.inputs[1])
+        if convolves and (leads or is_projection(node)):
+            names.append(str(node.name))
         if node.op_type == "Conv" or leads:
-            leading.update(node.input)
+            leading.update(node.inputs)
     return names[::-1]
 
 
@@ -41,21 +53,157 @@ def quantize_convolutions(
 ) -> onnx.ModelProto:
     """``model`` with its convolutions ``names``, one or more of :func:`quantizable`, in INT8.
 
-    The range of an activation is its smallest and its largest value over all ``feeds``. ``reduce_range`` keeps weights within
-    7 bits, for processors that add up INT8 products in saturating 16-bit sums (AVX2 and AVX-512 without VNNI).
+    Ranges of activations are measured on ``feeds``; see :mod:`simmim_export.precision.ranges`. ``reduce_range`` keeps weights
+    within 7 bits, for processors that add up INT8 products in saturating 16-bit sums (AVX2 and AVX-512 without VNNI). Raise
+    :class:`DataError` without feeds.
     """
-    with without_telemetry("onnxruntime"):
-        from onnxruntime.quantization import QuantFormat, QuantType
+    if not feeds:
+        raise DataError("no images to measure ranges on", fix="give 8 or more real ones")
+    edited = ir.from_proto(model)
+    graph = edited.graph
+    chosen = [node for node in graph if node.name in set(names)]
+    convolutions = [node for node in chosen if not is_projection(node)]
+    products = [to_product(graph, node) for node in chosen if is_projection(node)]
+    for node in convolutions:
+        read_bytes(graph, node)
+    rounded = _rounded(graph, convolutions, products=products)
+    reads = {node: _input(node, 0) for node in (*convolutions, *products)}
+    names_of = [str(value.name) for value in (*rounded.values(), *reads.values())]
+    measured = measure(ir.to_proto(edited), feeds, names_of)
+    for value, source in rounded.items():
+        _round(graph, value, measured[str(source.name)].levels)
+    half = 63 if reduce_range else 127
+    for node, value in reads.items():
+        lower = _multiply if node.op_type == "MatMul" else _convolve
+        lower(graph, node, half=half, means=measured[str(value.name)].means)
+    RemoveUnusedNodesPass()(edited)
+    return ir.to_proto(edited)
 
-    quantized = quantize_static(
-        model,
-        feeds,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv"],
-        nodes_to_quantize=list(names),
-        per_channel=True,
-        reduce_range=reduce_range,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return unshare(quantized)
+
+def _settled(value: ir.Value) -> ir.Value:
+    """What the Relu makes of ``value``, if only a Relu reads it; else ``value``."""
+    uses = list(value.uses())
+    relu = uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    return relu.outputs[0] if relu is not None and relu.op_type == "Relu" else value
+
+
+def _source(value: ir.Value) -> ir.Node | None:
+    """The node that makes ``value``, or what the Relu that makes it reads."""
+    node = value.producer()
+    if node is not None and node.op_type == "Relu" and node.inputs[0] is not None and _settled(node.inputs[0]) is value:
+        return node.inputs[0].producer()
+    return node
+
+
+def _rounded(
+    graph: ir.Graph, convolutions: Collection[ir.Node], *, products: Collection[ir.Node]
+) -> dict[ir.Value, ir.Value]:
+    """The tensors to round to INT8, each with the tensor whose range it takes: the results of ``convolutions``, what they and
+    ``products`` read, and what an Add or a MaxPool makes of rounded tensors."""
+    # Rounded before it is moved, so that INT8 is moved.
+    read = {_unmoved(node.inputs[0]) for node in (*convolutions, *products)}
+    rounded: dict[ir.Value, ir.Value] = {}
+    for value in (*graph.inputs, *(node.outputs[0] for node in graph)):
+        source = _source(value)
+        if _settled(value) is not value or (source is not None and source.op_type == "DequantizeLinear"):
+            continue
+        if source is not None and source.op_type == "MaxPool" and source.inputs[0] in rounded:
+            rounded[value] = rounded[source.inputs[0]]
+        elif value in read or source in convolutions:
+            rounded[value] = value
+    return rounded
+
+
+def _unmoved(value: ir.Value | None) -> ir.Value | None:
+    """The tensor whose numbers ``value`` has in another order or shape."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in ("Reshape", "Transpose"):
+        value = node.inputs[0]
+    return value
+
+
+def _round(graph: ir.Graph, value: ir.Value, levels: Levels) -> None:
+    """Let all readers of ``value`` read it rounded to ``levels``. Remove the Relu that makes it if rounding does its work."""
+    readers = [usage.node for usage in value.uses()]
+    node = value.producer()
+    inputs = [constant(graph, f"{value.name}.scale", levels.scale), constant(graph, f"{value.name}.zero", levels.zero)]
+    quantize = operator("QuantizeLinear", [value, *inputs], f"{value.name}.levels")
+    dequantize = operator("DequantizeLinear", [quantize.outputs[0], *inputs], f"{value.name}.rounded")
+    redirect(value, readers, dequantize.outputs[0])
+    if node is None:
+        graph.insert_before(graph[0], [quantize, dequantize])
+        return
+    graph.insert_after(node, [quantize, dequantize])
+    if node.op_type == "Relu" and levels.zero == 0 and not value.is_graph_output():
+        quantize.replace_input_with(0, node.inputs[0])
+        graph.remove(node, safe=True)
+
+
+def _convolve(graph: ir.Graph, node: ir.Node, *, half: int, means: np.ndarray) -> None:
+    """Round weight and bias of the convolution ``node``, whose input is rounded and has the ``means`` [C] of channels."""
+    weight = array_of(_input(node, 1))
+    rows = weight.reshape(len(weight), -1).T  # C/groups * kernel, out
+    scales = scales_of(rows, half)
+    bias = _bias(node)
+    step = np.float64(_step(node))
+    # A channel of almost no weights must not need a bias of more than 32 bits, nor a scale that float32 rounds to zero.
+    least = np.maximum(np.abs(bias) / MOST_BIAS, np.finfo(np.float32).tiny) / step
+    scales = np.maximum(scales, least.astype(np.float32))
+    levels = nearest(rows, scales, half=half)
+    # What rounding the weights adds to the mean of each output, the bias takes away (Nagel et al., 2019, section 4.2).
+    lost = ((rows - levels * scales.astype(np.float64)).T.reshape(weight.shape)).sum(axis=(2, 3))
+    groups = node.attributes.get_int("group", 1)
+    by_group = np.repeat(means.reshape(groups, -1), len(weight) // groups, axis=0)
+    bias += (lost * by_group).sum(axis=1)
+    steps = (step * scales).astype(np.float32)
+    name = str(node.name)
+    inputs = [
+        _constant(graph, f"{name}.weight", levels=levels.T.reshape(weight.shape), scales=scales, axis=0),
+        _constant(graph, f"{name}.bias", levels=np.rint(bias / steps).astype(np.int32), scales=steps, axis=0),
+    ]
+    graph.insert_before(node, [each.producer() for each in inputs])
+    node.resize_inputs(3)
+    for index, value in enumerate(inputs, start=1):
+        node.replace_input_with(index, value)
+
+
+def _multiply(graph: ir.Graph, node: ir.Node, *, half: int, means: np.ndarray) -> None:
+    """Round the matrix of the product ``node``, whose input is rounded and has the ``means`` [K] of channels."""
+    matrix = array_of(_input(node, 1))
+    scales = scales_of(matrix, half)
+    levels = nearest(matrix, scales, half=half)
+    weight = _constant(graph, f"{node.name}.weight", levels=levels, scales=scales, axis=1)
+    graph.insert_before(node, weight.producer())
+    node.replace_input_with(1, weight)
+    add = next(iter(node.outputs[0].uses())).node
+    lost = means @ (matrix - levels * scales.astype(np.float64))
+    bias = (array_of(_input(add, 1)) + lost).astype(np.float32)
+    add.replace_input_with(1, constant(graph, f"{node.name}.bias.corrected", bias))
+
+
+def _bias(node: ir.Node) -> np.ndarray:
+    """The bias of a convolution as float64 [out], zeros if it has none."""
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return array_of(node.inputs[2]).astype(np.float64)
+    return np.zeros(len(array_of(_input(node, 1))))
+
+
+def _step(node: ir.Node) -> np.ndarray:
+    """The scale of the levels that a convolution reads."""
+    source = _unmoved(node.inputs[0])
+    dequantize = None if source is None else source.producer()
+    assert dequantize is not None and dequantize.op_type == "DequantizeLinear", node.name
+    return array_of(_input(dequantize, 1))
+
+
+def _constant(graph: ir.Graph, name: str, *, levels: np.ndarray, scales: np.ndarray, axis: int) -> ir.Value:
+    """``levels`` times ``scales`` along ``axis``: the result of a DequantizeLinear that is not in ``graph`` yet."""
+    zeros = np.zeros(len(scales), levels.dtype)
+    arrays = {"levels": levels, "scale": scales, "zero": zeros}
+    inputs = [constant(graph, f"{name}.{what}", array) for what, array in arrays.items()]
+    return operator("DequantizeLinear", inputs, name, axis=axis).outputs[0]
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None, node.name
+    return value

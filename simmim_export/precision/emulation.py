@@ -1,12 +1,21 @@
-"""FP16 on a processor without FP16 kernels: the FP32 graph that computes the same numbers."""
+"""Lower precisions on a processor without their kernels: graphs that compute the same numbers in FP32."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
 
-from simmim_export.precision.surgery import append, array_of, operator, with_types
+from simmim_export.precision.surgery import (
+    append,
+    array_of,
+    constant,
+    operator,
+    redirect,
+    remove_unused_constants,
+    with_types,
+)
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
@@ -44,3 +53,25 @@ def _round(value: ir.Value) -> None:
     casts.append(operator("Cast", [casts[0].outputs[0] if casts else value], f"{name}.back", to=int(_FLOAT)))
     append(value, casts, f"{name}.wide" if len(casts) > 1 else f"{name}.half")
     casts[-1].outputs[0].dtype = _FLOAT
+
+
+def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The INT8 graph ``model`` with every weight as the FP32 numbers that its levels and scales stand for.
+
+    Activations are rounded as before, but products are FP32. On x86 without VNNI, INT8 products of full range saturate in 16
+    bits, so an engine there cannot show what such a graph computes elsewhere.
+    """
+    edited = ir.from_proto(model)
+    graph = edited.graph
+    for node in list(graph):
+        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type != "DequantizeLinear" or any(value.const_value is None for value in inputs):
+            continue
+        (numbers,) = ReferenceEvaluator(ir.to_proto(node), opsets=dict(edited.opset_imports)).run(
+            None, {str(value.name): array_of(value) for value in inputs}
+        )
+        output = node.outputs[0]
+        redirect(output, [usage.node for usage in output.uses()], constant(graph, f"{output.name}.float", numbers))
+        graph.remove(node, safe=True)
+    remove_unused_constants(graph)
+    return ir.to_proto(edited)

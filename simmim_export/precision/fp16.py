@@ -19,7 +19,9 @@ from simmim_export.precision.base import Feeds, Options, Pass
 from simmim_export.precision.emulation import rounded
 from simmim_export.precision.halve import halve, to_half
 from simmim_export.precision.islands import LARGEST, find_islands, ranges
+from simmim_export.precision.measure import Record
 from simmim_export.spec import Variant
+from simmim_export.system.watch import Watch, unwatched
 from simmim_export.tensorrt_rules.graph import Graph
 
 # The operators whose weights must be in FP16 outside the islands.
@@ -33,8 +35,10 @@ class Fp16(Pass):
 
     variant = Variant.FP16
 
-    def __init__(self, feeds: Feeds, options: Options = Options()) -> None:
-        super().__init__(feeds, options)
+    def __init__(
+        self, feeds: Feeds, options: Options = Options(), *, record: Record | None = None, watch: Watch = unwatched
+    ) -> None:
+        super().__init__(feeds, options, record=record, watch=watch)
         # The nodes that call() left in FP32, and why.
         self.islands: Mapping[str, str] = {}
 

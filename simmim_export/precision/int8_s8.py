@@ -7,13 +7,14 @@ Measured on MiniLM (64 sentences to calibrate, 1,200 others to judge; mean cosin
 plain ranges 0.984, 0.77; all products equalized 0.998, 0.93; all but the feed-forward's second 0.9994, 0.957. The last read the
 results of GELU, in which a few values are a thousand times the rest, and most of them lose too much at any alpha. So a product
 that loses more than LIMIT in calibration stays float. Ranges are the smallest and the largest value: percentiles and least
-squares were no better (0.9994 at best), and they need samples of one length. ONNX Runtime's quantizer is used because it takes
-a list of nodes; NNCF's transformer preset reaches 0.9990, 0.95 and puts pairs on more nodes than that list.
+squares were no better (0.9994 at best), and they need samples of one length. NNCF's transformer preset reaches 0.9990, 0.95 and
+puts pairs on more nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -22,13 +23,12 @@ import onnx_ir as ir
 from simmim_export.errors import DataError, GateFailed
 from simmim_export.precision.base import Feeds
 from simmim_export.precision.int8_u8 import QuantizedPass
-from simmim_export.precision.measure import Activation, observe, run
-from simmim_export.precision.quantizer import quantize_static
-from simmim_export.precision.smooth import by_activation, equalize, factors, matrix, require_equal
-from simmim_export.precision.surgery import is_float_constant, remove_unused_constants
-from simmim_export.precision.weights import is_large_matrix
+from simmim_export.precision.measure import Activation, run
+from simmim_export.precision.rounding import nearest
+from simmim_export.precision.smooth import by_activation, equalize, factors, matrix, require_equal, transposed
+from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator, remove_unused_constants
+from simmim_export.precision.weights import is_large_matrix, scales_of
 from simmim_export.spec import Variant
-from simmim_export.system.telemetry import without_telemetry
 from simmim_export.tensorrt_rules.lint import lint
 
 # The best mean cosine of MiniLM among 0.5 to 1.0; 0.7 and 0.9 lose little.
@@ -48,6 +48,11 @@ class Int8ForTensorRT(QuantizedPass):
 
     variant = Variant.INT8_S8
 
+    @classmethod
+    def touched(cls, model: onnx.ModelProto) -> list[str]:
+        graph = ir.from_proto(model).graph
+        return [str(node.name) for node in (*convolutions_of(graph), *products_of(graph))]
+
     def requires(self, model: onnx.ModelProto) -> None:
         super().requires(model)
         if not self.feeds:
@@ -55,25 +60,36 @@ class Int8ForTensorRT(QuantizedPass):
 
     def call(self, model: onnx.ModelProto) -> onnx.ModelProto:
         edited = ir.from_proto(model)
-        graph = edited.graph
+        graph, record = edited.graph, self.record(model)
         convolutions = [node for node in convolutions_of(graph) if node.name not in self.options.keep_float]
         products = [node for node in products_of(graph) if node.name not in self.options.keep_float]
-        if products:
-            seen = observe(model, self.feeds, [str(activation.name) for activation in by_activation(products)])
-            products = worthwhile(model, products, seen=seen, feeds=self.feeds)
+        branches = residuals(graph, [str(node.name) for node in convolutions])
+        # Before equalizing inserts nodes: the tensor that each node reads, and the input of each that is quantized.
+        quantized = dict.fromkeys((*convolutions, *products), 0) | {
+            node: int(_input(node, 0).name == branches[str(node.name)]) for node in graph if node.name in branches
+        }
+        sources = {node: str(_input(node, index).name) for node, index in quantized.items()}
+        if not quantized:
+            return model
+        seen = record.activations(sources.values())
+        products = worthwhile(model, products, seen=seen, feeds=self.feeds)
         if not convolutions and not products:
             return model
+        divided: dict[str, np.ndarray] = {}
         if products:
-            equalize(graph, products, seen, ALPHA)
-            require_equal(model, ir.to_proto(edited), self.feeds)
-        computing = [str(node.name) for node in (*convolutions, *products)]
-        branches = residuals(graph, [str(node.name) for node in convolutions])
-        quantized = ir.from_proto(_quantize(ir.to_proto(edited), self.feeds, [*computing, *branches]))
-        for node in quantized.graph:
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                _remove_pairs(node, branch=branches.get(str(node.name)), quantized=node.name in {*computing, *branches})
-        _remove_unread_pairs(quantized.graph)
-        return ir.to_proto(quantized)
+            divided = equalize(graph, products, seen=seen, alpha=ALPHA)
+            require_equal(record, ir.to_proto(edited))
+        for number, node in enumerate(computing := [*convolutions, *products]):
+            self.watch("node", number + 1, len(computing))
+            _quantize_weight(graph, node)
+        for node in list(graph):
+            if node in quantized and (node in computing or node.name in branches):
+                largest = seen[sources[node]].largest
+                if node in products:
+                    largest = largest / divided[sources[node]]
+                _quantize_input(graph, node, index=quantized[node], largest=float(largest.max()))
+        remove_unused_constants(graph)
+        return ir.to_proto(edited)
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         super().ensures(before, after)
@@ -117,20 +133,24 @@ def worthwhile(
     """The ``products`` of more than one row at a time that lose at most :data:`LIMIT` when they are equalized and quantized."""
     groups = {str(activation.name): readers for activation, readers in by_activation(products).items()}
     groups = {name: readers for name, readers in groups.items() if seen[name].rows > 1}
-    losses: dict[ir.Node, list[np.ndarray]] = {node: [] for readers in groups.values() for node in readers}
+    samples: dict[str, list[np.ndarray]] = defaultdict(list)
     for tensors in run(model, feeds[:JUDGE_FEEDS], groups) if groups else ():
-        for name, readers in groups.items():
-            weights = [matrix(node) for node in readers]
-            scales = factors(seen[name].largest, weights, ALPHA)
-            rows = tensors[name].reshape(-1, len(scales))
-            rounded = _rounded(rows / scales, (seen[name].largest / scales).max())
-            for node, weight in zip(readers, weights, strict=True):
-                exact = rows @ weight
-                scaled = weight * scales[:, None]
-                error = rounded @ _rounded(scaled, np.abs(scaled).max(axis=0)) - exact
-                norm = np.maximum(np.linalg.norm(exact, axis=1), np.finfo(np.float32).tiny)
-                losses[node].append(np.linalg.norm(error, axis=1) / norm)
-    return [node for node, shares in losses.items() if np.concatenate(shares).mean() <= LIMIT]
+        for name, tensor in tensors.items():
+            samples[name].append(tensor.reshape(-1, tensor.shape[-1]))
+    chosen = []
+    for name, readers in groups.items():
+        weights = [matrix(node) for node in readers]
+        scales = factors(seen[name].largest, weights, ALPHA)
+        rows = np.concatenate(samples.pop(name))
+        rounded = _rounded(rows / scales, (seen[name].largest / scales).max())
+        for node, weight in zip(readers, weights, strict=True):
+            exact = rows @ weight
+            scaled = weight * scales[:, None]
+            error = rounded @ _rounded(scaled, np.abs(scaled).max(axis=0)) - exact
+            norm = np.maximum(np.linalg.norm(exact, axis=1), np.finfo(np.float32).tiny)
+            if (np.linalg.norm(error, axis=1) / norm).mean() <= LIMIT:
+                chosen.append(node)
+    return chosen
 
 
 def residuals(graph: ir.Graph, convolutions: Collection[str]) -> dict[str, str]:
@@ -163,50 +183,43 @@ def _rounded(values: np.ndarray, largest: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values / step), -127, 127) * step
 
 
-def _quantize(model: onnx.ModelProto, feeds: Feeds, nodes: Sequence[str]) -> onnx.ModelProto:
-    with without_telemetry("onnxruntime"):
-        from onnxruntime.quantization import QuantFormat, QuantType
-
-    kinds = ["Conv", "MatMul", "Gemm", "Add"]
-    return quantize_static(
-        model,
-        feeds,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=kinds,
-        nodes_to_quantize=list(nodes),
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        extra_options={
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": kinds,
-        },
-    )
+def _quantize_input(graph: ir.Graph, node: ir.Node, *, index: int, largest: float) -> None:
+    """Let ``node`` read its input ``index`` through a pair with the range ±``largest``. Readers of one tensor share its pair."""
+    value = _input(node, index)
+    pair = next((use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"), None)
+    if pair is None:
+        name = str(value.name)
+        step = np.float32(largest / 127)
+        scale = constant(graph, f"{name}.scale", step if step >= np.finfo(np.float32).tiny else np.float32(1))
+        zero = constant(graph, "symmetric.zero", np.int8(0))
+        pair = operator("QuantizeLinear", [value, scale, zero], f"{name}.quantized")
+        graph.insert_before(
+            node, [pair, operator("DequantizeLinear", [pair.outputs[0], scale, zero], f"{name}.rounded")]
+        )
+    node.replace_input_with(index, pair.outputs[0].uses()[0].node.outputs[0])
 
 
-def _remove_pairs(node: ir.Node, *, branch: str | None, quantized: bool) -> None:
-    """Let ``node`` read tensors directly where the quantizer put a pair between: all of them if it is not ``quantized`` (the
-    quantizer gives its pair to every reader of a tensor), else the one called ``branch``, which a convolution makes."""
-    for index, value in enumerate(node.inputs):
-        source = _source_of_pair(value)
-        if source is not None and (not quantized or source.name == branch):
-            node.replace_input_with(index, source)
+def _quantize_weight(graph: ir.Graph, node: ir.Node) -> None:
+    """Let ``node`` read its weight in INT8, with a scale for each output channel."""
+    weight = array_of(_input(node, 1))
+    axis = 0 if node.op_type == "Conv" or transposed(node) else 1
+    columns = np.moveaxis(weight, axis, -1)
+    shape = columns.shape
+    columns = columns.reshape(-1, shape[-1])
+    scales = scales_of(columns, 127)
+    levels = np.moveaxis(nearest(columns, scales, half=127).reshape(shape), -1, axis)
+    name = f"{node.name}.weight"
+    inputs = [
+        constant(graph, f"{name}.int8", levels),
+        constant(graph, f"{name}.scale", scales),
+        constant(graph, f"{name}.zero", np.zeros(len(scales), np.int8)),
+    ]
+    dequantize = operator("DequantizeLinear", inputs, name, axis=axis)
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(1, dequantize.outputs[0])
 
 
-def _source_of_pair(value: ir.Value | None) -> ir.Value | None:
-    """The tensor that a pair quantizes and gives back as ``value``; None if there is no pair."""
-    for kind in ("DequantizeLinear", "QuantizeLinear"):
-        node = None if value is None else value.producer()
-        if node is None or node.op_type != kind:
-            return None
-        value = node.inputs[0]
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None, f"{node.name} has no input {index}"
     return value
-
-
-def _remove_unread_pairs(graph: ir.Graph) -> None:
-    for node in reversed(graph):
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and not node.outputs[0].uses():
-            graph.remove(node, safe=True)
-    remove_unused_constants(graph)

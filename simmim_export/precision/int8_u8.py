@@ -1,7 +1,6 @@
-"""The pass for the variant int8-u8, for CPU engines: calibrated convolutions, matrix products by token, all else unchanged.
+"""The pass for the variant int8-u8, for every CPU: calibrated convolutions, matrix products by token, all else unchanged.
 
-Weights have 7 bits: processors without VNNI add pairs of U8 x S8 products in 16 bits, and 2 * 255 * 63 fits. With the option
-``full_range`` they have 8 bits, with which engines on such processors saturate or take slower kernels.
+Weights have 7 bits: processors without VNNI add pairs of U8 x S8 products in 16 bits, and 2 * 255 * 64 fits.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from onnx import numpy_helper
 from simmim_export.errors import GateFailed
 from simmim_export.precision.base import Pass
 from simmim_export.precision.convolutions import quantizable, quantize_convolutions
-from simmim_export.precision.surgery import array_of
+from simmim_export.precision.surgery import array_of, remove_unused_constants
+from simmim_export.precision.tables import quantize_tables
 from simmim_export.precision.tokens import quantize_products
 from simmim_export.precision.weights import products
 from simmim_export.spec import Variant
@@ -42,21 +42,30 @@ class QuantizedPass(Pass):
 
 
 class Int8ForCpu(QuantizedPass):
-    """Requires an FP32 graph, and real feeds if the graph has convolutions, or products behind a LayerNormalization."""
+    """Requires an FP32 graph, and real feeds if the graph has convolutions, or products behind a LayerNormalization. Ensures
+    that no sum of two products exceeds 16 bits."""
 
     variant = Variant.INT8_U8
 
+    @classmethod
+    def touched(cls, model: onnx.ModelProto) -> list[str]:
+        return quantizable(model) + [str(node.name) for node in products(ir.from_proto(model).graph)]
+
     def call(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        full_range, keep_float = self.options.full_range, self.options.keep_float
-        result = model
+        keep_float, result = self.options.keep_float, model
         if convolutions := [name for name in quantizable(model) if name not in keep_float]:
-            result = quantize_convolutions(model, self.feeds, names=convolutions, reduce_range=not full_range)
-        return quantize_products(result, self.feeds, keep_float=keep_float, half=127 if full_range else 63)
+            result = quantize_convolutions(model, self.feeds, names=convolutions, reduce_range=True)
+        result = quantize_products(result, self.record(model), half=63, keep_float=keep_float, watch=self.watch)
+        edited = ir.from_proto(result)
+        if not quantize_tables(edited.graph):
+            return result
+        remove_unused_constants(edited.graph)
+        return ir.to_proto(edited)
 
-
-def touched(model: onnx.ModelProto) -> list[str]:
-    """The names of the nodes that :class:`Int8ForCpu` quantizes in an FP32 graph."""
-    return quantizable(model) + [str(node.name) for node in products(ir.from_proto(model).graph)]
+    def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
+        super().ensures(before, after)
+        if saturates(after):
+            raise GateFailed("a weight needs more than 7 bits, so products would saturate", fix="report this")
 
 
 def saturates(model: onnx.ModelProto) -> bool:

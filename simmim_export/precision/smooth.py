@@ -15,15 +15,12 @@ import onnx
 import onnx_ir as ir
 
 from simmim_export.errors import GateFailed
-from simmim_export.precision.base import Feeds
-from simmim_export.precision.measure import Activation, run
+from simmim_export.precision.measure import Activation, Record, run
 from simmim_export.precision.surgery import array_of, constant, operator, redirect, remove_unused_constants
 from simmim_export.proof.parity import difference
 
 # The largest scaled error between two graphs that compute the same.
 EQUAL = 1e-4
-# How many of the feeds show that a graph still computes the same. One would do: an error in the algebra is in every value.
-PROOF_FEEDS = 4
 
 
 def by_activation(nodes: Iterable[ir.Node]) -> dict[ir.Value, list[ir.Node]]:
@@ -58,15 +55,19 @@ def factors(activation: np.ndarray, weights: Sequence[np.ndarray], alpha: float)
     return np.clip(scales, 1e-4, 1e4).astype(np.float32)
 
 
-def equalize(graph: ir.Graph, nodes: Iterable[ir.Node], seen: Mapping[str, Activation], alpha: float) -> None:
-    """Divide the activation of each of ``nodes`` by its factors and multiply the weights, in place.
+def equalize(
+    graph: ir.Graph, nodes: Iterable[ir.Node], *, seen: Mapping[str, Activation], alpha: float
+) -> dict[str, np.ndarray]:
+    """Divide the activation of each of ``nodes`` by its factors and multiply the weights, in place. Return the factors, float32
+    [K], by the name of the activation that they divide.
 
     The division is folded into a LayerNormalization that nothing else reads. Behind other nodes a Mul is inserted, which an
     engine computes together with the QuantizeLinear that will follow.
     """
+    divided = {}
     for activation, readers in by_activation(nodes).items():
         weights = [matrix(node) for node in readers]
-        scales = factors(seen[str(activation.name)].largest, weights, alpha)
+        divided[str(activation.name)] = scales = factors(seen[str(activation.name)].largest, weights, alpha)
         for node, weight in zip(readers, weights, strict=True):
             scaled = weight * scales[:, None]
             # A new constant: other nodes may read the old one as well.
@@ -82,15 +83,15 @@ def equalize(graph: ir.Graph, nodes: Iterable[ir.Node], seen: Mapping[str, Activ
             graph.insert_before(readers[0], mul)
             redirect(activation, readers, mul.outputs[0])
     remove_unused_constants(graph)
+    return divided
 
 
-def require_equal(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Feeds) -> None:
-    """Raise :class:`GateFailed` unless both compute the same at FP32."""
-    names = [output.name for output in before.graph.output]
-    outputs = (run(model, feeds[:PROOF_FEEDS], names) for model in (before, after))
-    for old, new in zip(*outputs, strict=True):
-        for name in names:
-            error, _ = difference(new[name], old[name])
+def require_equal(before: Record, after: onnx.ModelProto) -> None:
+    """Raise :class:`GateFailed` unless ``after`` computes what the graph of ``before`` does, at FP32."""
+    old, names = before.outputs(), [output.name for output in after.graph.output]
+    for exact, changed in zip(old, run(after, before.feeds[: len(old)], names), strict=True):
+        for name, output in changed.items():
+            error, _ = difference(output, exact[name])
             if not error <= EQUAL:
                 raise GateFailed(f"equalizing changed {name} by {error:.1e}, more than {EQUAL:.0e}", fix="report this")
 

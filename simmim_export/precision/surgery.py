@@ -42,7 +42,7 @@ def array_of(value: ir.Value) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def operator(kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int) -> ir.Node:
+def operator(kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int | Sequence[int]) -> ir.Node:
     """A node that is not in a graph yet. ``name`` is its own and that of its one output."""
     return ir.node(kind, inputs, attributes, name=name, outputs=[ir.val(name)])
 
@@ -73,6 +73,17 @@ def append(value: ir.Value, nodes: Sequence[ir.Node], name: str) -> None:
         end.dtype = value.dtype
     end.shape = value.shape
     value.name, end.name = name, value.name
+
+
+def replace(graph: ir.Graph, value: ir.Value, replacement: ir.Value) -> None:
+    """Let all readers of ``value`` and the outputs of ``graph`` take ``replacement``, which gets its name, type and shape."""
+    for usage in list(value.uses()):
+        usage.node.replace_input_with(usage.idx, replacement)
+    take_output(graph, value, replacement)
+    if value.dtype is not None:
+        replacement.dtype = value.dtype
+    replacement.shape = value.shape
+    replacement.name, value.name = value.name, replacement.name
 
 
 def take_output(graph: ir.Graph, value: ir.Value, replacement: ir.Value) -> None:

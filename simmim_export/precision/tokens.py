@@ -16,20 +16,21 @@ Three things reduce the error:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from simmim_export.errors import DataError, GateFailed
-from simmim_export.precision.base import Feeds
-from simmim_export.precision.measure import moments, observe
+from simmim_export.errors import GateFailed
+from simmim_export.precision.measure import Record
 from simmim_export.precision.rounding import compensated, nearest
 from simmim_export.precision.smooth import by_activation, equalize, matrix, require_equal
 from simmim_export.precision.surgery import append, constant, operator, remove_unused_constants
 from simmim_export.precision.weights import products, scales_of
+from simmim_export.system.watch import Watch, unwatched
 
 # Of 0.4 to 0.8 this gave the best mean cosine, calibrated on sentences of the same kind and on eight captions of another kind.
 ALPHA = 0.6
@@ -40,35 +41,51 @@ TINY = np.float32(1e-30)
 
 
 @dataclass(frozen=True)
-class _Rounded:
-    """A weight as ``levels`` int8 [K, N] times ``scales`` float32 [N]."""
+class RoundedWeight:
+    """A weight as ``levels`` int8 [K, N] times ``scales`` float32 [N], or [B, N] for B blocks of K."""
 
     levels: np.ndarray
     scales: np.ndarray
 
 
 def quantize_products(
-    model: onnx.ModelProto, feeds: Feeds, *, keep_float: Collection[str] = (), half: int = 63
+    model: onnx.ModelProto,
+    record: Record,
+    *,
+    half: int,
+    keep_float: Collection[str] = (),
+    watch: Watch = unwatched,
 ) -> onnx.ModelProto:
     """``model`` with all :func:`products` in INT8 except those named in ``keep_float``; ``model`` itself if that is none.
 
-    Weights have the levels -half ... half. Raise :class:`DataError` if channels have to be equalized and there are no feeds,
-    and :class:`GateFailed` if a tensor is not finite on the feeds. Without feeds, weights are rounded to the nearest level.
+    ``record`` is of the FP32 graph that ``model`` comes from: ``model`` may have other nodes in INT8 already. Weights have the
+    levels -half ... half. ``watch`` is told how many products are done.
+
+    Raise :class:`DataError` if channels have to be equalized and the record has no feeds, and :class:`GateFailed` if a tensor is
+    not finite on them. Without feeds, weights are rounded to the nearest level.
     """
     edited = ir.from_proto(model)
     chosen = [node for node in products(edited.graph) if node.name not in keep_float]
     if not chosen:
         return model
-    behind_norms = [node for node in chosen if _maker(node.inputs[0]) == "LayerNormalization"]
-    if behind_norms:
-        if not feeds:
-            raise DataError("no samples to measure channels on", fix="give 8 or more real ones")
-        names = [str(activation.name) for activation in by_activation(behind_norms)]
-        equalize(edited.graph, behind_norms, observe(model, feeds, names), ALPHA)
-        require_equal(model, ir.to_proto(edited), feeds)
-    rounded = _round(edited, chosen, feeds=feeds, half=half)
+    sources = {node.name: node.input[0] for node in record.model.graph.node}
+    groups: dict[str, list[ir.Node]] = defaultdict(list)
+    for node in chosen:
+        groups[sources[str(node.name)]].append(node)
+    if record.feeds:
+        record.prepare(groups)
+    divided: dict[str, np.ndarray] = {}
+    if behind_norms := [node for node in chosen if _maker(node.inputs[0]) == "LayerNormalization"]:
+        seen = record.activations(sources[str(node.name)] for node in behind_norms)
+        divided = equalize(edited.graph, behind_norms, seen=seen, alpha=ALPHA)
+        unequalized = record if model is record.model else Record(model, record.feeds)
+        require_equal(unequalized, ir.to_proto(edited))
+    rounded: dict[ir.Node, RoundedWeight] = {}
+    for name, levels in rounded_weights(groups, record, divided=divided, half=half):
+        rounded |= zip(groups[name], levels, strict=True)
+        watch("product", len(rounded), len(chosen))
     for readers in by_activation(chosen).values():
-        _quantize(edited.graph, readers, [rounded[str(node.name)] for node in readers])
+        _quantize(edited.graph, readers, [rounded[node] for node in readers])
     remove_unused_constants(edited.graph)
     return ir.to_proto(edited)
 
@@ -78,30 +95,40 @@ def _maker(value: ir.Value | None) -> str:
     return "" if producer is None else producer.op_type
 
 
-def _round(model: ir.Model, nodes: Sequence[ir.Node], *, feeds: Feeds, half: int) -> dict[str, _Rounded]:
-    """The weight of each of ``nodes`` by its name."""
-    rounded: dict[str, _Rounded] = {}
-    if not feeds:
-        for node in nodes:
-            weight = matrix(node)
-            scales = scales_of(weight, half)
-            rounded[str(node.name)] = _Rounded(nearest(weight, scales, half=half), scales)
-        return rounded
-    groups = {str(activation.name): readers for activation, readers in by_activation(nodes).items()}
-    for name, moment, rows in moments(ir.to_proto(model), feeds, list(groups)):
-        if not np.isfinite(moment).all():
+def rounded_weights(
+    groups: Mapping[str, Sequence[ir.Node]],
+    record: Record,
+    *,
+    half: int,
+    divided: Mapping[str, np.ndarray],
+    blocks: Mapping[str, int] = {},
+) -> Iterator[tuple[str, list[RoundedWeight]]]:
+    """The weights of each of ``groups``, the nodes that read a tensor, with its name.
+
+    ``divided`` are the factors [K] by which equalizing has divided tensors since ``record`` measured them. ``blocks`` says for
+    tensors in how many blocks of K their weights have scales; in one if it does not name them.
+    """
+    measured = record.moments(groups) if record.feeds else ((name, None) for name in groups)
+    for name, moments in measured:
+        weights = [matrix(node) for node in groups[name]]
+        joined = np.concatenate(weights, axis=1)
+        scales = scales_of(joined, half, blocks.get(name, 1))
+        if moments is None:
+            levels = nearest(joined, scales, half=half)
+        elif not np.isfinite(moments).all():
             fix = "check the samples, or leave --precision int8 out"
             raise GateFailed(f"{name} is not finite on the samples", fix=fix)
-        for node in groups[name]:
-            weight = matrix(node)
-            scales = scales_of(weight, half)
-            rounded[str(node.name)] = _Rounded(
-                compensated(weight, scales, half=half, moments=moment, tokens=rows), scales
-            )
-    return rounded
+        else:
+            if name in divided:
+                moments = moments / divided[name] / divided[name][:, None]
+            tokens = record.activations([name])[name].tokens
+            levels = compensated(joined, scales, half=half, moments=moments, tokens=tokens)
+        ends = np.cumsum([weight.shape[1] for weight in weights])[:-1]
+        parts = zip(np.split(levels, ends, axis=-1), np.split(scales, ends, axis=-1), strict=True)
+        yield name, [RoundedWeight(*part) for part in parts]
 
 
-def _quantize(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[_Rounded]) -> None:
+def _quantize(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[RoundedWeight]) -> None:
     """Let ``readers``, all of one activation, multiply it by their ``weights`` in INT8."""
     activation = readers[0].inputs[0]
     assert activation is not None
@@ -130,7 +157,7 @@ def _quantize(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[_Ro
 
 
 def _multiply(
-    graph: ir.Graph, node: ir.Node, weight: _Rounded, *, unit: ir.Value, largest: ir.Value, shift: float
+    graph: ir.Graph, node: ir.Node, weight: RoundedWeight, *, unit: ir.Value, largest: ir.Value, shift: float
 ) -> None:
     """Let the MatMul ``node`` multiply ``unit`` by ``weight``, and undo range and shift behind it."""
     name, output = f"{node.name}.weight", node.outputs[0]

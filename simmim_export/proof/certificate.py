@@ -6,7 +6,8 @@ can write the file can also write a false certificate. What is read is parsed in
 with the bundle.
 
 ``SCHEMA`` is the version of the file: raise it when an older reader would misunderstand a newer file. Certificates of an older
-schema are not read: schema 1 did not say what was not judged, and schema 2 named embeddings after the tensors of one model.
+schema are not read: schema 1 did not say what was not judged, schema 2 named embeddings after the tensors of one model, and
+schema 3 did not say which variant ran.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from simmim_export.errors import BundleError, CertificatesLost, EngineUnavailabl
 from simmim_export.proof.budget import Budget, promised
 from simmim_export.proof.examine import REFERENCES
 from simmim_export.proof.records import Certificate, verdict
-from simmim_export.spec import PrecisionPlan
+from simmim_export.spec import Precision, PrecisionPlan, Variant
 from simmim_export.system.files import locked, parse_json, read_file, reading
 from simmim_export.system.outputs import replacing, require_replaceable
 
-SCHEMA = 3
+SCHEMA = 4
 FILE = "certificate.json"
 # A certificate takes about 10 kB: this is enough for a hundred machines with ten engines and precisions each.
 MOST_BYTES, MOST = 16 << 20, 1000
+# Engines can run the FP32 file at these precisions, too.
+_LOWERED = [(Variant.FP32, Precision.FP16), (Variant.FP32, Precision.BF16)]
 # The precision that means the bundle's own plan for an engine.
 PLANNED = "planned"
 
@@ -163,13 +166,19 @@ def _check_graphs(certificate: Certificate, manifest: Manifest) -> None:
         raise ValueError("its latencies are not those of the bundle's pipelines")
     plan, asked = PrecisionPlan.parse(certificate.plan), certificate.precision
     plan.check(names)
-    if PrecisionPlan.parse(manifest.plans.get(certificate.engine, "") if asked == PLANNED else asked) != plan:
+    # Processors that take different INT8 variants have plans of their own.
+    own = manifest.plans.get(certificate.engine, {}).values() if asked == PLANNED else [asked]
+    if plan not in map(PrecisionPlan.parse, own):
         raise ValueError(f"precision {asked} is not the plan {certificate.plan}")
     for name, graph in certificate.graphs.items():
         if graph.precision != plan.of(name):
             raise ValueError(f"{name} is at {graph.precision}, the plan {certificate.plan} has it at {plan.of(name)}")
-        if graph.artifact not in {a.sha256 for a in manifest.artifacts if a.graph == name}:
+        if (graph.artifact, graph.variant) not in {
+            (a.sha256, a.variant) for a in manifest.artifacts if a.graph == name
+        }:
             raise ValueError(f"it is about another file of {name} than the bundle's")
+        if graph.variant.precision is not graph.precision and (graph.variant, graph.precision) not in _LOWERED:
+            raise ValueError(f"{name} is at {graph.precision}, but its file is {graph.variant}")
 
 
 def _check_lines(certificate: Certificate, manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from simmim_export.spec import Precision
+from simmim_export.spec import Precision, Variant
 from simmim_export.system.plain import as_json
 
 Finite = Annotated[float, Meta(ge=-1e12, le=1e12)]
@@ -79,12 +79,14 @@ class Executed(_Typed, frozen=True):
 class CertifiedGraph(_Typed, frozen=True):
     """One graph at the ``precision`` that was asked for.
 
-    ``artifact`` is the digest of its file, and ``compiled`` that of what an engine compiled it to ahead of time, or None.
-    ``parity`` says how close it is to PyTorch; ``invariance`` how far a sample alone (``batch``) or without padding (``padding``)
-    is from the same sample among others; ``executed`` which types its nodes ran in.
+    ``artifact`` is the digest of its file, ``variant`` the form of the graph that this file holds, and ``compiled`` the digest of
+    what an engine compiled it to ahead of time, or None. ``parity`` says how close it is to PyTorch; ``invariance`` how far a
+    sample alone (``batch``) or without padding (``padding``) is from the same sample among others; ``executed`` which types its
+    nodes ran in.
     """
 
     artifact: Sha256
+    variant: Variant
     precision: Precision
     parity: Parity
     invariance: dict[str, Finite | None]

@@ -16,7 +16,6 @@ from typing import Any
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import Session
-from simmim_export.engines.checks import require_host
 from simmim_export.engines.tensorrt import TrtEngine
 from simmim_export.engines.tensorrt import plan_file as plan_files
 from simmim_export.engines.tensorrt.request import Request
@@ -63,7 +62,7 @@ def build(
     request.check(graphs)
     for spec in graphs:
         request.profile(spec)
-    artifacts = {spec.name: bundle.artifact(spec.name, engine.variant(plan.of(spec.name))) for spec in graphs}
+    artifacts = {spec.name: bundle.artifact(spec.name, *engine.variants(plan.of(spec.name))) for spec in graphs}
     golden = bundle.golden()
     built = []
     with _locked(bundle.root / plan_files.FOLDER / LOCK):
@@ -73,7 +72,6 @@ def build(
             if engine.up_to_date(path, spec, precision=precision, sha256=artifact.sha256, request=request):
                 built.append(Built(path, plan_files.read_sidecar(path), new=False))
                 continue
-            require_host(engine, artifact.built_for, where=bundle.root / artifact.path)
             graph = bundle.file(artifact.path)
             sidecar = engine.compile(
                 graph,

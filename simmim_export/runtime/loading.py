@@ -86,15 +86,18 @@ def plan_of(bundle: Bundle, engine: str, *, precision: str) -> PrecisionPlan:
     :class:`EngineUnavailable` for ``planned`` if the bundle has no plan for this engine.
     """
     if precision == PLANNED:
-        if engine not in bundle.manifest.plans:
-            have = ", ".join(bundle.manifest.plans) or "no engine"
+        plans = bundle.manifest.plans
+        # A plan holds for the INT8 files that it was measured with: those that the engine takes on this processor.
+        variant = get_engine(engine).variants(Precision.INT8)[0] if engine in plans else None
+        if variant is None or variant not in plans[engine]:
+            have = ", ".join(f"{name} with {own}" for name in plans for own in plans[name]) or "no engine"
             raise EngineUnavailable(
-                f"the bundle has a plan for {have}, not for {engine}",
+                f"the bundle has a plan for {have}, not for {engine}{f' with {variant}' if variant else ''}",
                 where=bundle.root,
                 fix="on a machine that has the engine, simmim-export onnx ckpt.pt -o BUNDLE --overwrite --precision int8 "
                 "--budget cosine=0.998",
             )
-        precision = bundle.manifest.plans[engine]
+        precision = plans[engine][variant]
     plan = PrecisionPlan.parse(precision)
     plan.check(graph.name for graph in bundle.manifest.graphs)
     return plan
@@ -108,7 +111,7 @@ def compiled(bundle: Bundle, engine: Engine, *, graph: str, plan: PrecisionPlan)
     if not isinstance(engine, CompilingEngine):
         return None
     precision = plan.of(graph)
-    artifact = bundle.artifact(graph, engine.variant(precision))
+    artifact = bundle.artifact(graph, *engine.variants(precision))
     return engine.compiled(bundle.root, bundle.manifest.graph(graph), precision=precision, sha256=artifact.sha256)
 
 

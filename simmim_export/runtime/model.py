@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -298,12 +299,14 @@ class Model:
 
     def verify(self) -> list[ParityReport]:
         """Compare every graph, on this device, with the outputs of PyTorch that are stored in the bundle."""
-        graphs = self.bundle.manifest.graphs
         golden = self.bundle.golden()
-        return [
-            compare(self.session(graph.name), graph, golden=golden, precision=self.plan.of(graph.name))
-            for graph in graphs
-        ]
+        reports = []
+        for graph in self.bundle.manifest.graphs:
+            precision, variant = self.plan.of(graph.name), self._sessions.variant(graph.name)
+            report = compare(self.session(graph.name), graph, golden=golden, precision=precision)
+            # An engine may run the FP32 file at another precision.
+            reports.append(replace(report, variant=variant) if variant.precision is precision else report)
+        return reports
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -13,11 +13,11 @@ import numpy as np
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.onnx_file import read_graph
 from simmim_export.engines.base import CompilingEngine, Engine, KeepsOnDevice, Session
-from simmim_export.engines.checks import require_hint, require_host, threads_for
+from simmim_export.engines.checks import require_hint, threads_for
 from simmim_export.engines.pipeline import Runs, run_graphs
 from simmim_export.errors import BundleError, CheckpointError, UsageError
 from simmim_export.runtime.inputs import Tensors
-from simmim_export.spec import BATCH, PrecisionPlan
+from simmim_export.spec import BATCH, PrecisionPlan, Variant
 from simmim_export.system.files import digest, reading
 
 
@@ -44,7 +44,7 @@ class Sessions:
         """
         self.bundle, self.engine, self.plan = bundle, engine, plan
         # Asked now, so that a precision that the engine lacks is an error here, not when a graph is first needed.
-        self._variants = {graph.name: engine.variant(plan.of(graph.name)) for graph in bundle.manifest.graphs}
+        self._variants = {graph.name: engine.variants(plan.of(graph.name)) for graph in bundle.manifest.graphs}
         require_hint(engine.name, hint, has=engine.hints)
         # How many threads a session computes in.
         self.threads = threads_for(threads)
@@ -77,15 +77,21 @@ class Sessions:
     def _open(self, graph: str) -> Session:
         spec, precision, path = self.bundle.manifest.graph(graph), self.plan.of(graph), self._checkpoint
         if path is None:
-            artifact = self.bundle.artifact(graph, self._variants[graph])
+            artifact = self.bundle.artifact(graph, *self._variants[graph])
             onnx = self.bundle.root / artifact.path
-            require_host(self.engine, artifact.built_for, where=onnx)
             if isinstance(self.engine, CompilingEngine):
                 path = self.engine.compiled(self.bundle.root, spec, precision=precision, sha256=artifact.sha256)
             else:
                 path = self.bundle.file(artifact.path)
             self._tables[graph] = read_graph(onnx).tables
         return self.engine.open(path, spec, precision=precision, threads=self._threads, hint=self._hint)
+
+    def variant(self, graph: str) -> Variant:
+        """The variant of ``graph`` that this bundle has for the engine; that of the checkpoint for an engine that runs from one.
+        Raise :class:`EngineUnavailable` if the bundle has none of those that the engine takes."""
+        if self._checkpoint is not None:
+            return self._variants[graph][0]
+        return self.bundle.artifact(graph, *self._variants[graph]).variant
 
     def run(self, graphs: Iterable[str], tensors: Mapping[str, Any], *, promised: Iterable[str]) -> Tensors:
         """Run ``graphs`` in order over ``tensors``; see :func:`simmim_export.engines.pipeline.run_graphs`.

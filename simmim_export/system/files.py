@@ -25,6 +25,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def size(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder and below it. Links are not followed."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(child.stat().st_size for child in path.rglob("*") if child.is_file() and not child.is_symlink())
+
+
 def parse_json(text: str, *, finite: bool = False) -> Any:
     """The value of a JSON text. With ``finite`` NaN, infinity and numbers too large for a float are refused.
 

@@ -112,14 +112,14 @@ class Worker:
     """A process that serves an object of the class ``served``, which it makes without arguments at the first request.
 
     Use it in a ``with`` block: a block that fails kills the process. ``name`` is for messages. ``started`` is the time
-    (``time.monotonic``) just before the process was started.
+    (``time.monotonic``) just before the process was started. ``python``: the interpreter of another environment to run it in.
     """
 
-    def __init__(self, served: type, *, name: str) -> None:
+    def __init__(self, served: type, *, name: str, python: Path | None = None) -> None:
         self._name = name
         self.started = time.monotonic()
         self._process = subprocess.Popen(
-            python_code(_SERVE, f"{served.__module__}:{served.__qualname__}"),
+            python_code(_SERVE, f"{served.__module__}:{served.__qualname__}", python=python),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=child_environment(),

@@ -48,7 +48,7 @@ def rehearse(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request:
     request.check(bundle.manifest.graphs)
     rehearsals = []
     for spec in bundle.manifest.graphs:
-        artifact = bundle.artifact(spec.name, engine.variant(plan.of(spec.name)))
+        artifact = bundle.artifact(spec.name, *engine.variants(plan.of(spec.name)))
         rehearsals.append(
             Rehearsal(
                 graph=spec.name,

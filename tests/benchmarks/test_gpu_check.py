@@ -13,7 +13,7 @@ from simmim_export.benchmarks import document as files
 from simmim_export.benchmarks import gpu_check
 from simmim_export.benchmarks.driver import Contestant
 from simmim_export.benchmarks.gpu_check import EVENTS, WALL, Record, Step, certificate, figures, require_passed
-from simmim_export.benchmarks.measure import BenchmarkResult
+from simmim_export.benchmarks.results import BenchmarkResult
 from simmim_export.errors import GateFailed
 from simmim_export.system import nvidia
 from simmim_export.system.children import TIMED_OUT

@@ -13,7 +13,6 @@ from simmim_export.benchmarks.measure import (
     BEYOND,
     ROUNDS,
     ROUNDS_APART,
-    BenchmarkResult,
     Ratio,
     paired_ratio,
     percentile,
@@ -21,6 +20,7 @@ from simmim_export.benchmarks.measure import (
     too_few,
     unpaired_ratio,
 )
+from simmim_export.benchmarks.results import BenchmarkResult
 
 
 def test_a_percentile_needs_ten_samples_beyond_it() -> None:

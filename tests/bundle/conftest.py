@@ -26,7 +26,10 @@ METRICS = {
 def content(every_bundle: Path) -> Content:
     """A real manifest with every verb, clips and attention, and with metrics of every kind and a plan."""
     read = json.loads((every_bundle / "manifest.json").read_text())
-    read |= {"metrics": METRICS, "plans": {"ort": "image_encoder=int8,text_encoder=bf16", "ort@cuda": "fp32"}}
+    read |= {
+        "metrics": METRICS,
+        "plans": {"ort": {"int8-u8": "image_encoder=int8,text_encoder=bf16"}, "ort@cuda": {"int8-s8": "fp32"}},
+    }
     return read
 
 

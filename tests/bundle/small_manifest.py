@@ -80,7 +80,6 @@ def artifact(graph: GraphSpec) -> Artifact:
         bytes=1,
         engine=None,
         precision=Precision.FP32,
-        built_for={},
         parity={"passed": True, "checks": 1, "scaled_error": 0.0, "cosine": 1.0},
     )
 

@@ -16,9 +16,9 @@ from onnx.reference import ReferenceEvaluator
 from support import golden_of
 
 from simmim_export.bundle import Bundle
+from simmim_export.bundle.onnx_file import check_graph_file
 from simmim_export.engines import ENGINES, get_engine, require_engine
 from simmim_export.engines.base import CompilingEngine, Engine, Session
-from simmim_export.engines.checks import INTEGER_DOT, require_host
 from simmim_export.engines.tensorrt import TrtEngine
 from simmim_export.engines.tensorrt.plan_file import plan_file_path
 from simmim_export.engines.tensorrt.request import Request
@@ -34,7 +34,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 def opened(engine: Engine, bundle: Bundle, graph: str, precision: Precision, scratch: Path) -> Session:
     """A session from the bundle's graph, or from the file that a compiling engine makes of it under ``scratch``."""
-    spec, artifact = bundle.manifest.graph(graph), bundle.artifact(graph, engine.variant(precision))
+    spec, artifact = bundle.manifest.graph(graph), bundle.artifact(graph, *engine.variants(precision))
     if not isinstance(engine, TrtEngine):
         assert not isinstance(engine, CompilingEngine)
         return engine.open(bundle.file(artifact.path), spec, precision=precision)
@@ -79,8 +79,10 @@ def test_an_engine_satisfies_the_protocol(engine: Engine) -> None:
 def test_every_precision_is_a_variant_or_an_error(engine: Engine) -> None:
     for precision in Precision:
         try:
-            variant = engine.variant(precision)
-            assert isinstance(variant, Variant) and (variant.precision is precision or not engine.reads_checkpoint)
+            variants = engine.variants(precision)
+            assert variants and len(set(variants)) == len(variants)
+            for variant in variants:
+                assert isinstance(variant, Variant) and (variant.precision is precision or not engine.reads_checkpoint)
         except EngineUnavailable as error:
             assert str(precision) in error.what and error.fix
 
@@ -134,7 +136,7 @@ def test_a_lower_precision_agrees_and_really_runs(
 ) -> None:
     asked, bundle = Precision(precision), Bundle.open(tiny_bundle)
     try:
-        engine.variant(asked)
+        engine.variants(asked)
     except EngineUnavailable as error:
         pytest.skip(str(error).splitlines()[0])
     if engine.why_unavailable() is not None:
@@ -182,16 +184,53 @@ def full_range(kind: str, path: Path) -> GraphSpec:
     return GraphSpec("g", (inputs,), (outputs,), (Axis("b", 1, 4),))
 
 
-@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
-def test_products_of_full_range_are_exact_or_refused(engine: Engine, kind: str, tmp_path: Path) -> None:
-    """Kernels without VNNI add two products in 16 bits, which two products of 255 and 127 exceed."""
-    if isinstance(engine, TrtEngine) or engine.reads_checkpoint or engine.why_unavailable() is not None:
-        pytest.skip(f"engine {engine.name} runs no such graph here")
+def require_int8_dot(engine: Engine) -> None:
+    """Skip the test unless ``engine`` takes the variant int8-dot here."""
+    if engine.why_unavailable() is not None:
+        pytest.skip(f"engine {engine.name} cannot run here")
     try:
-        engine.variant(Precision.INT8)
-        require_host(engine, {"needs": INTEGER_DOT}, where="x")
+        variants = engine.variants(Precision.INT8)
     except EngineUnavailable as error:
         pytest.skip(str(error).splitlines()[0])
+    if Variant.INT8_DOT not in variants:
+        pytest.skip(f"engine {engine.name} does not take int8-dot here")
+
+
+def test_a_bundle_may_hold_weights_in_blocks_and_engines_multiply_them_in_int8(engine: Engine, tmp_path: Path) -> None:
+    """Float activations by INT8 weights with a scale for 64 rows each: engines quantize the activations at run time."""
+    require_int8_dot(engine)
+    random, path = np.random.default_rng(0), tmp_path / "x.onnx"
+    constants = {
+        "w": random.integers(-127, 128, (128, 64)).astype(np.int8),
+        "scales": random.uniform(0.001, 0.01, (2, 64)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scales"], ["w.rounded"], axis=0, block_size=64),
+        helper.make_node("MatMul", ["x", "w.rounded"], ["y"]),
+    ]
+    shapes = {"x": ["b", "s", 128], "y": ["b", "s", 64]}
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    held = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], held), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    onnx.save(model, path)
+    inputs, outputs = (TensorSpec(name, "float32", tuple(shape)) for name, shape in shapes.items())
+    spec = GraphSpec("g", (inputs,), (outputs,), (Axis("b", 1, 4), Axis("s", 1, 8)))
+    check_graph_file(path, spec)
+    feeds = {"x": random.normal(size=(2, 8, 128)).astype(np.float32)}
+    session = engine.open(path, spec, precision=Precision.INT8)
+    assert {"int8", "uint8"} & set(session.precision_proof().executed)
+    (exact,) = ReferenceEvaluator(str(path)).run(["y"], feeds)
+    error = np.linalg.norm(session.run(feeds)["y"] - exact) / np.linalg.norm(exact)
+    # The activations are rounded to 8 bits, which a float product would not do. An error of 0.006 was seen.
+    assert 1e-4 < error < 0.02
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "Conv"])
+def test_products_of_full_range_are_exact_where_int8_dot_runs(engine: Engine, kind: str, tmp_path: Path) -> None:
+    """Kernels without VNNI add two products in 16 bits, which two products of 255 and 127 exceed."""
+    require_int8_dot(engine)
     path = tmp_path / "x.onnx"
     spec = full_range(kind, path)
     x = np.random.default_rng(1).integers(200, 256, spec.inputs[0].resolve({"b": 3})).astype(np.float32)

@@ -141,9 +141,15 @@ def test_benchmark_files_are_shown_escaped_or_refused(tmp_path: Path) -> None:
     row = {"target": f"graph:{EVIL}", "engine": EVIL, "precision": EVIL, "batch": 1, "inputs": EVIL, "gpu_rounds": []}
     row |= {"rounds": [[0.1, 0.2]] * 6, "parity": {"passed": True}}
     for name, host in (("a", EVIL), ("b", "other")):
-        document = {"schema": 1, "host": {"cpu": host}, "bundle": {"preset": EVIL}, "results": [row]}
+        document = {"schema": 2, "command": [EVIL], "suites": ["latency"], "host": {"cpu": host}, "load_average": 0.0}
+        document |= {"warnings": [EVIL], "bundle": {"preset": EVIL}, "method": {}, "finished_rounds": 6, "peaks": None}
+        document |= {"engines": {}, "results": [row]}
         (tmp_path / f"{name}{EVIL}.json").write_text(json.dumps(document))
     first, second = (tmp_path / f"{name}{EVIL}.json" for name in "ab")
-    assert run("simmim-bench", "compare", first, second) in (0, 5)
+    assert run("simmim-bench", "compare", first, second) == 5
+    assert run("simmim-bench", "compare", first, second, "--accept", "host", "--accept", "runs") == 0
+    assert run("simmim-bench", "compare", first, second, "--accept", EVIL) == 2
+    assert run("simmim-bench", "report", first, "-o", tmp_path / f"{EVIL}.html", "--svg", tmp_path / EVIL) == 0
+    assert run("simmim-bench", "report", first, second, "-o", tmp_path / "both.html") == 5
     first.write_text(EVIL)
     assert run("simmim-bench", "compare", first, second) == 5

@@ -41,6 +41,11 @@ COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("simmim-train", "draw"): (0, ("-o", "{out}/d", "--count", "1")),
     ("simmim-bench", ""): (0, ("--bundle", ".", "--engine", "ort", "--pipeline", "embed_text", *FAST)),
     ("simmim-bench", "compare"): (5, ("{picture}", "{picture}")),
+    ("simmim-bench", "pair"): (
+        0,
+        ("--bundle", ".", "--pipeline", "embed_text", "--rounds", "1", "--iterations", "1", "--fail-on", "nothing"),
+    ),
+    ("simmim-bench", "report"): (5, ("{picture}", "-o", "{out}/report.html")),
     # Fails because this environment has PyTorch, as the interpreter that is measured reports.
     ("simmim-bench", "footprint"): (4, ("--bundle", ".", "--environment", "{environment}")),
     # A real run takes minutes, and starts the same processes as quantization.

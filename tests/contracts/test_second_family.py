@@ -202,7 +202,7 @@ def test_the_bundle_has_the_familys_own_names(bundle: Path) -> None:
 def test_quantization_makes_files_smaller_and_a_plan_chooses_among_them(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     sizes = {(artifact.graph, artifact.variant): artifact.bytes for artifact in manifest.artifacts}
-    for variant in ("int8-u8", "int8-s8"):
+    for variant in ("int8-dot", "int8-u8", "int8-s8"):
         quantized = [graph for graph, other in sizes if other == variant]
         assert quantized and all(sizes[graph, variant] < sizes[graph, "fp32"] for graph in quantized)
     PrecisionPlan.parse(manifest.plans["ort"]).check(graph.name for graph in manifest.graphs)

@@ -139,7 +139,7 @@ def test_without_a_gpu_the_command_says_what_to_install(run_cli, tiny_bundle: Pa
 
 def test_int8_is_refused_with_the_reason(tiny_bundle: Path) -> None:
     with pytest.raises(EngineUnavailable, match="int8") as caught:
-        get_engine("ort@cuda").variant(Precision.INT8)
+        get_engine("ort@cuda").variants(Precision.INT8)
     assert "--engine trt" in str(caught.value)
 
 

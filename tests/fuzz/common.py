@@ -108,7 +108,7 @@ def small_bundle(bundle: Path, target: Path) -> Path:
 
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     manifest["artifacts"] = [artifact for artifact in manifest["artifacts"] if artifact["variant"] == "fp32"]
-    manifest["plans"] = {"ort": "fp32"}
+    manifest["plans"] = {"ort": {"int8-dot": "fp32"}}
     files = {artifact["path"]: (bundle / artifact["path"]).read_bytes() for artifact in manifest["artifacts"]}
     files["tokenizer.json"] = (bundle / "tokenizer.json").read_bytes()
     golden = unzipped((bundle / "golden.npz").read_bytes())

@@ -288,14 +288,38 @@ class TrafficTarget(Target):
 
 
 class CompareTarget(Target):
+    """Benchmark files, compared and drawn."""
+
     name = "compare"
 
     def prepare(self) -> None:
         row = {"target": "pipeline:answer", "engine": "ort", "precision": "fp32", "batch": 1, "inputs": "x"}
-        row |= {"rounds": [[0.001, 0.002], [0.0011, 0.0019]] * 4, "parity": {"passed": True}, "gpu_rounds": []}
-        results = [row, row | {"target": "graph:fusion"}, row | {"engine": "openvino", "precision": "int8"}]
-        host = {"cpu": "a processor", "gpu": None, "packages": {"numpy": "2"}}
-        document = {"schema": 1, "host": host, "bundle": {"preset": "tiny"}, "load_average": 0.1, "results": results}
+        row |= {"rounds": [[0.001, 0.002], [0.0011, 0.0019]] * 4, "parity": {"cosine": 0.99}, "gpu_rounds": []}
+        floor = {"seconds": 0.001, "flops": 1e6, "bytes": 1e5, "bound": "memory"}
+        results = [
+            row,
+            row | {"target": "graph:fusion", "floor": floor},
+            row | {"engine": "openvino", "precision": "int8"},
+        ]
+        for size in (1, 2):
+            growth = {
+                "suite": "growth",
+                "target": "graph:text",
+                "params": {"batch": size, "sequence": 4},
+                "items": size,
+            }
+            results += [row | growth, row | growth | {"suite": "throughput"}]
+        for stage in ("graphs", "api"):
+            results.append(row | {"suite": "ladder", "target": "verb:answer", "params": {"stage": stage}})
+        results.append(row | {"suite": "peers", "accuracy": {"cosine_mean": 0.999, "top1": 0.9}, "recipe": "static"})
+        results.append(row | {"suite": "peers", "accuracy": {"cosine_mean": 0.99}})
+        memory = [[5.0 * number, 300_000_000] for number in range(8)]
+        results.append(row | {"suite": "soak", "target": "soak:mixed", "memory": memory})
+        results.append(row | {"engine": "trt", "rounds": [], "failed": {"error": "WorkerDied", "message": "gone"}})
+        host = {"cpu": "a processor", "gpu": None, "packages": {"numpy": "2"}, "threads_used": 2}
+        document = {"schema": 2, "command": ["simmim-bench"], "suites": ["latency"], "host": host, "load_average": 0.1}
+        document |= {"warnings": [], "bundle": {"preset": "tiny"}, "method": {"rounds": 8}, "finished_rounds": 8}
+        document |= {"peaks": {"fp32": 1e11}, "engines": {"ort": {"cold_start": 0.2}}, "results": results}
         self.seeds = [json.dumps(document).encode()]
 
     def valid(self) -> Files:
@@ -305,6 +329,12 @@ class CompareTarget(Target):
         return self.valid() | {rng.choice(("first.json", "second.json")): mutate_json(rng, self.seeds[0])}
 
     def run(self, folder: Path) -> None:
-        from simmim_export.benchmarks.compare import compare
+        from simmim_export.benchmarks.compare import ACCEPTED, compare
+        from simmim_export.benchmarks.html.page import report
 
-        json.dumps(compare(folder / "first.json", folder / "second.json"), allow_nan=False)
+        paths = (folder / "first.json", folder / "second.json")
+        attempt(
+            lambda: json.dumps(compare(*paths, accept=ACCEPTED), allow_nan=False),
+            lambda: report(paths[:1]).html(),
+            lambda: report(paths[1:]).html(),
+        )

@@ -17,7 +17,7 @@ from simmim_export.export.plans import can_spare
 from simmim_export.planning.judge import Candidate
 from simmim_export.planning.planner import WORTH, Planner, SearchResult
 from simmim_export.proof.budget import Budget
-from simmim_export.spec import Precision, Variant
+from simmim_export.spec import Precision, PrecisionPlan, Variant
 
 FP32, BF16, INT8 = Precision.FP32, Precision.BF16, Precision.INT8
 FAST = {"image": 1, "text": 4}
@@ -32,6 +32,7 @@ class World:
     seconds: Mapping[str, Mapping[Precision, float]]
     bf16: Mapping[str, float] = field(default_factory=dict)
     engine: str = "imagined"
+    variant: Variant = Variant.INT8_DOT
     asked: int = 0
 
     def names(self) -> Sequence[str]:
@@ -74,8 +75,8 @@ class World:
             seconds.append(lowered + share * (full - lowered) if one.precision is INT8 else lowered)
         return seconds
 
-    def search(self) -> SearchResult:
-        return Planner(judge=self, choices=self, budget=LIMIT, watch=lambda *_: None).run()
+    def search(self, like: PrecisionPlan | None = None) -> SearchResult:
+        return Planner(judge=self, choices=self, budget=LIMIT, watch=lambda *_: None).run(like=like)
 
 
 def test_the_fastest_plan_is_chosen_if_it_costs_nothing() -> None:
@@ -113,19 +114,67 @@ def test_int8_that_is_not_faster_is_noted_and_not_chosen() -> None:
     assert all(word in note for word in ("image", "imagined", "1.25x", "bf16"))
 
 
+def test_bf16_is_always_tried_where_the_engine_has_it() -> None:
+    """Even if INT8 is faster in every graph and fits, or BF16 is slow: the table of trials shows what it costs."""
+    costs = {"image": {"a": 0.0}, "text": {"b": 0.0}}
+    for bf16 in (0.6, 1.5):
+        result = World(costs, {graph: {FP32: 1.0, BF16: bf16, INT8: 0.5} for graph in costs}, {"text": 0.2}).search()
+        assert str(result.plan) == "image=int8,text=int8"
+        (trial,) = [trial for trial in result.trials if str(trial.plan) == "image=bf16,text=bf16"]
+        assert trial.share == pytest.approx(bf16) and trial.fits
+
+
+def test_bf16_wins_in_a_graph_that_int8_does_not_change() -> None:
+    seconds = {"image": {FP32: 1.0, BF16: 0.6, INT8: 0.5}, "head": {FP32: 1.0, BF16: 0.7}}
+    result = World({"image": {"a": 0.0}, "head": {}}, seconds).search()
+    assert str(result.plan) == "head=bf16,image=int8"
+
+
+def test_the_plan_of_another_variant_is_taken_if_it_keeps_the_budget() -> None:
+    costs = {"image": {"a": 0.1, "b": 0.1}, "text": {"c": 0.0}}
+    seconds = {graph: {FP32: 3.0, BF16: 2.0, INT8: 1.0} for graph in costs}
+    like = PrecisionPlan.parse("image=int8")
+    world = World(costs, seconds)
+    result = world.search(like)
+    assert result.plan == like and result.chosen.share == pytest.approx(4 / 6)
+    assert [str(trial.plan) for trial in result.trials] == ["fp32", "image=int8"] and world.asked == 2
+
+
+def test_a_plan_that_costs_this_variant_too_much_is_searched_for_again() -> None:
+    """With 7 bits, one group costs too much: it is left in float, or the plan changes."""
+    costs = {"image": {"a": 2.0, "b": 0.1, "c": 0.1}, "text": {"d": 0.0}}
+    seconds = {graph: {FP32: 3.0, INT8: 1.0} for graph in costs}
+    result = World(costs, seconds).search(PrecisionPlan.parse("image=int8,text=int8"))
+    assert str(result.plan) == "image=int8,text=int8" and result.chosen.float_groups == {"image": ("a",)}
+    trials = [(str(trial.plan), tuple(sorted(trial.float_groups.items()))) for trial in result.trials]
+    assert len(trials) == len(set(trials))
+
+
+def test_a_plan_that_is_slower_than_fp32_with_this_variant_is_not_taken() -> None:
+    seconds = {"image": {FP32: 3.0, INT8: 3.3}, "text": {FP32: 3.0, INT8: 2.0}}
+    world = World({"image": {"a": 0.0}, "text": {"b": 0.0}}, seconds)
+    assert str(world.search(PrecisionPlan.parse("image=int8")).plan) == "text=int8"
+
+
+def test_a_plan_with_int8_where_this_variant_changes_nothing_is_searched_for_again() -> None:
+    seconds = {"image": {FP32: 3.0, INT8: 1.0}, "head": {FP32: 1.0}}
+    result = World({"image": {"a": 0.0}, "head": {}}, seconds).search(PrecisionPlan.parse("image=int8,head=int8"))
+    assert str(result.plan) == "image=int8"
+
+
 def test_a_failed_search_names_the_best_plan_and_its_costs() -> None:
     world = World({"image": {"a": 2.0}, "text": {"b": 5.0}}, {g: {FP32: 3, INT8: 1} for g in ("image", "text")})
     with pytest.raises(GateFailed) as caught:
         world.search()
     assert caught.value.exit_code == 4 and caught.value.fix
-    named = ("INT8", "imagined", str(LIMIT), "image=int8", "answers vqa 2, at most 0.5 pt", "0.67x")
+    named = ("int8-dot", "imagined", str(LIMIT), "image=int8", "answers vqa 2, at most 0.5 pt", "0.67x")
     assert all(word in caught.value.what for word in named)
 
 
 def test_a_slow_graph_at_int8_does_not_make_up_for_a_fast_one() -> None:
     """The slow graph at INT8 is within the budget, but nobody wants it. The fast one was asked for and is not."""
     costs, fast = {"text": {"b": 0.0}, "image": {"a": 5.0}}, {FP32: 3.0, INT8: 1.0}
-    with pytest.raises(GateFailed, match="INT8"):
+    with pytest.raises(GateFailed, match="int8-dot"):
         World(costs, {"text": {FP32: 1.0, INT8: 1.2}, "image": fast}).search()
     free = {"text": {"b": 0.0}, "image": {"a": 0.0}}
     assert str(World(free, {"text": {FP32: 1.0, INT8: 1.2}, "image": fast}).search().plan) == "image=int8"
@@ -136,7 +185,8 @@ def test_a_bundle_can_spare_the_int8_that_no_plan_chose() -> None:
     results = [world.search()]
     assert str(results[0].plan) == "image=int8"
     spared = {(graph, variant) for graph in FAST for variant in Variant if can_spare(results, graph, variant)}
-    assert spared == {("text", Variant.INT8_U8), ("text", Variant.INT8_S8), ("image", Variant.INT8_S8)}
+    dot, other, tensorrt = Variant.INT8_DOT, Variant.INT8_U8, Variant.INT8_S8
+    assert spared == {("text", dot), ("text", other), ("image", other), ("text", tensorrt), ("image", tensorrt)}
     assert not any(can_spare([], graph, variant) for graph in FAST for variant in Variant)
 
 
@@ -154,7 +204,7 @@ def test_a_budget_that_fp32_exceeds_fits_no_plan() -> None:
 
     with pytest.raises(GateFailed, match=r"imagined .* fp32, at 1\.00x") as caught:
         Off({"image": {"a": 0.0}}, {"image": {FP32: 1.0, INT8: 2.0}}).search()
-    assert "INT8" not in caught.value.what
+    assert "int8" not in caught.value.what
 
 
 def graphs_of(*costs: float) -> st.SearchStrategy[dict[str, Any]]:

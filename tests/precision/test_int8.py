@@ -16,10 +16,12 @@ from support import golden_of
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
 from simmim_export.errors import DataError, GateFailed, UsageError
-from simmim_export.precision.base import Feeds, Options
-from simmim_export.precision.int8_u8 import Int8ForCpu, saturates, touched
+from simmim_export.precision.base import Feeds, Options, Pass
+from simmim_export.precision.int8_dot import Int8ForDotProducts
+from simmim_export.precision.int8_u8 import Int8ForCpu, saturates
+from simmim_export.precision.measure import Record
 from simmim_export.precision.tokens import quantize_products
-from simmim_export.spec import GraphSpec, Precision, TensorSpec, Variant
+from simmim_export.spec import GraphSpec, Precision, TensorSpec
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
@@ -50,18 +52,18 @@ def quantized(model: onnx.ModelProto) -> list[str]:
 
 def test_every_product_of_the_text_tower_is_quantized(tiny_bundle: Path) -> None:
     before = fp32(tiny_bundle, "text_encoder")
-    after = quantize_products(before, tokens(tiny_bundle))
-    assert quantized(after) == touched(before) and len(quantized(after)) >= 6
-    assert touched(after) == [] and quantize_products(after, []) is after
+    after = quantize_products(before, Record(before, tokens(tiny_bundle)), half=63)
+    assert quantized(after) == Int8ForCpu.touched(before) and len(quantized(after)) >= 6
+    assert Int8ForCpu.touched(after) == [] and quantize_products(after, Record(after, []), half=63) is after
     assert after.ByteSize() < 0.7 * before.ByteSize()
     onnx.checker.check_model(after, full_check=True)
 
 
 def test_nodes_that_are_kept_float_are_not_quantized(tiny_bundle: Path) -> None:
     before = fp32(tiny_bundle, "text_encoder")
-    first, *others = touched(before)
-    after = quantize_products(before, tokens(tiny_bundle), keep_float=[first])
-    assert quantized(after) == others and touched(after) == [first]
+    first, *others = Int8ForCpu.touched(before)
+    after = quantize_products(before, Record(before, tokens(tiny_bundle)), half=63, keep_float=[first])
+    assert quantized(after) == others and Int8ForCpu.touched(after) == [first]
 
 
 def test_an_unknown_node_to_keep_float_is_an_error(tiny_bundle: Path) -> None:
@@ -71,7 +73,7 @@ def test_an_unknown_node_to_keep_float_is_an_error(tiny_bundle: Path) -> None:
 
 def test_channels_need_samples(tiny_bundle: Path) -> None:
     with pytest.raises(DataError) as caught:
-        quantize_products(fp32(tiny_bundle, "text_encoder"), [])
+        Int8ForCpu([])(fp32(tiny_bundle, "text_encoder"))
     assert caught.value.fix
 
 
@@ -102,7 +104,7 @@ def test_a_product_by_token_is_close_and_independent_of_other_tokens(kind: str |
     x[0, 1] *= 1e4
     x[1, 2] = 0
     before = product(kind, weight)
-    after = quantize_products(before, [], half=half)
+    after = quantize_products(before, Record(before, []), half=half)
     assert quantized(after) == ["product"]
     exact, lowered = in_float(before, x), in_float(after, x)
     error = np.linalg.norm(lowered - exact, axis=-1) / np.maximum(np.linalg.norm(exact, axis=-1), 1)
@@ -127,18 +129,22 @@ def test_a_product_of_a_product() -> None:
     assert np.linalg.norm(lowered - exact) < 0.04 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("quantize", [Int8ForCpu, Int8ForDotProducts])
 @pytest.mark.parametrize("graph", ["image_encoder", "text_encoder"])
-def test_only_eight_bits_overflow_a_sum_of_two_products(tiny_bundle: Path, graph: str, full_range: bool) -> None:
+def test_only_eight_bits_overflow_a_sum_of_two_products(tiny_bundle: Path, graph: str, quantize: type[Pass]) -> None:
     """AVX2 adds pairs of U8 x S8 in 16 bits that saturate at 32,767."""
     feeds = pictures(noise(8)) if graph == "image_encoder" else tokens(tiny_bundle)
-    model = Int8ForCpu(feeds, Options(full_range=full_range))(fp32(tiny_bundle, graph))
+    before = fp32(tiny_bundle, graph)
+    model = quantize(feeds)(before)
     largest = max(
         int(np.abs(numpy_helper.to_array(tensor).astype(int)).max())
         for tensor in model.graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8
     )
-    assert (2 * 255 * largest > 32_767) == full_range == saturates(model)
+    assert (2 * 255 * largest > 32_767) == (quantize is Int8ForDotProducts) == saturates(model)
+    if saturates(model):
+        with pytest.raises(GateFailed):
+            Int8ForCpu([]).ensures(before, model)
 
 
 def test_a_graph_with_nothing_to_quantize_is_returned_as_it_is(tiny_bundle: Path) -> None:
@@ -161,7 +167,7 @@ def test_convolutions_that_share_weights_are_quantized_and_run(tmp_path: Path) -
     source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
     onnx.save(model, source)
     feeds = [{"x": random.normal(size=(1, 8, 16, 16)).astype(np.float32)} for _ in range(8)]
-    assert touched(model) == ["of x", "of a"]
+    assert Int8ForCpu.touched(model) == ["of x", "of a"]
     onnx.save(Int8ForCpu(feeds)(model), target)
     spec = GraphSpec("g", (TensorSpec("x", "float32", tuple(shape)),), (TensorSpec("y", "float32", tuple(shape)),), ())
     exact, lowered = (
@@ -191,7 +197,7 @@ def test_the_last_convolution_stays_float() -> None:
     samples = random.normal(size=(8, 1, width, 4, 4)).astype(np.float32)
     samples[:, :, 0] = 0
     samples[:, :, 0, 0, 0] = 1
-    assert touched(model) == ["first"]
+    assert Int8ForCpu.touched(model) == ["first"]
     after = Int8ForCpu([{"x": sample} for sample in samples])(model)
     assert quantized(after) == ["first"]
     exact, lowered = in_float(model, samples[0]), in_float(after, samples[0])
@@ -241,6 +247,23 @@ def test_the_promises_of_the_pass_are_checked(tiny_bundle: Path, how: str, named
         Int8ForCpu([]).ensures(before, broken(after, how))
 
 
+def test_only_int8_dot_may_raise_the_opset_and_only_as_far_as_it_says(tiny_bundle: Path) -> None:
+    """Weights in blocks and attention in one node need newer opsets. TensorRT, which lacks them, never sees the file."""
+    before, raised = fp32(tiny_bundle, "text_encoder"), Int8ForDotProducts.raises_opset_to
+    for quantize, opset, allowed in (
+        (Int8ForDotProducts, raised, True),
+        (Int8ForDotProducts, raised + 1, False),
+        (Int8ForCpu, raised, False),
+    ):
+        after = onnx.load(tiny_bundle / f"graphs/text_encoder.{quantize.variant}.onnx")
+        after.opset_import[0].version = opset
+        if allowed:
+            quantize([]).ensures(before, after)
+        else:
+            with pytest.raises(GateFailed):
+                quantize([]).ensures(before, after)
+
+
 def test_a_bundle_without_int8_says_how_to_make_it(every_bundle: Path, run_cli) -> None:
     done = run_cli("export", "verify", every_bundle, "--precision", "int8")
     assert done.returncode == 3 and "int8-u8" in done.stderr and "--precision" in done.stderr
@@ -254,7 +277,6 @@ def test_real_weights_keep_their_neighbours(minilm_bundle: Path, engine: str) ->
     from simmim_export.proof.figures import agreement
     from simmim_export.runtime import load
 
-    assert Bundle.open(minilm_bundle).artifact("text_encoder", Variant.INT8_U8).built_for == {}
     texts = sentences()[:200]
     with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, precision="int8") as model:
         kept = agreement(exact.embed_text(texts), model.embed_text(texts))

@@ -16,7 +16,7 @@ from simmim_export.errors import DataError, GateFailed
 from simmim_export.precision import smooth
 from simmim_export.precision.base import Options
 from simmim_export.precision.int8_s8 import Int8ForTensorRT, convolutions_of, products_of, residuals, worthwhile
-from simmim_export.precision.measure import observe, run
+from simmim_export.precision.measure import Record, run
 from simmim_export.precision.passes import write_variant
 from simmim_export.proof.parity import difference
 from simmim_export.spec import Variant
@@ -85,13 +85,14 @@ def block() -> onnx.ModelProto:
 
 def test_equalizing_keeps_what_is_computed(block: onnx.ModelProto) -> None:
     edited, feeds = ir.from_proto(block), outliers((5, 32))
-    seen = observe(block, feeds, ["normed", "x"])
-    smooth.equalize(edited.graph, products_of(edited.graph), seen, 0.8)
+    record = Record(block, feeds)
+    seen = record.activations(["normed", "x"])
+    smooth.equalize(edited.graph, products_of(edited.graph), seen=seen, alpha=0.8)
     after = ir.to_proto(edited)
-    smooth.require_equal(block, after, feeds)
+    smooth.require_equal(record, after)
     kinds = [n.op_type for n in after.graph.node]
     assert kinds == ["LayerNormalization", "MatMul", "MatMul", "Mul", "MatMul", "Sum"], "folded once, inserted once"
-    equalized = observe(after, feeds, ["normed", "x.smooth"])
+    equalized = Record(after, feeds).activations(["normed", "x.smooth"])
     for name, old in (("normed", "normed"), ("x.smooth", "x")):
         ratio = [s.largest.max() / np.median(s.largest) for s in (seen[old], equalized[name])]
         assert ratio[1] < 0.7 * ratio[0], "the loudest channel is closer to the others"
@@ -104,7 +105,7 @@ def test_a_graph_that_computes_something_else_is_refused(block: onnx.ModelProto)
     weight = next(tensor for tensor in broken.graph.initializer if tensor.name == "one")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), "one"))
     with pytest.raises(GateFailed, match="changed y"):
-        smooth.require_equal(block, broken, outliers((5, 32)))
+        smooth.require_equal(Record(block, outliers((5, 32))), broken)
 
 
 def test_nothing_is_folded_into_a_norm_that_another_node_reads() -> None:
@@ -210,10 +211,10 @@ def test_a_product_that_loses_too_much_stays_float() -> None:
     """A few values a thousand times the rest, each in another row and channel, leave no scale for the rest."""
     model = model_of([node("MatMul", "x w", "y")], {"w": noise(32, 32)}, ["batch", "rows", 32])
     feeds, products = outliers((64, 32)), list(ir.from_proto(model).graph)
-    assert worthwhile(model, products, seen=observe(model, feeds, ["x"]), feeds=feeds)
+    assert worthwhile(model, products, seen=Record(model, feeds).activations(["x"]), feeds=feeds)
     for seed, feed in enumerate(feeds):
         feed["x"][0, np.arange(4), np.random.default_rng(seed).integers(0, 32, 4)] = 1e4
-    assert worthwhile(model, products, seen=observe(model, feeds, ["x"]), feeds=feeds) == []
+    assert worthwhile(model, products, seen=Record(model, feeds).activations(["x"]), feeds=feeds) == []
 
 
 def fp32(bundle: Path, graph: str) -> onnx.ModelProto:
@@ -278,7 +279,7 @@ def test_the_promises_of_the_pass_are_checked(tiny_bundle: Path) -> None:
     newer.opset_import[0].version = 21
     with pytest.raises(GateFailed, match="21"):
         promised.ensures(before, newer)
-    dequantized = next(n for n in after.graph.node if n.input[0].endswith("_quantized"))
+    dequantized = next(n for n in after.graph.node if n.input[0].endswith(".weight.int8"))
     product = next(n for n in after.graph.node if dequantized.output[0] in n.input)
     levels = next(tensor for tensor in after.graph.initializer if tensor.name == dequantized.input[0])
     product.input[1] = "weight"

@@ -31,9 +31,14 @@ def row(
     """A certificate of ``bundle`` as JSON, with the fields of ``changes`` instead of its own."""
     manifest, plan = bundle.manifest, PrecisionPlan.parse(precision)
     variants = {"int8": "int8-u8", "bf16": "fp32"}
+    artifacts = {
+        graph.name: bundle.artifact(graph.name, variants.get(plan.of(graph.name), plan.of(graph.name)))
+        for graph in manifest.graphs
+    }
     graphs = {
         graph.name: {
-            "artifact": bundle.artifact(graph.name, variants.get(plan.of(graph.name), plan.of(graph.name))).sha256,
+            "artifact": artifacts[graph.name].sha256,
+            "variant": artifacts[graph.name].variant,
             "precision": plan.of(graph.name),
             "parity": dict(PARITY),
             "invariance": {"batch": 0.0, "padding": None},

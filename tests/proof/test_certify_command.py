@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ from certificates import typed
 
 from simmim_export.benchmarks.certify import lowered, unchanged
 from simmim_export.bundle import Bundle
-from simmim_export.engines import versions
-from simmim_export.errors import UsageError
+from simmim_export.engines import get_engine, versions
+from simmim_export.engines.checks import int8_for_this_cpu
+from simmim_export.errors import EngineUnavailable, UsageError
 from simmim_export.proof.certificate import FILE, read
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.records import Certificate, Line
@@ -41,8 +43,8 @@ def test_a_precision_that_no_node_ran_in_is_not_certified(certificate: Callable[
 def test_only_a_copy_made_by_a_pass_counts_as_unchanged(tiny_bundle: Path) -> None:
     """OpenVINO runs BF16 from the FP32 file, so that an equal file does not mean that there is nothing to lower."""
     opened = Bundle.open(tiny_bundle)
-    of = {Precision.FP32: "fp32", Precision.BF16: "fp32", Precision.INT8: "int8-u8"}
-    engine: Any = SimpleNamespace(variant=of.__getitem__)
+    of = {Precision.FP32: ("fp32",), Precision.BF16: ("fp32",), Precision.INT8: ("int8-dot", "int8-u8")}
+    engine: Any = SimpleNamespace(variants=of.__getitem__)
     assert unchanged(opened, engine, PrecisionPlan.parse("bf16")) == []
     # Heads are too small for INT8: their files are copies.
     assert set(unchanged(opened, engine, PrecisionPlan.parse("int8"))) == {"head.match", "head.vqa"}
@@ -100,6 +102,7 @@ def test_every_engine_is_certified_and_the_fastest_is_used(certified: Path, pict
         assert row["passed"] and row["host"] == fingerprint() and row["versions"] == versions(row["engine"])
         assert row["graphs"].keys() == {graph.name for graph in opened.manifest.graphs}
         for graph in row["graphs"].values():
+            assert graph["variant"] == (int8_for_this_cpu()[0] if graph["precision"] == "int8" else "fp32")
             assert graph["parity"]["passed"] and graph["executed"]["executed"] and graph["invariance"]
         if name.endswith(":fp32"):
             assert all(task["loss"] == 0 for task in row["figures"]["tasks"].values())
@@ -132,7 +135,14 @@ def test_a_plan_travels_with_the_bundle(asked_bundle: Path, run_cli) -> None:
     opened = Bundle.open(asked_bundle)
     assert opened.manifest.plans.keys() == {"ort", "openvino"}
     planning = opened.manifest.provenance["planning"]
-    assert {plan["engine"]: plan["chosen"] for plan in planning} == opened.manifest.plans
+    chosen = {(plan["engine"], plan["variant"]): plan["chosen"] for plan in planning}
+    plans = {(engine, variant): own[variant] for engine, own in opened.manifest.plans.items() for variant in own}
+    assert chosen.keys() == {(engine, each) for engine in ("ort", "openvino") for each in int8_for_this_cpu()}
+    assert all(plans[key] == plan for key, plan in chosen.items())
+    assert plans.keys() == {(engine, each) for engine in ("ort", "openvino") for each in ("int8-dot", "int8-u8")}
+    if Precision.BF16 in _precisions("openvino"):
+        rows = {row["plan"] for plan in planning if plan["engine"] == "openvino" for row in plan["tried"]}
+        assert ",".join(f"{graph.name}=bf16" for graph in sorted(opened.manifest.graphs, key=lambda g: g.name)) in rows
     for plan in planning:
         assert any(row["plan"] == plan["chosen"] and row["fits"] for row in plan["tried"])
         assert any(row["pareto"] for row in plan["tried"]) and all(row["costs"] for row in plan["tried"])
@@ -140,6 +150,16 @@ def test_a_plan_travels_with_the_bundle(asked_bundle: Path, run_cli) -> None:
     assert done.returncode == 0, done.stderr
     done = run_cli("export", "verify", asked_bundle, "--engine", "trt", "--precision", "planned")
     assert done.returncode == 3
+
+
+def _precisions(engine: str) -> set[Precision]:
+    """The precisions that ``engine`` has here."""
+    has = set()
+    for precision in Precision:
+        with suppress(EngineUnavailable):
+            get_engine(engine).variants(precision)
+            has.add(precision)
+    return has
 
 
 def test_an_export_ends_if_no_plan_keeps_its_budget(tiny_checkpoint: Path, tmp_path: Path, run_cli) -> None:

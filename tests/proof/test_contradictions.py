@@ -67,6 +67,8 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "a graph at another precision": lambda c: c["graphs"]["fusion"].update(precision="fp32"),
     "an unknown precision": lambda c: c["graphs"]["fusion"].update(precision="fp64"),
     "another graph's file": lambda c: c["graphs"]["fusion"].update(artifact="0" * 64),
+    "another variant of the same graph": lambda c: c["graphs"]["fusion"].update(variant="int8-s8"),
+    "an unknown variant": lambda c: c["graphs"]["fusion"].update(variant="int4"),
     "not a digest": lambda c: c["graphs"]["fusion"].update(artifact="x"),
     "an unknown plan": lambda c: c.update(plan="int9"),
     "another plan": lambda c: c.update(plan="fp32"),
@@ -97,6 +99,15 @@ def test_a_certificate_that_contradicts_itself_is_refused(bundle: Bundle, name: 
     put(bundle, [content])
     assert [one.name for one in read(bundle)] == ["ort:int8"]
     WRONG[name](content)
+    path = put(bundle, [content])
+    with pytest.raises(BundleError) as caught:
+        read(bundle)
+    assert caught.value.exit_code == 5 and caught.value.where == str(path)
+
+
+def test_int8_of_the_fp32_file_is_refused(bundle: Bundle) -> None:
+    content = row(bundle)
+    content["graphs"]["fusion"].update(variant="fp32", artifact=bundle.artifact("fusion", "fp32").sha256)
     path = put(bundle, [content])
     with pytest.raises(BundleError) as caught:
         read(bundle)

@@ -111,7 +111,6 @@ def write_bundle(root: Path) -> None:
                 bytes=path.stat().st_size,
                 engine=None,
                 precision=Precision.FP32,
-                built_for={},
                 parity=parity,
             )
         )

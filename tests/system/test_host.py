@@ -1,21 +1,14 @@
-"""The kind of machine: read from Linux' files, and the same for machines of one kind. Whether a graph may run on it."""
+"""The kind of machine: read from Linux' files, and the same for machines of one kind."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simmim_export.bundle import Bundle
-from simmim_export.engines import checks, get_engine
-from simmim_export.engines.checks import INTEGER_DOT, require_host
-from simmim_export.errors import EngineUnavailable, UnknownHost
-from simmim_export.runtime import load
 from simmim_export.system.host import (
     FEATURES,
     available_threads,
@@ -103,48 +96,6 @@ def test_the_smallest_quota_limits_threads(
     if groups is not None:
         (tmp_path / "groups").write_text(groups)
     assert cgroup_quota(tmp_path / "cgroup", tmp_path / "groups") == expected
-
-
-@pytest.fixture
-def without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor without integer dot products, as require_host sees it."""
-    monkeypatch.setattr(checks, "has_integer_dot", lambda: integer_dot(parse_cpuinfo(OLD)[1], "x86_64"))
-
-
-def test_int8_of_full_range_is_refused_by_a_saturating_engine_without_vnni(
-    tiny_bundle: Path, tmp_path: Path, without_vnni: None
-) -> None:
-    manifest = Bundle.open(tiny_bundle).manifest
-    artifacts = {a.graph: a for a in manifest.artifacts if a.variant == "int8-u8"}
-    # Weights of 7 bits need nothing.
-    assert all(artifact.built_for == {} for artifact in artifacts.values())
-    whole = tuple(
-        replace(a, built_for={"needs": INTEGER_DOT}) if a is artifacts["image_encoder"] else a
-        for a in manifest.artifacts
-    )
-    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    (bundle / "manifest.json").write_text(replace(manifest, artifacts=whole).dumps(), encoding="utf-8")
-    with load(bundle, "openvino", precision="int8") as model:
-        with pytest.raises(EngineUnavailable, match="'openvino'") as caught:
-            model.session("image_encoder")
-        assert str(caught.value.where).endswith("image_encoder.int8-u8.onnx") and caught.value.fix
-        model.session("head.match")
-    for engine, precision in (("openvino", "image_encoder=fp32"), ("ort", "int8")):
-        with load(bundle, engine, precision=precision) as model:
-            model.session("image_encoder")
-
-
-def test_an_unknown_host_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "has_integer_dot", lambda: None)
-    with pytest.warns(UnknownHost, match="x.onnx"):
-        require_host(get_engine("openvino"), {"needs": INTEGER_DOT}, where="x.onnx")
-    require_host(get_engine("openvino"), {}, where="x.onnx")
-    require_host(get_engine("ort"), {"needs": INTEGER_DOT}, where="x.onnx")
-
-
-def test_an_unknown_need_is_refused() -> None:
-    with pytest.raises(EngineUnavailable, match="'fp8'"):
-        require_host(get_engine("ort"), {"needs": "fp8"}, where="x.onnx")
 
 
 def test_doctor_lists_the_processors_features(run_cli) -> None:

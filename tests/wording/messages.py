@@ -93,7 +93,6 @@ simmim-export onnx {checkpoint} -o out --precision int4
 simmim-export onnx {checkpoint} -o out --precision int8 --calibration missing
 simmim-export onnx {checkpoint} -o out --precision int8 --calibration text.txt
 simmim-export onnx {checkpoint} -o out --calibration folder
-simmim-export onnx {checkpoint} -o out --full-range
 simmim-export onnx {checkpoint} -o out --budget answers
 simmim-export onnx {checkpoint} -o out --budget speed=2
 simmim-export onnx {checkpoint} -o out --budget cosine=2
@@ -248,6 +247,12 @@ simmim-bench compare text.txt text.txt
 simmim-bench compare runs/other_version.json runs/other_version.json
 simmim-bench compare runs/no_rows.json runs/no_rows.json
 simmim-bench compare runs/no_host.json runs/no_rows.json
+simmim-bench compare missing.json missing.json --accept luck
+simmim-bench compare missing.json missing.json --fail-on rain
+simmim-bench report missing.json
+simmim-bench report runs/no_rows.json -o r.html
+simmim-bench pair --bundle missing
+simmim-bench pair --bundle {bundle} --against-python missing
 simmim-bench footprint --bundle missing
 simmim-bench footprint --bundle {bundle} --source folder
 simmim-bench train --preset huge

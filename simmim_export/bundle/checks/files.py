@@ -12,7 +12,7 @@ from simmim_export.bundle.checks.problem import Problem, refusal
 from simmim_export.bundle.golden import FILE as GOLDEN
 from simmim_export.bundle.schema import metrics_row
 from simmim_export.errors import UsageError
-from simmim_export.spec import PrecisionPlan, Variant
+from simmim_export.spec import Precision, PrecisionPlan, Variant
 
 if TYPE_CHECKING:
     from simmim_export.bundle.manifest import Manifest
@@ -62,11 +62,15 @@ def _artifacts(manifest: Manifest) -> Iterator[Problem]:
 
 def plan_problems(manifest: Manifest) -> Iterator[Problem]:
     """Precision plans that do not parse or that name unknown graphs."""
-    for engine, text in manifest.plans.items():
-        try:
-            PrecisionPlan.parse(text).check(graph.name for graph in manifest.graphs)
-        except UsageError as error:
-            yield f"$.plans.{engine}", error.what
+    for engine, plans in manifest.plans.items():
+        for variant, text in plans.items():
+            place = f"$.plans.{engine}.{variant}"
+            if variant.precision is not Precision.INT8:
+                yield place, f"{variant} is not an INT8 variant"
+            try:
+                PrecisionPlan.parse(text).check(graph.name for graph in manifest.graphs)
+            except UsageError as error:
+                yield place, error.what
 
 
 def metrics_problems(manifest: Manifest) -> Iterator[Problem]:

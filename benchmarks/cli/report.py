@@ -1,0 +1,47 @@
+"""``simmim-bench report``: results as a page that people look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simmim_export.console import check_output, say
+from simmim_export.console.options import Overwrite, output
+
+EXAMPLES = (
+    "simmim-bench report bench.json -o report.html",
+    "simmim-bench report latency.json peers.json soak.json -o report.html --svg docs/plots",
+)
+
+
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="FILE.json...", help="Files that simmim-bench --save wrote.")
+    ],
+    path: Annotated[Path, output("FILE.html", "Page to write.")] = Path("report.html"),
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="DIR", help="Also write each plot as an SVG file to this folder.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a page with plots and tables of saved runs.
+
+    One HTML file that loads nothing from the network: accuracy against latency beside the peers, where the time goes, how it
+    grows, throughput, memory over time, and the host.
+    """
+    from simmim_export.benchmarks.html import page
+    from simmim_export.system.outputs import destination, replacing
+
+    page.require_libraries()
+    check_output(path, "-o", overwrite=overwrite)
+    made = page.report(results)
+    files = {path: made.html()} | {svg / name: text for name, text in (made.svg_files() if svg else {}).items() if svg}
+    for each in files:
+        if each != path:
+            check_output(each, "--svg", overwrite=overwrite)
+    for each, text in files.items():
+        with replacing(destination(each)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    say(f"wrote {', '.join(str(each) for each in files)}")

@@ -1,0 +1,100 @@
+"""A whole measurement: its rounds, its file, and what is kept of it if it is interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from simmim_export.benchmarks.contestants import Plan
+from simmim_export.benchmarks.document import Host, as_document, described, method, read, reserved
+from simmim_export.benchmarks.driver import Measured, Measurement
+from simmim_export.benchmarks.limit.peaks import measure_peaks
+from simmim_export.benchmarks.limit.rows import with_floors
+from simmim_export.console import progress_bar, say
+from simmim_export.errors import DataError, UsageError
+
+# What of the machine must be the same when a measurement is continued.
+SAME_HOST = ("cpu", "gpu", "threads_used", "packages")
+
+
+def run(
+    plan: Plan,
+    path: Path | None,
+    *,
+    host: Host,
+    show: Callable[[Measured, dict[str, Any]], None],
+    earlier: Measured | None = None,
+    limit: bool = False,
+) -> Measured:
+    """Measure ``plan`` with a progress bar, ``show`` the results, and write them to ``path``. With ``limit`` the peaks of this
+    host are measured first, and each row gets its floor.
+
+    If Ctrl-C or SIGTERM ends the run, ``path`` has the rounds that were finished, if any. Raise as :meth:`Measurement.run` does,
+    and :class:`UsageError` if the file cannot be written.
+    """
+    measurement, finished = Measurement(plan, earlier=earlier), 0
+    rows = sum(engine.runs(job) for job in plan.jobs for engine in plan.engines)
+    samples = plan.rounds * sum(job.iterations for job in plan.jobs) * len(plan.engines)
+    try:
+        with reserved(path, rows=rows, samples=samples) as write:
+
+            def keep(partial: Measured) -> None:
+                nonlocal finished
+                # A disk that is full now may have room at the end; the last write says so if it has not.
+                with suppress(UsageError):
+                    write(as_document(plan, partial, host=host))
+                    finished = partial.finished
+
+            with progress_bar("benchmark") as watch:
+                peaks = measure_peaks(watch) if limit else None
+                measured = measurement.run(keep, watch=watch)
+            if peaks is not None:
+                measured = replace(measured, results=with_floors(measured.results, plan.bundle, peaks=peaks))
+            document = as_document(plan, measured, host=host, peaks=None if peaks is None else asdict(peaks))
+            # Show first: if the file cannot be written after all, the figures are not lost.
+            show(measured, document)
+            write(document)
+    except (KeyboardInterrupt, SystemExit):
+        if path is not None and finished:
+            where = f"{finished} of {plan.rounds} rounds are in {path}"
+            say(f"interrupted: {where}; to go on, type the same with --resume {path}", error=True)
+        raise
+    return measured
+
+
+def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
+    """The finished rounds in the file ``path``, to continue with ``plan`` on ``host``.
+
+    Raise :class:`DataError` if the file is not of an interrupted run of this very plan on such a machine, naming what differs.
+    """
+    document = read(path)
+    engines = [str(engine) for engine in plan.engines]
+    keys = {row.key for row in document.results}
+    wanted = {(*job.key, *engine.key) for job in plan.jobs for engine in plan.engines if engine.runs(job)}
+    pairs: dict[str, tuple[Any, Any]] = {
+        "bundle": (document.bundle, described(plan)),
+        "engines": (list(document.engines), engines),
+        "suites and their sizes": (keys, wanted),
+        "method": (document.method, method(plan)),
+        **{f"host's {key}": (document.host.get(key), host.described[key]) for key in SAME_HOST},
+    }
+    if differs := [name for name, (before, now) in pairs.items() if before != now]:
+        what = f"this file was measured with another {', '.join(differs)}"
+        raise DataError(what, where=path, fix=f"type what made it, with --resume: {' '.join(document.command)}")
+    if document.finished_rounds >= document.method["rounds"]:
+        what = f"all {document.finished_rounds} rounds of this measurement are finished"
+        raise DataError(
+            what, where=path, fix="measure again with --save FILE, or print it: simmim-bench compare FILE FILE"
+        )
+    for row in document.results:
+        lengths = {len(row.rounds), len(row.gpu_rounds) or len(row.rounds)}
+        if lengths != {document.finished_rounds} and row.failed is None:
+            what = f"the benchmark file is damaged: {row.target} on {row.engine} lacks rounds"
+            raise DataError(what, where=path, fix="measure again with --save FILE")
+    if any(row.memory for row in document.results):
+        what = "a soak cannot be continued: a new process has new memory"
+        raise DataError(what, where=path, fix="measure it again: simmim-bench --suite soak")
+    return Measured(list(document.results), document.engines, document.finished_rounds)
