@@ -93,6 +93,9 @@ class PrecisionPlan:
 
 # The first axis of every tensor: the number of images, texts or clips.
 BATCH = "batch"
+# What an ONNX file calls that axis for a tensor that all rows of a batch may share. With one name, ONNX Runtime would take the
+# two sizes for equal, and reuse memory that is too small.
+SHARED_BATCH = "batch_or_1"
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,17 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor. ``dtype`` is a NumPy name. In ``shape``, a ``str`` is a dynamic axis and an ``int`` a fixed size."""
+    """A named tensor. ``dtype`` is a NumPy name. In ``shape``, a ``str`` is a dynamic axis and an ``int`` a fixed size.
+
+    A graph takes a ``shared`` input with one row for each row of the batch, or with a single row for all of them: several texts
+    about one image.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     kind: Kind = Kind.HIDDEN
+    shared: bool = False
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape for the given axis sizes. KeyError if one is missing."""

@@ -51,6 +51,7 @@ class TensorRow(Row, frozen=True):
     dtype: Literal["uint8", "int64", "float32"]
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=2**31 - 1)] | Name, ...], Meta(min_length=1, max_length=8)]
     kind: Kind
+    shared: bool = False
 
 
 class GraphRow(Row, frozen=True):

@@ -46,10 +46,14 @@ def check_feeds(
 
 
 def axis_sizes(arrays: Mapping[str, np.ndarray], inputs: tuple[TensorSpec, ...]) -> dict[str, int]:
-    """The size of every dynamic axis of ``inputs``; raise :class:`UsageError` for an axis with two sizes."""
+    """The size of every dynamic axis of ``inputs``; raise :class:`UsageError` for an axis with two sizes. A shared input may have
+    a single row, whatever the size of the batch."""
     sizes: dict[str, int] = {}
+    alone = all(spec.shared for spec in inputs)
     for spec in inputs:
         for axis, size in zip(spec.shape, arrays[spec.name].shape, strict=True):
+            if spec.shared and axis == BATCH and size == 1 and not alone:
+                continue
             if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
                 raise UsageError(f"axis {axis!r} is {sizes[axis]} in one input and {size} in {spec.name!r}")
     return sizes

@@ -20,7 +20,7 @@ from simmim_export.bundle.onnx_file import OPERATORS
 from simmim_export.errors import GateFailed
 from simmim_export.export.limits import OPSET, require_opset
 from simmim_export.models.family import Graph
-from simmim_export.spec import GraphSpec, TensorSpec
+from simmim_export.spec import BATCH, SHARED_BATCH, GraphSpec, TensorSpec
 
 # Operators that a graph must not hold, and why.
 FORBIDDEN: Mapping[str, str] = {
@@ -101,11 +101,25 @@ def trace(graph: Graph, path: Path, *, opset: int = OPSET) -> onnx.ModelProto:
 
 
 def name_axes(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Name the dynamic axes of each output as in ``spec``. PyTorch's exporter calls a derived axis by its formula, ``s7 + 1``."""
+    """Name the dynamic axes of each output as in ``spec``. PyTorch's exporter calls a derived axis by its formula, ``s7 + 1``.
+
+    The batch of a shared input, and of what is computed from it alone, becomes :data:`SHARED_BATCH`.
+    """
     for value, tensor in zip(model.graph.output, spec.outputs, strict=True):
         for dimension, size in zip(value.type.tensor_type.shape.dim, tensor.shape, strict=True):
             if isinstance(size, str) and not dimension.HasField("dim_value"):
                 dimension.dim_param = size
+    alone, constants = (
+        {tensor.name for tensor in spec.inputs if tensor.shared},
+        {i.name for i in model.graph.initializer},
+    )
+    for node in model.graph.node:
+        if (read := {name for name in node.input if name} - constants) <= alone:
+            (alone if read else constants).update(node.output)
+    for value in (*model.graph.input, *model.graph.value_info):
+        dimensions = value.type.tensor_type.shape.dim
+        if value.name in alone and dimensions and dimensions[0].dim_param == BATCH:
+            dimensions[0].dim_param = SHARED_BATCH
 
 
 def check(model: onnx.ModelProto, spec: GraphSpec, *, opset: int) -> None:
@@ -143,6 +157,7 @@ def _tensor_problems(kind: str, values: list[onnx.ValueInfoProto], specs: tuple[
         tensor = value.type.tensor_type
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
-        if dtype != spec.dtype or shape != spec.shape:
-            problems.append(f"{kind} {spec.name} is {dtype} {list(shape)}, not {spec.dtype} {list(spec.shape)}")
+        wanted = (SHARED_BATCH, *spec.shape[1:]) if spec.shared else spec.shape
+        if dtype != spec.dtype or shape != wanted:
+            problems.append(f"{kind} {spec.name} is {dtype} {list(shape)}, not {spec.dtype} {list(wanted)}")
     return problems

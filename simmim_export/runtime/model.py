@@ -281,12 +281,17 @@ class Model:
         logits = pipeline.outputs[0]
         if pipeline.verb is Verb.CLASSIFY:
             return softmax(self._run(pipeline, encoded.tensors)[logits])
+        graphs = [self.bundle.manifest.graph(name) for name in pipeline.graphs]
+        repeated = {tensor.name for graph in graphs for tensor in graph.inputs if not tensor.shared}
         rows = []
         for tokens in self._preprocessor.text_batches(
             text_list(pipeline.verb, texts), step=self.largest_batch(pipeline)
         ):
             count = len(next(iter(tokens.values())))
-            image = {name: np.repeat(array, count, axis=0) for name, array in encoded.tensors.items()}
+            image = {
+                name: np.repeat(array, count, axis=0) if name in repeated else array
+                for name, array in encoded.tensors.items()
+            }
             rows.append(softmax(self._run(pipeline, tokens | image)[logits]))
         return np.concatenate(rows)
 

@@ -59,6 +59,12 @@ def test_a_fixed_text_length_opens() -> None:
     parse_manifest(dumped(changed), "here")
 
 
+def test_an_input_that_another_graph_gives_may_be_shared(content: dict[str, Any]) -> None:
+    put("graphs", 3, "inputs", 0, "shared", value=True)(content)
+    manifest = parse_manifest(dumped(content), "here")
+    assert [tensor.shared for tensor in manifest.graph("mix").inputs] == [True, False, False]
+
+
 def test_masks_are_optional() -> None:
     changed = content_of("see", "hear", "watch")
     for graph in changed["graphs"]:
@@ -105,6 +111,9 @@ GRAPHS: list[tuple[str, Edit]] = [
     ("$.graphs[1].outputs[2]", again("graphs", 1, "outputs")),
     ("$.graphs[0].outputs[2]", give(0, name="photo", **HIDDEN)),
     ("$.graphs[4].outputs[1]", give(4, name="more", **LOGITS)),
+    ("$.graphs[0].inputs[0].shared", put("graphs", 0, "inputs", 0, "shared", value=True)),
+    ("$.graphs[0].outputs[0].shared", put("graphs", 0, "outputs", 0, "shared", value=True)),
+    ("$.graphs[6].inputs[0].shared", put("graphs", 6, "inputs", 0, "shared", value=True)),
     ("$.graphs[0].axes[0]", put("graphs", 0, "axes", 0, "minimum", value=9)),
     ("$.graphs[0].axes[0]", put("graphs", 0, "axes", 0, "minimum", value=2)),
     ("$.graphs[2].axes[1]", put("graphs", 2, "axes", 1, "minimum", value=5)),

@@ -103,6 +103,33 @@ def test_parity_of_every_graph(sessions: dict[str, Session], tiny_bundle: Path) 
         assert compare(sessions[spec.name], spec, golden=golden, precision=Precision.FP32).passed
 
 
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+def test_one_row_of_a_shared_input_serves_the_whole_batch(
+    engine: Engine, sessions: dict[str, Session], tiny_bundle: Path, tmp_path: Path, precision: Precision
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    shared = {spec.name: [t for t in spec.inputs if t.shared] for spec in bundle.manifest.graphs}
+    assert [name for name, tensors in shared.items() if tensors] == ["fusion"]
+    session, (tensor,), spec = sessions["fusion"], shared["fusion"], bundle.manifest.graph("fusion")
+    if precision is Precision.INT8:
+        try:
+            session = opened(engine, bundle, "fusion", precision, tmp_path)
+        except EngineUnavailable as error:
+            pytest.skip(str(error).splitlines()[0])
+    rng = np.random.default_rng(0)
+    for rows in (1, 2, 8, 3):
+        sizes = {"batch": rows, "sequence": 5}
+        feeds = {t.name: rng.normal(size=t.resolve(sizes)).astype(t.dtype) for t in spec.inputs}
+        feeds["attention_mask"] = (np.arange(5) < rng.integers(3, 6, (rows, 1))).astype(np.int64)
+        feeds[tensor.name] = feeds[tensor.name][:1]
+        repeated = feeds | {tensor.name: np.repeat(feeds[tensor.name], rows, axis=0)}
+        one, each = session.run(feeds), session.run(repeated)
+        for name in each:
+            np.testing.assert_allclose(one[name], each[name], atol=1e-5)
+    with pytest.raises(UsageError):
+        session.run(feeds | {tensor.name: np.repeat(feeds[tensor.name], 2, axis=0)})
+
+
 @pytest.mark.parametrize(("precision", "kinds"), [("bf16", {"bfloat16"}), ("int8", {"int8", "uint8"})])
 def test_a_lower_precision_agrees_and_really_runs(
     engine: Engine, tiny_bundle: Path, precision: str, kinds: set[str], tmp_path: Path

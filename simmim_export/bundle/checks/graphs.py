@@ -49,6 +49,10 @@ def _axes(place: str, graph: GraphSpec) -> Iterator[Problem]:
             yield there, f"no input has the axis {axis.name}"
 
 
+def _only_shared(graph: GraphSpec) -> bool:
+    return all(tensor.shared for tensor in graph.inputs)
+
+
 def _shapes(place: str, graph: GraphSpec) -> Iterator[Problem]:
     largest = {axis.name: axis.maximum for axis in graph.axes}
     for side, tensors in (("inputs", graph.inputs), ("outputs", graph.outputs)):
@@ -60,5 +64,8 @@ def _shapes(place: str, graph: GraphSpec) -> Iterator[Problem]:
                 continue
             if tensor.shape[0] != BATCH or BATCH in tensor.shape[1:]:
                 yield there, f"the first dimension of {tensor.name}, and no other, must be {BATCH!r}"
+            if tensor.shared and (side == "outputs" or tensor.kind is not Kind.HIDDEN or _only_shared(graph)):
+                what = f"{tensor.name} is shared: only an input that another graph gives may be, beside one that is not"
+                yield f"{place}.{side}[{index}].shared", what
             if prod(tensor.resolve(largest)) * np.dtype(tensor.dtype).itemsize > MAX_TENSOR_BYTES:
                 yield there, f"{tensor.name} may take more than {MAX_TENSOR_BYTES / 2**30:.0f} GiB"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.errors import DataError, UsageError
-from simmim_export.spec import Axis, GraphSpec, TensorSpec
+from simmim_export.spec import BATCH, Axis, GraphSpec, TensorSpec
 from simmim_export.system.files import parse_json
 
 # TensorRT's own names, in lower case. With "none" a plan file runs only on the kind of GPU that it was built on.
@@ -84,9 +84,10 @@ class Profile:
             raise UsageError(what, fix=f"build it again with {flags}")
 
     def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The least, best and largest shape of ``tensor``."""
+        """The least, best and largest shape of ``tensor``. A shared tensor may always have a single row."""
+        least = {name: axis.minimum for name, axis in self.axes.items()}
         return (
-            tensor.resolve({name: axis.minimum for name, axis in self.axes.items()}),
+            tensor.resolve(least | {BATCH: 1} if tensor.shared else least),
             tensor.resolve({name: axis.optimum for name, axis in self.axes.items()}),
             tensor.resolve({name: axis.maximum for name, axis in self.axes.items()}),
         )

@@ -5,6 +5,8 @@ The exporter traces these wrappers and the PyTorch engine runs them, so the two 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from simmim_export.errors import UsageError
@@ -105,7 +107,9 @@ def graphs(model: SimMIM, max_batch: int, *, attention: bool = False) -> dict[st
     if attention:
         looked = ("batch", "sequence", model.image_encoder.tokens)
         outputs += (TensorSpec("attention", "float32", looked, Kind.ATTENTION),)
-    spec = GraphSpec("fusion", (image_tokens, text_tokens, mask), outputs, (batch, sequence))
+    # If only the keys and values of an image are read, one image serves all texts of a batch, and they are computed once.
+    shared = not model.fusion.single and not model.interaction.updates_image and model.fusion.keeps_words
+    spec = GraphSpec("fusion", (replace(image_tokens, shared=shared), text_tokens, mask), outputs, (batch, sequence))
     modules.append((FusionGraph(model, attention=attention), spec))
     readable = {"fused": fused, STACKED: image_tokens}
     for name, classes in config.heads.items():

@@ -76,6 +76,8 @@ class SoftmaxMixing(Mixing):
     def _projected(self, joint: Joint, first_only: bool) -> tuple[Tensor, Tensor, Tensor]:
         assert joint.image is not None
         image = repeat(self.image_key_value(joint.image), joint.repeats)
+        # An exported graph also takes a single image for all texts.
+        image = image.expand(joint.rows.shape[0], -1, -1)
         key, value = torch.cat([image, self.key_value(joint.rows)], dim=1).chunk(2, dim=-1)  # b (n+s) D
         rows = joint.rows[:, :1] if first_only else joint.rows
         return split(self.query(rows), self.heads), split(key, self.heads), split(value, self.heads)

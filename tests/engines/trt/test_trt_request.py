@@ -72,6 +72,9 @@ def test_options_win_over_a_log_and_a_log_over_the_graph() -> None:
     request = Request(traffic=traffic, largest={"sequence": 10}, best={"batch": 2})
     assert request.profile(SPEC) == Profile({"batch": Range(1, 2, 8), "sequence": Range(4, 10, 10)})
     assert request.profile(SPEC).shapes(SPEC.inputs[0]) == ((1, 4), (2, 10), (8, 10))
+    fixed = Request(least={"batch": 8}).profile(SPEC)
+    assert [shape[0] for shape in fixed.shapes(SPEC.inputs[0])] == [8, 8, 8]
+    assert [shape[0] for shape in fixed.shapes(dataclasses.replace(SPEC.inputs[0], shared=True))] == [1, 8, 8]
 
 
 @pytest.mark.parametrize(
