@@ -159,7 +159,9 @@ def _require_comparable(first: Document, second: Document, *, where: Path, accep
         if _paired(first, second)
         else "the files are of separate runs, between which the machine can change",
     }
-    fixes = {"runs": "measure side by side: simmim-bench pair --against-python OLD/bin/python, or accept it"}
+    fixes = {
+        "runs": "measure side by side: simmim-bench pair --bundle BUNDLE --against-python OLD/bin/python, or accept it"
+    }
     for kind, what in found.items():
         if what is not None and kind not in accept:
             fix = fixes.get(kind, "compare like with like, or accept it")

@@ -34,7 +34,7 @@ def limit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the peaks of this host, and derive the least time that each graph can take.
+    """Measure this host's peaks, and each graph's least time.
 
     Peaks are the fastest matrix products in FP32, BF16 and INT8 of the installed libraries, and the bandwidth of memory.
     """

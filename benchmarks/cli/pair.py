@@ -14,8 +14,8 @@ from simmim_export.console import check_output, print_json, progress_bar
 from simmim_export.console.options import AsJson, Overwrite, contestants
 
 EXAMPLES = (
-    "simmim-bench pair --bundle bundle --against-python ../before/.venv/bin/python",
-    "simmim-bench pair --bundle bundle --against-bundle older-bundle --engine ort:int8 --save pair",
+    "simmim-bench pair --bundle bundle --against-python before/bin/python",
+    "simmim-bench pair --bundle bundle --against-bundle older-bundle --save pair",
 )
 
 

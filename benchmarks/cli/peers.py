@@ -13,7 +13,7 @@ from simmim_export.console.options import AsJson, Overwrite, Rounds
 
 EXAMPLES = (
     "simmim-bench peers --text-encoder MINILM --save peers.json",
-    "simmim-bench peers --bundle bundle --peer torch-compile:fp32 --peer ort:int8:onnxruntime-dynamic",
+    "simmim-bench peers --bundle bundle --peer torch-compile:fp32",
 )
 
 
@@ -70,7 +70,9 @@ def peers(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the same weights in PyTorch, ONNX Runtime, OpenVINO and transformers.exporters.
+    """Measure the same weights through other tools.
+
+    The peers are PyTorch, ONNX Runtime, OpenVINO, NNCF and transformers.exporters.
 
     Shows accuracy beside latency. A peer that is missing or fails has a row with the reason. Exit code 3 if one of ours fails.
     """

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from simmim_export.console import check_output, say
-from simmim_export.console.options import Overwrite, output
+from simmim_export.console import check_output, print_json, say
+from simmim_export.console.options import AsJson, Overwrite, output
 
 EXAMPLES = (
     "simmim-bench report bench.json -o report.html",
-    "simmim-bench report latency.json peers.json soak.json -o report.html --svg docs/plots",
+    "simmim-bench report latency.json peers.json --svg docs/plots",
 )
 
 
@@ -25,6 +25,7 @@ def report(
         Path | None, typer.Option("--svg", metavar="DIR", help="Also write each plot as an SVG file to this folder.")
     ] = None,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a page with plots and tables of saved runs.
 
@@ -44,4 +45,7 @@ def report(
     for each, text in files.items():
         with replacing(destination(each)) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    say(f"wrote {', '.join(str(each) for each in files)}")
+    if as_json:
+        print_json({"page": str(path), "plots": [str(each) for each in files if each != path]})
+    else:
+        say(f"wrote {', '.join(str(each) for each in files)}")

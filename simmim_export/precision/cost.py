@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
 from simmim_export.errors import DataError, UsageError
+from simmim_export.spec import SHARED_BATCH
 from simmim_export.tensorrt_rules.graph import ONNX_DOMAINS
 
 # Products, by the positions of the left factor and of the weights among a node's inputs.
@@ -82,7 +83,9 @@ def count(path: Path, sizes: Mapping[str, int]) -> Cost:
 
 
 def _fix_sizes(model: onnx.ModelProto, sizes: Mapping[str, int], *, path: Path) -> None:
-    """Give every named axis of the inputs its size, and drop the shapes of the outputs, which are inferred anew."""
+    """Give every named axis of the inputs its size, and drop the shapes of the outputs, which are inferred anew. A shared input
+    has a single row: the least that the graph can read."""
+    sizes = {SHARED_BATCH: 1, **sizes}
     for value in model.graph.input:
         for dimension in value.type.tensor_type.shape.dim:
             if name := dimension.dim_param:
