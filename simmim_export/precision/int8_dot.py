@@ -42,8 +42,8 @@ BLOCK, LEAST_BLOCK = 128, 16
 # Static ranges need more of the spread in the weights than ranges by token: with 0.5, 0.6, 0.7, 0.8 and 0.9 MiniLM kept a cosine
 # of 0.99924, 0.99941, 0.99950, 0.99953 and 0.99949.
 ALPHA = 0.8
-# How much further a static range reaches than the samples. MiniLM, cosine of 1,200 sentences: calibrated on 128 others of the same
-# kind 0.99960 with 1.0 and 0.99952 with 1.2, on 32 captions of another kind 0.99903 and 0.99927.
+# How much further a static range reaches than the samples. MiniLM, cosine of 1,200 sentences: calibrated on 128 others of the
+# same kind 0.99960 with 1.0 and 0.99952 with 1.2, on 32 captions of another kind 0.99903 and 0.99927.
 MARGIN = 1.1
 
 
