@@ -7,6 +7,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def use_pipeline(manifest: Manifest, pipeline: Pipeline) -> None:
     known = {tensor.name: tensor for tensor in manifest.takes(pipeline).values()}
     for name in pipeline.graphs:
         for tensor in manifest.graph(name).inputs:
-            assert known[tensor.name] == tensor
+            # Whether a tensor is shared is a matter of the graph that reads it.
+            assert known[tensor.name] == replace(tensor, shared=known[tensor.name].shared)
         known |= {tensor.name: tensor for tensor in manifest.graph(name).outputs}
     assert set(pipeline.outputs) <= set(known)
     length = manifest.preprocessing["text"]["max_length"]
