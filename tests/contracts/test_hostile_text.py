@@ -149,7 +149,8 @@ def test_benchmark_files_are_shown_escaped_or_refused(tmp_path: Path) -> None:
     assert run("simmim-bench", "compare", first, second) == 5
     assert run("simmim-bench", "compare", first, second, "--accept", "host", "--accept", "runs") == 0
     assert run("simmim-bench", "compare", first, second, "--accept", EVIL) == 2
-    assert run("simmim-bench", "report", first, "-o", tmp_path / f"{EVIL}.html", "--svg", tmp_path / EVIL) == 0
+    page = ("-o", tmp_path / f"{EVIL}.html", "--svg", tmp_path / EVIL, "--overwrite")
+    assert run("simmim-bench", "report", first, *page) == 0
     assert run("simmim-bench", "report", first, second, "-o", tmp_path / "both.html") == 5
     first.write_text(EVIL)
     assert run("simmim-bench", "compare", first, second) == 5

@@ -46,6 +46,9 @@ COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
         ("--bundle", ".", "--pipeline", "embed_text", "--rounds", "1", "--iterations", "1", "--fail-on", "nothing"),
     ),
     ("simmim-bench", "report"): (5, ("{picture}", "-o", "{out}/report.html")),
+    ("simmim-bench", "limit"): (0, ("--bundle", ".")),
+    # Without a checkpoint, which PyTorch and the peers would run.
+    ("simmim-bench", "peers"): (2, ("--bundle", ".", "--peer", "none", "--sentences", "2", *FAST)),
     # Fails because this environment has PyTorch, as the interpreter that is measured reports.
     ("simmim-bench", "footprint"): (4, ("--bundle", ".", "--environment", "{environment}")),
     # A real run takes minutes, and starts the same processes as quantization.
