@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from simmim_export.benchmarks.html import plots, series, style, tables
 from simmim_export.benchmarks.html.plots import Plot
 from simmim_export.benchmarks.html.tables import Table
 from simmim_export.errors import DataError, EngineUnavailable
+from simmim_export.system.cache import cache_folder
 from simmim_export.system.printing import printable
 
 # Title and lead of the plots of a suite that are curves.
@@ -84,6 +87,9 @@ class Report:
 
 def require_libraries() -> None:
     """Raise :class:`EngineUnavailable` if what draws the report is not installed."""
+    # matplotlib keeps a list of fonts, by default in the home folder.
+    kept = cache_folder("matplotlib")
+    os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp() if kept is None else str(kept))
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
