@@ -41,7 +41,7 @@ def test_a_graph_with_float_weights_costs_what_int8_costs(tiny_bundle: Path, tmp
     exact, int8, same = (session.run(feeds) for session in sessions)
     for name, values in int8.items():
         cost = np.linalg.norm(values - exact[name])
-        # Two roundings of the same few numbers: here the float weights cost 1.5 times as much. A saturated sum would cost far more.
+        # Two roundings of the same few numbers: here float weights cost 1.5 times as much. A saturated sum would cost far more.
         assert 0 < np.linalg.norm(same[name] - exact[name]) < 2 * cost
 
 
