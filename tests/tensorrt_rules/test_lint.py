@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,9 @@ def test_the_linted_presets_have_every_graph() -> None:
     labels = dict(fusions("tiny"))
     assert len(labels) == len(pairs()) + 1 and {graph.spec.name for graph in labels.values()} == {"fusion"}
     # A smaller text encoder stands in for the preset's, and the fusion reads the same tensors.
-    assert all(graph.spec.inputs == every["fusion"].spec.inputs for graph in labels.values())
+    # Some fusions share an image, others do not.
+    inputs = [tuple(replace(tensor, shared=False) for tensor in graph.spec.inputs) for graph in labels.values()]
+    assert set(inputs) == {tuple(replace(tensor, shared=False) for tensor in every["fusion"].spec.inputs)}
 
 
 def test_a_graph_is_linted_in_every_variant(tmp_path: Path) -> None:
@@ -173,7 +176,10 @@ def test_tensorrt_does_not_take_the_variant_for_cpus(asked_bundle: Path) -> None
     The model is trained: in an untrained one the quantized convolutions have no bias.
     """
     findings: list[Finding] = []
+    exported: set[str] = set()
     for name in ("image_encoder", "text_encoder"):
         findings += lint(onnx.load(asked_bundle / f"graphs/{name}.int8-u8.onnx"))
+        exported |= {node.name for node in onnx.load(asked_bundle / f"graphs/{name}.fp32.onnx").graph.node}
     assert {"zero-point", "placement", "bias"} <= {finding.rule for finding in findings}
-    assert all(finding.module for finding in findings)
+    about_the_model = [finding for finding in findings if finding.node in exported]
+    assert about_the_model and all(finding.module for finding in about_the_model)
