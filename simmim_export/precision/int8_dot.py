@@ -6,9 +6,8 @@ two ways:
 
 - **static**: one range for all inputs, measured on samples, after SmoothQuant. Costs one QuantizeLinear. This is accurate behind
   a LayerNormalization, whose results are much alike.
-- **blocks**: only the weight is quantized in the graph, with a scale for each block of :data:`BLOCK` inputs. The engine quantizes
-  the activation by row and block inside its kernel: ONNX Runtime as MatMulNBits, OpenVINO by dynamic quantization. This is
-  slower for many rows and more accurate, so all other products take it: results of GELU have a long tail.
+- **by token**, as in int8-u8 (:mod:`simmim_export.precision.tokens`). All other products take it: the results of GELU and of
+  attention have long tails.
 
 In addition, products that read the same tensor are joined, attention becomes one node, and large embedding tables are INT8.
 """
@@ -27,25 +26,20 @@ from simmim_export.precision.convolutions import quantizable, quantize_convoluti
 from simmim_export.precision.fusing import ATTENTION_OPSET, fuse_attention, join_products
 from simmim_export.precision.int8_u8 import QuantizedPass
 from simmim_export.precision.measure import Record
-from simmim_export.precision.smooth import equalize, matrix, require_equal
+from simmim_export.precision.smooth import equalize, require_equal
 from simmim_export.precision.surgery import constant, operator, remove_unused_constants, with_types
 from simmim_export.precision.tables import quantize_tables
-from simmim_export.precision.tokens import RoundedWeight, rounded_weights
+from simmim_export.precision.tokens import read_by_token, read_weight, rounded_weights
 from simmim_export.precision.weights import products
 from simmim_export.spec import Variant
 
 HALF = 127
-# The first opset in which DequantizeLinear has blocks.
-BLOCKS_OPSET = 21
-# Inputs of a product that share a scale. With 64, MiniLM took 9 % longer in ONNX Runtime, and its cosine was 0.99963 instead of
-# 0.99960.
-BLOCK, LEAST_BLOCK = 128, 16
 # Static ranges need more of the spread in the weights than ranges by token: with 0.5, 0.6, 0.7, 0.8 and 0.9 MiniLM kept a cosine
 # of 0.99924, 0.99941, 0.99950, 0.99953 and 0.99949.
 ALPHA = 0.8
-# How much further a static range reaches than the samples. MiniLM, cosine of 1,200 sentences: calibrated on 128 others of the
-# same kind 0.99960 with 1.0 and 0.99952 with 1.2, on 32 captions of another kind 0.99903 and 0.99927.
-MARGIN = 1.1
+# How much further a static range reaches than the samples: it costs accuracy on inputs like them, and saves it on others (see
+# docs/decisions.md).
+MARGIN = 1.05
 
 
 class Int8ForDotProducts(QuantizedPass):
@@ -84,22 +78,22 @@ class Int8ForDotProducts(QuantizedPass):
             record.prepare(groups)
         if fuse_attention(graph):
             edited.opset_imports[""] = max(edited.opset_imports[""], ATTENTION_OPSET)
-        edited.opset_imports[""] = max(edited.opset_imports[""], BLOCKS_OPSET)
         RemoveUnusedNodesPass()(edited)
         joined = {name: join_products(graph, nodes) for name, nodes in groups.items()}
         static = {name: nodes for name, nodes in joined.items() if _is_normalized(nodes[0].inputs[0])}
         seen = record.activations(static) if static else {}
         divided = equalize(graph, [node for nodes in static.values() for node in nodes], seen=seen, alpha=ALPHA)
         require_equal(record if source is record.model else Record(source, record.feeds), ir.to_proto(edited))
-        blocks = {name: _blocks(len(matrix(nodes[0]))) for name, nodes in joined.items() if name not in static}
         done, count = 0, sum(map(len, joined.values()))
-        for name, weights in rounded_weights(joined, record, half=HALF, divided=divided, blocks=blocks):
+        for name, weights in rounded_weights(joined, record, half=HALF, divided=divided):
             readers = joined[name]
             if name in static:
                 low, high = (side / divided[name] for side in (seen[name].lowest, seen[name].highest))
                 _read_static(graph, readers, low=MARGIN * float(low.min()), high=MARGIN * float(high.max()))
-            for node, weight in zip(readers, weights, strict=True):
-                _dequantize(graph, node, weight)
+                for node, weight in zip(readers, weights, strict=True):
+                    read_weight(graph, node, weight)
+            else:
+                read_by_token(graph, readers, weights)
             done += len(readers)
             self.watch("product", done, count)
 
@@ -107,17 +101,6 @@ class Int8ForDotProducts(QuantizedPass):
 def _is_normalized(value: ir.Value | None) -> bool:
     producer = None if value is None else value.producer()
     return producer is not None and producer.op_type == "LayerNormalization"
-
-
-def _blocks(rows: int) -> int:
-    """In how many blocks a weight of ``rows`` inputs has scales: of :data:`BLOCK` inputs, or half as many and so on if that does
-    not divide ``rows``. One if no size of :data:`LEAST_BLOCK` or more does, because kernels take powers of two alone."""
-    size = BLOCK
-    while size >= LEAST_BLOCK:
-        if rows % size == 0:
-            return rows // size
-        size //= 2
-    return 1
 
 
 def _read_static(graph: ir.Graph, readers: Sequence[ir.Node], *, low: float, high: float) -> None:
@@ -133,18 +116,3 @@ def _read_static(graph: ir.Graph, readers: Sequence[ir.Node], *, low: float, hig
     graph.insert_before(readers[0], [levels, rounded])
     for node in readers:
         node.replace_input_with(0, rounded.outputs[0])
-
-
-def _dequantize(graph: ir.Graph, node: ir.Node, weight: RoundedWeight) -> None:
-    """Let the MatMul ``node`` read ``weight`` in INT8."""
-    name = f"{node.name}.weight"
-    inputs = [
-        constant(graph, f"{name}.int8", weight.levels),
-        constant(graph, f"{name}.scale", weight.scales),
-        constant(graph, f"{name}.zero", np.zeros(weight.scales.shape, np.int8)),
-    ]
-    blocked = weight.scales.ndim == 2
-    where = {"axis": 0, "block_size": len(weight.levels) // len(weight.scales)} if blocked else {"axis": 1}
-    dequantize = operator("DequantizeLinear", inputs, name, **where)
-    graph.insert_before(node, dequantize)
-    node.replace_input_with(1, dequantize.outputs[0])

@@ -42,7 +42,7 @@ TINY = np.float32(1e-30)
 
 @dataclass(frozen=True)
 class RoundedWeight:
-    """A weight as ``levels`` int8 [K, N] times ``scales`` float32 [N], or [B, N] for B blocks of K."""
+    """A weight as ``levels`` int8 [K, N] times ``scales`` float32 [N]."""
 
     levels: np.ndarray
     scales: np.ndarray
@@ -85,7 +85,7 @@ def quantize_products(
         rounded |= zip(groups[name], levels, strict=True)
         watch("product", len(rounded), len(chosen))
     for readers in by_activation(chosen).values():
-        _quantize(edited.graph, readers, [rounded[node] for node in readers])
+        read_by_token(edited.graph, readers, [rounded[node] for node in readers])
     remove_unused_constants(edited.graph)
     return ir.to_proto(edited)
 
@@ -101,18 +101,14 @@ def rounded_weights(
     *,
     half: int,
     divided: Mapping[str, np.ndarray],
-    blocks: Mapping[str, int] = {},
 ) -> Iterator[tuple[str, list[RoundedWeight]]]:
-    """The weights of each of ``groups``, the nodes that read a tensor, with its name.
-
-    ``divided`` are the factors [K] by which equalizing has divided tensors since ``record`` measured them. ``blocks`` says for
-    tensors in how many blocks of K their weights have scales; in one if it does not name them.
-    """
+    """The weights of each of ``groups``, the nodes that read a tensor, with its name. ``divided`` are the factors [K] by which
+    equalizing has divided tensors since ``record`` measured them."""
     measured = record.moments(groups) if record.feeds else ((name, None) for name in groups)
     for name, moments in measured:
         weights = [matrix(node) for node in groups[name]]
         joined = np.concatenate(weights, axis=1)
-        scales = scales_of(joined, half, blocks.get(name, 1))
+        scales = scales_of(joined, half)
         if moments is None:
             levels = nearest(joined, scales, half=half)
         elif not np.isfinite(moments).all():
@@ -124,12 +120,12 @@ def rounded_weights(
             tokens = record.activations([name])[name].tokens
             levels = compensated(joined, scales, half=half, moments=moments, tokens=tokens)
         ends = np.cumsum([weight.shape[1] for weight in weights])[:-1]
-        parts = zip(np.split(levels, ends, axis=-1), np.split(scales, ends, axis=-1), strict=True)
+        parts = zip(np.split(levels, ends, axis=1), np.split(scales, ends), strict=True)
         yield name, [RoundedWeight(*part) for part in parts]
 
 
-def _quantize(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[RoundedWeight]) -> None:
-    """Let ``readers``, all of one activation, multiply it by their ``weights`` in INT8."""
+def read_by_token(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[RoundedWeight]) -> None:
+    """Let ``readers``, all of one activation, multiply it by their ``weights`` in INT8, with a range for each token."""
     activation = readers[0].inputs[0]
     assert activation is not None
     shift = BOUNDED.get(_maker(activation))
@@ -161,15 +157,8 @@ def _multiply(
 ) -> None:
     """Let the MatMul ``node`` multiply ``unit`` by ``weight``, and undo range and shift behind it."""
     name, output = f"{node.name}.weight", node.outputs[0]
-    inputs = [
-        constant(graph, f"{name}.int8", weight.levels),
-        constant(graph, f"{name}.scale", weight.scales),
-        constant(graph, f"{name}.zero", np.zeros(len(weight.scales), np.int8)),
-    ]
-    dequantize = operator("DequantizeLinear", inputs, name, axis=1)
-    graph.insert_before(node, dequantize)
+    read_weight(graph, node, weight)
     node.replace_input_with(0, unit)
-    node.replace_input_with(1, dequantize.outputs[0])
     after = [operator("Mul", [output, largest], f"{node.name}.scaled")]
     if shift:
         # Computed from the rounded weight, so that the shift cancels exactly.
@@ -177,3 +166,16 @@ def _multiply(
         offset = constant(graph, f"{name}.offset", moved.astype(np.float32))
         after.append(operator("Add", [after[0].outputs[0], offset], f"{node.name}.offset"))
     append(output, after, f"{output.name}.product")
+
+
+def read_weight(graph: ir.Graph, node: ir.Node, weight: RoundedWeight) -> None:
+    """Let the MatMul ``node`` read ``weight`` in INT8."""
+    name = f"{node.name}.weight"
+    inputs = [
+        constant(graph, f"{name}.int8", weight.levels),
+        constant(graph, f"{name}.scale", weight.scales),
+        constant(graph, f"{name}.zero", np.zeros(len(weight.scales), np.int8)),
+    ]
+    dequantize = operator("DequantizeLinear", inputs, name, axis=1)
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(1, dequantize.outputs[0])

@@ -272,12 +272,13 @@ def test_a_bundle_without_int8_says_how_to_make_it(every_bundle: Path, run_cli) 
 @pytest.mark.filterwarnings("ignore::simmim_export.errors.TruncatedText")
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
 def test_real_weights_keep_their_neighbours(minilm_bundle: Path, engine: str) -> None:
-    """Judged on 200 sentences and calibrated on others of another kind; `simmim-bench quantization` measures more."""
+    """Judged on 600 sentences and calibrated on others of another kind; `simmim-bench quantization` measures more. Of 200, a
+    single neighbor would be half a point."""
     from simmim_export.benchmarks.quantization import sentences
     from simmim_export.proof.figures import agreement
     from simmim_export.runtime import load
 
-    texts = sentences()[:200]
+    texts = sentences()[:600]
     with load(minilm_bundle, "ort") as exact, load(minilm_bundle, engine, precision="int8") as model:
         kept = agreement(exact.embed_text(texts), model.embed_text(texts))
     assert kept["cosine_mean"] >= 0.998 and kept["cosine_min"] >= 0.99 and kept["top1"] >= 0.9
