@@ -1,4 +1,4 @@
-"""The pass for the variant int8-dot, for CPUs with integer dot products: weights of 8 bits, and no arithmetic around a product.
+"""The pass for the variant int8-dot, for CPUs with integer dot products: weights of 8 bits, and less arithmetic around products.
 
 Such a processor adds U8 x S8 products in 32 bits, so full-range weights are exact. What is left to save is small operators:
 int8-u8 spends as long on the ranges of its activations as on half of its products. So a product reads its activation in one of
