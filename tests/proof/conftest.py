@@ -24,4 +24,8 @@ def certificate(tiny_bundle: Path) -> Callable[..., Certificate]:
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
     """A copy of the tiny bundle, to put a certificate into. Its files are links: write new ones, and change none."""
-    return Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "bundle", copy_function=os.link))
+    return Bundle.open(
+        shutil.copytree(
+            tiny_bundle, tmp_path / "bundle", copy_function=os.link, ignore=shutil.ignore_patterns(".certificate*")
+        )
+    )
