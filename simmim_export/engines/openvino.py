@@ -51,8 +51,8 @@ _NAMES = {
     "i32": "int32",
     "i64": "int64",
 }
-# If only the weight of a product is INT8, OpenVINO quantizes its activations at run time, in groups of this many channels. Our own
-# graphs have no such product. With 32, a MiniLM that has them took 14 % longer.
+# If only the weight of a product is INT8, OpenVINO quantizes its activations at run time, in groups of this many channels. Our
+# own graphs have no such product. With 32, a MiniLM that has them took 14 % longer.
 _GROUP = 128
 _NOT_EXECUTED = ("Const", "Input", "Output")
 _CONVERSIONS = ("FakeQuantize", "Convert", "Reorder", "Quantize", "Dequantize")
