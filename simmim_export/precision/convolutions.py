@@ -24,10 +24,10 @@ from simmim_export.errors import DataError
 from simmim_export.precision.base import Feeds
 from simmim_export.precision.pixels import read_bytes
 from simmim_export.precision.projection import is_projection, to_product
-from simmim_export.precision.ranges import Levels, measure
+from simmim_export.precision.ranges import Levels, measure, pair_of
 from simmim_export.precision.rounding import nearest
-from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator, redirect
-from simmim_export.precision.weights import scales_of
+from simmim_export.precision.surgery import array_of, constant, input_of, is_float_constant, redirect
+from simmim_export.precision.weights import read_constant, scales_of
 
 # The largest magnitude of a bias in INT32. The kernels add the sum of the products to it.
 MOST_BIAS = 2**30
@@ -67,7 +67,7 @@ def quantize_convolutions(
     for node in convolutions:
         read_bytes(graph, node)
     rounded = _rounded(graph, convolutions, products=products)
-    reads = {node: _input(node, 0) for node in (*convolutions, *products)}
+    reads = {node: input_of(node, 0) for node in (*convolutions, *products)}
     names_of = [str(value.name) for value in (*rounded.values(), *reads.values())]
     measured = measure(ir.to_proto(edited), feeds, names_of)
     for value, source in rounded.items():
@@ -125,9 +125,7 @@ def _round(graph: ir.Graph, value: ir.Value, levels: Levels) -> None:
     """Let all readers of ``value`` read it rounded to ``levels``. Remove the Relu that makes it if rounding does its work."""
     readers = [usage.node for usage in value.uses()]
     node = value.producer()
-    inputs = [constant(graph, f"{value.name}.scale", levels.scale), constant(graph, f"{value.name}.zero", levels.zero)]
-    quantize = operator("QuantizeLinear", [value, *inputs], f"{value.name}.levels")
-    dequantize = operator("DequantizeLinear", [quantize.outputs[0], *inputs], f"{value.name}.rounded")
+    quantize, dequantize = pair_of(graph, value, levels)
     redirect(value, readers, dequantize.outputs[0])
     if node is None:
         graph.insert_before(graph[0], [quantize, dequantize])
@@ -140,7 +138,7 @@ def _round(graph: ir.Graph, value: ir.Value, levels: Levels) -> None:
 
 def _convolve(graph: ir.Graph, node: ir.Node, *, half: int, means: np.ndarray) -> None:
     """Round weight and bias of the convolution ``node``, whose input is rounded and has the ``means`` [C] of channels."""
-    weight = array_of(_input(node, 1))
+    weight = array_of(input_of(node, 1))
     rows = weight.reshape(len(weight), -1).T  # C/groups * kernel, out
     scales = scales_of(rows, half)
     bias = _bias(node)
@@ -155,28 +153,20 @@ def _convolve(graph: ir.Graph, node: ir.Node, *, half: int, means: np.ndarray) -
     by_group = np.repeat(means.reshape(groups, -1), len(weight) // groups, axis=0)
     bias += (lost * by_group).sum(axis=1)
     steps = (step * scales).astype(np.float32)
-    name = str(node.name)
-    inputs = [
-        _constant(graph, f"{name}.weight", levels=levels.T.reshape(weight.shape), scales=scales, axis=0),
-        _constant(graph, f"{name}.bias", levels=np.rint(bias / steps).astype(np.int32), scales=steps, axis=0),
-    ]
-    graph.insert_before(node, [each.producer() for each in inputs])
     node.resize_inputs(3)
-    for index, value in enumerate(inputs, start=1):
-        node.replace_input_with(index, value)
+    read_constant(graph, node, 1, levels=levels.T.reshape(weight.shape), scales=scales, axis=0)
+    read_constant(graph, node, 2, levels=np.rint(bias / steps).astype(np.int32), scales=steps, axis=0, name="bias")
 
 
 def _multiply(graph: ir.Graph, node: ir.Node, *, half: int, means: np.ndarray) -> None:
     """Round the matrix of the product ``node``, whose input is rounded and has the ``means`` [K] of channels."""
-    matrix = array_of(_input(node, 1))
+    matrix = array_of(input_of(node, 1))
     scales = scales_of(matrix, half)
     levels = nearest(matrix, scales, half=half)
-    weight = _constant(graph, f"{node.name}.weight", levels=levels, scales=scales, axis=1)
-    graph.insert_before(node, weight.producer())
-    node.replace_input_with(1, weight)
+    read_constant(graph, node, 1, levels=levels, scales=scales, axis=1)
     add = next(iter(node.outputs[0].uses())).node
     lost = means @ (matrix - levels * scales.astype(np.float64))
-    bias = (array_of(_input(add, 1)) + lost).astype(np.float32)
+    bias = (array_of(input_of(add, 1)) + lost).astype(np.float32)
     add.replace_input_with(1, constant(graph, f"{node.name}.bias.corrected", bias))
 
 
@@ -184,7 +174,7 @@ def _bias(node: ir.Node) -> np.ndarray:
     """The bias of a convolution as float64 [out], zeros if it has none."""
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         return array_of(node.inputs[2]).astype(np.float64)
-    return np.zeros(len(array_of(_input(node, 1))))
+    return np.zeros(len(array_of(input_of(node, 1))))
 
 
 def _step(node: ir.Node) -> np.ndarray:
@@ -192,18 +182,4 @@ def _step(node: ir.Node) -> np.ndarray:
     source = _unmoved(node.inputs[0])
     dequantize = None if source is None else source.producer()
     assert dequantize is not None and dequantize.op_type == "DequantizeLinear", node.name
-    return array_of(_input(dequantize, 1))
-
-
-def _constant(graph: ir.Graph, name: str, *, levels: np.ndarray, scales: np.ndarray, axis: int) -> ir.Value:
-    """``levels`` times ``scales`` along ``axis``: the result of a DequantizeLinear that is not in ``graph`` yet."""
-    zeros = np.zeros(len(scales), levels.dtype)
-    arrays = {"levels": levels, "scale": scales, "zero": zeros}
-    inputs = [constant(graph, f"{name}.{what}", array) for what, array in arrays.items()]
-    return operator("DequantizeLinear", inputs, name, axis=axis).outputs[0]
-
-
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None, node.name
-    return value
+    return array_of(input_of(dequantize, 1))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from simmim_export.precision.smooth import matrix
-from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator, redirect
+from simmim_export.precision.surgery import array_of, constant, is_float_constant, only_reader, operator, redirect
 
 # The first opset that has Attention.
 ATTENTION_OPSET = 23
@@ -47,7 +47,7 @@ def join_products(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[ir.Node]:
 def _bias(node: ir.Node) -> ir.Node | None:
     """The Add that alone reads the result of ``node``, unless the graph gives one of their results."""
     output = node.outputs[0]
-    add = _only_reader(output, "Add")
+    add = only_reader(output, "Add")
     return None if add is None or add.outputs[0].is_graph_output() else add
 
 
@@ -107,9 +107,9 @@ class _Attention:
             scores, mask = add.inputs
             if _maker(scores, "MatMul") is None:
                 scores, mask = mask, scores
-        product, weighted = _maker(scores, "MatMul"), _only_reader(softmax.outputs[0], "MatMul")
-        joined = None if weighted is None else _only_reader(weighted.outputs[0], "Transpose")
-        last = None if joined is None else _only_reader(joined.outputs[0], "Reshape")
+        product, weighted = _maker(scores, "MatMul"), only_reader(softmax.outputs[0], "MatMul")
+        joined = None if weighted is None else only_reader(weighted.outputs[0], "Transpose")
+        last = None if joined is None else only_reader(joined.outputs[0], "Reshape")
         if product is None or weighted is None or joined is None or last is None or last.outputs[0].is_graph_output():
             return None
         if weighted.inputs[0] is not softmax.outputs[0] or tuple(joined.attributes["perm"].as_ints()) != _QUERY:
@@ -167,9 +167,3 @@ def _with_rows(graph: ir.Graph, mask: ir.Value, query: ir.Value) -> list[ir.Node
 def _maker(value: ir.Value | None, kind: str) -> ir.Node | None:
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == kind else None
-
-
-def _only_reader(value: ir.Value, kind: str) -> ir.Node | None:
-    """The node of ``kind`` that alone reads ``value``, unless the graph gives ``value``."""
-    readers = [usage.node for usage in value.uses()]
-    return readers[0] if len(readers) == 1 and readers[0].op_type == kind and not value.is_graph_output() else None

@@ -14,22 +14,20 @@ In addition, products that read the same tensor are joined, attention becomes on
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from simmim_export.precision.convolutions import quantizable, quantize_convolutions
 from simmim_export.precision.fusing import ATTENTION_OPSET, fuse_attention, join_products
-from simmim_export.precision.int8_u8 import QuantizedPass
+from simmim_export.precision.int8_u8 import Int8OnCpu
 from simmim_export.precision.measure import Record
+from simmim_export.precision.ranges import Levels, pair_of
 from simmim_export.precision.smooth import equalize, require_equal
-from simmim_export.precision.surgery import constant, operator, remove_unused_constants, with_types
+from simmim_export.precision.surgery import maker, remove_unused_constants, with_types
 from simmim_export.precision.tables import quantize_tables
-from simmim_export.precision.tokens import read_by_token, read_weight, rounded_weights
+from simmim_export.precision.tokens import grouped, read_by_token, read_weight, rounded_weights
 from simmim_export.precision.weights import products
 from simmim_export.spec import Variant
 
@@ -42,22 +40,16 @@ ALPHA = 0.8
 MARGIN = 1.05
 
 
-class Int8ForDotProducts(QuantizedPass):
+class Int8ForDotProducts(Int8OnCpu):
     """Requires an FP32 graph, and real feeds if the graph has convolutions, or products behind a LayerNormalization."""
 
     variant = Variant.INT8_DOT
     raises_opset_to = ATTENTION_OPSET
 
-    @classmethod
-    def touched(cls, model: onnx.ModelProto) -> list[str]:
-        return quantizable(model) + [str(node.name) for node in products(ir.from_proto(model).graph)]
-
     def call(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        keep_float, result = self.options.keep_float, model
-        if convolutions := [name for name in quantizable(model) if name not in keep_float]:
-            result = quantize_convolutions(model, self.feeds, names=convolutions)
+        result = self.with_convolutions(model)
         edited = with_types(result)
-        chosen = [node for node in products(edited.graph) if node.name not in keep_float]
+        chosen = [node for node in products(edited.graph) if node.name not in self.options.keep_float]
         if chosen:
             self._quantize_products(edited, chosen, record=self.record(model), source=result)
         if quantize_tables(edited.graph) or chosen:
@@ -70,17 +62,12 @@ class Int8ForDotProducts(QuantizedPass):
     ) -> None:
         """Quantize ``chosen``, products of ``edited``, which is ``source`` so far. ``record`` is of the FP32 graph."""
         graph = edited.graph
-        tensors = {node.name: node.input[0] for node in record.model.graph.node}
-        groups: dict[str, list[ir.Node]] = defaultdict(list)
-        for node in chosen:
-            groups[tensors[str(node.name)]].append(node)
-        if record.feeds:
-            record.prepare(groups)
+        groups = grouped(chosen, record)
         if fuse_attention(graph):
             edited.opset_imports[""] = max(edited.opset_imports[""], ATTENTION_OPSET)
         RemoveUnusedNodesPass()(edited)
         joined = {name: join_products(graph, nodes) for name, nodes in groups.items()}
-        static = {name: nodes for name, nodes in joined.items() if _is_normalized(nodes[0].inputs[0])}
+        static = {name: nodes for name, nodes in joined.items() if maker(nodes[0].inputs[0]) == "LayerNormalization"}
         seen = record.activations(static) if static else {}
         divided = equalize(graph, [node for nodes in static.values() for node in nodes], seen=seen, alpha=ALPHA)
         require_equal(record if source is record.model else Record(source, record.feeds), ir.to_proto(edited))
@@ -98,21 +85,11 @@ class Int8ForDotProducts(QuantizedPass):
             self.watch("product", done, count)
 
 
-def _is_normalized(value: ir.Value | None) -> bool:
-    producer = None if value is None else value.producer()
-    return producer is not None and producer.op_type == "LayerNormalization"
-
-
 def _read_static(graph: ir.Graph, readers: Sequence[ir.Node], *, low: float, high: float) -> None:
     """Let ``readers`` read their activation rounded to 256 levels from ``low`` to ``high``, zero among them."""
     activation = readers[0].inputs[0]
     assert activation is not None
-    low, high = min(low, 0.0), max(high, 0.0)
-    step = np.float32(max((high - low) / 255, float(np.finfo(np.float32).tiny)))
-    scale = constant(graph, f"{activation.name}.scale", step)
-    zero = constant(graph, f"{activation.name}.zero", np.uint8(np.clip(np.rint(-low / step), 0, 255)))
-    levels = operator("QuantizeLinear", [activation, scale, zero], f"{activation.name}.levels")
-    rounded = operator("DequantizeLinear", [levels.outputs[0], scale, zero], f"{activation.name}.rounded")
-    graph.insert_before(readers[0], [levels, rounded])
+    quantize, dequantize = pair_of(graph, activation, Levels.between(min(low, 0.0), max(high, 0.0)))
+    graph.insert_before(readers[0], [quantize, dequantize])
     for node in readers:
-        node.replace_input_with(0, rounded.outputs[0])
+        node.replace_input_with(0, dequantize.outputs[0])

@@ -26,8 +26,15 @@ from simmim_export.precision.int8_u8 import QuantizedPass
 from simmim_export.precision.measure import Activation, run
 from simmim_export.precision.rounding import nearest
 from simmim_export.precision.smooth import by_activation, equalize, factors, matrix, require_equal, transposed
-from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator, remove_unused_constants
-from simmim_export.precision.weights import is_large_matrix, scales_of
+from simmim_export.precision.surgery import (
+    array_of,
+    constant,
+    input_of,
+    is_float_constant,
+    operator,
+    remove_unused_constants,
+)
+from simmim_export.precision.weights import is_large_matrix, read_constant, scales_of
 from simmim_export.spec import Variant
 from simmim_export.tensorrt_rules.lint import lint
 
@@ -66,9 +73,9 @@ class Int8ForTensorRT(QuantizedPass):
         branches = residuals(graph, [str(node.name) for node in convolutions])
         # Before equalizing inserts nodes: the tensor that each node reads, and the input of each that is quantized.
         quantized = dict.fromkeys((*convolutions, *products), 0) | {
-            node: int(_input(node, 0).name == branches[str(node.name)]) for node in graph if node.name in branches
+            node: int(input_of(node, 0).name == branches[str(node.name)]) for node in graph if node.name in branches
         }
-        sources = {node: str(_input(node, index).name) for node, index in quantized.items()}
+        sources = {node: str(input_of(node, index).name) for node, index in quantized.items()}
         if not quantized:
             return model
         seen = record.activations(sources.values())
@@ -185,7 +192,7 @@ def _rounded(values: np.ndarray, largest: np.ndarray) -> np.ndarray:
 
 def _quantize_input(graph: ir.Graph, node: ir.Node, *, index: int, largest: float) -> None:
     """Let ``node`` read its input ``index`` through a pair with the range ±``largest``. Readers of one tensor share its pair."""
-    value = _input(node, index)
+    value = input_of(node, index)
     pair = next((use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"), None)
     if pair is None:
         name = str(value.name)
@@ -201,25 +208,11 @@ def _quantize_input(graph: ir.Graph, node: ir.Node, *, index: int, largest: floa
 
 def _quantize_weight(graph: ir.Graph, node: ir.Node) -> None:
     """Let ``node`` read its weight in INT8, with a scale for each output channel."""
-    weight = array_of(_input(node, 1))
+    weight = array_of(input_of(node, 1))
     axis = 0 if node.op_type == "Conv" or transposed(node) else 1
     columns = np.moveaxis(weight, axis, -1)
     shape = columns.shape
     columns = columns.reshape(-1, shape[-1])
     scales = scales_of(columns, 127)
     levels = np.moveaxis(nearest(columns, scales, half=127).reshape(shape), -1, axis)
-    name = f"{node.name}.weight"
-    inputs = [
-        constant(graph, f"{name}.int8", levels),
-        constant(graph, f"{name}.scale", scales),
-        constant(graph, f"{name}.zero", np.zeros(len(scales), np.int8)),
-    ]
-    dequantize = operator("DequantizeLinear", inputs, name, axis=axis)
-    graph.insert_before(node, dequantize)
-    node.replace_input_with(1, dequantize.outputs[0])
-
-
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None, f"{node.name} has no input {index}"
-    return value
+    read_constant(graph, node, 1, levels=levels, scales=scales, axis=axis)

@@ -5,6 +5,8 @@ Weights have 7 bits: processors without VNNI add pairs of U8 x S8 products in 16
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -41,21 +43,34 @@ class QuantizedPass(Pass):
                 )
 
 
-class Int8ForCpu(QuantizedPass):
-    """Requires an FP32 graph, and real feeds if the graph has convolutions, or products behind a LayerNormalization. Ensures
-    that no sum of two products exceeds 16 bits."""
+class Int8OnCpu(QuantizedPass):
+    """An INT8 pass for CPUs: convolutions with static ranges, and matrix products."""
 
-    variant = Variant.INT8_U8
+    # Weights within 7 bits; see :func:`quantize_convolutions`.
+    reduce_range: ClassVar[bool] = False
 
     @classmethod
     def touched(cls, model: onnx.ModelProto) -> list[str]:
         return quantizable(model) + [str(node.name) for node in products(ir.from_proto(model).graph)]
 
+    def with_convolutions(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """``model`` with its convolutions in INT8, except those that stay float; ``model`` itself if that is none."""
+        names = [name for name in quantizable(model) if name not in self.options.keep_float]
+        if not names:
+            return model
+        return quantize_convolutions(model, self.feeds, names=names, reduce_range=self.reduce_range)
+
+
+class Int8ForCpu(Int8OnCpu):
+    """Requires an FP32 graph, and real feeds if the graph has convolutions, or products behind a LayerNormalization. Ensures
+    that no sum of two products exceeds 16 bits."""
+
+    variant = Variant.INT8_U8
+    reduce_range = True
+
     def call(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        keep_float, result = self.options.keep_float, model
-        if convolutions := [name for name in quantizable(model) if name not in keep_float]:
-            result = quantize_convolutions(model, self.feeds, names=convolutions, reduce_range=True)
-        result = quantize_products(result, self.record(model), half=63, keep_float=keep_float, watch=self.watch)
+        result, record = self.with_convolutions(model), self.record(model)
+        result = quantize_products(result, record, half=63, keep_float=self.options.keep_float, watch=self.watch)
         edited = ir.from_proto(result)
         if not quantize_tables(edited.graph):
             return result

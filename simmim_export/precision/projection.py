@@ -11,7 +11,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator, replace
+from simmim_export.precision.surgery import (
+    array_of,
+    constant,
+    input_of,
+    is_float_constant,
+    only_reader,
+    operator,
+    replace,
+)
 
 
 def is_projection(node: ir.Node) -> bool:
@@ -19,7 +27,7 @@ def is_projection(node: ir.Node) -> bool:
     if node.op_type != "Conv" or not all(is_float_constant(value) for value in node.inputs[1:]):
         return False
     plain = (
-        array_of(_input(node, 1)).shape[2:] == (1, 1)
+        array_of(input_of(node, 1)).shape[2:] == (1, 1)
         and node.attributes.get_int("group", 1) == 1
         and set(node.attributes.get_ints("strides", (1, 1))) == {1}
         and not any(node.attributes.get_ints("pads", ()))
@@ -28,28 +36,15 @@ def is_projection(node: ir.Node) -> bool:
     return plain and _rows(node) is not None
 
 
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None, node.name
-    return value
-
-
-def _only_reader(value: ir.Value, kind: str) -> ir.Node | None:
-    """The node that reads ``value``, if it is the only one and a ``kind``, and ``value`` is not an output of the graph."""
-    uses = list(value.uses())
-    alone = len(uses) == 1 and uses[0].idx == 0 and uses[0].node.op_type == kind and not value.is_graph_output()
-    return uses[0].node if alone else None
-
-
 def _rows(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     """The Reshape to [b, C, n] and the Transpose to [b, n, C] behind a convolution; None if something else is there."""
-    reshape = _only_reader(node.outputs[0], "Reshape")
-    if reshape is None or _input(reshape, 1).const_value is None:
+    reshape = only_reader(node.outputs[0], "Reshape")
+    if reshape is None or input_of(reshape, 1).const_value is None:
         return None
-    shape = array_of(_input(reshape, 1))
-    if len(shape) != 3 or 0 in shape or shape[1] != array_of(_input(node, 1)).shape[0]:
+    shape = array_of(input_of(reshape, 1))
+    if len(shape) != 3 or 0 in shape or shape[1] != array_of(input_of(node, 1)).shape[0]:
         return None
-    transpose = _only_reader(reshape.outputs[0], "Transpose")
+    transpose = only_reader(reshape.outputs[0], "Transpose")
     is_swap = transpose is not None and list(transpose.attributes.get_ints("perm", ())) == [0, 2, 1]
     return (reshape, transpose) if transpose is not None and is_swap else None
 
@@ -60,11 +55,11 @@ def to_product(graph: ir.Graph, node: ir.Node) -> ir.Node:
     rows = _rows(node)
     assert rows is not None, node.name
     reshape, transpose = rows
-    weight = array_of(_input(node, 1))[:, :, 0, 0]  # C K
-    first, _, count = array_of(_input(reshape, 1))
+    weight = array_of(input_of(node, 1))[:, :, 0, 0]  # C K
+    first, _, count = array_of(input_of(reshape, 1))
     last = operator("Transpose", [node.inputs[0]], f"{node.name}.last", perm=[0, 2, 3, 1])
     shape = constant(
-        graph, f"{node.name}.shape", array_of(_input(reshape, 1)).dtype.type([first, count, weight.shape[1]])
+        graph, f"{node.name}.shape", array_of(input_of(reshape, 1)).dtype.type([first, count, weight.shape[1]])
     )
     flat = operator("Reshape", [last.outputs[0], shape], f"{node.name}.rows")
     matrix = constant(graph, f"{node.name}.matrix", weight.T)

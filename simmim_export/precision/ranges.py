@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from simmim_export.errors import GateFailed
 from simmim_export.precision.base import Feeds
 from simmim_export.precision.measure import run
+from simmim_export.precision.surgery import constant, operator
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,19 @@ class Levels:
 
     scale: np.float32
     zero: np.uint8
+
+    @classmethod
+    def between(cls, low: float, high: float) -> Levels:
+        """Levels from ``low`` <= 0 to ``high`` >= 0, one of which is zero."""
+        scale = np.float32(max((high - low) / 255, float(np.finfo(np.float32).tiny)))
+        return cls(scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255)))
+
+
+def pair_of(graph: ir.Graph, value: ir.Value, levels: Levels) -> tuple[ir.Node, ir.Node]:
+    """A QuantizeLinear and a DequantizeLinear that round ``value`` to ``levels``. They are not in ``graph`` yet."""
+    inputs = [constant(graph, f"{value.name}.scale", levels.scale), constant(graph, f"{value.name}.zero", levels.zero)]
+    quantize = operator("QuantizeLinear", [value, *inputs], f"{value.name}.levels")
+    return quantize, operator("DequantizeLinear", [quantize.outputs[0], *inputs], f"{value.name}.rounded")
 
 
 @dataclass(frozen=True)
@@ -33,8 +48,7 @@ class Measured:
     @property
     def levels(self) -> Levels:
         """Levels from ``low`` to ``high``, one of which is zero."""
-        scale = np.float32(max((self.high - self.low) / 255, float(np.finfo(np.float32).tiny)))
-        return Levels(scale, np.uint8(np.clip(np.rint(-self.low / scale), 0, 255)))
+        return Levels.between(self.low, self.high)
 
 
 def measure(model: onnx.ModelProto, feeds: Feeds, names: Iterable[str]) -> dict[str, Measured]:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from simmim_export.errors import GateFailed
 from simmim_export.precision.measure import Activation, Record, run
-from simmim_export.precision.surgery import array_of, constant, operator, redirect, remove_unused_constants
+from simmim_export.precision.surgery import array_of, constant, input_of, operator, redirect, remove_unused_constants
 from simmim_export.proof.parity import difference
 
 # The largest scaled error between two graphs that compute the same.
@@ -27,13 +27,13 @@ def by_activation(nodes: Iterable[ir.Node]) -> dict[ir.Value, list[ir.Node]]:
     """``nodes`` by the activation that they read: those of one activation share its factors."""
     readers: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in nodes:
-        readers[_input(node, 0)].append(node)
+        readers[input_of(node, 0)].append(node)
     return readers
 
 
 def matrix(node: ir.Node) -> np.ndarray:
     """The weight of a MatMul or Gemm as [K, N], whichever way it is stored."""
-    weight = array_of(_input(node, 1))
+    weight = array_of(input_of(node, 1))
     return weight.T if transposed(node) else weight
 
 
@@ -94,12 +94,6 @@ def require_equal(before: Record, after: onnx.ModelProto) -> None:
             error, _ = difference(output, exact[name])
             if not error <= EQUAL:
                 raise GateFailed(f"equalizing changed {name} by {error:.1e}, more than {EQUAL:.0e}", fix="report this")
-
-
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None, f"{node.name} has no input {index}"
-    return value
 
 
 def _fold(graph: ir.Graph, norm: ir.Node, scales: np.ndarray) -> None:

@@ -42,6 +42,25 @@ def array_of(value: ir.Value) -> np.ndarray:
     return value.const_value.numpy()
 
 
+def input_of(node: ir.Node, index: int) -> ir.Value:
+    """The input ``index`` of ``node``, which has it."""
+    value = node.inputs[index]
+    assert value is not None, f"{node.name} has no input {index}"
+    return value
+
+
+def maker(value: ir.Value | None) -> str:
+    """The kind of the node that makes ``value``; "" for an input or a constant."""
+    producer = None if value is None else value.producer()
+    return "" if producer is None else producer.op_type
+
+
+def only_reader(value: ir.Value, kind: str) -> ir.Node | None:
+    """The node of ``kind`` that alone reads ``value``, unless the graph gives ``value``."""
+    readers = [usage.node for usage in value.uses()]
+    return readers[0] if len(readers) == 1 and readers[0].op_type == kind and not value.is_graph_output() else None
+
+
 def operator(kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int | Sequence[int]) -> ir.Node:
     """A node that is not in a graph yet. ``name`` is its own and that of its one output."""
     return ir.node(kind, inputs, attributes, name=name, outputs=[ir.val(name)])

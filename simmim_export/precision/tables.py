@@ -18,10 +18,13 @@ def quantize_tables(graph: ir.Graph) -> int:
     A row is rounded on its own, to -127 ... 127 times its scale. Rows and scales are gathered apart, so that no engine
     dequantizes the whole table. A table that another node reads as well stays as it is.
     """
-    chosen = [node for node in graph if node.op_type == "Gather" and _is_table(node.inputs[0])]
+    chosen = [
+        node
+        for node in graph
+        if node.op_type == "Gather" and not node.attributes.get_int("axis", 0) and _is_table(node.inputs[0])
+    ]
     for node in chosen:
-        if node.attributes.get_int("axis", 0) == 0:
-            _quantize(graph, node)
+        _quantize(graph, node)
     return len(chosen)
 
 

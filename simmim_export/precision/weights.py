@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from simmim_export.precision.surgery import array_of, constant, is_float_constant
+from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator
 
 # Below this size of K or N an integer kernel wins nothing, and few levels decide a logit.
 LEAST_SIZE = 32
@@ -39,6 +39,27 @@ def scales_of(weight: np.ndarray, half: int, blocks: int = 1) -> np.ndarray:
     least = np.finfo(np.float32).tiny
     scales = np.where(largest > 0, np.maximum(largest / half, least), 1.0).astype(np.float32)
     return scales if blocks > 1 else scales[0]
+
+
+def read_constant(
+    graph: ir.Graph,
+    node: ir.Node,
+    index: int,
+    *,
+    levels: np.ndarray,
+    scales: np.ndarray,
+    axis: int,
+    name: str = "weight",
+) -> None:
+    """Let ``node`` read ``levels``, integers of any width, times ``scales`` along ``axis`` as its input ``index``. The constants
+    are called after the node and ``name``."""
+    name = f"{node.name}.{name}"
+    arrays = {"int8" if levels.dtype == np.int8 else "levels": levels, "scale": scales}
+    arrays["zero"] = np.zeros(len(scales), levels.dtype)
+    inputs = [constant(graph, f"{name}.{what}", array) for what, array in arrays.items()]
+    dequantize = operator("DequantizeLinear", inputs, name, axis=axis)
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(index, dequantize.outputs[0])
 
 
 def unshare(model: onnx.ModelProto) -> onnx.ModelProto:
