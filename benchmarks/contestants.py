@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simmim_export.benchmarks.jobs import Job
+from simmim_export.benchmarks.results import BenchmarkResult
 from simmim_export.benchmarks.worker import EngineWorker
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine, on_device, require_engine
@@ -81,6 +82,11 @@ class Contestant:
     def __str__(self) -> str:
         name = self.engine if self.precision == FP32 else f"{self.engine}:{self.precision}"
         return f"{name} ({self.recipe})" if self.recipe else name
+
+
+def contestant_of(row: BenchmarkResult) -> str:
+    """The name of the contestant that measured ``row``."""
+    return str(Contestant(row.engine, row.precision, row.recipe))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from simmim_export.benchmarks.contestants import Contestant
+from simmim_export.benchmarks.contestants import Contestant, contestant_of
 from simmim_export.benchmarks.document import ratio_to, reference
 from simmim_export.benchmarks.jobs import title
 from simmim_export.benchmarks.measure import Ratio
@@ -43,7 +43,7 @@ def latency(rows: Rows) -> str:
         (
             (
                 _name(row),
-                _engine(row),
+                contestant_of(row),
                 _ms(row),
                 *_ratio(ratio_to(row, rows, engine=against)),
                 _ratio(ratio_to(row, rows, engine=row.engine))[0],
@@ -69,7 +69,7 @@ def throughput(rows: Rows) -> str:
     for row in rows:
         column = "streams" if "streams" in row.params else str(row.batch)
         rate = f"{row.items / median(row.samples):.0f}" if row.samples else "failed"
-        cells.setdefault((_name(row), _engine(row)), {})[column] = rate
+        cells.setdefault((_name(row), contestant_of(row)), {})[column] = rate
     columns = [*map(str, batches), "streams"]
     header = ("pipeline, items a second", "engine", *(f"batch {batch}" for batch in batches), "several streams")
     return table(header, ((*key, *(own.get(column, ABSENT) for column in columns)) for key, own in cells.items()))
@@ -78,13 +78,13 @@ def throughput(rows: Rows) -> str:
 def reuse(rows: Rows) -> str:
     """Milliseconds a question, and how many times less that is than a question alone."""
     together = [row for row in rows if row.params.get("stage") != "alone"]
-    alone = {_engine(row): f"{_ms(row, each=True)}" for row in rows if row.params.get("stage") == "alone"}
+    alone = {contestant_of(row): f"{_ms(row, each=True)}" for row in rows if row.params.get("stage") == "alone"}
     cells = (
         (
-            _engine(row),
+            contestant_of(row),
             str(row.params["questions"]),
             _ms(row, each=True),
-            alone.get(_engine(row), ABSENT),
+            alone.get(contestant_of(row), ABSENT),
             *_ratio(against_alone(row, rows)),
         )
         for row in together
@@ -96,7 +96,7 @@ def photos(rows: Rows) -> str:
     """From photograph to embedding, against PyTorch with plain Pillow."""
     against = reference(rows)
     cells = (
-        (f"{row.params['megapixels']:g} MP", _engine(row), _ms(row), *_ratio(ratio_to(row, rows, engine=against)))
+        (f"{row.params['megapixels']:g} MP", contestant_of(row), _ms(row), *_ratio(ratio_to(row, rows, engine=against)))
         for row in rows
     )
     return table(("photograph", "engine", "median", "times PyTorch + Pillow", "95 %"), cells)
@@ -111,7 +111,7 @@ def growths(rows: Rows) -> str:
             usual = {name: _usual(rows, row.target, name) for name in others}
             if axis in row.params and others == usual:
                 point = (row.params[axis], _ms(row))
-                lines.setdefault((_name(row), axis, _engine(row)), []).append(point)
+                lines.setdefault((_name(row), axis, contestant_of(row)), []).append(point)
     cells = (
         (*key, ", ".join(f"{size}: {time}" for size, time in sorted(points)))
         for key, points in lines.items()
@@ -132,14 +132,14 @@ def soak(rows: Rows) -> str:
     for row in rows:
         grew = growth(row.memory)
         if grew is None:
-            cells.append((_engine(row), ABSENT, ABSENT, ABSENT, ABSENT))
+            cells.append((contestant_of(row), ABSENT, ABSENT, ABSENT, ABSENT))
             continue
         size, minutes = f"{row.memory[-1][1] / 1e6:.0f} MB", f"{row.params['minutes']:g}"
         slope, grown = (
             f"{grew.bytes_per_minute / 1e6:+.2f} MB",
             f"{grew.grown / 1e6:+.1f} of {grew.allowed / 1e6:.0f} MB",
         )
-        cells.append((_engine(row), minutes, size, slope, grown))
+        cells.append((contestant_of(row), minutes, size, slope, grown))
     return table(("engine", "minutes", "memory", "growth a minute", "growth, of what is allowed"), cells)
 
 
@@ -173,7 +173,7 @@ def peers(rows: Rows) -> str:
             cells.append(
                 (
                     title(row.target, row.params),
-                    _engine(row),
+                    contestant_of(row),
                     _ms(row),
                     *_ratio(ratio_to(row, rows, engine=against)),
                     *(ABSENT if cosine is None else f"{cosine:.5f}" for cosine in (mean, first)),
@@ -183,7 +183,7 @@ def peers(rows: Rows) -> str:
                 )
             )
             if row.failed is not None:
-                reasons[f"Failed: {_name(row)} on {_engine(row)}: {' '.join(row.failed.message.split())}"] = None
+                reasons[f"Failed: {_name(row)} on {contestant_of(row)}: {' '.join(row.failed.message.split())}"] = None
     header = (
         "graph",
         "engine",
@@ -242,17 +242,13 @@ def _pivot(rows: Rows, index: tuple[str, str], param: str, *, names: Mapping[str
     """The medians of ``rows``: a line for each target and engine, a column for each value of ``param``."""
     cells: dict[tuple[str, str], dict[Any, str]] = {}
     for row in rows:
-        cells.setdefault((_name(row), _engine(row)), {})[row.params[param]] = _ms(row)
+        cells.setdefault((_name(row), contestant_of(row)), {})[row.params[param]] = _ms(row)
     lines = ((*key, *(own.get(name, ABSENT) for name in names)) for key, own in cells.items())
     return table((*index, *names.values()), lines)
 
 
 def _name(row: BenchmarkResult) -> str:
     return row.target.partition(":")[2]
-
-
-def _engine(row: BenchmarkResult) -> str:
-    return str(Contestant(row.engine, row.precision, row.recipe))
 
 
 def _ms(row: BenchmarkResult, *, each: bool = False) -> str:

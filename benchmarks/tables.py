@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from simmim_export.benchmarks.contestants import Contestant, Plan
+from simmim_export.benchmarks.contestants import Plan, contestant_of
 from simmim_export.benchmarks.document import ratio_to, reference
 from simmim_export.benchmarks.driver import Measured
 from simmim_export.benchmarks.jobs import title
@@ -61,7 +61,7 @@ def show(plan: Plan, measured: Measured, *, document: Mapping[str, Any]) -> None
         _print_starts(measured, heading=f"first result of {first.partition(':')[2]}, each engine in a new process")
     for result in measured.results:
         if result.memory:
-            console.print(f"{_engine(result)}: {_memory_in_words(result)}")
+            console.print(f"{contestant_of(result)}: {_memory_in_words(result)}")
     for (engine, failed), count in _failures(measured.results).items():
         console.print(f"{engine} failed in {count} of its rows: {failed}")
 
@@ -99,7 +99,9 @@ def _print_results(results: Sequence[BenchmarkResult], *, heading: str) -> None:
         # In the suite latency all rows have the same batch.
         shown = {} if first.suite == "latency" and first.batch == 1 else first.params
         rows.append((title(first.target, shown),))
-        rows += [(f"  {_engine(result)}", *(cells[index] for cells in columns.values())) for index, result in mine]
+        rows += [
+            (f"  {contestant_of(result)}", *(cells[index] for cells in columns.values())) for index, result in mine
+        ]
     print_table(heading, ("", *columns), rows)
 
 
@@ -147,7 +149,7 @@ def require(plan: Plan, measured: Measured) -> None:
         what = f"the results differ from PyTorch: {', '.join(failed)}"
         fix = f"see how far: simmim-export verify {shlex.quote(str(plan.bundle))} --engine ENGINE --precision PRECISION"
         raise GateFailed(what, where=plan.bundle, fix=fix)
-    grown = [f"{_engine(row)}: {_memory_in_words(row)}" for row in measured.results if not _is_flat(row)]
+    grown = [f"{contestant_of(row)}: {_memory_in_words(row)}" for row in measured.results if not _is_flat(row)]
     if grown:
         what = f"the memory grew: {'; '.join(grown)}"
         raise GateFailed(
@@ -173,11 +175,7 @@ def _memory_in_words(result: BenchmarkResult) -> str:
 
 def _failures(results: Sequence[BenchmarkResult]) -> Counter[tuple[str, str]]:
     """How many rows of which engine failed with which message."""
-    return Counter((_engine(row), row.failed.message) for row in results if row.failed is not None)
-
-
-def _engine(result: BenchmarkResult) -> str:
-    return str(Contestant(result.engine, result.precision, result.recipe))
+    return Counter((contestant_of(row), row.failed.message) for row in results if row.failed is not None)
 
 
 def _verdict(result: BenchmarkResult) -> str:

@@ -11,7 +11,7 @@ import typer
 from simmim_export.benchmarks.measure import ROUNDS
 from simmim_export.benchmarks.memory import MINUTES, SLICES
 from simmim_export.console import Version, check_output, print_json
-from simmim_export.console.options import AsJson, Overwrite, contestants
+from simmim_export.console.options import AsJson, Overwrite, Save, Warmup, contestants
 
 EXAMPLES = (
     "simmim-bench --bundle bundle",
@@ -94,7 +94,7 @@ def bench(
             "--minutes", metavar="M", min=0.1, help="How long the suite soak takes.", show_default=f"{MINUTES:g}"
         ),
     ] = None,
-    warmup: Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")] = 3,
+    warmup: Warmup = 3,
     limit: Annotated[
         bool,
         typer.Option(
@@ -111,10 +111,7 @@ def bench(
             rich_help_panel="Engine",
         ),
     ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option("--save", metavar="FILE", help="Also write everything to this JSON file, raw samples included."),
-    ] = None,
+    save: Save = None,
     resume: Annotated[
         Path | None,
         typer.Option(

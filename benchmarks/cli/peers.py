@@ -9,7 +9,7 @@ import typer
 
 from simmim_export.benchmarks.measure import ROUNDS
 from simmim_export.console import check_output, print_json, progress_bar
-from simmim_export.console.options import AsJson, Overwrite, Rounds
+from simmim_export.console.options import AsJson, Overwrite, Rounds, Save, Warmup
 
 EXAMPLES = (
     "simmim-bench peers --text-encoder MINILM --save peers.json",
@@ -62,11 +62,8 @@ def peers(
     ] = 1200,
     rounds: Rounds = ROUNDS,
     iterations: Annotated[int, typer.Option("--iterations", metavar="N", min=1, help="Timed runs in each round.")] = 20,
-    warmup: Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")] = 3,
-    save: Annotated[
-        Path | None,
-        typer.Option("--save", metavar="FILE", help="Also write everything to this JSON file, raw samples included."),
-    ] = None,
+    warmup: Warmup = 3,
+    save: Save = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:

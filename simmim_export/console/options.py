@@ -14,6 +14,11 @@ import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Save = Annotated[
+    Path | None,
+    typer.Option("--save", metavar="FILE", help="Also write everything to this JSON file, raw samples included."),
+]
+Warmup = Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")]
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder that simmim-export onnx wrote.", show_default=False)
 ]
