@@ -70,18 +70,23 @@ class Host:
 
 
 def as_document(
-    plan: Plan, measured: Measured, *, host: Host, peaks: Mapping[str, Any] | None = None
+    measured: Measured,
+    *,
+    bundle: Path,
+    method: Mapping[str, Any],
+    host: Host,
+    peaks: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything about a run, raw samples included, as JSON values. ``host``: the machine before the run."""
+    """Everything about a run on ``bundle``, raw samples included, as JSON values. ``host``: the machine before the run."""
     document = {
         "schema": SCHEMA,
         "command": ["simmim-bench", *sys.argv[1:]],
-        "suites": list(dict.fromkeys(job.suite for job in plan.jobs)),
+        "suites": list(dict.fromkeys(result.suite for result in measured.results)),
         "host": host.described,
         "load_average": host.load,
         "warnings": disturbances(measured.results, load=host.load, cores=host.described["cpus"]),
-        "bundle": described(plan),
-        "method": method(plan),
+        "bundle": described(bundle),
+        "method": method,
         "finished_rounds": measured.finished,
         "peaks": peaks,
         "engines": measured.engines,
@@ -92,11 +97,11 @@ def as_document(
     return as_json(document)
 
 
-def described(plan: Plan) -> dict[str, Any]:
-    """Which bundle ``plan`` measures."""
+def described(bundle: Path) -> dict[str, Any]:
+    """What a document says of the bundle that was measured."""
     return {
-        "manifest_sha256": digest(plan.bundle / "manifest.json"),
-        "preset": Bundle.open(plan.bundle).manifest.model["preset"],
+        "manifest_sha256": digest(bundle / "manifest.json"),
+        "preset": Bundle.open(bundle).manifest.model["preset"],
     }
 
 

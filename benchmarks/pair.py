@@ -18,7 +18,7 @@ import msgspec
 
 from simmim_export.benchmarks.code_digest import code_digest
 from simmim_export.benchmarks.contestants import Contestant, Plan
-from simmim_export.benchmarks.document import Document, Host, as_document
+from simmim_export.benchmarks.document import Document, Host, as_document, method
 from simmim_export.benchmarks.driver import Measured, open_bundle, worst
 from simmim_export.benchmarks.results import BenchmarkResult
 from simmim_export.benchmarks.worker import EngineWorker, Samples
@@ -124,7 +124,9 @@ def documents(
     made = []
     for side, measured, (code, machine) in zip(sides, measure(plan, sides, watch=watch), described, strict=True):
         results = [replace(row, code=code[row.suite]) for row in measured.results]
-        document = as_document(replace(plan, bundle=side.bundle), replace(measured, results=results), host=machine)
+        document = as_document(
+            replace(measured, results=results), bundle=side.bundle, method=method(plan), host=machine
+        )
         document["method"]["pair"] = token
         made.append(document)
     return made[0], made[1]

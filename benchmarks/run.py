@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from simmim_export.benchmarks.contestants import Plan
-from simmim_export.benchmarks.document import Host, as_document, described, method, read, reserved
+from simmim_export.benchmarks.document import Document, Host, as_document, described, method, read, reserved
 from simmim_export.benchmarks.driver import Measured, Measurement
 from simmim_export.benchmarks.limit.peaks import measure_peaks
 from simmim_export.benchmarks.limit.rows import with_floors
-from simmim_export.console import progress_bar, say
+from simmim_export.console import check_output, progress_bar, say
 from simmim_export.errors import DataError, UsageError
 
 # What of the machine must be the same when a measurement is continued.
@@ -35,34 +35,71 @@ def run(
     If Ctrl-C or SIGTERM ends the run, ``path`` has the rounds that were finished, if any. Raise as :meth:`Measurement.run` does,
     and :class:`UsageError` if the file cannot be written.
     """
-    measurement, finished = Measurement(plan, earlier=earlier), 0
+    measurement = Measurement(plan, earlier=earlier)
     rows = sum(engine.runs(job) for job in plan.jobs for engine in plan.engines)
     samples = plan.rounds * sum(job.iterations for job in plan.jobs) * len(plan.engines)
+    how = method(plan)
+    with keeping(path, rows=rows, samples=samples) as (keep, write):
+        with progress_bar("benchmark") as watch:
+            peaks = measure_peaks(watch) if limit else None
+            measured = measurement.run(
+                lambda partial: keep(as_document(partial, bundle=plan.bundle, method=how, host=host)), watch=watch
+            )
+        if peaks is not None:
+            measured = replace(measured, results=with_floors(measured.results, plan.bundle, peaks=peaks))
+        document = as_document(
+            measured,
+            bundle=plan.bundle,
+            method=how,
+            host=host,
+            peaks=None if peaks is None else asdict(peaks),
+        )
+        # Show first: if the file cannot be written after all, the figures are not lost.
+        show(measured, document)
+        write(document)
+    return measured
+
+
+def results_file(save: Path | None, resume: Path | None, *, overwrite: bool) -> Path | None:
+    """The file that results are written to, from the options --save, --resume and --overwrite; None for none.
+
+    Raise :class:`UsageError` if both name one, or if it must not be written.
+    """
+    if save is not None and resume is not None:
+        raise UsageError("--save and --resume both name the file of the results", fix="drop --save")
+    if save is not None:
+        check_output(save, "--save", overwrite=overwrite)
+    return save or resume
+
+
+Write = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def keeping(path: Path | None, *, rows: int, samples: int) -> Iterator[tuple[Write, Write]]:
+    """For a block that measures ``samples`` latencies in ``rows`` rows, and writes them to ``path``.
+
+    Yields two functions that write a document: one for the rounds that are finished so far, and one for the whole. If Ctrl-C or
+    SIGTERM ends the block after the first was called, ``path`` has those rounds, and a message says how to go on. Raise as
+    :func:`~simmim_export.benchmarks.document.reserved` does.
+    """
+    kept = False
     try:
         with reserved(path, rows=rows, samples=samples) as write:
 
-            def keep(partial: Measured) -> None:
-                nonlocal finished
+            def keep(partial: Mapping[str, Any]) -> None:
+                nonlocal kept
                 # A disk that is full now may have room at the end; the last write says so if it has not.
                 with suppress(UsageError):
-                    write(as_document(plan, partial, host=host))
-                    finished = partial.finished
+                    write(partial)
+                    kept = True
 
-            with progress_bar("benchmark") as watch:
-                peaks = measure_peaks(watch) if limit else None
-                measured = measurement.run(keep, watch=watch)
-            if peaks is not None:
-                measured = replace(measured, results=with_floors(measured.results, plan.bundle, peaks=peaks))
-            document = as_document(plan, measured, host=host, peaks=None if peaks is None else asdict(peaks))
-            # Show first: if the file cannot be written after all, the figures are not lost.
-            show(measured, document)
-            write(document)
+            yield keep, write
     except (KeyboardInterrupt, SystemExit):
-        if path is not None and finished:
-            where = f"{finished} of {plan.rounds} rounds are in {path}"
+        if path is not None and kept:
+            where = f"the rounds that were finished are in {path}"
             say(f"interrupted: {where}; to go on, type the same with --resume {path}", error=True)
         raise
-    return measured
 
 
 def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
@@ -71,14 +108,40 @@ def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
     Raise :class:`DataError` if the file is not of an interrupted run of this very plan on such a machine, naming what differs.
     """
     document = read(path)
-    engines = [str(engine) for engine in plan.engines]
     keys = {row.key for row in document.results}
     wanted = {(*job.key, *engine.key) for job in plan.jobs for engine in plan.engines if engine.runs(job)}
-    pairs: dict[str, tuple[Any, Any]] = {
-        "bundle": (document.bundle, described(plan)),
-        "engines": (list(document.engines), engines),
-        "suites and their sizes": (keys, wanted),
-        "method": (document.method, method(plan)),
+    require_unfinished(
+        document,
+        path,
+        bundle=plan.bundle,
+        host=host,
+        same={
+            "engines": (list(document.engines), [str(engine) for engine in plan.engines]),
+            "suites and their sizes": (keys, wanted),
+            "method": (document.method, method(plan)),
+        },
+    )
+    for row in document.results:
+        lengths = {len(row.rounds), len(row.gpu_rounds) or len(row.rounds)}
+        if lengths != {document.finished_rounds} and row.failed is None:
+            what = f"the benchmark file is damaged: {row.target} on {row.engine} lacks rounds"
+            raise DataError(what, where=path, fix="measure again with --save FILE")
+    if any(row.memory for row in document.results):
+        what = "a soak cannot be continued: a new process has new memory"
+        raise DataError(what, where=path, fix="measure it again: simmim-bench --suite soak")
+    return Measured(list(document.results), document.engines, document.finished_rounds)
+
+
+def require_unfinished(
+    document: Document, path: Path, *, bundle: Path, host: Host, same: Mapping[str, tuple[Any, Any]]
+) -> None:
+    """Raise :class:`DataError` unless ``document``, read from ``path``, is of an interrupted run on ``bundle`` and ``host``.
+
+    ``same``: by name, what else must be the same: what the document says, and what it is now.
+    """
+    pairs = {
+        "bundle": (document.bundle, described(bundle)),
+        **same,
         **{f"host's {key}": (document.host.get(key), host.described[key]) for key in SAME_HOST},
     }
     if differs := [name for name, (before, now) in pairs.items() if before != now]:
@@ -89,12 +152,3 @@ def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
         raise DataError(
             what, where=path, fix="measure again with --save FILE, or print it: simmim-bench compare FILE FILE"
         )
-    for row in document.results:
-        lengths = {len(row.rounds), len(row.gpu_rounds) or len(row.rounds)}
-        if lengths != {document.finished_rounds} and row.failed is None:
-            what = f"the benchmark file is damaged: {row.target} on {row.engine} lacks rounds"
-            raise DataError(what, where=path, fix="measure again with --save FILE")
-    if any(row.memory for row in document.results):
-        what = "a soak cannot be continued: a new process has new memory"
-        raise DataError(what, where=path, fix="measure it again: simmim-bench --suite soak")
-    return Measured(list(document.results), document.engines, document.finished_rounds)

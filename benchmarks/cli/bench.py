@@ -10,8 +10,8 @@ import typer
 
 from simmim_export.benchmarks.measure import ROUNDS
 from simmim_export.benchmarks.memory import MINUTES, SLICES
-from simmim_export.console import Version, check_output, print_json
-from simmim_export.console.options import AsJson, Overwrite, Save, Warmup, contestants
+from simmim_export.console import Version, print_json
+from simmim_export.console.options import AsJson, Overwrite, Resume, Save, Warmup, contestants
 
 EXAMPLES = (
     "simmim-bench --bundle bundle",
@@ -112,14 +112,7 @@ def bench(
         ),
     ] = None,
     save: Save = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            "--resume",
-            metavar="FILE",
-            help="Go on with the interrupted measurement in FILE, in place of --save. Type its other options again.",
-        ),
-    ] = None,
+    resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     version: Version = False,
@@ -135,13 +128,10 @@ def bench(
     from simmim_export.benchmarks import reference, suites, tables
     from simmim_export.benchmarks.contestants import Contestant, Plan
     from simmim_export.benchmarks.document import Host
-    from simmim_export.benchmarks.run import resumed, run
+    from simmim_export.benchmarks.run import results_file, resumed, run
     from simmim_export.errors import UsageError
 
-    if save is not None and resume is not None:
-        raise UsageError("--save and --resume both name the file of the results", fix="drop --save")
-    if save is not None:
-        check_output(save, "--save", overwrite=overwrite)
+    path = results_file(save, resume, overwrite=overwrite)
     wanted = suites.parse_suites(suite)
     suites.require_options(wanted, batch=batch, iterations=iterations, minutes=minutes)
     names = dict.fromkeys(engine or ["torch", "ort"])
@@ -186,7 +176,7 @@ def bench(
             else:
                 tables.show(plan, measured, document=document)
 
-        measured = run(plan, save or resume, host=host, show=show, earlier=earlier, limit=limit)
+        measured = run(plan, path, host=host, show=show, earlier=earlier, limit=limit)
     tables.require(plan, measured)
 
 

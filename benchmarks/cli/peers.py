@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from simmim_export.benchmarks.measure import ROUNDS
-from simmim_export.console import check_output, print_json, progress_bar
-from simmim_export.console.options import AsJson, Overwrite, Rounds, Save, Warmup
+from simmim_export.console import print_json, progress_bar
+from simmim_export.console.options import AsJson, Overwrite, Resume, Rounds, Save, Warmup
 
 EXAMPLES = (
     "simmim-bench peers --text-encoder MINILM --save peers.json",
@@ -64,6 +64,7 @@ def peers(
     iterations: Annotated[int, typer.Option("--iterations", metavar="N", min=1, help="Timed runs in each round.")] = 20,
     warmup: Warmup = 3,
     save: Save = None,
+    resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,15 +75,18 @@ def peers(
     Shows accuracy beside latency. A peer that is missing or fails has a row with the reason. Exit code 3 if one of ours fails.
     """
     import tempfile
+    from dataclasses import asdict
 
-    from simmim_export.benchmarks.document import Host, reserved
+    from simmim_export.benchmarks.document import Host, as_document
+    from simmim_export.benchmarks.driver import Measured
     from simmim_export.benchmarks.limit.peaks import measure_peaks
     from simmim_export.benchmarks.peers import contestants, sources, table
     from simmim_export.benchmarks.peers.inputs import tasks
-    from simmim_export.benchmarks.peers.measure import PeersPlan, measure
+    from simmim_export.benchmarks.peers.measure import PeersPlan, measure, resumed
+    from simmim_export.benchmarks.results import BenchmarkResult
+    from simmim_export.benchmarks.run import keeping, results_file
 
-    if save is not None:
-        check_output(save, "--save", overwrite=overwrite)
+    path = results_file(save, resume, overwrite=overwrite)
     chosen = contestants.chosen(peer)
     judges, calibration = sources.sentences_for(sentences)
     with tempfile.TemporaryDirectory() as name:
@@ -108,11 +112,24 @@ def peers(
             iterations=iterations,
             warmup=warmup,
         )
+        earlier = () if resume is None else resumed(plan, resume, host=host)
+
+        def documented(results: list[BenchmarkResult]) -> dict[str, Any]:
+            measured = Measured(results, {peer.name: {} for peer in chosen}, plan.finished(results))
+            return as_document(measured, bundle=bundle, method=plan.method, host=host, peaks=asdict(peaks))
+
         rows = len(chosen) * sum(len(task.timed) for task in plan.tasks)
-        with reserved(save, rows=rows, samples=rows * rounds * iterations) as write:
+        with keeping(path, rows=rows, samples=rows * rounds * iterations) as (keep, write):
             with progress_bar("peers") as watch:
-                results = measure(plan, peaks=peaks, folder=folder, watch=watch)
-            document = table.as_document(plan, results, host=host, peaks=peaks)
+                results = measure(
+                    plan,
+                    peaks=peaks,
+                    folder=folder,
+                    earlier=earlier,
+                    finished_round=lambda partial: keep(documented(partial)),
+                    watch=watch,
+                )
+            document = documented(results)
             if as_json:
                 print_json(document)
             else:

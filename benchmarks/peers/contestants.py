@@ -37,6 +37,11 @@ class Peer:
         return not self.recipe and self.engine not in (TORCH, COMPILED)
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """What its rows have: engine, precision, recipe."""
+        return (self.engine, self.precision, self.recipe)
+
+    @property
     def name(self) -> str:
         """What a user calls it: ``ort:int8``, or ``ort:int8:nncf`` with its recipe, without spaces."""
         return ":".join(filter(None, (self.engine, self.precision, self.recipe.replace(" ", "-"))))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simmim_export.benchmarks.results import Param
+from simmim_export.benchmarks.results import BenchmarkResult, Param
 from simmim_export.bundle import Bundle
 from simmim_export.errors import DataError, TruncatedText, UnknownWords
 from simmim_export.runtime import Model, load
@@ -31,6 +31,15 @@ class Task:
     timed: tuple[dict[str, Param], ...]
     judges: int
     inputs: Path
+
+    @property
+    def target(self) -> str:
+        """How a row names what was run."""
+        return f"graph:{self.graph}"
+
+    def is_of(self, row: BenchmarkResult) -> bool:
+        """Whether ``row`` measured this encoder."""
+        return row.target == self.target
 
 
 def tasks(bundle: Path, *, judges: Sequence[str], calibration: Sequence[str], folder: Path) -> list[Task]:

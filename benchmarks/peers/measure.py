@@ -5,7 +5,7 @@ A peer that cannot be made, opened or run has a row with the reason, and the oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from simmim_export.benchmarks.code_digest import code_digest
+from simmim_export.benchmarks.document import Host, read
 from simmim_export.benchmarks.limit.floor import cost_of, floor
 from simmim_export.benchmarks.limit.peaks import Peaks
 from simmim_export.benchmarks.peers.contestants import REFERENCE, Peer
@@ -21,6 +22,7 @@ from simmim_export.benchmarks.peers.inputs import Task
 from simmim_export.benchmarks.peers.recipes import Maker
 from simmim_export.benchmarks.peers.worker import PeerWorker
 from simmim_export.benchmarks.results import BenchmarkResult, Failed, Floor
+from simmim_export.benchmarks.run import require_unfinished
 from simmim_export.benchmarks.worker import Samples
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
@@ -45,6 +47,19 @@ class PeersPlan:
     rounds: int
     iterations: int
     warmup: int
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """How it measures. Figures of another method must not be mixed with these."""
+        return {"rounds": self.rounds, "warmup": self.warmup, "iterations": {"peers": self.iterations}}
+
+    def finished(self, rows: Sequence[BenchmarkResult]) -> int:
+        """How many rounds of the whole measurement ``rows`` have, which may lack encoders."""
+        return min(self.finished_of(task, rows) for task in self.tasks)
+
+    def finished_of(self, task: Task, rows: Sequence[BenchmarkResult]) -> int:
+        """How many rounds of ``task`` ``rows`` have. A peer that failed does not count."""
+        return min((len(row.rounds) for row in rows if task.is_of(row) and row.failed is None), default=0)
 
 
 @dataclass
@@ -79,8 +94,19 @@ class _Entry:
                 self.worker = None
 
 
-def measure(plan: PeersPlan, *, peaks: Peaks | None, folder: Path, watch: Watch = unwatched) -> list[BenchmarkResult]:
+def measure(
+    plan: PeersPlan,
+    *,
+    peaks: Peaks | None,
+    folder: Path,
+    earlier: Sequence[BenchmarkResult] = (),
+    finished_round: Callable[[list[BenchmarkResult]], None] = lambda rows: None,
+    watch: Watch = unwatched,
+) -> list[BenchmarkResult]:
     """A row for each peer and timed input. Files of peers are made in ``folder``.
+
+    ``finished_round`` gets all rows after each round, still without accuracy. ``earlier`` has the rows of a measurement that was
+    interrupted: their rounds are kept, and a peer that failed then is not tried again.
 
     Raise :class:`EngineUnavailable` if PyTorch, which all are compared with, cannot run, and :class:`GateFailed` if two peers did
     not get the same inputs.
@@ -97,7 +123,9 @@ def measure(plan: PeersPlan, *, peaks: Peaks | None, folder: Path, watch: Watch 
     for task in plan.tasks:
         own = folder / f"{task.graph}.files"
         own.mkdir()
-        entries = [_Entry(peer) for peer in plan.peers]
+        rows = [row for row in earlier if task.is_of(row)]
+        finished = plan.finished_of(task, rows)
+        entries = [_continued(peer, task, rows, finished=finished) for peer in plan.peers]
         _make(plan, task, entries, folder=own, step=step)
         with ExitStack() as stack:
             for entry in entries:
@@ -106,13 +134,42 @@ def measure(plan: PeersPlan, *, peaks: Peaks | None, folder: Path, watch: Watch 
                     entry.worker = stack.enter_context(Worker(PeerWorker, name=f"peer '{entry.peer.name}'"))
                     with entry.failing():
                         _open(entry, plan, task)
-            for number in range(plan.rounds):
+            for number in range(finished, plan.rounds):
                 step(f"{task.graph}: round {number + 1} of {plan.rounds}")
                 _round(plan, task, entries, number=number)
+                finished_round([*results, *_rows(plan, task, entries, peaks=peaks)])
             step(f"{task.graph}: embed {task.judges} inputs")
             _embed(task, entries, folder=own)
-        results += _results(plan, task, entries, peaks=peaks)
+        results += _rows(plan, task, entries, peaks=peaks, exact=_exact(entries))
     return results
+
+
+def _continued(peer: Peer, task: Task, rows: Sequence[BenchmarkResult], *, finished: int) -> _Entry:
+    """An entry of ``peer`` that has the first ``finished`` rounds of its ``rows``, and their failure."""
+    entry = _Entry(peer)
+    for index, sizes in enumerate(task.timed):
+        for row in rows:
+            if (row.engine, row.precision, row.recipe) == peer.key and row.params == sizes:
+                entry.failed = row.failed
+                entry.rounds[index] = [Samples(host=host, gpu=(), inputs=row.inputs) for host in row.rounds[:finished]]
+    return entry
+
+
+def resumed(plan: PeersPlan, path: Path, *, host: Host) -> tuple[BenchmarkResult, ...]:
+    """The finished rounds in the file ``path``, to continue with ``plan`` on ``host``.
+
+    Raise :class:`DataError` if the file is not of an interrupted run of this very plan on such a machine, naming what differs.
+    """
+    document = read(path)
+    wanted = {(task.target, *peer.key) for task in plan.tasks for peer in plan.peers}
+    strange = {(row.target, row.engine, row.precision, row.recipe) for row in document.results} - wanted
+    same = {
+        "peers": (list(document.engines), [peer.name for peer in plan.peers]),
+        "inputs": (strange, set()),
+        "method": (document.method, plan.method),
+    }
+    require_unfinished(document, path, bundle=plan.bundle, host=host, same=same)
+    return document.results
 
 
 def _make(plan: PeersPlan, task: Task, entries: Sequence[_Entry], *, folder: Path, step: Any) -> None:
@@ -123,6 +180,8 @@ def _make(plan: PeersPlan, task: Task, entries: Sequence[_Entry], *, folder: Pat
         for entry in entries:
             peer = entry.peer
             step(f"{task.graph}: make {peer.name}")
+            if entry.failed is not None:
+                continue
             if reason := peer.lacking():
                 entry.failed = Failed(error=EngineUnavailable.__name__, message=reason)
             elif peer.is_ours:
@@ -183,16 +242,32 @@ def _embed(task: Task, entries: Sequence[_Entry], *, folder: Path) -> None:
                 entry.embedded = target
 
 
-def _results(plan: PeersPlan, task: Task, entries: Sequence[_Entry], *, peaks: Peaks | None) -> list[BenchmarkResult]:
-    bundle, rows = Bundle.open(plan.bundle), []
+def _exact(entries: Sequence[_Entry]) -> np.ndarray:
+    """What PyTorch embeds, float32 [n, E]."""
     reference = next((entry for entry in entries if entry.peer == REFERENCE), None)
     if reference is None or reference.embedded is None:
         why = reference.failed.message if reference is not None and reference.failed else "it was not measured"
         raise EngineUnavailable(
             f"PyTorch, which all are compared with, failed: {why}", fix="pip install 'simmim-export[peers]'"
         )
-    exact = np.load(reference.embedded)
-    accuracies = [None if e.embedded is None else _accuracy(exact, np.load(e.embedded)) for e in entries]
+    embedded: np.ndarray = np.load(reference.embedded)
+    return embedded
+
+
+def _rows(
+    plan: PeersPlan,
+    task: Task,
+    entries: Sequence[_Entry],
+    *,
+    peaks: Peaks | None,
+    exact: np.ndarray | None = None,
+) -> list[BenchmarkResult]:
+    """The rows of ``task`` with the rounds so far, and with their accuracy if ``exact`` is given and they embedded the judges."""
+    bundle, rows = Bundle.open(plan.bundle), []
+    accuracies = [
+        None if exact is None or entry.embedded is None else _accuracy(exact, np.load(entry.embedded))
+        for entry in entries
+    ]
     for index, sizes in enumerate(task.timed):
         digests = {timed.inputs for entry in entries for timed in entry.rounds.get(index, ())}
         if len(digests) != 1:
@@ -201,7 +276,7 @@ def _results(plan: PeersPlan, task: Task, entries: Sequence[_Entry], *, peaks: P
             rows.append(
                 BenchmarkResult(
                     suite="peers",
-                    target=f"graph:{task.graph}",
+                    target=task.target,
                     engine=entry.peer.engine,
                     precision=entry.peer.precision,
                     recipe=entry.peer.recipe,

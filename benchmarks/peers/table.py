@@ -1,52 +1,21 @@
-"""The document of ``simmim-bench peers``, and the table that it prints: accuracy beside latency, and how far from the floor."""
+"""The table that ``simmim-bench peers`` prints: accuracy beside latency, and how far each row is from its floor."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from simmim_export.benchmarks.document import SCHEMA, Host, disturbances, ratio_to, summary
+from simmim_export.benchmarks.document import ratio_to
 from simmim_export.benchmarks.jobs import title
-from simmim_export.benchmarks.limit.peaks import Peaks
 from simmim_export.benchmarks.measure import too_few
 from simmim_export.benchmarks.peers.contestants import REFERENCE
 from simmim_export.benchmarks.peers.measure import PeersPlan
 from simmim_export.benchmarks.results import BenchmarkResult
-from simmim_export.bundle import Bundle
 from simmim_export.console import Row, print_table, stdout_console
 from simmim_export.errors import EngineUnavailable
-from simmim_export.system.files import digest
-from simmim_export.system.plain import as_json
 
 ABSENT = "-"
-
-
-def as_document(
-    plan: PeersPlan, results: Sequence[BenchmarkResult], *, host: Host, peaks: Peaks | None
-) -> dict[str, Any]:
-    """Everything about the measurement as JSON values, with the keys of :mod:`simmim_export.benchmarks.document`."""
-    document = {
-        "schema": SCHEMA,
-        "command": ["simmim-bench", *sys.argv[1:]],
-        "suites": ["peers"],
-        "host": host.described,
-        "load_average": host.load,
-        "warnings": disturbances(results, load=host.load, cores=host.described["cpus"]),
-        "bundle": {
-            "manifest_sha256": digest(plan.bundle / "manifest.json"),
-            "preset": Bundle.open(plan.bundle).manifest.model["preset"],
-        },
-        "method": {"rounds": plan.rounds, "warmup": plan.warmup, "iterations": {"peers": plan.iterations}},
-        "finished_rounds": plan.rounds,
-        "peaks": None if peaks is None else asdict(peaks),
-        "engines": {peer.name: {} for peer in plan.peers},
-        "results": [asdict(result) for result in results],
-        "summary": [summary(result, results) for result in results],
-    }
-    return as_json(document)
 
 
 def show(plan: PeersPlan, results: Sequence[BenchmarkResult], *, document: Mapping[str, Any]) -> None:

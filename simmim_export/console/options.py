@@ -18,6 +18,14 @@ Save = Annotated[
     Path | None,
     typer.Option("--save", metavar="FILE", help="Also write everything to this JSON file, raw samples included."),
 ]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="FILE",
+        help="Go on with the interrupted measurement in FILE, in place of --save. Type its other options again.",
+    ),
+]
 Warmup = Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")]
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder that simmim-export onnx wrote.", show_default=False)

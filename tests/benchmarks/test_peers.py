@@ -9,13 +9,14 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from simmim_export.benchmarks.document import read
+from simmim_export.benchmarks.document import Host, as_document, read, write
+from simmim_export.benchmarks.driver import Measured
 from simmim_export.benchmarks.peers import sources
 from simmim_export.benchmarks.peers.contestants import OURS, PEERS, REFERENCE, Peer, chosen
 from simmim_export.benchmarks.peers.inputs import CALIBRATION, JUDGES, TIMED, read_feeds, tasks
-from simmim_export.benchmarks.peers.measure import PeersPlan, measure
+from simmim_export.benchmarks.peers.measure import PeersPlan, measure, resumed
 from simmim_export.benchmarks.results import BenchmarkResult
-from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.errors import DataError, EngineUnavailable, UsageError
 
 ROUNDS = 2
 BY_NAME = {peer.name: peer for peer in (*PEERS, *OURS)}
@@ -95,6 +96,42 @@ def test_accuracy_is_measured_against_pytorch(results: list[BenchmarkResult]) ->
 def test_without_pytorch_there_is_nothing_to_compare_with(plan: PeersPlan, tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable):
         measure(replace(plan, peers=[BY_NAME["ort:fp32"]], tasks=plan.tasks[:1]), peaks=None, folder=tmp_path)
+
+
+def test_an_interrupted_measurement_goes_on(plan: PeersPlan, tmp_path: Path) -> None:
+    small = replace(plan, peers=[REFERENCE, BY_NAME["ort:fp32"], MISSING])
+    kept: list[BenchmarkResult] = []
+
+    def stop(rows: list[BenchmarkResult]) -> None:
+        kept[:] = rows
+        if small.finished(rows):
+            raise KeyboardInterrupt
+
+    (tmp_path / "first").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        measure(small, peaks=None, folder=tmp_path / "first", finished_round=stop)
+    path, host = tmp_path / "peers.json", Host.now()
+
+    def documented(plan: PeersPlan) -> dict[str, object]:
+        measured = Measured(kept, {peer.name: {} for peer in plan.peers}, plan.finished(kept))
+        return as_document(measured, bundle=plan.bundle, method=plan.method, host=host)
+
+    for other, named in ((replace(small, warmup=1), "method"), (replace(small, peers=[REFERENCE]), "peers")):
+        write(documented(other), path)
+        with pytest.raises(DataError) as caught:
+            resumed(small, path, host=host)
+        assert named in caught.value.what and caught.value.where == str(path)
+    write(documented(small), path)
+    rounds: list[list[BenchmarkResult]] = []
+    (tmp_path / "second").mkdir()
+    earlier = resumed(small, path, host=host)
+    whole = measure(small, peaks=None, folder=tmp_path / "second", earlier=earlier, finished_round=rounds.append)
+    assert len(rounds) == ROUNDS - 1
+    for before, after in zip(kept, whole, strict=True):
+        assert after.key == before.key and after.rounds[: len(before.rounds)] == before.rounds
+        assert after.failed == before.failed
+        if after.failed is None:
+            assert len(after.rounds) == ROUNDS and after.accuracy is not None
 
 
 def test_named_peers_are_measured_beside_ours_and_pytorch() -> None:

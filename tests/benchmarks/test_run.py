@@ -17,7 +17,7 @@ from failing_workers import Failing
 
 from simmim_export.benchmarks import suites, tables
 from simmim_export.benchmarks.contestants import Contestant, Plan
-from simmim_export.benchmarks.document import Host, as_document, read
+from simmim_export.benchmarks.document import Host, as_document, method, read
 from simmim_export.benchmarks.driver import Measured, Measurement
 from simmim_export.benchmarks.jobs import Job
 from simmim_export.benchmarks.run import run
@@ -89,7 +89,9 @@ def test_a_measurement_without_any_figure_is_the_error_of_its_first_engine(tiny_
 def test_a_table_shows_what_failed(with_failing_workers, tiny_bundle: Path, capsys: pytest.CaptureFixture) -> None:
     plan = plan_for(tiny_bundle, [Failing("ort", recipe="dying"), Contestant("ort")])
     measured = Measurement(plan).run()
-    tables.show(plan, measured, document=as_document(plan, measured, host=Host.now()))
+    tables.show(
+        plan, measured, document=as_document(measured, bundle=plan.bundle, method=method(plan), host=Host.now())
+    )
     printed = capsys.readouterr().out
     assert "FAILED: WorkerDied" in printed and "SIGKILL" in printed and "passed" in printed
 
