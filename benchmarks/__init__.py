@@ -1,1 +1,2 @@
-"""Honest measurement: one process an engine, rounds alternated, locked inputs, raw samples kept, parity beside latency."""
+"""Benchmarks: each engine runs in its own process, engines alternate in rounds on identical inputs, and results keep every sample
+and the error against PyTorch."""

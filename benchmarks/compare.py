@@ -26,14 +26,14 @@ ACCEPTED = ("runs", "inputs", "method", "host")
 # The chance that the intervals of all rows hold the truth.
 CONFIDENCE = 0.95
 # A difference of less than this share is not looked for.
-LIMIT = 0.02
+THRESHOLD = 0.02
 # A round counts with this quantile of its latencies: other programs only ever add time.
 QUIET = 0.1
 FASTER, SLOWER, NONE_SEEN, BROKEN = "faster", "slower", "no difference seen", "failed"
 _HOST = ("cpu", "gpu", "cpus", "system")
 
 
-def compare(first: Path, second: Path, *, limit: float = LIMIT, accept: Collection[str] = ()) -> dict[str, Any]:
+def compare(first: Path, second: Path, *, threshold: float = THRESHOLD, accept: Collection[str] = ()) -> dict[str, Any]:
     """The comparison of the files ``first`` and ``second``; see :func:`verdicts`.
 
     Raise :class:`DataError` for a file that cannot be used, for files without a common row, and for files that differ in one of
@@ -41,20 +41,20 @@ def compare(first: Path, second: Path, *, limit: float = LIMIT, accept: Collecti
     """
     a, b = read(first), read(second)
     _require_comparable(a, b, where=second, accept=accept)
-    made = verdicts(a, b, limit=limit)
+    made = verdicts(a, b, threshold=threshold)
     if not made["rows"]:
         fix = "measure the same engines and pipelines in both runs"
         raise DataError("the two files have no row in common", where=f"{first}, {second}", fix=fix)
     return {"first": str(first), "second": str(second), **made}
 
 
-def verdicts(first: Document, second: Document, *, limit: float = LIMIT) -> dict[str, Any]:
+def verdicts(first: Document, second: Document, *, threshold: float = THRESHOLD) -> dict[str, Any]:
     """How many times faster the rows of ``second`` are than those of ``first``, and whether that is a difference.
 
     Each row has both medians in milliseconds, ``times_faster`` with ``low`` and ``high``, and a ``verdict``. The intervals of all
     rows together hold the truth with 95 % confidence (each has a confidence of ``1 - 5 % / rows``, after Bonferroni), so a
     comparison of many rows raises no more false alarms than one of a single row. The verdict is ``faster`` or ``slower`` if the
-    whole interval lies beyond ``limit``. A row with too few rounds has no interval and no verdict, and a ``reason``. One that
+    whole interval lies beyond ``threshold``. A row with too few rounds has no interval and no verdict, and a ``reason``. One that
     failed in ``second`` alone is ``failed``. ``only_first`` and ``only_second`` are rows of one file; ``differs`` names what else
     differs.
     """
@@ -62,13 +62,13 @@ def verdicts(first: Document, second: Document, *, limit: float = LIMIT) -> dict
     common = [key for key in rows_a if key in rows_b and (rows_a[key].rounds or rows_b[key].rounds)]
     paired = _paired(first, second)
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(common))
-    rows = [_row(rows_a[key], rows_b[key], paired=paired, confidence=confidence, limit=limit) for key in common]
+    rows = [_row(rows_a[key], rows_b[key], paired=paired, confidence=confidence, threshold=threshold) for key in common]
     differs = [key for key in ("host", "bundle") if getattr(first, key) != getattr(second, key)]
     differs += ["code"] if any(rows_a[key].code != rows_b[key].code for key in common) else []
     return {
         "paired": paired,
         "confidence": CONFIDENCE,
-        "limit": limit,
+        "threshold": threshold,
         "differs": differs,
         "only_first": [_title(row) for key, row in rows_a.items() if key not in rows_b],
         "only_second": [_title(row) for key, row in rows_b.items() if key not in rows_a],
@@ -93,7 +93,7 @@ def quiet(samples: Sequence[float]) -> float:
 
 
 def _row(
-    first: BenchmarkResult, second: BenchmarkResult, *, paired: bool, confidence: float, limit: float
+    first: BenchmarkResult, second: BenchmarkResult, *, paired: bool, confidence: float, threshold: float
 ) -> dict[str, Any]:
     figures = [[quiet(each) for each in row.rounds] for row in (first, second)]
     ratio: Ratio | None = None
@@ -119,14 +119,14 @@ def _row(
         least = rounds_needed(confidence, paired=paired)
         return made | {"reason": f"too few rounds for an interval: measure with --rounds {least} or more"}
     made |= {"times_faster": ratio.value, "low": ratio.low, "high": ratio.high}
-    return made | {"verdict": verdict(ratio, limit=limit)}
+    return made | {"verdict": verdict(ratio, threshold=threshold)}
 
 
-def verdict(ratio: Ratio, *, limit: float) -> str:
-    """What ``ratio``, of the first time to the second, shows: a difference only if all of its interval is beyond ``limit``."""
-    if ratio.low > 1 + limit:
+def verdict(ratio: Ratio, *, threshold: float) -> str:
+    """What ``ratio``, of the first time to the second, shows: a difference only if its whole interval is beyond ``threshold``."""
+    if ratio.low > 1 + threshold:
         return FASTER
-    return SLOWER if ratio.high < 1 / (1 + limit) else NONE_SEEN
+    return SLOWER if ratio.high < 1 / (1 + threshold) else NONE_SEEN
 
 
 def rounds_needed(confidence: float, *, paired: bool) -> int:

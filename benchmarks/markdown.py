@@ -25,7 +25,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def latency(rows: Rows) -> str:
-    """Each target on each engine: p50, times PyTorch, error and size."""
+    """Each target on each engine: median, times PyTorch and its own FP32, times its floor, error and size."""
     against = reference(rows)
     header = (
         "target",
@@ -140,7 +140,7 @@ def soak(rows: Rows) -> str:
             f"{grew.grown / 1e6:+.1f} of {grew.allowed / 1e6:.0f} MB",
         )
         cells.append((contestant_of(row), minutes, size, slope, grown))
-    return table(("engine", "minutes", "memory", "growth a minute", "growth, of what is allowed"), cells)
+    return table(("engine", "minutes, all engines", "memory", "growth a minute", "growth, of what is allowed"), cells)
 
 
 def starts(engines: Mapping[str, Mapping[str, Any]]) -> str:
@@ -157,9 +157,11 @@ def peaks(measured: Mapping[str, Any] | None) -> list[str]:
     """A sentence about the peaks of the host, if they were measured."""
     if measured is None:
         return []
-    products = (f"{name} {peak['flops_per_second'] / 1e9:.0f} GFLOP/s" for name, peak in measured["products"].items())
+    products = (f"{name} {peak['flops_per_second'] / 1e9:.0f}" for name, peak in measured["products"].items())
     copied, read = (f"{measured[key] / 1e9:.1f} GB/s" for key in ("copy", "read"))
-    return [f"Peaks of the host: {', '.join(products)}; memory {copied} copied, {read} read."]
+    return [
+        f"Peaks of the host: {', '.join(products)} billion operations a second; memory {copied} copied, {read} read."
+    ]
 
 
 def peers(rows: Rows) -> str:

@@ -15,7 +15,8 @@ BEYOND = 10
 ROUNDS = 6
 # The fewest rounds in each of two separate runs for a 95 % interval of their ratio.
 ROUNDS_APART = 4
-# Rounds of a pair, and timed runs of a job in each. With 30 rounds, 88 % of 27 rows showed a slowdown of 10 % (noise.json).
+# Rounds of a pair, and timed runs of a job in each. With 30 rounds, 88 % of 27 rows showed a slowdown of 10 %
+# (tests/benchmarks/noise.json).
 PAIR_ROUNDS, PAIR_ITERATIONS = 30, 10
 # If the median of an engine's slowest round exceeds that of its fastest by this factor, another program used the machine.
 WILD = 2.0

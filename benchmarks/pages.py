@@ -40,7 +40,7 @@ PLOTS = "plots"
 EXPORT = "export"
 # So many digits of a digest are shown.
 SHOWN = 12
-STALE = " An earlier revision made it."
+STALE = " An earlier revision of the code made it."
 EMBED = ("--pipeline", "embed_image", "--pipeline", "embed_text")
 
 
@@ -66,7 +66,7 @@ def _suite(name: str, *words: str, preset: str, engines: tuple[str, ...], plots:
 
 
 STEPS = (
-    _suite("latency", *EMBED, "--limit", preset="base", engines=EVERYONE),
+    _suite("latency", *EMBED, "--floor", preset="base", engines=EVERYONE),
     _suite("ladder", *EMBED, "--iterations", "8", preset="base", engines=OURS, plots=("ladder-1", "ladder-2")),
     _suite("photos", preset="base", engines=EVERYONE, plots=("photos",)),
     _suite("throughput", "--warmup", "1", preset="base", engines=LOWERED, plots=("throughput",)),
@@ -161,15 +161,13 @@ def content(step: Step, folder: Path, pages: Path) -> str:
         parts.append(markdown.TABLES[suite](rows))
         if suite == "latency":
             parts.append(markdown.starts(document.engines))
-    notes = [*markdown.peaks(document.peaks), *(f"While it ran, {warning}." for warning in document.warnings)]
+    notes = [*markdown.peaks(document.peaks), *(f"Warning: {warning}." for warning in document.warnings)]
     where = f"{document.host['cpu']}, {document.host['threads_used']} threads"
     return _block(parts, words, where=where, code=document.results[0].code, notes=notes)
 
 
 def _block(parts: Sequence[str], words: Sequence[str], *, where: str, code: str, notes: Sequence[str] = ()) -> str:
-    command = (
-        f"`{shlex.join(['simmim-bench', *words])}` makes this table. This one is of {where}, and code {code[:SHOWN]}."
-    )
+    command = f"Measured with `{shlex.join(['simmim-bench', *words])}` on {where}. Code digest: {code[:SHOWN]}."
     return "\n\n".join([*parts, " ".join([command, *notes])])
 
 
@@ -180,7 +178,7 @@ def mark(pages: Path) -> list[str]:
     for name, file, suite in [*blocks, (EXPORT, "benchmarks.md", EXPORT)]:
         page = pages / file
         text = _find(page, name)[2]
-        digest = re.search(r"and code ([0-9a-f]+)\.", text)
+        digest = re.search(r"Code digest: ([0-9a-f]+)\.", text)
         plain = text.replace(STALE, "")
         if digest is not None and not code_digest(suite).startswith(digest[1]):
             stale.append(name)
@@ -220,8 +218,8 @@ def exported(folder: Path) -> str | None:
         return None
     kept = [json.loads(path.read_text(encoding="utf-8")) for path in records]
     command = f"`simmim-export onnx {folder / kept[0]['preset']}.pt --precision int8` makes a bundle"
-    where = f"{kept[0]['cpu']}, {kept[0]['threads']} threads, and code {kept[0]['code'][:SHOWN]}."
-    return f"{markdown.exports(kept)}\n\n{command}. This table is of {where}"
+    where = f"{kept[0]['cpu']}, {kept[0]['threads']} threads. Code digest: {kept[0]['code'][:SHOWN]}."
+    return f"{markdown.exports(kept)}\n\n{command}. Measured on {where}"
 
 
 def fill(page: Path, name: str, content: str) -> None:

@@ -32,11 +32,12 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         else:
             ratio = Ratio(value=row["times_faster"], low=row["low"], high=row["high"])
             rows.append((row["title"], *medians, f"{ratio.value:.2f}", ratio.span, row["verdict"]))
-    columns = ("", ">first|ms", ">second|ms", ">times|faster", ">interval", "")
+    columns = ("target", ">first,|median ms", ">second,|median ms", ">times|faster", ">interval", "verdict")
     print_table(f"{comparison['second']} compared with {comparison['first']}", columns, rows)
-    sure, limit = comparison["confidence"], comparison["limit"]
+    sure, threshold = comparison["confidence"], comparison["threshold"]
     console.print(
-        f"all intervals together hold the truth with {sure:.0%} confidence; differences below {limit:.0%} do not count"
+        f"With {sure:.0%} confidence, all intervals contain the true ratio. Ratios compare the 10th percentiles of the rounds; "
+        f"differences below {threshold:.1%} do not count."
     )
     for reason in reasons:
         console.print(reason)
@@ -80,7 +81,7 @@ def show_quantization(comparison: Mapping[str, Any], *, not_measured: Mapping[st
         cells = (f"{share['value']:.2f}", Ratio(**share).span) if share else ("", "")
         engine = str(Contestant(row["engine"], row["precision"]))
         rows.append((engine, row["recipe"] or "ours", *cosines, f"{row['top1']:.1%}", *cells))
-    columns = (">mean|cosine", ">1st per-|centile", ">least", ">same|neighbor", ">latency /|own fp32", ">95 %")
+    columns = (">mean|cosine", ">1st per-|centile", ">least", ">same|neighbor", ">latency /|own FP32", ">95 %")
     cut = f"{comparison['sentences']} sentences, {comparison['cut']} of them cut"
     print_table(f"text_encoder compared with ort fp32: {cut}; batch 1", ("engine", "recipe", *columns), rows)
     console = stdout_console()

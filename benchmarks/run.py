@@ -27,9 +27,9 @@ def run(
     host: Host,
     show: Callable[[Measured, dict[str, Any]], None],
     earlier: Measured | None = None,
-    limit: bool = False,
+    floor: bool = False,
 ) -> Measured:
-    """Measure ``plan`` with a progress bar, ``show`` the results, and write them to ``path``. With ``limit`` the peaks of this
+    """Measure ``plan`` with a progress bar, ``show`` the results, and write them to ``path``. With ``floor`` the peaks of this
     host are measured first, and each row gets its floor.
 
     If Ctrl-C or SIGTERM ends the run, ``path`` has the rounds that were finished, if any. Raise as :meth:`Measurement.run` does,
@@ -41,7 +41,7 @@ def run(
     how = method(plan)
     with keeping(path, rows=rows, samples=samples) as (keep, write):
         with progress_bar("benchmark") as watch:
-            peaks = measure_peaks(watch) if limit else None
+            peaks = measure_peaks(watch) if floor else None
             measured = measurement.run(
                 lambda partial: keep(as_document(partial, bundle=plan.bundle, method=how, host=host)), watch=watch
             )

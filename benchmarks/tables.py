@@ -76,7 +76,7 @@ def _print_results(results: Sequence[BenchmarkResult], *, heading: str) -> None:
         ">median": [_ms(median(r.samples)) if r.rounds else ABSENT for r in results],
         ">p90": [_ms(percentile(r.samples, 0.9)) for r in results],
         ">p99": [_ms(percentile(r.samples, 0.99)) for r in results],
-        ">p50 by|events": [_ms(percentile(r.gpu_samples, 0.5)) for r in results],
+        ">median on|GPU clock": [_ms(percentile(r.gpu_samples, 0.5)) for r in results],
         ">ms each": [_ms(median(r.samples) / r.items) if r.rounds and r.suite in _BY_ITEM else ABSENT for r in results],
         ">a second": [
             f"{r.items / median(r.samples):.1f}" if r.rounds and r.suite in _BY_ITEM else ABSENT for r in results
@@ -84,8 +84,8 @@ def _print_results(results: Sequence[BenchmarkResult], *, heading: str) -> None:
         f">x {against}": [_times(ratio) for ratio in ratios],
         ">95 %": [_span(ratio) for ratio in ratios],
         ">x own|fp32": [_times(ratio_to(r, results, engine=r.engine)) for r in results],
-        ">x alone": [_times(ratio) for ratio in alone],
-        ">95 % ": [_span(ratio) for ratio in alone],
+        ">x asked|alone": [_times(ratio) for ratio in alone],
+        ">95 % of|x alone": [_span(ratio) for ratio in alone],
         ">x floor": [f"{median(r.samples) / r.floor.seconds:.1f}" if r.floor and r.rounds else ABSENT for r in results],
         ">error": [f"{r.parity['scaled_error']:.1e}" if r.parity else ABSENT for r in results],
         ">cosine": [f"{r.parity['cosine']:.6f}" if r.parity else ABSENT for r in results],

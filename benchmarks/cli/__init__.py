@@ -6,8 +6,9 @@ from simmim_export.benchmarks.cli import bench, compare, footprint, limit, pair,
 from simmim_export.console import new_app, run_app
 
 app = new_app(
-    "Measure a bundle's engines side by side with PyTorch. Each engine runs in its own process; they take turns in every round, "
-    "and the table shows on one row how fast an engine is and how close to PyTorch.",
+    "Measure the engines of a bundle side by side with PyTorch. Each engine runs in its own process, and the engines take turns "
+    "in every round. Each row of the table shows how fast an engine is, and how close its results are to PyTorch's. Exit code 4 "
+    "if they differ too much, or if memory grows during a soak.",
     program="simmim-bench",
     main=bench.bench,
     examples=bench.EXAMPLES,

@@ -14,20 +14,24 @@ EXAMPLES = (
     "simmim-bench compare pair/first.json pair/second.json",
     "simmim-bench compare before.json after.json --accept runs --fail-on nothing",
 )
-Limit = Annotated[
+Threshold = Annotated[
     float,
-    typer.Option("--limit", metavar="PERCENT", min=0, help="A difference below this many percent is not looked for."),
+    typer.Option("--threshold", metavar="PERCENT", min=0, help="Smallest difference that counts, in percent."),
 ]
 FailOn = Annotated[
     str,
-    typer.Option("--fail-on", metavar="WHAT", help="slower: exit code 4 if a row is slower or failed; or nothing."),
+    typer.Option(
+        "--fail-on",
+        metavar="WHAT",
+        help="When to end with exit code 4: slower (if a row is slower or failed), or nothing (never).",
+    ),
 ]
 
 
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A.json", help="File that simmim-bench --save or pair wrote.")],
     second: Annotated[Path, typer.Argument(metavar="B.json", help="Another such file.")],
-    limit: Limit = 2.0,
+    threshold: Threshold = 2.0,
     accept: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,15 +45,15 @@ def compare(
 ) -> None:
     """Compare two saved runs.
 
-    Shows for each row whether the second run is faster or slower, with an interval. All intervals together hold the truth with
-    95 % confidence. Exit code 4 if a row is slower, or failed in the second run alone.
+    Shows for each row whether the second run is faster or slower, with an interval. With 95 % confidence, all intervals contain
+    the true ratio. Exit code 4 if a row is slower, or failed in the second run alone; --fail-on nothing turns this off.
     """
     from simmim_export.benchmarks import compare as suite
     from simmim_export.benchmarks import report
 
     require_fail_on(fail_on)
     require_accept(accept or [])
-    comparison = suite.compare(first, second, limit=limit / 100, accept=accept or [])
+    comparison = suite.compare(first, second, threshold=threshold / 100, accept=accept or [])
     if as_json:
         print_json(comparison)
     else:

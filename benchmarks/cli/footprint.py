@@ -10,7 +10,7 @@ import typer
 from simmim_export.console import print_json, progress_bar
 from simmim_export.console.options import AsJson
 
-EXAMPLES = ("simmim-bench footprint --bundle demo/bundle", "simmim-bench footprint --environment .venv --json")
+EXAMPLES = ("simmim-bench footprint --bundle demo/bundle", "simmim-bench footprint --environment device/.venv --json")
 
 
 def footprint(
@@ -23,14 +23,18 @@ def footprint(
     ] = None,
     environment: Annotated[
         Path | None,
-        typer.Option("--environment", metavar="DIR", help="Use this virtual environment instead of making a new one."),
+        typer.Option(
+            "--environment",
+            metavar="DIR",
+            help="Measure this virtual environment instead of a new one. It must have no PyTorch and no onnx.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the size and speed of an installation.
 
-    Installs the runtime and ONNX Runtime into a new virtual environment. Measures its size, the time to a first result, memory,
-    and the time of each command.
+    Installs the runtime and ONNX Runtime into a new virtual environment, which needs a network. Measures its size, the time to a
+    first result, memory, and the time of each command.
     """
     from simmim_export.benchmarks import footprint as suite
     from simmim_export.benchmarks import report

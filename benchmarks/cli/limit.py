@@ -19,7 +19,7 @@ def limit(
         typer.Option(
             "--bundle",
             metavar="BUNDLE",
-            help="Bundle whose graphs are counted.",
+            help="Bundle whose graphs are analyzed.",
             show_default="./bundle, or else a reference bundle of random weights that is built once",
         ),
     ] = None,
@@ -28,8 +28,8 @@ def limit(
         typer.Option(
             "--axis",
             metavar="NAME=N",
-            help="Size of a dynamic axis, such as sequence=12. Repeatable.",
-            show_default="batch 1, and the longest golden inputs",
+            help="Size of a dynamic axis, such as sequence=12: batch, sequence, frames, ... Repeatable.",
+            show_default="batch=1; the other axes as in the largest golden inputs",
         ),
     ] = None,
     as_json: AsJson = False,

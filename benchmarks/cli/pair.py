@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simmim_export.benchmarks.cli.compare import FailOn, Limit, require_fail_on
+from simmim_export.benchmarks.cli.compare import FailOn, Threshold, require_fail_on
 from simmim_export.benchmarks.measure import PAIR_ITERATIONS, PAIR_ROUNDS
 from simmim_export.console import check_output, print_json, progress_bar
 from simmim_export.console.options import AsJson, Overwrite, contestants
@@ -50,13 +50,21 @@ def pair(
         int, typer.Option("--rounds", metavar="N", min=1, help="Rounds, each in new processes.")
     ] = PAIR_ROUNDS,
     iterations: Annotated[
-        int, typer.Option("--iterations", metavar="N", min=1, help="Timed runs of each row in a round.")
+        int,
+        typer.Option(
+            "--iterations", metavar="N", min=1, help="Timed runs of each row in a round, after 3 that are not timed."
+        ),
     ] = PAIR_ITERATIONS,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="CKPT", help="Checkpoint that PyTorch runs.", rich_help_panel="Engine"),
+        typer.Option(
+            "--checkpoint",
+            metavar="CKPT",
+            help="Checkpoint that PyTorch runs. Needed for --engine torch.",
+            rich_help_panel="Engine",
+        ),
     ] = None,
-    limit: Limit = 2.0,
+    threshold: Threshold = 2.0,
     fail_on: FailOn = "slower",
     save: Annotated[
         Path | None, typer.Option("--save", metavar="DIR", help="Also write first.json and second.json to this folder.")
@@ -67,8 +75,8 @@ def pair(
     """Measure two versions side by side, and compare them.
 
     In each round both run in new processes and take turns, so that a busy machine disturbs both alike. Without --against-bundle
-    and --against-python it compares a version with itself, which shows how small a difference this machine can show. Exit code
-    4 if a row is slower.
+    and --against-python it compares a version with itself. This shows the smallest difference that can be detected on this
+    machine. Exit code 4 if a row is slower; --fail-on nothing turns this off.
     """
     from simmim_export.benchmarks import compare, report, suites
     from simmim_export.benchmarks import pair as sides
@@ -100,7 +108,7 @@ def pair(
             documents = sides.documents(plan, both, host=Host.now(), watch=watch)
     first, second = (sides.parsed(document) for document in documents)
     comparison = {"first": str(both[0].python or both[0].bundle), "second": str(bundle)}
-    comparison |= compare.verdicts(first, second, limit=limit / 100)
+    comparison |= compare.verdicts(first, second, threshold=threshold / 100)
     if as_json:
         print_json(comparison)
     else:

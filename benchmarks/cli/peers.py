@@ -12,7 +12,7 @@ from simmim_export.console import print_json, progress_bar
 from simmim_export.console.options import AsJson, Overwrite, Resume, Rounds, Save, Warmup
 
 EXAMPLES = (
-    "simmim-bench peers --text-encoder MINILM --save peers.json",
+    "simmim-bench peers --save peers.json",
     "simmim-bench peers --bundle bundle --peer torch-compile:fp32",
 )
 
@@ -46,7 +46,10 @@ def peers(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", metavar="PRESET", help="Without --bundle: preset of the model.")
+        str,
+        typer.Option(
+            "--preset", metavar="PRESET", help="Without --bundle: preset of the model (tiny, small, base or large)."
+        ),
     ] = "base",
     peer: Annotated[
         list[str] | None,

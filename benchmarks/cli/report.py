@@ -18,7 +18,7 @@ EXAMPLES = (
 
 def report(
     results: Annotated[
-        list[Path], typer.Argument(metavar="FILE.json...", help="Files that simmim-bench --save wrote.")
+        list[Path], typer.Argument(metavar="FILE.json", help="Files that --save wrote. No row may be in two of them.")
     ],
     path: Annotated[Path, output("FILE.html", "Page to write.")] = Path("report.html"),
     svg: Annotated[

@@ -15,13 +15,19 @@ EXAMPLES = ("simmim-bench train --preset tiny", "simmim-bench train --json > thr
 def train(
     preset: Annotated[
         list[str] | None,
-        typer.Option("--preset", metavar="PRESET", help="Preset to measure. Repeatable.", show_default="all"),
+        typer.Option(
+            "--preset",
+            metavar="PRESET",
+            help="Preset to measure (tiny, small, base or large). Repeatable.",
+            show_default="all",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure training speed in samples per second.
 
-    Also shows how the speed grows with the number of images, and of questions, in a batch.
+    A sample is an image in pretraining, and a question in finetuning. Also shows how the speed grows with the number of images,
+    and of questions, in a batch. Takes up to a minute for each figure.
     """
     from simmim_export.benchmarks import report, throughput
     from simmim_export.errors import UsageError

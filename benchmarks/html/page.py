@@ -21,7 +21,10 @@ from simmim_export.system.printing import printable
 
 # Title and lead of the plots of a suite that are curves.
 _CURVES = {
-    "growth": ("How latency grows", "Medians on logarithmic axes: a straight line at 45 degrees is proportional."),
+    "growth": (
+        "How latency grows",
+        "Medians on logarithmic axes. If the time is proportional to the size, doubling the size doubles the time.",
+    ),
     "throughput": (
         "Throughput",
         "Images or texts in a second, by the number in one call. Streams are calls from several threads.",
@@ -125,7 +128,7 @@ def _sections(documents: Sequence[Document]) -> list[Section]:
     rows = [row for document in documents for row in document.results]
     found = []
     drawn: list[Plot] = [plots.accuracy(s, name=f"accuracy-{i}") for i, s in enumerate(series.scatters(rows), 1)]
-    lead = "A plan is worth its speed only if it still gives the same embeddings."
+    lead = "A fast engine is useful only if it still gives the same embeddings."
     found.append(
         Section(
             key="accuracy", heading="Accuracy against latency", lead=lead, plots=drawn, table=tables.peers(documents)
@@ -141,7 +144,7 @@ def _sections(documents: Sequence[Document]) -> list[Section]:
         found.append(Section(key=suite, heading=heading, lead=lead, plots=drawn))
     drawn = []
     if panels := series.soaks(rows):
-        caption = "Behind each name: the growth after the first quarter, while caches fill."
+        caption = "Beside each name: the growth per minute, without the first quarter, in which caches fill."
         drawn = [plots.curves(panels, name="soak", title="Memory over time", caption=caption)]
     lead = "Mixed work for minutes: the resident memory of each engine's process has to stay flat."
     found.append(Section(key="soak", heading="Memory over time", lead=lead, plots=drawn))

@@ -16,6 +16,13 @@ from simmim_export.system.printing import printable
 
 # Shown in a cell without a figure.
 ABSENT = "–"
+# What readers call the figures of a row's accuracy.
+FIGURES = {
+    "cosine_mean": "mean cosine",
+    "cosine_p1": "cosine, 1st percentile",
+    "cosine_min": "smallest cosine",
+    "top1": "same nearest neighbor",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +87,11 @@ def every_row(documents: Sequence[Document]) -> Table:
         "suite",
         "target",
         "sizes",
-        "contestant",
+        "engine",
         "median, ms",
         "p90, ms",
         "times PyTorch (95 %)",
-        "of its floor",
+        "times floor",
         "cosine",
         "code",
         "failed",
@@ -102,7 +109,7 @@ def peers(documents: Sequence[Document]) -> Table:
     for row in sorted(chosen, key=lambda row: (row.target, median(row.samples) if row.samples else float("inf"))):
         cells = [_figure((row.accuracy or {}).get(key)) for key in keys]
         rows.append((target(row), name(row), _ms(median(row.samples) if row.samples else None), *cells))
-    columns = ("target", "contestant", "median, ms", *(plain(key.replace("_", " ")) for key in keys))
+    columns = ("target", "engine", "median, ms", *(FIGURES.get(key, plain(key.replace("_", " "))) for key in keys))
     return Table(columns=columns, rows=tuple(rows), numbers=frozenset(range(2, 3 + len(keys))))
 
 
@@ -114,7 +121,7 @@ def starts(documents: Sequence[Document]) -> Table:
             sizes = [r.bytes for r in document.results if name(r) == plain(contestant) and r.bytes is not None]
             memory, size = _scaled(info.get("peak_memory"), 1e-6), _scaled(max(sizes, default=None), 1e-6)
             rows.append((plain(contestant), _scaled(info.get("cold_start"), 1, digits=2), memory, size))
-    columns = ("contestant", "cold start, s", "peak memory, MB", "largest files, MB")
+    columns = ("engine", "cold start, s", "peak memory, MB", "largest files, MB")
     return Table(columns=columns, rows=tuple(rows), numbers=frozenset({1, 2, 3}))
 
 

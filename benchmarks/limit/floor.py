@@ -3,8 +3,9 @@
 A floor is ``max(flops / peak, bytes / bandwidth)`` (the roofline of Williams, Waterman and Patterson, 2009), with these rules:
 
 - ``flops`` are those of the graph's products, all at the peak of the row's precision. The rest, such as a softmax, is free.
-- ``bytes`` are the graph's inputs and outputs, and its weights as they lie in the file. Of the weights, at most the size of the
-  last-level cache can have stayed there since the call before. If that size is unknown, all weights may have stayed.
+- ``bytes`` are the graph's inputs and outputs, and its weights as stored in the file; of an embedding table, only the rows that
+  are looked up. Of the weights, at most the size of the last-level cache can have stayed there since the call before. If that
+  size is unknown, all weights may have stayed.
 - ``bandwidth`` is the larger of copying and reading, and the peak of a lower precision is never below that of FP32.
 
 So nothing that uses these products and files can be faster, except by the error of the peaks. The floor of a pipeline is the sum

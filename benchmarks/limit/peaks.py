@@ -26,7 +26,7 @@ from simmim_export.system.workers import Worker
 ROWS = (256, 512, 768, 1024)
 # Each product runs for so many seconds, and at least so many times. The fastest run counts: another program can only slow it.
 SECONDS, TIMES = 0.15, 4
-# The least bytes of an array that is copied, and how many times the last-level cache it takes.
+# The array that is copied and read: TIMES_CACHE times the last-level cache, within LEAST_COPY and MOST_COPY bytes.
 LEAST_COPY, TIMES_CACHE, MOST_COPY = 128 << 20, 4, 1 << 30
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 

@@ -52,5 +52,14 @@ def show(limit: Mapping[str, Any]) -> None:
         cells = ("-", "-") if least is None else (f"{1000 * least['seconds']:.3f}", least["bound"])
         rows.append((row["graph"], row["variant"], row["precision"], *counted, *cells))
     sizes = ", ".join(f"{name} {size}" for name, size in limit["sizes"].items())
-    columns = ("graph", "variant", "precision", ">MFLOP", ">weights|MB", ">in and|out MB", ">floor|ms", "bound")
+    columns = (
+        "graph",
+        "variant",
+        "precision",
+        ">million|operations",
+        ">weights|MB",
+        ">in and|out MB",
+        ">floor|ms",
+        "limited by",
+    )
     print_table(f"the least time of each graph at {sizes}", columns, rows)

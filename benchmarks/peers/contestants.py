@@ -23,7 +23,7 @@ _EXPORTERS = "transformers.exporters"
 class Peer:
     """One row of the table. ``recipe`` says who made the file that ``engine`` runs: "" is this project (or nobody, for PyTorch).
 
-    ``packages`` are what it needs beyond PyTorch.
+    ``packages`` are what it needs beyond PyTorch and transformers.
     """
 
     engine: str
@@ -107,7 +107,7 @@ REFERENCE = PEERS[0]
 
 
 def chosen(names: Sequence[str] | None) -> tuple[Peer, ...]:
-    """The reference, ours and those peers whose name is in ``names`` (None: all). ``none`` alone means ours only.
+    """The reference (PyTorch), ours, and the peers called ``names`` (None: all peers; only ``none``: no other peer).
 
     Raise :class:`UsageError` for a name that no peer has, and :class:`EngineUnavailable` for a peer that was named and cannot run
     here. One that was not named gets a row with the reason.

@@ -23,7 +23,7 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="FILE",
-        help="Go on with the interrupted measurement in FILE, in place of --save. Type its other options again.",
+        help="Continue the interrupted measurement in FILE, in place of --save. Repeat its other options. Not for a soak.",
     ),
 ]
 Warmup = Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")]
@@ -42,7 +42,8 @@ def contestants(default: str) -> typer.models.OptionInfo:
     return typer.Option(
         "--engine",
         metavar="ENGINE",
-        help="Engine to measure: NAME[@DEVICE][:PRECISION], such as ort@cuda:fp16. Repeatable.",
+        help="Engine to measure, as NAME[@DEVICE][:PRECISION], such as ort:int8 or ort@cuda:fp16. simmim-export doctor lists the "
+        "names. Repeatable.",
         show_default=default,
         rich_help_panel="Engine",
     )

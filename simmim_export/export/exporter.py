@@ -258,7 +258,8 @@ def _how_lowered(
         "images": len(samples.images),
         "texts": len(samples.texts),
         "sha256": samples.digest,
-        "source": samples.source,
+        # Of a folder only its name: a bundle does not tell where on which machine it was made.
+        "source": Path(samples.source).name,
     }
     made: dict[str, object] = {"calibration": calibration}
     if searches:

@@ -4,9 +4,10 @@ Activations are U8 and asymmetric, weights S8 and per channel: this is what CPU 
 last convolution, no tensor is float:
 
 - The first convolution reads the bytes themselves (:mod:`simmim_export.precision.pixels`).
-- A convolution is rounded once, behind its Relu. The range begins at zero, so that rounding does what the Relu did.
+- The result of a convolution is rounded once, after its Relu. The range begins at zero, so rounding also does the work of the
+  Relu, which is removed.
 - An Add of two INT8 tensors and a MaxPool of one give INT8.
-- A kernel that convolves U8 with S8 also rounds its result to 8 bits, with one range for the whole image. Behind the last
+- A kernel that convolves U8 with S8 also rounds its result to 8 bits, with one range for the whole image. After the last
   convolution a few tokens would set that range, so it becomes a matrix product (:mod:`simmim_export.precision.projection`),
   whose kernel gives float.
 """
@@ -88,7 +89,7 @@ def _settled(value: ir.Value) -> ir.Value:
 
 
 def _source(value: ir.Value) -> ir.Node | None:
-    """The node that makes ``value``, or what the Relu that makes it reads."""
+    """The node that makes ``value``; if that is a Relu with no other reader of its input, the node before the Relu."""
     node = value.producer()
     if node is not None and node.op_type == "Relu" and node.inputs[0] is not None and _settled(node.inputs[0]) is value:
         return node.inputs[0].producer()
@@ -115,7 +116,7 @@ def _rounded(
 
 
 def _unmoved(value: ir.Value | None) -> ir.Value | None:
-    """The tensor whose numbers ``value`` has in another order or shape."""
+    """The tensor that ``value`` is a reshaped or transposed copy of, or ``value`` itself."""
     while value is not None and (node := value.producer()) is not None and node.op_type in ("Reshape", "Transpose"):
         value = node.inputs[0]
     return value

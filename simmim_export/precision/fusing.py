@@ -17,13 +17,13 @@ _QUERY, _KEY = (0, 2, 1, 3), (0, 2, 3, 1)
 
 
 def join_products(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[ir.Node]:
-    """Let one MatMul do the work of ``nodes``, MatMuls that read the same tensor, and return it in a list.
+    """Replace ``nodes``, MatMuls that read the same tensor, by one MatMul, and return it in a list.
 
-    Their weights and biases are joined along N, and a Split gives each reader its part. ``nodes`` are returned as they are
-    unless each one is followed by an Add of a constant bias alone.
+    Their weights and biases are concatenated along N, and a Split gives each reader its part. If any node has a reader other than
+    one Add of a constant bias [N], or there is only one node, ``nodes`` are returned unchanged.
     """
     adds = [add for node in nodes if (add := _bias(node))]
-    biases = [bias for add, node in zip(adds, nodes, strict=False) if (bias := _constant_of(add, node.outputs[0]))]
+    biases = [bias for add, node in zip(adds, nodes, strict=False) if (bias := _constant_of(add, node))]
     if len(nodes) < 2 or len(biases) < len(nodes):
         return list(nodes)
     name = f"{nodes[0].name}.joined"
@@ -45,22 +45,23 @@ def join_products(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[ir.Node]:
 
 
 def _bias(node: ir.Node) -> ir.Node | None:
-    """The Add that alone reads the result of ``node``, unless the graph gives one of their results."""
+    """The Add that is the only reader of ``node``'s result; None if there is none, or if either result is an output of the
+    graph."""
     output = node.outputs[0]
     add = only_reader(output, "Add")
     return None if add is None or add.outputs[0].is_graph_output() else add
 
 
-def _constant_of(add: ir.Node, other: ir.Value) -> ir.Value | None:
-    """The constant vector that ``add`` adds to ``other``, if it is as long as its rows."""
+def _constant_of(add: ir.Node, node: ir.Node) -> ir.Value | None:
+    """The float constant [N] that ``add`` adds to the result [..., N] of the MatMul ``node``; None if there is none."""
     for value in add.inputs:
-        if value is not None and value is not other and is_float_constant(value) and array_of(value).ndim == 1:
+        if value is not None and is_float_constant(value) and array_of(value).shape == matrix(node).shape[1:]:
             return value
     return None
 
 
 def fuse_attention(graph: ir.Graph) -> int:
-    """Replace what computes attention, from the projections to the joined heads, by ONNX's Attention. Return how many there were.
+    """Replace each attention pattern, from the projections to the joined heads, by ONNX's Attention. Return how many there were.
 
     The graph needs the types of its tensors (:func:`~simmim_export.precision.surgery.with_types`), and
     :data:`ATTENTION_OPSET`. Attention whose weights are read elsewhere stays as it is. Nodes that nothing reads any more stay in
@@ -149,7 +150,7 @@ def _projection(value: ir.Value | None, turned: tuple[int, ...]) -> tuple[ir.Val
 
 
 def _length(query: ir.Value) -> str:
-    """A text that two queries share if they have as many rows."""
+    """A key that is equal for two queries that are known to have the same number of rows."""
     assert query.shape is not None
     size = query.shape[1]
     return str(size) if isinstance(size, int) or size.value is not None else str(query.name)

@@ -1,13 +1,13 @@
 """The pass for the variant int8-dot, for CPUs with integer dot products: weights of 8 bits, and less arithmetic around products.
 
-Such a processor adds U8 x S8 products in 32 bits, so full-range weights are exact. What is left to save is small operators:
-int8-u8 spends as long on the ranges of its activations as on half of its products. So a product reads its activation in one of
-two ways:
+Such a processor adds U8 x S8 products in 32 bits, so full-range weights are exact. Only small operators are left to save: int8-u8
+spends half as much time on computing ranges of activations as on its products. So a product reads its activation in one of two
+ways:
 
-- **static**: one range for all inputs, measured on samples, after SmoothQuant. Costs one QuantizeLinear. This is accurate behind
-  a LayerNormalization, whose results are much alike.
-- **by token**, as in int8-u8 (:mod:`simmim_export.precision.tokens`). All other products take it: the results of GELU and of
-  attention have long tails.
+- **static**: one range for all inputs, measured on samples after SmoothQuant. It costs one QuantizeLinear. It is accurate after a
+  LayerNormalization, whose outputs have nearly the same range for all inputs.
+- **per token**, as in int8-u8 (:mod:`simmim_export.precision.tokens`): all other products use this, because the outputs of GELU
+  and attention have long tails.
 
 In addition, products that read the same tensor are joined, attention becomes one node, and large embedding tables are INT8.
 """
@@ -41,7 +41,7 @@ MARGIN = 1.05
 
 
 class Int8ForDotProducts(Int8OnCpu):
-    """Requires an FP32 graph, and real feeds if the graph has convolutions, or products behind a LayerNormalization."""
+    """Requires an FP32 graph, and real feeds if the graph has convolutions, or products after a LayerNormalization."""
 
     variant = Variant.INT8_DOT
     raises_opset_to = ATTENTION_OPSET

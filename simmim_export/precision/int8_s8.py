@@ -1,6 +1,6 @@
 """The pass for the variant int8-s8, for TensorRT: static symmetric ranges, and Q/DQ pairs where NVIDIA's quantizer puts them.
 
-A pair is a QuantizeLinear and a DequantizeLinear behind it. Pairs stand at the inputs of convolutions and of products with
+A pair is a QuantizeLinear and a DequantizeLinear after it. Pairs stand at the inputs of convolutions and of products with
 constant weights, and on the shortcut into a residual Add.
 
 Measured on MiniLM (64 sentences to calibrate, 1,200 others to judge; mean cosine to FP32, nearest neighbors kept):

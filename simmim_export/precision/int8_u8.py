@@ -1,4 +1,7 @@
-"""The pass for the variant int8-u8, for every CPU: calibrated convolutions, matrix products by token, all else unchanged.
+"""The pass for the variant int8-u8, for every CPU.
+
+Convolutions get static ranges, matrix products one range per token, and large embedding tables become INT8. Everything else is
+unchanged.
 
 Weights have 7 bits: processors without VNNI add pairs of U8 x S8 products in 16 bits, and 2 * 255 * 64 fits.
 """
@@ -62,7 +65,7 @@ class Int8OnCpu(QuantizedPass):
 
 
 class Int8ForCpu(Int8OnCpu):
-    """Requires an FP32 graph, and real feeds if the graph has convolutions, or products behind a LayerNormalization. Ensures
+    """Requires an FP32 graph, and real feeds if the graph has convolutions, or products after a LayerNormalization. Ensures
     that no sum of two products exceeds 16 bits."""
 
     variant = Variant.INT8_U8

@@ -40,7 +40,7 @@ def run(
     present = {output.name for output in model.graph.output}
     added = onnx.ModelProto()
     added.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    # Protobuf merges messages that stand one behind the other, so that the weights need not be copied first.
+    # Protobuf merges messages that stand one after the other, so that the weights need not be copied first.
     wider = model.SerializeToString() + added.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_threads()

@@ -2,8 +2,8 @@
 
 An image graph computes x = a * bytes + b with a and b per channel, and convolves x. Here a DequantizeLinear with one scale and
 the zero point 0 takes the bytes: a goes into the weights and b into the bias, and the bytes are not rounded at all. (With another
-zero point OpenVINO computed the first convolution in float.) Zeros that the convolution pads x with are bytes of another color in
-each channel. They are put around the image beforehand, and the convolution pads nothing.
+zero point OpenVINO computed the first convolution in float.) The convolution pads x with zeros. Each channel has its own byte
+value for x = 0, so this color is added around the image beforehand, and the convolution no longer pads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simmim_export.precision.surgery import array_of, constant, is_float_constan
 
 @dataclass(frozen=True)
 class _Pixels:
-    """``bytes`` uint8 [b, H, W, C], of which a convolution reads ``factor`` [C] times each channel plus ``summand`` [C]."""
+    """Image ``bytes`` uint8 [b, H, W, C]; the convolution reads ``factor`` * bytes + ``summand``, both [C]."""
 
     bytes: ir.Value
     factor: np.ndarray

@@ -2,8 +2,8 @@
 
 A 1x1 convolution whose result [b, C, H, W] becomes rows [b, H * W, C] multiplies each of these rows by one matrix. CPU kernels
 round the result of an INT8 convolution to 8 bits, with one range for the whole image; that of an INT8 product stays float. In
-preset small a few tokens at 100 set the range, a layer norm then divided the others by 1.5, and this rounding alone brought their
-cosine to FP32 down to 0.9916 (rounding weights and inputs: 0.99998).
+preset small, a few tokens with values near 100 set the range; a layer norm later divides all others by about 1.5. This rounding
+alone lowered their cosine to FP32 to 0.9916. Rounding only weights and inputs gave 0.99998.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_projection(node: ir.Node) -> bool:
 
 
 def _rows(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """The Reshape to [b, C, n] and the Transpose to [b, n, C] behind a convolution; None if something else is there."""
+    """The Reshape to [b, C, n] and the Transpose to [b, n, C] after a convolution; None if something else is there."""
     reshape = only_reader(node.outputs[0], "Reshape")
     if reshape is None or input_of(reshape, 1).const_value is None:
         return None

@@ -22,22 +22,9 @@ NOISE = 0.3
 
 
 def nearest(weight: np.ndarray, scales: np.ndarray, *, half: int) -> np.ndarray:
-    """The nearest of the levels -half ... half times ``scales``, for a weight [K, N]: int8 [K, N].
-
-    ``scales`` are [N], one for each column, or [B, N]: rows b * K/B ... (b + 1) * K/B - 1 share row b. Raise :class:`ValueError`
-    if B does not divide K.
-    """
-    return _levels(weight, by_row(scales, len(weight)), half)
-
-
-def by_row(scales: np.ndarray, rows: int) -> np.ndarray:
-    """``scales`` [N] or [B, N] as [rows, N]: one for each weight. Raise :class:`ValueError` if B does not divide ``rows``."""
-    blocks = np.atleast_2d(scales)
-    if rows % len(blocks):
-        raise ValueError(f"{len(blocks)} blocks of scales do not divide {rows} rows")
-    if len(blocks) == 1:
-        return np.broadcast_to(blocks, (rows, blocks.shape[1]))
-    return blocks.repeat(rows // len(blocks), axis=0)
+    """The nearest of the levels -half ... half times ``scales`` [N], for a weight [K, N]: int8 [K, N]."""
+    levels: np.ndarray = np.clip(np.rint(weight / scales), -half, half).astype(np.int8)
+    return levels
 
 
 def compensated(weight: np.ndarray, scales: np.ndarray, *, half: int, moments: np.ndarray, tokens: int) -> np.ndarray:
@@ -54,7 +41,7 @@ def compensated(weight: np.ndarray, scales: np.ndarray, *, half: int, moments: n
         return nearest(weight, scales, half=half)
     # From last to first: the channels with the largest values are rounded first, and the others can still cancel their errors.
     order = np.argsort(-np.diag(moments), kind="stable")[::-1]
-    steps = np.asarray(by_row(scales, channels)[order], np.float32)
+    scales = scales.astype(np.float32, copy=False)
     spread = _spread(moments[np.ix_(order, order)], noise=NOISE * power * channels / max(tokens, 1))
     exact = weight[order].astype(np.float32, copy=False)
     errors, levels = np.zeros(weight.shape, np.float32), np.empty(weight.shape, np.int8)
@@ -65,15 +52,11 @@ def compensated(weight: np.ndarray, scales: np.ndarray, *, half: int, moments: n
         for row in range(stop - start - 1, -1, -1):
             at = start + row
             wanted[row] += within[row, row + 1 :] @ errors[at + 1 : stop]
-            levels[at] = _levels(wanted[row], steps[at], half)
-            errors[at] = exact[at] - levels[at] * steps[at]
+            levels[at] = nearest(wanted[row], scales, half=half)
+            errors[at] = exact[at] - levels[at] * scales
     ordered = np.empty_like(levels)
     ordered[order] = levels
     return ordered
-
-
-def _levels(weight: np.ndarray, scales: np.ndarray, half: int) -> np.ndarray:
-    return np.clip(np.rint(weight / scales), -half, half).astype(np.int8)
 
 
 def _spread(moments: np.ndarray, *, noise: float) -> np.ndarray:

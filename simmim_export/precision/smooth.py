@@ -61,7 +61,7 @@ def equalize(
     """Divide the activation of each of ``nodes`` by its factors and multiply the weights, in place. Return the factors, float32
     [K], by the name of the activation that they divide.
 
-    The division is folded into a LayerNormalization that nothing else reads. Behind other nodes a Mul is inserted, which an
+    The division is folded into a LayerNormalization that nothing else reads. After other nodes a Mul is inserted, which an
     engine computes together with the QuantizeLinear that will follow.
     """
     divided = {}

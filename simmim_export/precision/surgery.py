@@ -75,7 +75,7 @@ def redirect(value: ir.Value, readers: Iterable[ir.Node], to: ir.Value) -> None:
 
 
 def append(value: ir.Value, nodes: Sequence[ir.Node], name: str) -> None:
-    """Insert ``nodes``, a chain that starts at ``value``, behind the node that makes ``value``.
+    """Insert ``nodes``, a chain that starts at ``value``, after the node that makes ``value``.
 
     The result of the chain takes the name of ``value`` and its place among the outputs of the graph, and all others read that
     result from now on. ``value`` is called ``name`` instead.

@@ -8,12 +8,12 @@ from simmim_export.precision.rounding import nearest
 from simmim_export.precision.surgery import array_of, constant, is_float_constant, operator, take_output
 from simmim_export.precision.weights import scales_of
 
-# Smaller tables save less than the three nodes that each needs are worth.
+# In smaller tables the saving is not worth the three extra nodes.
 LEAST_NUMBERS = 1 << 20
 
 
 def quantize_tables(graph: ir.Graph) -> int:
-    """Store every large table of which a Gather picks rows in INT8, in place, and return how many there were.
+    """Convert every large table that one Gather reads to INT8, in place, and return how many there were.
 
     A row is rounded on its own, to -127 ... 127 times its scale. Rows and scales are gathered apart, so that no engine
     dequantizes the whole table. A table that another node reads as well stays as it is.

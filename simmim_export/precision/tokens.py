@@ -6,7 +6,7 @@ product of their fastest kernels: ONNX Runtime as MatMulIntegerToFloat, OpenVINO
 operators for each activation. No row of a result depends on another row, so neither the rest of the batch nor padding matters.
 Three things reduce the error:
 
-- Behind a LayerNormalization a few channels are a hundred times the others (in every BERT), so they are equalized. Only this
+- After a LayerNormalization a few channels are a hundred times the others (in every BERT), so they are equalized. Only this
   depends on samples; an input that is unlike them loses some levels and is never clipped.
 - The results of GELU and Relu are bounded below. They are shifted so that they begin at zero, and use all levels.
 - Weights are rounded so that their errors cancel on real samples (:mod:`simmim_export.precision.rounding`).
@@ -163,7 +163,7 @@ def read_by_token(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence
 def _multiply(
     graph: ir.Graph, node: ir.Node, weight: RoundedWeight, *, unit: ir.Value, largest: ir.Value, shift: float
 ) -> None:
-    """Let the MatMul ``node`` multiply ``unit`` by ``weight``, and undo range and shift behind it."""
+    """Let the MatMul ``node`` multiply ``unit`` by ``weight``, and undo range and shift after it."""
     name, output = f"{node.name}.weight", node.outputs[0]
     read_weight(graph, node, weight)
     node.replace_input_with(0, unit)

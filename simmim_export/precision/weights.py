@@ -25,20 +25,15 @@ def is_large_matrix(value: ir.Value | None, least: int) -> bool:
     return len(shape) == 2 and min(shape) >= least
 
 
-def scales_of(weight: np.ndarray, half: int, blocks: int = 1) -> np.ndarray:
-    """The scales of a weight [K, N] with the levels -half ... half, by the largest magnitude of each column: float32 [N], or
-    [blocks, N] with a scale for each of ``blocks`` equal parts of a column.
+def scales_of(weight: np.ndarray, half: int) -> np.ndarray:
+    """The scales of a weight [K, N] with the levels -half ... half, by the largest magnitude of each column: float32 [N].
 
-    A part of zeros has the scale 1. No scale is below float32's least normal number, so that none is rounded to zero. Raise
-    :class:`ValueError` if ``blocks`` does not divide K.
+    A column of zeros has the scale 1. No scale is below float32's least normal number, so that none is rounded to zero.
     """
-    rows, columns = weight.shape
-    if rows % blocks:
-        raise ValueError(f"{blocks} blocks do not divide {rows} rows")
-    largest = np.abs(weight).reshape(blocks, rows // blocks, columns).max(axis=1)
+    largest = np.abs(weight).max(axis=0)
     least = np.finfo(np.float32).tiny
-    scales = np.where(largest > 0, np.maximum(largest / half, least), 1.0).astype(np.float32)
-    return scales if blocks > 1 else scales[0]
+    scales: np.ndarray = np.where(largest > 0, np.maximum(largest / half, least), 1.0).astype(np.float32)
+    return scales
 
 
 def read_constant(

@@ -1,6 +1,7 @@
 """Decodes and resizes pictures to uint8 [batch, height, width, 3].
 
-Scaling and normalization are inside the graph. The manifest fixes the resize, so that a device computes on what training saw.
+Scaling and normalization are inside the graph. The manifest fixes the resize, so that a device sees the same pixels as training;
+a large JPEG may differ slightly (see :data:`DRAFT_PIXELS`).
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def decoded(
 
 
 def _early(jobs: Iterator[Callable[[], _Loaded]], ahead: int) -> Iterator[Callable[[], _Loaded]]:
-    """``jobs``, of which ``ahead`` more than were asked for are always taken: taking one starts it."""
+    """Yield ``jobs`` in order, and start each one up to ``ahead`` jobs before it is asked for. Taking a job starts it."""
     waiting: deque[Callable[[], _Loaded]] = deque()
     for job in jobs:
         waiting.append(job)
@@ -227,10 +228,11 @@ def _picture(source: ImageSource, target: tuple[int, int] | None = None) -> Iter
 
 
 def draft_scale(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """8, 4, 2 or 1: the fraction of its ``size`` (width, height, in pixels) at which a JPEG is decoded for ``target``.
+    """The divisor, 8, 4, 2 or 1, by which a JPEG of ``size`` (width, height, in pixels) is reduced while it is decoded for
+    ``target``.
 
-    1 up to ``DRAFT_PIXELS``. The fraction leaves twice the larger side of ``target`` in both axes, because a quarter turn swaps
-    them later.
+    It is 1 up to ``DRAFT_PIXELS``. Both sides stay at least twice as long as the larger side of ``target``, because a quarter
+    turn swaps them later.
     """
     if size[0] * size[1] <= DRAFT_PIXELS:
         return 1

@@ -37,7 +37,8 @@ _ICON, _PNG = b"\0\0\1\0", b"\x89PNG\r\n\x1a\n"
 
 
 class Room:
-    """Memory that threads share: together they hold at most ``size`` units at a time. More than that is held only alone."""
+    """Memory that threads share: together they hold at most ``size`` units. A thread that needs more than ``size`` waits until no
+    other holds any."""
 
     def __init__(self, size: int) -> None:
         self._size, self._held, self._changed = size, 0, Condition()

@@ -31,7 +31,7 @@ def simulated(random: np.random.Generator, *, slower: float, rows: int, rounds: 
         noise = random.choice(NOISE[name], rounds) * random.choice((-1, 1), rounds)
         ratio = ratio_of_pairs([(1.0, slower * float(np.exp(each))) for each in noise], confidence=confidence)
         assert ratio is not None
-        found.append(suite.verdict(ratio, limit=suite.LIMIT))
+        found.append(suite.verdict(ratio, threshold=suite.THRESHOLD))
     return found
 
 
@@ -75,7 +75,7 @@ def test_more_rounds_find_more_rows() -> None:
     ],
 )
 def test_a_difference_needs_the_whole_interval(low: float, high: float, expected: str) -> None:
-    assert suite.verdict(Ratio(value=(low + high) / 2, low=low, high=high), limit=0.02) == expected
+    assert suite.verdict(Ratio(value=(low + high) / 2, low=low, high=high), threshold=0.02) == expected
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -181,7 +181,7 @@ def test_the_command_and_its_exit_codes(run_cli, tmp_path: Path) -> None:
     done = run_cli("bench", "compare", first, second)
     assert done.returncode == 4 and done.stdout.count(suite.SLOWER) == 3 and str(second) in done.stderr
     assert run_cli("bench", "compare", first, second, "--fail-on", "nothing").returncode == 0
-    assert run_cli("bench", "compare", first, second, "--limit", "300").returncode == 0
+    assert run_cli("bench", "compare", first, second, "--threshold", "300").returncode == 0
     said = json.loads(run_cli("bench", "compare", second, first, "--json").stdout)
     assert {row["verdict"] for row in said["rows"]} == {suite.FASTER} and said["paired"]
     for words in (("--accept", "luck"), ("--fail-on", "rain")):

@@ -127,7 +127,7 @@ def test_a_result_of_other_code_is_measured_again(measured: Path, tmp_path: Path
 
 def test_a_table_of_other_code_is_marked_once_and_until_it_is_current(docs: Path) -> None:
     for name, digest in (("latency", "0" * 12), ("photos", code_digest("photos")[:12])):
-        fill(docs / "benchmarks.md", name, f"| a |\n\nThis one is of a processor, and code {digest}. More.")
+        fill(docs / "benchmarks.md", name, f"| a |\n\nMeasured on a processor. Code digest: {digest}. More.")
     assert "latency" in mark(docs) and "photos" not in mark(docs)
     page = (docs / "benchmarks.md").read_text()
     block = page.partition("<!-- bench latency -->")[2].partition("<!-- /bench latency -->")[0]

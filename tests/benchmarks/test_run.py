@@ -194,7 +194,7 @@ def test_a_run_that_is_stopped_at_once_leaves_no_file(tiny_bundle: Path, tmp_pat
 def test_each_row_gets_its_floor(tiny_bundle: Path, run_cli, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     words = ("--engine", "ort", "--suite", "latency", "--suite", "photos", "--pipeline", "embed_image", "--rounds", "6")
-    done = run_cli("bench", "--bundle", tiny_bundle, *words, "--iterations", "2", "--limit", "--save", path)
+    done = run_cli("bench", "--bundle", tiny_bundle, *words, "--iterations", "2", "--floor", "--save", path)
     assert done.returncode == 0 and "x floor" in done.stdout, done.stderr
     document = read(path)
     assert document.peaks is not None and document.peaks["products"]["fp32"]["flops_per_second"] > 1e8

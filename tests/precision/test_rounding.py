@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from simmim_export.precision.rounding import BLOCK, NOISE, by_row, compensated, nearest
+from simmim_export.precision.rounding import BLOCK, NOISE, compensated, nearest
 from simmim_export.precision.weights import scales_of
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -16,15 +16,13 @@ WEIGHTS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_si
 
 
 @settings(deadline=None)
-@given(weight=WEIGHTS, half=st.sampled_from([63, 127]), data=st.data())
-def test_a_level_is_within_half_a_step_of_its_weight(weight: np.ndarray, half: int, data: st.DataObject) -> None:
-    rows, columns = weight.shape
-    blocks = data.draw(st.sampled_from([count for count in range(1, rows + 1) if rows % count == 0]))
-    scales = scales_of(weight, half, blocks)
+@given(weight=WEIGHTS, half=st.sampled_from([63, 127]))
+def test_a_level_is_within_half_a_step_of_its_weight(weight: np.ndarray, half: int) -> None:
+    scales = scales_of(weight, half)
     levels = nearest(weight, scales, half=half)
     assert levels.dtype == np.int8 and np.abs(levels.astype(int)).max() <= half
-    assert scales.shape == ((columns,) if blocks == 1 else (blocks, columns)) and (scales > 0).all()
-    steps = by_row(scales, rows).astype(np.float64)
+    assert scales.shape == weight.shape[1:] and (scales > 0).all()
+    steps = scales.astype(np.float64)
     assert (np.abs(levels * steps - weight) <= steps * 0.5001).all()
 
 
@@ -46,43 +44,35 @@ def correlated(rows: int, seed: int) -> np.ndarray:
 
 WEIGHT = np.random.default_rng(9).normal(size=(2 * BLOCK + 10, 40)).astype(np.float32)
 SCALES = scales_of(WEIGHT, 63)
-# Two scales for each column: one for each half of its rows.
-BY_BLOCK = scales_of(WEIGHT, 63, 2)
 
 
-def lost(levels: np.ndarray, x: np.ndarray, scales: np.ndarray = SCALES) -> float:
-    return float(np.linalg.norm(x @ (levels * by_row(scales, len(WEIGHT)) - WEIGHT)) / np.linalg.norm(x @ WEIGHT))
+def lost(levels: np.ndarray, x: np.ndarray) -> float:
+    return float(np.linalg.norm(x @ (levels * SCALES - WEIGHT)) / np.linalg.norm(x @ WEIGHT))
 
 
-def gptq(seen: np.ndarray, scales: np.ndarray = SCALES) -> np.ndarray:
-    return compensated(WEIGHT, scales, half=63, moments=seen.T @ seen, tokens=len(seen))
+def gptq(seen: np.ndarray) -> np.ndarray:
+    return compensated(WEIGHT, SCALES, half=63, moments=seen.T @ seen, tokens=len(seen))
 
 
-def slowly(moments: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def slowly(moments: np.ndarray) -> np.ndarray:
     """GPTQ as its paper has it, algorithm 1, one row at a time and in float64."""
     order = np.argsort(-np.diag(moments), kind="stable")
     spread = np.linalg.cholesky(np.linalg.inv(moments[np.ix_(order, order)])).T
-    left, steps = WEIGHT[order].astype(np.float64), by_row(scales, len(WEIGHT))[order]
+    left = WEIGHT[order].astype(np.float64)
     levels = np.empty(WEIGHT.shape, np.int8)
     for row, index in enumerate(order):
-        levels[index] = nearest(left[row : row + 1], steps[row], half=63)
-        error = (left[row] - levels[index] * steps[row]) / spread[row, row]
+        levels[index] = nearest(left[row : row + 1], SCALES, half=63)
+        error = (left[row] - levels[index] * SCALES) / spread[row, row]
         left[row:] -= np.outer(spread[row, row:], error)
     return levels
 
 
-@pytest.mark.parametrize("scales", [SCALES, SCALES[None], BY_BLOCK], ids=["columns", "one block", "blocks"])
-def test_the_levels_are_those_of_the_paper(scales: np.ndarray) -> None:
+def test_the_levels_are_those_of_the_paper() -> None:
     moments = correlated(2000, 1).T @ correlated(2000, 1)
     noise = NOISE * np.trace(moments) / 2000 * np.eye(len(WEIGHT))
-    levels = compensated(WEIGHT, scales, half=63, moments=moments.astype(np.float32), tokens=2000)
+    levels = compensated(WEIGHT, SCALES, half=63, moments=moments.astype(np.float32), tokens=2000)
     # A weight halfway between two levels may go either way in float32.
-    assert np.mean(levels == slowly(moments + noise, scales)) > 0.99
-
-
-def test_blocks_lose_less_than_columns() -> None:
-    seen, unseen = correlated(2000, 1), correlated(500, 2)
-    assert lost(gptq(seen, BY_BLOCK), unseen, BY_BLOCK) < lost(gptq(seen), unseen)
+    assert np.mean(levels == slowly(moments + noise)) > 0.99
 
 
 def test_weights_joined_along_their_columns_get_the_levels_of_each() -> None:
@@ -92,17 +82,6 @@ def test_weights_joined_along_their_columns_get_the_levels_of_each() -> None:
         for part in (slice(0, 15), slice(15, None))
     ]
     assert np.mean(np.concatenate(halves, axis=1) == gptq(seen)) > 0.99
-
-
-def test_blocks_that_do_not_divide_the_rows_are_an_error() -> None:
-    scales, moments = np.ones((4, WEIGHT.shape[1]), np.float32), np.eye(len(WEIGHT))
-    for wrong in (
-        lambda: nearest(WEIGHT, scales, half=63),
-        lambda: compensated(WEIGHT, scales, half=63, moments=moments, tokens=10),
-        lambda: scales_of(WEIGHT, 63, 4),
-    ):
-        with pytest.raises(ValueError):
-            wrong()
 
 
 def test_correlated_inputs_lose_less_than_half_on_others_like_them() -> None:
