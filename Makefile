@@ -40,7 +40,7 @@ demo-long:  ## the same with 50 minutes of training
 	$(MAKE) demo ALIGN_MINUTES=2 PRETRAIN_MINUTES=8 FINETUNE_MINUTES=40
 
 test: .venv/.dev  ## every test
-	$(BIN)/python -P -m pytest -n 2
+	$(BIN)/python -P -m pytest -n 2 --dist worksteal
 
 # Type and import checks read an installed copy: neither tool follows the hook of an editable install.
 check: .venv/.dev  ## ruff, mypy, import contracts

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from zygote import Zygote
 
 from simmim_export.system.telemetry import set_quiet_variables
 
+# A shell lets what it runs in the background ignore Ctrl-C. Tests of interruptions need it, and processes inherit it from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # For the packages that tests import, and for the processes that they start.
 set_quiet_variables(os.environ)
 # With a worker on each core, a second PyTorch thread in each worker spins while it waits, and slows the other worker down.

@@ -99,13 +99,12 @@ def test_without_pytorch_there_is_nothing_to_compare_with(plan: PeersPlan, tmp_p
 
 
 def test_an_interrupted_measurement_goes_on(plan: PeersPlan, tmp_path: Path) -> None:
-    small = replace(plan, peers=[REFERENCE, BY_NAME["ort:fp32"], MISSING])
+    small = replace(plan, peers=[REFERENCE, BY_NAME["ort:fp32"], MISSING], tasks=plan.tasks[-1:])
     kept: list[BenchmarkResult] = []
 
     def stop(rows: list[BenchmarkResult]) -> None:
         kept[:] = rows
-        if small.finished(rows):
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     (tmp_path / "first").mkdir()
     with pytest.raises(KeyboardInterrupt):

@@ -115,9 +115,8 @@ WORDS = ("--engine", "ort", "--engine", "openvino", "--pipeline", "embed_text", 
 def stopped(bundle: Path, path: Path, stop: Callable[[subprocess.Popen], None]) -> tuple[int, str]:
     """Exit code and messages of a measurement into ``path`` that ``stop`` ends after its first round."""
     command = [*COMMAND, "--bundle", str(bundle), *WORDS, "--save", str(path)]
-    # A shell lets what it runs in the background, such as these tests, ignore the signal.
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **heard)
+    piped = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **piped)
     draft = path.with_name(f".{path.name}.{process.pid}.tmp")
     deadline = time.monotonic() + 120
     while not (draft.is_file() and draft.read_bytes()[:1] == b"{"):

@@ -94,7 +94,7 @@ def test_every_engine_runs_its_suites_in_six_rounds(
     tiny_bundle: Path, tiny_checkpoint: Path, run_cli, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.json"
-    # These two take minutes in six rounds; test_pages.py measures every suite in one.
+    # These two take a minute more in six rounds; test_pages.py measures every suite in one.
     chosen = [suite for suite in SUITES if suite not in ("photos", "growth")]
     words = [word for suite in chosen for word in ("--suite", suite)]
     engines = ("--engine", "torch", "--engine", "ort", "--engine", "openvino")
