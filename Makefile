@@ -25,6 +25,10 @@ FINETUNE_MINUTES ?= 3.7
 	$(BIN)/python tests/engines/trt/bindings.py
 	touch $@ .venv/.demo
 
+.venv/.peers: .venv/.dev
+	$(INSTALL) --editable '.[peers]'
+	touch $@
+
 # ONNX Runtime is two packages that overwrite each other: what exports asks for one, a GPU needs the other, which does both.
 .venv-gpu/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-gpu
@@ -54,7 +58,7 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
 	$(BIN)/python -P tests/programs/lint_presets.py
 
-bench: .venv/.dev  ## measure what docs/ shows, about 25 minutes on two cores, and write its tables
+bench: .venv/.peers  ## measure what docs/ shows, about 40 minutes on two cores, and write its tables
 	$(BIN)/python -P -m simmim_export.benchmarks.pages
 
 # Without a GPU it ends before anything is installed. simmim_export.system.nvidia comes from this folder, so Python must look here.
