@@ -24,8 +24,9 @@ from simmim_export.system.files import reading
 OPERATORS = frozenset((
     "Abs", "Add", "Attention", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div",
     "DynamicQuantizeLinear", "Equal", "Erf", "Expand", "Gather", "Gelu", "Gemm", "LayerNormalization", "LeakyRelu",
-    "MatMul", "MatMulInteger", "Max", "MaxPool", "Mul", "Not", "Pad", "Pow", "QuantizeLinear", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
-    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "MatMul", "MatMulInteger", "Max", "MaxPool", "Mul", "Not", "Pad", "Pow", "QuantizeLinear", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tanh",
+    "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on
 # How many problems an error lists, and how many characters of each.
