@@ -32,6 +32,8 @@ GRAPH = "text_encoder"
 # Two more INT8 variants of our own: TensorRT's, run on a CPU to see what its ranges cost, and that for every CPU, which an engine
 # does not choose itself where int8-dot is exact.
 OWN = (str(Variant.INT8_S8), str(Variant.INT8_U8))
+# The recipe whose operators a bundle refuses. simmim-bench peers measures it in ONNX Runtime's own session.
+REFUSED = "dynamic"
 # What is measured by default, if the machine has it.
 CONTESTANTS = ("ort:int8", "openvino", "openvino:bf16", "openvino:int8")
 # How many sentences calibrate; they come after those that judge.

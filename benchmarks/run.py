@@ -20,6 +20,10 @@ from simmim_export.errors import DataError, UsageError
 SAME_HOST = ("cpu", "gpu", "threads_used", "packages")
 
 
+# Writes a document.
+Write = Callable[[Mapping[str, Any]], None]
+
+
 def run(
     plan: Plan,
     path: Path | None,
@@ -70,9 +74,6 @@ def results_file(save: Path | None, resume: Path | None, *, overwrite: bool) -> 
     if save is not None:
         check_output(save, "--save", overwrite=overwrite)
     return save or resume
-
-
-Write = Callable[[Mapping[str, Any]], None]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from simmim_export.console.options import AsJson, Rounds, contestants
 
 EXAMPLES = (
     "simmim-bench quantization --text-encoder MINILM",
-    "simmim-bench quantization --text-encoder MINILM --recipe dynamic",
+    "simmim-bench quantization --text-encoder MINILM --recipe static",
 )
 
 
@@ -27,8 +27,8 @@ def quantization(
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="Another way to quantize: static, dynamic (both of ONNX Runtime), nncf, or our int8-s8 or int8-u8. none: only "
-            "the variant that the engines take here. Repeatable.",
+            help="Another way to quantize: static (of ONNX Runtime), nncf, or our int8-s8 or int8-u8. none: only the variant "
+            "that the engines take here. Repeatable.",
             show_default="all that are installed",
         ),
     ] = None,
@@ -65,9 +65,12 @@ def quantization(
     for contestant in engines:
         contestant.require()
     lacking = {name: reason for name in peers.RECIPES if (reason := peers.lacking(name))}
-    recipes = recipe or [*(name for name in peers.RECIPES if name not in lacking), *suite.OWN]
+    recipes = recipe or [*(name for name in peers.RECIPES if name not in (*lacking, suite.REFUSED)), *suite.OWN]
     recipes = [] if recipes == ["none"] else recipes
     for name in recipes:
+        if name == suite.REFUSED:
+            fix = "simmim-bench peers --peer ort:int8:onnxruntime-dynamic"
+            raise UsageError(f"a bundle refuses the operators of recipe {name!r}", fix=fix)
         if name not in suite.OWN:
             peers.require(name)
     texts = suite.sentences()
@@ -86,6 +89,7 @@ def quantization(
         comparison = suite.measure(bundle, engines, judges, rounds, watch)
     if recipe is None:
         absent |= {name: f"{reason}; pip install 'simmim-export[peers]'" for name, reason in lacking.items()}
+        absent |= {suite.REFUSED: "a bundle refuses its operators; simmim-bench peers measures it"}
     if as_json:
         print_json(comparison | {"not_measured": absent})
     else:

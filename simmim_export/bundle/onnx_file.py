@@ -17,16 +17,14 @@ from simmim_export.spec import GraphSpec, TensorSpec
 from simmim_export.system.files import reading
 
 # The operators of ONNX's standard domain that a graph may use: what the families need at any opset that --opset offers, and what
-# the precision passes add; and the two that ONNX Runtime's dynamic quantization writes, which simmim-bench quantization compares
-# with ours. The exporter refuses a model that needs another operator, so whoever adds a family adds its
+# the precision passes add. The exporter refuses a model that needs another operator, so whoever adds a family adds its
 # operators here.
 # fmt: off
 OPERATORS = frozenset((
-    "Abs", "Add", "Attention", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div",
-    "DynamicQuantizeLinear", "Equal", "Erf", "Expand", "Gather", "Gelu", "Gemm", "LayerNormalization", "LeakyRelu",
-    "MatMul", "MatMulInteger", "Max", "MaxPool", "Mul", "Not", "Pad", "Pow", "QuantizeLinear", "ReduceL2", "ReduceMax",
-    "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tanh",
-    "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "Attention", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div", "Equal", "Erf",
+    "Expand", "Gather", "Gelu", "Gemm", "LayerNormalization", "LeakyRelu", "MatMul", "Max", "MaxPool", "Mul", "Not", "Pad",
+    "Pow", "QuantizeLinear", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
+    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on
 # How many problems an error lists, and how many characters of each.
