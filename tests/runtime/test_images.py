@@ -6,7 +6,6 @@ import gc
 import io
 import os
 import struct
-import threading
 import time
 import warnings
 import zlib
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_pictures import RNG, SMALL, animation, encoded, photographs, refused, smooth, tiff_of_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,43 +26,11 @@ from simmim_export.runtime.images import (
     AnimatedImage,
     ImagePreprocessing,
     decode,
-    decoded,
     draft_scale,
     load_pixels,
 )
-from simmim_export.runtime.picture_files import MAX_PIXELS, Room
+from simmim_export.runtime.picture_files import MAX_PIXELS
 from simmim_export.system.plain import as_json
-
-SMALL = ImagePreprocessing(32, 48)
-RNG = np.random.default_rng(0)
-
-
-def encoded(image: Image.Image, form: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def smooth(height: int = 40, width: int = 60) -> np.ndarray:
-    """A picture in which every corner differs: uint8 [height, width, 3]."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([255 * y / height, 255 * x / width, 128 + 0 * x], axis=2).astype(np.uint8)
-
-
-def photographs() -> list[Path]:
-    import sklearn.datasets
-
-    folder = Path(sklearn.datasets.__file__).parent / "images"
-    return [folder / "china.jpg", folder / "flower.jpg"]
-
-
-def refused(source, where: object = "bytes", *, names: str = "") -> None:
-    """Loading ``source`` is an ImageError at ``where`` (None: any place) whose message ``names`` this."""
-    with pytest.raises(ImageError) as caught:
-        load_pixels([source], SMALL)
-    assert caught.value.exit_code == 5 and caught.value.fix
-    assert where is None or caught.value.where == str(where)
-    assert names in str(caught.value)
 
 
 @pytest.mark.parametrize("path", photographs(), ids=lambda p: p.stem)
@@ -130,11 +98,6 @@ def test_transparency_lies_over_white() -> None:
     named = Image.new("P", (2, 2))
     named.putpalette([0, 0, 0, 0, 255, 0])
     assert np.asarray(decode(encoded(named, "PNG", transparency=0)))[0, 0].tolist() == [255, 255, 255]
-
-
-def animation(form: str) -> bytes:
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "green")]
-    return encoded(frames[0], form, save_all=True, append_images=frames[1:])
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
@@ -253,17 +216,6 @@ def test_no_file_is_left_open(tmp_path: Path) -> None:
 
 def test_no_images_give_an_empty_batch() -> None:
     assert load_pixels([], SMALL).shape == (0, 32, 48, 3)
-
-
-def tiff_of_pages(count: int) -> bytes:
-    """A TIFF of so many pages of one pixel."""
-    tags = ((256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 4), (277, 1), (278, 1), (279, 1))
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    size, pages = 2 + len(entries) + 4, [b"II*\0" + struct.pack("<I", 8)]
-    for number in range(1, count + 1):
-        following = 8 + number * size if number < count else 0
-        pages.append(struct.pack("<H", len(tags)) + entries + struct.pack("<I", following))
-    return b"".join(pages)
 
 
 def test_a_tiff_of_many_pages_is_refused_quickly(tmp_path: Path) -> None:
@@ -428,96 +380,3 @@ def test_a_damaged_file_is_decoded_or_an_error(form: str, flips: list[tuple[floa
 
 def test_a_path_that_never_ends_is_an_error() -> None:
     refused(Path("/dev/zero"), "/dev/zero")
-
-
-# -- several at once -----------------------------------------------------------------------------------------------------
-
-
-def decoding_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
-
-
-def test_threads_give_the_same_pixels_as_none(tmp_path: Path) -> None:
-    """Also for one PIL image given several times, which two threads must not decode."""
-    path = tmp_path / "a.png"
-    path.write_bytes(encoded(Image.fromarray(smooth()), "PNG"))
-    lazy = Image.open(photographs()[1])
-    sources = [path, photographs()[0].read_bytes(), smooth(), lazy, lazy, str(path), photographs()[1]] * 3
-    expected = load_pixels(sources, SMALL)
-    lazy = Image.open(photographs()[1])
-    again = [lazy if isinstance(source, Image.Image) else source for source in sources]
-    np.testing.assert_array_equal(load_pixels(again, SMALL, threads=4), expected)
-    assert not decoding_threads()
-
-
-def test_a_bad_picture_fails_in_its_turn_and_the_others_are_decoded() -> None:
-    good = encoded(Image.fromarray(smooth()), "PNG")
-    sources = [good, b"bad", good, good[: len(good) // 2], good]
-    outcomes = []
-    with decoded(sources, SMALL, threads=3, ahead=5) as attempts:
-        for attempt in attempts:
-            try:
-                outcomes.append(attempt().shape)
-            except ImageError as error:
-                outcomes.append(error.where)
-    assert outcomes == [(32, 48, 3), "bytes", (32, 48, 3), "bytes", (32, 48, 3)] and not decoding_threads()
-    with pytest.raises(ImageError):
-        load_pixels(sources, SMALL, threads=3)
-    assert not decoding_threads()
-
-
-def test_no_thread_is_left_if_the_caller_stops_early() -> None:
-    good = encoded(Image.fromarray(smooth()), "PNG")
-    with pytest.raises(KeyboardInterrupt), decoded([good] * 50, SMALL, threads=3, ahead=50) as attempts:
-        next(attempts)()
-        raise KeyboardInterrupt
-    assert not decoding_threads()
-
-
-def test_only_a_few_pictures_are_decoded_ahead(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(smooth()), "PNG"))
-    started = []
-
-    class Watched(os.PathLike):
-        def __fspath__(self) -> str:
-            started.append(self)
-            return str(tmp_path / "a.png")
-
-    with decoded([Watched() for _ in range(20)], SMALL, threads=3, ahead=4) as attempts:
-        for number, attempt in enumerate(attempts, start=1):
-            attempt()
-            assert len(started) <= number + 4
-    assert len(started) == 20
-
-
-def test_warnings_come_in_order_and_in_the_callers_thread() -> None:
-    sources = [animation("GIF"), encoded(Image.fromarray(smooth()), "PNG"), tiff_of_pages(3), tiff_of_pages(4)]
-    threads = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        show = warnings.showwarning
-        warnings.showwarning = lambda *args, **options: (threads.append(threading.current_thread()), show(*args))
-        load_pixels(sources, SMALL, threads=3)
-    assert [str(warning.message).split(" of ")[1][0] for warning in caught] == ["3", "3", "4"]
-    assert set(threads) <= {threading.current_thread()}
-
-
-def test_threads_hold_no_more_than_the_room_has() -> None:
-    """And more than the room has is held alone, so that nobody waits forever."""
-    room, lock = Room(10), threading.Lock()
-    held: list[int] = []
-    most: list[list[int]] = []
-
-    def hold(amount: int) -> None:
-        with room.holding(amount):
-            with lock:
-                held.append(amount)
-                most.append(list(held))
-            time.sleep(0.002)
-            with lock:
-                held.remove(amount)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(hold, [3, 4, 5, 25, 1, 10, 2, 7, 6, 11] * 5))
-    assert all(sum(amounts) <= 10 or len(amounts) == 1 for amounts in most)
-    assert max(map(len, most)) > 1 and not held
