@@ -58,7 +58,7 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
 	$(BIN)/python -P tests/programs/lint_presets.py
 
-bench: .venv/.peers  ## measure what docs/ shows, about 40 minutes on two cores, and write its tables
+bench: .venv/.peers  ## measure what docs/ shows, about half an hour on two cores, and write its tables
 	$(BIN)/python -P -m simmim_export.benchmarks.pages
 
 # Without a GPU it ends before anything is installed. simmim_export.system.nvidia comes from this folder, so Python must look here.

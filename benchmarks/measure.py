@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import NormalDist, median
 
 import numpy as np
+
+from simmim_export.errors import DataError
 
 # A percentile is reported only if this many samples lie beyond it: the 99th of 100 samples would be one sample's luck.
 BEYOND = 10
@@ -15,6 +17,8 @@ BEYOND = 10
 ROUNDS = 6
 # The fewest rounds in each of two separate runs for a 95 % interval of their ratio.
 ROUNDS_APART = 4
+# Pairs of rounds of two runs: so many are compared by the exact distribution, and more than these not at all.
+EXACT_PAIRS, MOST_PAIRS = 10_000, 10**7
 # Rounds of a pair, and timed runs of a job in each. With 30 rounds, 88 % of 27 rows showed a slowdown of 10 %
 # (tests/benchmarks/noise.json).
 PAIR_ROUNDS, PAIR_ITERATIONS = 30, 10
@@ -99,9 +103,20 @@ def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequenc
 
 
 def ratio_of_runs(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Ratio | None:
-    """The same for a figure of each round, and for another ``confidence``."""
+    """The same for a figure of each round, and for another ``confidence``. For more than ``EXACT_PAIRS`` pairs of rounds, whose
+    exact distribution takes minutes, the interval is that of the normal distribution (Conover, section 5.4).
+
+    Raise :class:`DataError` for more than ``MOST_PAIRS``.
+    """
+    a, b = len(first), len(second)
+    if a * b > MOST_PAIRS:
+        raise DataError(f"{a} and {b} rounds are too many to compare", fix="measure again with fewer --rounds")
     ratios = sorted(x / y for x in first for y in second)
-    return _ratio(ratios, _rank_sums(len(first), len(second)), confidence=confidence)
+    if a * b <= EXACT_PAIRS:
+        return _ratio(ratios, _rank_sums(a, b), confidence=confidence)
+    beyond = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(a * b * (a + b + 1) / 12)
+    outside = math.floor(a * b / 2 - beyond)
+    return Ratio(value=median(ratios), low=ratios[outside], high=ratios[-1 - outside])
 
 
 def _ratio(ordered: Sequence[float], counts: Sequence[int], *, confidence: float) -> Ratio | None:

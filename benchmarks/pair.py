@@ -27,7 +27,8 @@ from simmim_export.system.children import python_code, run
 from simmim_export.system.watch import Watch, unwatched
 from simmim_export.system.workers import Worker
 
-# What another environment says about itself. Only its own code knows its digest.
+# What another environment says about itself, within so many seconds. Only its own code knows its digest.
+ANSWERS_WITHIN = 120.0
 _DESCRIBE = """
 import json, sys
 from simmim_export.benchmarks.code_digest import code_digest
@@ -56,12 +57,17 @@ class Side:
             raise UsageError(
                 "no such interpreter", where=self.python, fix="give the bin/python of a virtual environment"
             )
-        done = run(python_code(_DESCRIBE, *suites, python=self.python))
+        done = run(python_code(_DESCRIBE, *suites, python=self.python), seconds=ANSWERS_WITHIN)
         if done.code:
             what = f"that environment cannot measure: {done.failure}"
             raise EngineUnavailable(what, fix="install a simmim-export that has simmim-bench pair there")
-        said = json.loads(done.stdout)
-        return said["code"], replace(host, described=said["host"])
+        try:
+            said = json.loads(done.stdout)
+            return said["code"], replace(host, described=said["host"])
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"this program ran, and did not answer as Python does: {done.stdout[:60]!r}"
+            fix = "give the bin/python of a virtual environment"
+            raise UsageError(what, where=self.python, fix=fix) from error
 
 
 def measure(plan: Plan, sides: tuple[Side, Side], *, watch: Watch = unwatched) -> tuple[Measured, Measured]:

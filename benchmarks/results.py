@@ -59,7 +59,7 @@ class BenchmarkResult:
     suite: Suite = "latency"
     params: Mapping[str, Param] = field(default_factory=dict)
     recipe: str = ""
-    items: Annotated[int, Meta(ge=1)] = 1
+    items: Annotated[int, Meta(ge=1, le=10**9)] = 1
     parity: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, Any] | None = None
     gpu_rounds: tuple[Round, ...] = ()

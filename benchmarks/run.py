@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -58,9 +59,14 @@ def run(
             host=host,
             peaks=None if peaks is None else asdict(peaks),
         )
-        # Show first: if the file cannot be written after all, the figures are not lost.
-        show(measured, document)
-        write(document)
+        try:
+            write(document)
+        except UsageError:
+            # The figures are not lost if the file cannot be written after all.
+            show(measured, document)
+            raise
+    # The file is whole by now, whatever becomes of stdout.
+    show(measured, document)
     return measured
 
 
@@ -71,6 +77,8 @@ def results_file(save: Path | None, resume: Path | None, *, overwrite: bool) -> 
     """
     if save is not None and resume is not None:
         raise UsageError("--save and --resume both name the file of the results", fix="drop --save")
+    if overwrite and save is None:
+        raise UsageError("--overwrite is about the file of --save, which is not given", fix="drop --overwrite")
     if save is not None:
         check_output(save, "--save", overwrite=overwrite)
     return save or resume
@@ -122,10 +130,14 @@ def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
             "method": (document.method, method(plan)),
         },
     )
+    jobs = {job.key: job for job in plan.jobs}
     for row in document.results:
+        job = jobs[row.key[: len(row.key) - len(plan.engines[0].key)]]
         lengths = {len(row.rounds), len(row.gpu_rounds) or len(row.rounds)}
-        if lengths != {document.finished_rounds} and row.failed is None:
-            what = f"the benchmark file is damaged: {row.target} on {row.engine} lacks rounds"
+        lacks = len(lengths) > 1 or (row.failed is None and lengths != {document.finished_rounds})
+        other = {len(each) for each in (*row.rounds, *row.gpu_rounds)} - {job.iterations} or row.items != job.items
+        if lacks or (other and not row.memory):
+            what = f"the benchmark file is damaged: {row.target} on {row.engine} has other rounds than its method says"
             raise DataError(what, where=path, fix="measure again with --save FILE")
     if any(row.memory for row in document.results):
         what = "a soak cannot be continued: a new process has new memory"
@@ -146,10 +158,10 @@ def require_unfinished(
         **{f"host's {key}": (document.host.get(key), host.described[key]) for key in SAME_HOST},
     }
     if differs := [name for name, (before, now) in pairs.items() if before != now]:
-        what = f"this file was measured with another {', '.join(differs)}"
-        raise DataError(what, where=path, fix=f"type what made it, with --resume: {' '.join(document.command)}")
-    if document.finished_rounds >= document.method["rounds"]:
+        what = f"this file is of another measurement: it differs in {', '.join(differs)}"
+        fix = f"repeat the options that made it, with --resume in place of --save: {shlex.join(document.command)}"
+        raise DataError(what, where=path, fix=fix)
+    is_compared = all(row.parity or row.accuracy is not None or row.failed for row in document.results)
+    if document.finished_rounds >= document.method["rounds"] and is_compared:
         what = f"all {document.finished_rounds} rounds of this measurement are finished"
-        raise DataError(
-            what, where=path, fix="measure again with --save FILE, or print it: simmim-bench compare FILE FILE"
-        )
+        raise DataError(what, where=path, fix=f"look at it: simmim-bench report {shlex.quote(str(path))}")

@@ -11,7 +11,17 @@ import typer
 from simmim_export.benchmarks.measure import ROUNDS
 from simmim_export.benchmarks.memory import MINUTES, SLICES
 from simmim_export.console import Version, print_json
-from simmim_export.console.options import AsJson, Overwrite, Resume, Save, Warmup, contestants
+from simmim_export.console.options import (
+    MOST_MINUTES,
+    MOST_ROUNDS,
+    MOST_RUNS,
+    AsJson,
+    Overwrite,
+    Resume,
+    Save,
+    Warmup,
+    contestants,
+)
 
 EXAMPLES = (
     "simmim-bench --bundle bundle",
@@ -78,6 +88,7 @@ def bench(
             "--rounds",
             metavar="N",
             min=1,
+            max=MOST_ROUNDS,
             help="Timed rounds; the engines take turns in each. Ratios need 6 or more.",
             show_default=f"{ROUNDS}; {SLICES} in the suite soak",
         ),
@@ -88,6 +99,7 @@ def bench(
             "--iterations",
             metavar="N",
             min=1,
+            max=MOST_RUNS,
             help="Timed runs in each round.",
             show_default="20 in latency and ladder, 8 in photos and growth, 4 in throughput and reuse",
         ),
@@ -98,6 +110,7 @@ def bench(
             "--minutes",
             metavar="M",
             min=0.1,
+            max=MOST_MINUTES,
             help="How long the suite soak takes, for all engines together.",
             show_default=f"{MINUTES:g}",
         ),

@@ -16,7 +16,7 @@ EXAMPLES = (
 )
 Threshold = Annotated[
     float,
-    typer.Option("--threshold", metavar="PERCENT", min=0, help="Smallest difference that counts, in percent."),
+    typer.Option("--threshold", metavar="PERCENT", min=0, max=100, help="Smallest difference that counts, in percent."),
 ]
 FailOn = Annotated[
     str,

@@ -11,7 +11,7 @@ import typer
 from simmim_export.benchmarks.cli.compare import FailOn, Threshold, require_fail_on
 from simmim_export.benchmarks.measure import PAIR_ITERATIONS, PAIR_ROUNDS
 from simmim_export.console import check_output, print_json, progress_bar
-from simmim_export.console.options import AsJson, Overwrite, contestants
+from simmim_export.console.options import MOST_ROUNDS, MOST_RUNS, AsJson, Overwrite, contestants
 
 EXAMPLES = (
     "simmim-bench pair --bundle bundle --against-python before/bin/python",
@@ -47,12 +47,16 @@ def pair(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", metavar="N", min=1, help="Rounds, each in new processes.")
+        int, typer.Option("--rounds", metavar="N", min=1, max=MOST_ROUNDS, help="Rounds, each in new processes.")
     ] = PAIR_ROUNDS,
     iterations: Annotated[
         int,
         typer.Option(
-            "--iterations", metavar="N", min=1, help="Timed runs of each row in a round, after 3 that are not timed."
+            "--iterations",
+            metavar="N",
+            min=1,
+            max=MOST_RUNS,
+            help="Timed runs of each row in a round, after 3 that are not timed.",
         ),
     ] = PAIR_ITERATIONS,
     checkpoint: Annotated[
@@ -87,6 +91,8 @@ def pair(
     files = () if save is None else (save / "first.json", save / "second.json")
     for path in files:
         check_output(path, "--save", overwrite=overwrite)
+    # Not a name that is looked up on the path. A link stays one: that is how a virtual environment is found.
+    python = None if against_python is None else against_python.absolute()
     engines = list(dict.fromkeys(Contestant.parse(name) for name in engine or ["ort"]))
     for contestant in engines:
         contestant.require()
@@ -103,17 +109,17 @@ def pair(
             pictures=Path(pictures),
         )
         suites.require(plan)
-        both = (sides.Side(bundle=against_bundle or bundle, python=against_python), sides.Side(bundle=bundle))
+        both = (sides.Side(bundle=against_bundle or bundle, python=python), sides.Side(bundle=bundle))
         with progress_bar("pair") as watch:
             documents = sides.documents(plan, both, host=Host.now(), watch=watch)
     first, second = (sides.parsed(document) for document in documents)
     comparison = {"first": str(both[0].python or both[0].bundle), "second": str(bundle)}
     comparison |= compare.verdicts(first, second, threshold=threshold / 100)
+    for path, document in zip(files, documents, strict=bool(files)):
+        write(document, path)
     if as_json:
         print_json(comparison)
     else:
         report.show_comparison(comparison)
-    for path, document in zip(files, documents, strict=bool(files)):
-        write(document, path)
     if fail_on == "slower":
         compare.require_none_slower(comparison)

@@ -9,7 +9,7 @@ import typer
 
 from simmim_export.benchmarks.measure import ROUNDS
 from simmim_export.console import print_json, progress_bar
-from simmim_export.console.options import AsJson, Overwrite, Resume, Rounds, Save, Warmup
+from simmim_export.console.options import MOST_RUNS, AsJson, Overwrite, Resume, Rounds, Save, Warmup
 
 EXAMPLES = (
     "simmim-bench peers --save peers.json",
@@ -64,7 +64,9 @@ def peers(
         int, typer.Option("--sentences", metavar="N", min=2, help="Sentences that judge the text encoder.")
     ] = 1200,
     rounds: Rounds = ROUNDS,
-    iterations: Annotated[int, typer.Option("--iterations", metavar="N", min=1, help="Timed runs in each round.")] = 20,
+    iterations: Annotated[
+        int, typer.Option("--iterations", metavar="N", min=1, max=MOST_RUNS, help="Timed runs in each round.")
+    ] = 20,
     warmup: Warmup = 3,
     save: Save = None,
     resume: Resume = None,
@@ -133,9 +135,10 @@ def peers(
                     watch=watch,
                 )
             document = documented(results)
-            if as_json:
-                print_json(document)
-            else:
-                table.show(plan, results, document=document)
             write(document)
+        # The file is whole by now, whatever becomes of stdout.
+        if as_json:
+            print_json(document)
+        else:
+            table.show(plan, results, document=document)
     table.require(plan, results)

@@ -33,10 +33,15 @@ def report(
     grows, throughput, memory over time, and the host.
     """
     from simmim_export.benchmarks.html import page
+    from simmim_export.errors import UsageError
     from simmim_export.system.outputs import destination, replacing
 
     page.require_libraries()
     check_output(path, "-o", overwrite=overwrite)
+    if path.resolve() in {each.resolve() for each in results}:
+        raise UsageError("-o names a file of results, which it would replace", where=path, fix="choose another -o")
+    if svg is not None and svg.resolve() == path.resolve():
+        raise UsageError("-o and --svg name the same place", where=path, fix="choose another --svg")
     made = page.report(results)
     files = {path: made.html()} | {svg / name: text for name, text in (made.svg_files() if svg else {}).items() if svg}
     for each in files:

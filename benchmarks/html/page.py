@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -115,12 +116,17 @@ def report(paths: Sequence[Path]) -> Report:
         for row in document.results:
             if row.key in places:
                 what = f"{series.target(row)} of {series.name(row)} is also in {places[row.key]}"
-                fix = f"leave one out, or compare the two: simmim-bench compare {places[row.key]} {path}"
+                fix = f"leave one out, or compare the two: simmim-bench compare {places[row.key]} {path} --accept runs"
                 raise DataError(what, where=path, fix=fix)
             places[row.key] = path
-        label = path.stem if path.stem not in documents else str(path)
-        documents[label] = document
+        documents[_label(path.stem, documents)] = document
     return Report(documents=documents, sections=_sections(list(documents.values())))
+
+
+def _label(stem: str, taken: Collection[str]) -> str:
+    """``stem``, with a number if it is ``taken``."""
+    numbered = (f"{stem} ({number})" for number in itertools.count(2))
+    return stem if stem not in taken else next(label for label in numbered if label not in taken)
 
 
 def _sections(documents: Sequence[Document]) -> list[Section]:

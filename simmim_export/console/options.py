@@ -26,7 +26,11 @@ Resume = Annotated[
         help="Continue the interrupted measurement in FILE, in place of --save. Repeat its other options. Not for a soak.",
     ),
 ]
-Warmup = Annotated[int, typer.Option("--warmup", metavar="N", min=0, help="Untimed runs before each round.")]
+# More would take years, or do not fit the numbers that are sent to the process of an engine.
+MOST_ROUNDS, MOST_RUNS, MOST_MINUTES = 3000, 10**6, 60 * 24 * 30
+Warmup = Annotated[
+    int, typer.Option("--warmup", metavar="N", min=0, max=MOST_RUNS, help="Untimed runs before each round.")
+]
 BundlePath = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder that simmim-export onnx wrote.", show_default=False)
 ]
@@ -73,7 +77,11 @@ Budget = Annotated[
 Rounds = Annotated[
     int,
     typer.Option(
-        "--rounds", metavar="N", min=1, help="Timed rounds; the engines take turns in each. Ratios need 6 or more."
+        "--rounds",
+        metavar="N",
+        min=1,
+        max=MOST_ROUNDS,
+        help="Timed rounds; the engines take turns in each. Ratios need 6 or more.",
     ),
 ]
 

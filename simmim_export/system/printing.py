@@ -34,8 +34,13 @@ def printable(text: str, *, lines: bool = False) -> str:
     Line breaks and tabs are escaped too, because a name with one could forge a line of output; with ``lines`` they stay.
     """
     kept = _JOINERS + "\n\t" if lines else _JOINERS
-    unsafe = {c for c in set(text) if c not in kept and unicodedata.category(c) in _UNSAFE}
+    unsafe = {c for c in set(text) if c not in kept and (unicodedata.category(c) in _UNSAFE or _is_no_character(c))}
     return text.translate({ord(c): c.encode("unicode_escape").decode("ascii") for c in unsafe})
+
+
+def _is_no_character(letter: str) -> bool:
+    """Whether Unicode says that ``letter`` will never be a character. XML, and so SVG, forbids such."""
+    return ord(letter) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(letter) <= 0xFDEF
 
 
 def say(*parts: object, error: bool = False, lines: bool = False) -> None:

@@ -181,7 +181,7 @@ def test_the_command_and_its_exit_codes(run_cli, tmp_path: Path) -> None:
     done = run_cli("bench", "compare", first, second)
     assert done.returncode == 4 and done.stdout.count(suite.SLOWER) == 3 and str(second) in done.stderr
     assert run_cli("bench", "compare", first, second, "--fail-on", "nothing").returncode == 0
-    assert run_cli("bench", "compare", first, second, "--threshold", "300").returncode == 0
+    assert run_cli("bench", "compare", first, second, "--threshold", "100").returncode == 0
     said = json.loads(run_cli("bench", "compare", second, first, "--json").stdout)
     assert {row["verdict"] for row in said["rows"]} == {suite.FASTER} and said["paired"]
     for words in (("--accept", "luck"), ("--fail-on", "rain")):
@@ -228,8 +228,23 @@ def test_an_environment_that_cannot_measure_is_an_error(tiny_bundle: Path, run_c
     python.chmod(0o755)
     with pytest.raises(EngineUnavailable):
         Side(bundle=tiny_bundle, python=python).described(["latency"], host)
+    for answer in ("", "not JSON", "{}", "7"):
+        python.write_text(f"#!/bin/sh\necho '{answer}'\n")
+        with pytest.raises(UsageError) as caught:
+            Side(bundle=tiny_bundle, python=python).described(["latency"], host)
+        assert caught.value.where == str(python)
     done = run_cli("bench", "pair", "--bundle", tiny_bundle, "--against-python", tmp_path / "none")
     assert done.returncode == 2 and f"where: {tmp_path / 'none'}" in done.stderr
+    # A file of the working directory, not a program of the same name on the path.
+    (tmp_path / "true").write_text("#!/bin/sh\necho this one >&2\nexit 1\n")
+    (tmp_path / "true").chmod(0o755)
+    done = run_cli("bench", "pair", "--bundle", tiny_bundle.resolve(), "--against-python", "true", cwd=tmp_path)
+    assert done.returncode == 3 and "this one" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("threshold", ["inf", "1e999", "nan", "-1"])
+def test_a_threshold_is_a_share(run_cli, threshold: str) -> None:
+    assert run_cli("bench", "compare", "a.json", "b.json", "--threshold", threshold).returncode == 2
 
 
 def test_a_really_planted_slowdown_arrives_in_the_figures(tiny_bundle: Path, tmp_path: Path) -> None:

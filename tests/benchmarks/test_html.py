@@ -138,6 +138,16 @@ def test_the_page_has_what_the_files_have(report: page.Report, tmp_path: Path) -
     assert "SIGKILL" in html and "worker of engine" in html
 
 
+def test_files_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    every = rows(Made())
+    parts = [every[0::3], every[1::3], every[2::3]]
+    paths = [tmp_path / "a" / "x.json", tmp_path / "b" / "x.json", tmp_path / "x (2).json"]
+    for path, part in zip(paths, parts, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        write_example(path, part)
+    assert sum(len(d.results) for d in page.report(paths).documents.values()) == sum(map(len, parts))
+
+
 def test_a_plot_reads_without_being_seen(report: page.Report) -> None:
     for plot in report.plots:
         root = ElementTree.fromstring(plot.svg)
@@ -242,6 +252,10 @@ def test_the_command(run_cli, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "svg").iterdir()} >= {"accuracy-1.svg", "ladder-1.svg", "growth.svg"}
     assert run_cli("bench", *words).returncode == 2
     assert run_cli("bench", *words, "--overwrite").returncode == 0
+    before = (tmp_path / "a.json").read_bytes()
+    for where in (("-o", tmp_path / "a.json"), ("-o", tmp_path / "x", "--svg", tmp_path / "x")):
+        assert run_cli("bench", "report", tmp_path / "a.json", *where, "--overwrite").returncode == 2
+    assert (tmp_path / "a.json").read_bytes() == before and not (tmp_path / "x").exists()
     (tmp_path / "empty.json").write_text(json.dumps(example([])))
     for bad in ("none.json", "empty.json"):
         done = run_cli("bench", "report", tmp_path / bad, "-o", tmp_path / "b.html")

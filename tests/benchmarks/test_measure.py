@@ -16,11 +16,13 @@ from simmim_export.benchmarks.measure import (
     Ratio,
     paired_ratio,
     percentile,
+    ratio_of_runs,
     spread,
     too_few,
     unpaired_ratio,
 )
 from simmim_export.benchmarks.results import BenchmarkResult
+from simmim_export.errors import DataError
 
 
 def test_a_percentile_needs_ten_samples_beyond_it() -> None:
@@ -81,6 +83,21 @@ def test_a_run_against_itself_shows_no_difference(rounds: list[list[float]]) -> 
     ratio = paired_ratio(rounds, rounds)
     assert (ratio is None) == (len(rounds) < ROUNDS)
     assert ratio is None or (ratio == Ratio(value=1, low=1, high=1) and not ratio.shown)
+
+
+def test_the_interval_of_many_rounds_is_close_to_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    first, second = (random.lognormal(sigma=0.2, size=90).tolist() for _ in range(2))
+    exact = ratio_of_runs(first, second)
+    monkeypatch.setattr("simmim_export.benchmarks.measure.EXACT_PAIRS", 0)
+    quick = ratio_of_runs(first, second)
+    assert exact is not None and quick is not None
+    assert (quick.value, quick.low, quick.high) == pytest.approx((exact.value, exact.low, exact.high), rel=2e-3)
+
+
+def test_too_many_rounds_are_an_error() -> None:
+    with pytest.raises(DataError):
+        ratio_of_runs([1.0] * 10_000, [1.0] * 10_000)
 
 
 def test_two_wild_rounds_give_no_ratio() -> None:

@@ -143,11 +143,17 @@ def test_an_interrupted_run_goes_on(tiny_bundle: Path, run_cli, tmp_path: Path) 
     ):
         done = run_cli("bench", *bundle, *WORDS, *changed, "--resume", path)
         assert done.returncode == 5 and named in done.stderr and f"where: {path}" in done.stderr, done.stderr
-    damaged = json.loads(path.read_text())
-    damaged["results"][0]["rounds"].append([0.1])
-    (tmp_path / "damaged.json").write_text(json.dumps(damaged))
-    done = run_cli("bench", *bundle, *WORDS, "--resume", tmp_path / "damaged.json")
-    assert done.returncode == 5 and "damaged" in done.stderr
+    for change in (
+        lambda row: row["rounds"].append([0.1]),
+        lambda row: row["rounds"][0].append(0.1),
+        lambda row: row.update(items=2),
+        lambda row: row.update(gpu_rounds=[row["rounds"][0]] * 99),
+    ):
+        damaged = json.loads(path.read_text())
+        change(damaged["results"][0])
+        (tmp_path / "damaged.json").write_text(json.dumps(damaged))
+        done = run_cli("bench", *bundle, *WORDS, "--resume", tmp_path / "damaged.json")
+        assert done.returncode == 5 and "damaged" in done.stderr
     done = run_cli("bench", *bundle, *WORDS, "--resume", path, "--json")
     assert done.returncode == 0, done.stderr
     after = read(path)
@@ -157,6 +163,13 @@ def test_an_interrupted_run_goes_on(tiny_bundle: Path, run_cli, tmp_path: Path) 
         assert len(whole.rounds) == 40 and whole.parity["passed"]
     done = run_cli("bench", *bundle, *WORDS, "--resume", path)
     assert done.returncode == 5 and "finished" in done.stderr
+    # As if it had been stopped after the last round, before the comparison with PyTorch.
+    stopped_late = json.loads(path.read_text())
+    for row in stopped_late["results"]:
+        row["parity"] = {}
+    path.write_text(json.dumps(stopped_late))
+    assert run_cli("bench", *bundle, *WORDS, "--resume", path).returncode == 0
+    assert read(path).results == after.results
 
 
 def test_a_killed_engine_ends_the_command_with_3_after_the_others(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -201,5 +214,22 @@ def test_each_row_gets_its_floor(tiny_bundle: Path, run_cli, tmp_path: Path) -> 
         assert row.floor is not None and 0 < row.floor.seconds < min(row.samples), row.key
 
 
-def test_save_and_resume_exclude_each_other(run_cli) -> None:
+def test_options_of_files_that_do_not_fit_are_errors(run_cli) -> None:
     assert run_cli("bench", "--save", "a.json", "--resume", "b.json").returncode == 2
+    assert run_cli("bench", "--resume", "b.json", "--overwrite").returncode == 2
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--iterations", "--warmup", "--minutes"])
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "99999999999999999999"])
+def test_numbers_have_an_upper_bound(run_cli, option: str, value: str) -> None:
+    assert run_cli("bench", option, value).returncode == 2
+
+
+def test_the_file_is_whole_even_if_nobody_reads_the_table(tiny_bundle: Path, tmp_path: Path) -> None:
+    def gone(measured: Measured, document: object) -> None:
+        raise BrokenPipeError
+
+    path = tmp_path / "a.json"
+    with pytest.raises(BrokenPipeError):
+        run(plan_for(tiny_bundle, [Contestant("ort")], rounds=1), path, host=Host.now(), show=gone)
+    assert all(row.parity["passed"] for row in read(path).results)

@@ -263,3 +263,9 @@ def test_json_can_be_limited_to_finite_numbers() -> None:
         assert str(parse_json(f"[{number}]")[0]) in ("nan", "inf", "-inf")
         with pytest.raises(ValueError):
             parse_json(f"[{number}]", finite=True)
+
+
+def test_the_key_that_an_object_has_twice_is_named_among_many() -> None:
+    pairs = ", ".join(f'"{number}": 0' for number in range(200_000))
+    with pytest.raises(ValueError, match="'777'"):
+        parse_json(f'{{{pairs}, "777": 1}}')

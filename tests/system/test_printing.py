@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from simmim_export.system.children import child_environment, python_command
-from simmim_export.system.printing import READER_GONE
+from simmim_export.system.printing import READER_GONE, printable
 
 # What no user should ever see, whatever happens to a stream.
 NOISE = ("Traceback", "Exception ignored", "AttributeError")
@@ -141,3 +141,9 @@ def test_a_traceback_is_escaped() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr and "a\\x1b[2Jb" in done.stderr
+
+
+@pytest.mark.parametrize("letter", ["\ufffe", "\uffff", "\U0001ffff", "\ufdd0"])
+def test_what_is_never_a_character_is_escaped(letter: str) -> None:
+    """XML forbids some of them."""
+    assert printable(f"a{letter}b") == f"a{letter.encode('unicode_escape').decode()}b"
