@@ -139,7 +139,7 @@ def test_the_page_has_what_the_files_have(report: page.Report, tmp_path: Path) -
 
 
 def test_files_of_the_same_name_stay_apart(tmp_path: Path) -> None:
-    every = rows(Made())
+    every = list(rows(Made()))
     parts = [every[0::3], every[1::3], every[2::3]]
     paths = [tmp_path / "a" / "x.json", tmp_path / "b" / "x.json", tmp_path / "x (2).json"]
     for path, part in zip(paths, parts, strict=True):
