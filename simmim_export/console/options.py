@@ -27,7 +27,7 @@ Resume = Annotated[
     ),
 ]
 # More would take years, or do not fit the numbers that are sent to the process of an engine.
-MOST_ROUNDS, MOST_RUNS, MOST_MINUTES = 3000, 10**6, 60 * 24 * 30
+MOST_ROUNDS, MOST_RUNS, MOST_MINUTES = 3000, 10**8, 60 * 24 * 30
 Warmup = Annotated[
     int, typer.Option("--warmup", metavar="N", min=0, max=MOST_RUNS, help="Untimed runs before each round.")
 ]
