@@ -99,7 +99,9 @@ def test_every_engine_runs_its_suites_in_six_rounds(
     words = [word for suite in chosen for word in ("--suite", suite)]
     engines = ("--engine", "torch", "--engine", "ort", "--engine", "openvino")
     bundle = ("--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint)
-    done = run_cli("bench", *bundle, *engines, *words, *ONCE, "--save", path)
+    # Of the pipelines, one for texts and one for pairs.
+    pipelines = ("--pipeline", "embed_text", "--pipeline", "answer")
+    done = run_cli("bench", *bundle, *engines, *words, *pipelines, *ONCE, "--save", path)
     assert done.returncode == 0, done.stderr
     document = read(path)
     assert document.suites == chosen and document.finished_rounds == 6
