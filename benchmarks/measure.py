@@ -87,9 +87,8 @@ def paired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[
 def ratio_of_pairs(pairs: Sequence[tuple[float, float]], *, confidence: float = 0.95) -> Ratio | None:
     """The same for ``pairs`` of figures, and for another ``confidence``. None for too few pairs."""
     ratios = sorted(a / b for a, b in pairs)
-    return _ratio(
-        ratios, [math.comb(len(ratios), positive) for positive in range(len(ratios) + 1)], confidence=confidence
-    )
+    counts = [math.comb(len(ratios), positive) for positive in range(len(ratios) + 1)]
+    return _ratio(ratios, _outside(counts, confidence=confidence))
 
 
 def unpaired_ratio(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Ratio | None:
@@ -113,24 +112,22 @@ def ratio_of_runs(first: Sequence[float], second: Sequence[float], *, confidence
         raise DataError(f"{a} and {b} rounds are too many to compare", fix="measure again with fewer --rounds")
     ratios = sorted(x / y for x in first for y in second)
     if a * b <= EXACT_PAIRS:
-        return _ratio(ratios, _rank_sums(a, b), confidence=confidence)
+        return _ratio(ratios, _outside(_rank_sums(a, b), confidence=confidence))
     beyond = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(a * b * (a + b + 1) / 12)
-    outside = math.floor(a * b / 2 - beyond)
-    return Ratio(value=median(ratios), low=ratios[outside], high=ratios[-1 - outside])
+    return _ratio(ratios, math.floor(a * b / 2 - beyond))
 
 
-def _ratio(ordered: Sequence[float], counts: Sequence[int], *, confidence: float) -> Ratio | None:
-    """The median of the ``ordered`` ratios and the interval that the statistic of ``counts`` allows; None if it allows none."""
-    outside = _outside(counts, tail=(1 - confidence) / 2)
+def _ratio(ordered: Sequence[float], outside: int | None) -> Ratio | None:
+    """The median of the ``ordered`` ratios and the interval that leaves so many of them ``outside`` at each end; None without."""
     return None if outside is None else Ratio(value=median(ordered), low=ordered[outside], high=ordered[-1 - outside])
 
 
-def _outside(counts: Sequence[int], *, tail: float) -> int | None:
-    """How many values an interval may leave outside at each end: the largest w with P(statistic <= w) <= ``tail``.
+def _outside(counts: Sequence[int], *, confidence: float) -> int | None:
+    """How many values an interval may leave outside at each end: the largest w with P(statistic <= w) <= (1 - confidence) / 2.
 
     ``counts[k]``: the number of equally likely cases in which the statistic is k. None if even 0 is too frequent.
     """
-    total, below, outside = sum(counts), 0, None
+    tail, total, below, outside = (1 - confidence) / 2, sum(counts), 0, None
     for value, count in enumerate(counts):
         below += count
         # A tail like (1 - 0.95) / 2 is a little below 2.5 %.

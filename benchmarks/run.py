@@ -44,7 +44,7 @@ def run(
     rows = sum(engine.runs(job) for job in plan.jobs for engine in plan.engines)
     samples = plan.rounds * sum(job.iterations for job in plan.jobs) * len(plan.engines)
     how = method(plan)
-    with keeping(path, rows=rows, samples=samples) as (keep, write):
+    with keeping(path, rows=rows, samples=samples, show=lambda document: show(measured, document)) as (keep, write):
         with progress_bar("benchmark") as watch:
             peaks = measure_peaks(watch) if floor else None
             measured = measurement.run(
@@ -59,14 +59,7 @@ def run(
             host=host,
             peaks=None if peaks is None else asdict(peaks),
         )
-        try:
-            write(document)
-        except UsageError:
-            # The figures are not lost if the file cannot be written after all.
-            show(measured, document)
-            raise
-    # The file is whole by now, whatever becomes of stdout.
-    show(measured, document)
+        write(document)
     return measured
 
 
@@ -85,14 +78,18 @@ def results_file(save: Path | None, resume: Path | None, *, overwrite: bool) -> 
 
 
 @contextmanager
-def keeping(path: Path | None, *, rows: int, samples: int) -> Iterator[tuple[Write, Write]]:
+def keeping(
+    path: Path | None, *, rows: int, samples: int, show: Callable[[dict[str, Any]], None]
+) -> Iterator[tuple[Write, Callable[[dict[str, Any]], None]]]:
     """For a block that measures ``samples`` latencies in ``rows`` rows, and writes them to ``path``.
 
-    Yields two functions that write a document: one for the rounds that are finished so far, and one for the whole. If Ctrl-C or
+    Yields two functions that write a document: one for the rounds that are finished so far, and one for the whole, which is then
+    given to ``show``: after the file is in place, whatever becomes of stdout, and also if it could not be written. If Ctrl-C or
     SIGTERM ends the block after the first was called, ``path`` has those rounds, and a message says how to go on. Raise as
     :func:`~simmim_export.benchmarks.document.reserved` does.
     """
     kept = False
+    whole: dict[str, Any] | None = None
     try:
         with reserved(path, rows=rows, samples=samples) as write:
 
@@ -103,12 +100,23 @@ def keeping(path: Path | None, *, rows: int, samples: int) -> Iterator[tuple[Wri
                     write(partial)
                     kept = True
 
-            yield keep, write
+            def finish(document: dict[str, Any]) -> None:
+                nonlocal whole
+                whole = document
+                write(document)
+
+            yield keep, finish
+    except UsageError:
+        if whole is not None:
+            show(whole)
+        raise
     except (KeyboardInterrupt, SystemExit):
         if path is not None and kept:
             where = f"the rounds that were finished are in {path}"
             say(f"interrupted: {where}; to go on, type the same with --resume {path}", error=True)
         raise
+    if whole is not None:
+        show(whole)
 
 
 def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
@@ -118,7 +126,7 @@ def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
     """
     document = read(path)
     keys = {row.key for row in document.results}
-    wanted = {(*job.key, *engine.key) for job in plan.jobs for engine in plan.engines if engine.runs(job)}
+    jobs = {(*job.key, *engine.key): job for job in plan.jobs for engine in plan.engines if engine.runs(job)}
     require_unfinished(
         document,
         path,
@@ -126,13 +134,12 @@ def resumed(plan: Plan, path: Path, *, host: Host) -> Measured:
         host=host,
         same={
             "engines": (list(document.engines), [str(engine) for engine in plan.engines]),
-            "suites and their sizes": (keys, wanted),
+            "suites and their sizes": (keys, set(jobs)),
             "method": (document.method, method(plan)),
         },
     )
-    jobs = {job.key: job for job in plan.jobs}
     for row in document.results:
-        job = jobs[row.key[: len(row.key) - len(plan.engines[0].key)]]
+        job = jobs[row.key]
         lengths = {len(row.rounds), len(row.gpu_rounds) or len(row.rounds)}
         lacks = len(lengths) > 1 or (row.failed is None and lengths != {document.finished_rounds})
         other = {len(each) for each in (*row.rounds, *row.gpu_rounds)} - {job.iterations} or row.items != job.items

@@ -91,8 +91,6 @@ def pair(
     files = () if save is None else (save / "first.json", save / "second.json")
     for path in files:
         check_output(path, "--save", overwrite=overwrite)
-    # Not a name that is looked up on the path. A link stays one: that is how a virtual environment is found.
-    python = None if against_python is None else against_python.absolute()
     engines = list(dict.fromkeys(Contestant.parse(name) for name in engine or ["ort"]))
     for contestant in engines:
         contestant.require()
@@ -109,17 +107,20 @@ def pair(
             pictures=Path(pictures),
         )
         suites.require(plan)
-        both = (sides.Side(bundle=against_bundle or bundle, python=python), sides.Side(bundle=bundle))
+        both = (sides.Side(bundle=against_bundle or bundle, python=against_python), sides.Side(bundle=bundle))
         with progress_bar("pair") as watch:
             documents = sides.documents(plan, both, host=Host.now(), watch=watch)
     first, second = (sides.parsed(document) for document in documents)
     comparison = {"first": str(both[0].python or both[0].bundle), "second": str(bundle)}
     comparison |= compare.verdicts(first, second, threshold=threshold / 100)
-    for path, document in zip(files, documents, strict=bool(files)):
-        write(document, path)
-    if as_json:
-        print_json(comparison)
-    else:
-        report.show_comparison(comparison)
+    try:
+        for path, document in zip(files, documents, strict=bool(files)):
+            write(document, path)
+    finally:
+        # The figures are not lost if a file cannot be written.
+        if as_json:
+            print_json(comparison)
+        else:
+            report.show_comparison(comparison)
     if fail_on == "slower":
         compare.require_none_slower(comparison)

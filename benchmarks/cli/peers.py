@@ -124,7 +124,14 @@ def peers(
             return as_document(measured, bundle=bundle, method=plan.method, host=host, peaks=asdict(peaks))
 
         rows = len(chosen) * sum(len(task.timed) for task in plan.tasks)
-        with keeping(path, rows=rows, samples=rows * rounds * iterations) as (keep, write):
+
+        def show(document: dict[str, Any]) -> None:
+            if as_json:
+                print_json(document)
+            else:
+                table.show(plan, results, document=document)
+
+        with keeping(path, rows=rows, samples=rows * rounds * iterations, show=show) as (keep, write):
             with progress_bar("peers") as watch:
                 results = measure(
                     plan,
@@ -134,11 +141,5 @@ def peers(
                     finished_round=lambda partial: keep(documented(partial)),
                     watch=watch,
                 )
-            document = documented(results)
-            write(document)
-        # The file is whole by now, whatever becomes of stdout.
-        if as_json:
-            print_json(document)
-        else:
-            table.show(plan, results, document=document)
+            write(documented(results))
     table.require(plan, results)

@@ -43,12 +43,17 @@ QUOTED_LINES = 12
 
 def python_command(module: str, *words: object, python: Path | None = None) -> list[str]:
     """The command that runs ``module`` with ``words`` in this interpreter, or in ``python`` (3.11 or newer)."""
-    return [str(python or sys.executable), "-P", "-m", module, *map(str, words)]
+    return [_interpreter(python), "-P", "-m", module, *map(str, words)]
 
 
 def python_code(code: str, *words: object, python: Path | None = None) -> list[str]:
     """The command that runs the source text ``code`` with ``words``, as :func:`python_command` does a module."""
-    return [str(python or sys.executable), "-P", "-c", code, *map(str, words)]
+    return [_interpreter(python), "-P", "-c", code, *map(str, words)]
+
+
+def _interpreter(python: Path | None) -> str:
+    """A path, never a name that is looked up on the search path. A link stays one: that is how a virtual environment is found."""
+    return sys.executable if python is None else str(python.absolute())
 
 
 def our_command(program: str, *words: object) -> list[str]:
