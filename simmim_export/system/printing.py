@@ -145,6 +145,20 @@ def unwritable(stream: Any, error: OSError) -> UsageError:
     return UsageError(f"the output cannot be written: {error.strerror or error}", where=where, fix=fix)
 
 
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Meanwhile, what libraries write to file descriptor 1 goes to stderr: stdout is for what a command was asked for."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def discard(stream: Any) -> None:
     """Send what ``stream`` still holds, and all that is written to it later, to /dev/null."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,6 +1,6 @@
 """What TensorRT calls back: its log and its progress.
 
-Both are called from C++, and the bindings swallow what they raise, so an exception is kept and raised later. This module imports
+Both are called from C++, and the bindings swallow what they raise, so an exception is kept and raised later. This module needs
 TensorRT, so import it inside functions.
 """
 
@@ -9,32 +9,53 @@ from __future__ import annotations
 from collections import deque
 from functools import cache
 
-import tensorrt as trt
-
+from simmim_export.engines.tensorrt.library import trt
 from simmim_export.system.watch import Watch
 
 SHOWN = 5
+# How the message begins in which the builder lists the layers of what it built.
+_LAYERS = "Layers:"
 
 
 class Log(trt.ILogger):
-    """Keeps the last errors, which our error messages quote, and prints nothing."""
+    """Keeps the last errors, which our error messages quote, and the last list of layers. Prints nothing."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
         self.errors: deque[str] = deque(maxlen=SHOWN)
+        self.layers: str | None = None
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Called by TensorRT for each message."""
         if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
             self.errors.append(msg.strip())
+        elif msg.startswith(_LAYERS):
+            self.layers = msg
+
+    def clear(self) -> None:
+        """Forget what was said before the next piece of work."""
+        self.errors.clear()
+        self.layers = None
 
     def quoted(self) -> str:
-        """The last errors, one a line, indented."""
-        return "".join(f"\n  {message}" for message in self.errors) or " (TensorRT gave no reason)"
+        """The last errors, one below the other and indented."""
+        return "".join(f"\n  {indented(message)}" for message in self.errors) or " (TensorRT gave no reason)"
 
     def out_of_memory(self) -> bool:
         """Whether one of the errors is about missing memory."""
-        return any(word in m.lower().replace(" ", "") for m in self.errors for word in ("outofmemory", "memoryalloc"))
+        return self._mentions("outofmemory", "memoryalloc")
+
+    def no_implementation(self) -> bool:
+        """Whether one of the errors says that no kernel fits a layer."""
+        return self._mentions("couldnotfindanyimplementation")
+
+    def _mentions(self, *words: str) -> bool:
+        return any(word in message.lower().replace(" ", "") for message in self.errors for word in words)
+
+
+def indented(text: str) -> str:
+    """``text`` with its second and later lines further right than the first, so that a list of such texts stays a list."""
+    return "\n    ".join(line.strip() for line in text.strip().splitlines() if line.strip())
 
 
 @cache
@@ -65,7 +86,9 @@ class Monitor(trt.IProgressMonitor):
         return self._stopped is None
 
     def phase_finish(self, phase_name: str) -> None:
-        """Called by TensorRT when a phase ends, also if it was canceled."""
+        """Called by TensorRT when a phase ends, also if it was canceled. It does not report the last step as complete."""
+        if self._stopped is None and phase_name in self._steps:
+            self._say(phase_name, self._steps[phase_name])
         self._steps.pop(phase_name, None)
 
     def _say(self, phase: str, done: int) -> None:
