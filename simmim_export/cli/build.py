@@ -1,4 +1,4 @@
-"""The command ``build``: TensorRT plan files for the GPU of this machine."""
+"""The command ``build``: TensorRT plan files, for the GPU of this machine or for others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simmim_export.console import print_json, print_table, progress_bar, stacked
+from simmim_export.console import print_json, print_table, progress_bar, say, stacked
 from simmim_export.console.options import AsJson, BundlePath, Precision
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "simmim-export build bundle --precision fp16",
     "simmim-export build bundle --precision fp16 --opt batch=1,sequence=12",
+    "simmim-export build bundle --engine trt-rtx --target sm86,sm120 --precision fp16",
     "simmim-export build bundle --precision int8 --dry-run",
 )
 SHAPES = "Shapes to build for"
@@ -31,7 +32,10 @@ def build(
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", metavar="ENGINE", help="trt. The other engines open graphs without building anything."
+            "--engine",
+            metavar="ENGINE",
+            help="trt (on the GPU that will run the plan files) or trt-rtx (for GPUs that need not be here). The other engines "
+            "open graphs without building anything.",
         ),
     ] = "trt",
     precision: Precision = None,
@@ -58,6 +62,16 @@ def build(
             help="GPUs that the plan files run on: none (only this kind), same_compute_capability or ampere_plus.",
         ),
     ] = "none",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="GPUS",
+            help="With trt-rtx: the GPU generations to build for, such as sm86,sm89,sm120. The plan files are built, never run: "
+            "verify them on the device.",
+            show_default=False,
+        ),
+    ] = None,
     least: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,19 +101,25 @@ def build(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Only check every graph and show its shapes. Needs neither TensorRT nor a GPU."),
+        typer.Option(
+            "--dry-run",
+            help="Only check every graph and show its shapes. Needs no GPU. TensorRT's own parser checks too, if TensorRT for RTX "
+            "is installed.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile every graph with TensorRT for the GPU of this machine.
+    """Compile every graph with TensorRT.
 
-    Each plan file is compared with PyTorch and kept only if it passes. Plan files that already fit are not built again, so an
-    interrupted build continues where it stopped. Exit code 4 if a plan file differs from PyTorch or runs in another precision
-    than asked for; with --dry-run, if TensorRT would refuse a graph.
+    With trt, each plan file is compared with PyTorch on this machine's GPU and kept only if it passes. With trt-rtx, it is built
+    for the GPUs of --target and only its layers are checked: it runs for the first time on the device. Plan files that already
+    fit are not built again, so an interrupted build continues where it stopped. Exit code 4 if a plan file differs from PyTorch
+    or computes in another precision than asked for; with --dry-run, if TensorRT would refuse a graph.
     """
-    from simmim_export.engines import get_engine, require_engine
+    from simmim_export.engines import get_engine
+    from simmim_export.engines.failures import cannot_run
     from simmim_export.engines.tensorrt import TrtEngine
-    from simmim_export.engines.tensorrt.request import Request, parse_size, parse_sizes, read_traffic
+    from simmim_export.engines.tensorrt.request import Request, parse_size, parse_sizes, parse_targets, read_traffic
     from simmim_export.errors import UsageError
 
     request = Request(
@@ -110,11 +130,14 @@ def build(
         best=parse_sizes(best or []),
         largest=parse_sizes(largest or []),
         traffic={} if shapes is None else read_traffic(shapes),
+        targets=() if target is None else parse_targets(target),
     )
-    compiler = get_engine(engine) if dry_run else require_engine(engine)
+    compiler = get_engine(engine)
     if not isinstance(compiler, TrtEngine):
         what = f"engine {engine!r} opens graphs without building anything"
         raise UsageError(what, fix=f"simmim-export verify {shlex.quote(str(bundle))} --engine {shlex.quote(engine)}")
+    if not dry_run and (reason := compiler.why_no_build()) is not None:
+        raise cannot_run(engine, reason, install=compiler.install)
     # These imports take time, and a missing engine is reported without them.
     from simmim_export.bundle import Bundle
     from simmim_export.runtime.loading import plan_of
@@ -135,10 +158,13 @@ def build(
     for one in built:
         card = one.sidecar
         layers = stacked(f"{count / sum(card.executed.values()):.0%} {kind}" for kind, count in card.executed.items())
-        figures = (f"{card.bytes / 1e6:.2f}", layers, f"{card.parity['scaled_error']:.1e}")
+        error = "never run" if card.parity is None else f"{card.parity['scaled_error']:.1e}"
+        figures = (f"{card.bytes / 1e6:.2f}", layers, error)
         rows.append((card.graph, card.precision, *figures, "new" if one.new else "kept"))
     columns = ("graph", "precision", ">MB", "layers", ">error to|PyTorch", "plan file")
     print_table(f"{bundle}: {built[0].sidecar.target}", columns, rows)
+    if any(one.sidecar.parity is None for one in built):
+        say(f"built, never run; on the device: simmim-export verify {shlex.quote(str(bundle))} --engine {engine}")
 
 
 def _dry_run(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request: Request, as_json: bool) -> None:
@@ -154,11 +180,20 @@ def _dry_run(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request:
         print_json({"bundle": str(bundle.root), "graphs": {one.graph: one.as_json() for one in rehearsals}})
     else:
         rows = (
-            (one.graph, one.variant, stacked(str(one.profile).split("; ")), str(len(one.findings)))
+            (
+                one.graph,
+                one.variant,
+                stacked(str(one.profile).split("; ")),
+                str(sum(not finding.advice for finding in one.findings)),
+                str(sum(finding.advice for finding in one.findings)),
+                "not installed" if one.verdict is None else "refuses" if one.verdict.refused else "accepts",
+            )
             for one in rehearsals
         )
-        columns = ("graph", "variant", "shapes", ">rules|broken")
-        print_table(f"{bundle.root}: what TensorRT would build", columns, rows)
+        columns = ("graph", "variant", "shapes", ">rules|broken", ">advice", "parser")
+        verdict = rehearsals[0].verdict
+        parser = "" if verdict is None else f" ({verdict.parser})"
+        print_table(f"{bundle.root}: what TensorRT would build{parser}", columns, rows)
     require_clean(rehearsals, bundle.root)
 
 

@@ -17,6 +17,7 @@ ENGINES: dict[str, tuple[str, str]] = {
     "ort": ("simmim_export.engines.ort", "OrtEngine"),
     "openvino": ("simmim_export.engines.openvino", "OpenVinoEngine"),
     "trt": ("simmim_export.engines.tensorrt", "TrtEngine"),
+    "trt-rtx": ("simmim_export.engines.tensorrt", "TrtRtxEngine"),
     # On another device an engine has other precisions, needs other packages and has to be proven again. So it is an engine of its
     # own and not an option: certificates, precision plans and doctor name it like any other, and a benchmark can compare both.
     "torch@cuda": ("simmim_export.engines.torch", "TorchCudaEngine"),
@@ -26,20 +27,21 @@ ENGINES: dict[str, tuple[str, str]] = {
 }
 CPU, CUDA = "cpu", "cuda"
 # The device of an engine whose name has none, if it is not the CPU.
-_HOME = {"trt": CUDA}
-# The packages whose versions decide what an engine computes and how fast, by the engine's name up to "-" or "@".
+_HOME = {"trt": CUDA, "trt-rtx": CUDA}
+# The packages whose versions decide what an engine computes and how fast, by the engine's name or the part of it up to "-" or "@".
 _PACKAGES = {
     "torch": ("torch", "torchvision", "transformers"),
     "ort": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
     "trt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+    "trt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
 }
 
 
 def versions(name: str | None = None) -> dict[str, str]:
     """The versions of this project and of the installed packages of the engine called ``name``, or of all engines."""
     engines = ENGINES if name is None else (name,)
-    bases = (re.split("[-@]", engine)[0] for engine in engines)
+    bases = (engine if engine in _PACKAGES else re.split("[-@]", engine)[0] for engine in engines)
     packages = dict.fromkeys(package for base in bases for package in _PACKAGES[base])
     return {"simmim-export": __version__} | {package: text for package in packages if (text := installed(package))}
 

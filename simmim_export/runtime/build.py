@@ -39,7 +39,8 @@ class Built:
     def as_json(self) -> dict[str, Any]:
         """Its figures."""
         card = self.sidecar
-        figures = {"bytes": card.bytes, "executed": dict(card.executed), "parity": dict(card.parity)}
+        parity = None if card.parity is None else dict(card.parity)
+        figures = {"bytes": card.bytes, "executed": dict(card.executed), "parity": parity}
         return {"plan": str(self.path), "precision": card.precision, "new": self.new, "recipe": card.recipe} | figures
 
 
@@ -59,16 +60,17 @@ def build(
     that differs from PyTorch or has the wrong precision (it is not kept), and what the engine raises.
     """
     graphs = bundle.manifest.graphs
+    engine.require_request(request)
     request.check(graphs)
     for spec in graphs:
         request.profile(spec)
     artifacts = {spec.name: bundle.artifact(spec.name, *engine.variants(plan.of(spec.name))) for spec in graphs}
     golden = bundle.golden()
     built = []
-    with _locked(bundle.root / plan_files.FOLDER / LOCK):
+    with _locked(bundle.root / plan_files.FOLDER / engine.name / LOCK):
         for spec in graphs:
             artifact, precision = artifacts[spec.name], plan.of(spec.name)
-            path = plan_files.plan_file_path(bundle.root, spec.name, precision=precision)
+            path = plan_files.plan_file_path(bundle.root, spec.name, engine=engine.name, precision=precision)
             if engine.up_to_date(path, spec, precision=precision, sha256=artifact.sha256, request=request):
                 built.append(Built(path, plan_files.read_sidecar(path), new=False))
                 continue

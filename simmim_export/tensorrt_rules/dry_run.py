@@ -15,6 +15,7 @@ from onnx.shape_inference import InferenceError
 
 from simmim_export.bundle import Bundle
 from simmim_export.engines.tensorrt import TrtEngine
+from simmim_export.engines.tensorrt.library import RTX, Library, use
 from simmim_export.engines.tensorrt.request import Profile, Request
 from simmim_export.errors import EXPORT_AGAIN, BundleError, GateFailed
 from simmim_export.spec import GraphSpec, PrecisionPlan
@@ -26,18 +27,34 @@ SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What TensorRT's own ``parser`` (its name and version) said of a graph: why it is ``refused``, or None; and how many
+    products and convolutions it read as quantized."""
+
+    parser: str
+    refused: str | None
+    products: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What would be built for one graph: the ``variant``, the shapes of ``profile``, and what the lint finds in the file."""
+    """What would be built for one graph: the ``variant``, the shapes of ``profile``, what the lint finds in the file, and the
+    parser's ``verdict``, None if no parser is installed."""
 
     graph: str
     variant: str
     profile: Profile
     findings: list[Finding]
+    verdict: Verdict | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        findings = [asdict(finding) for finding in self.findings]
-        return {"variant": self.variant, "profile": self.profile.as_json(), "findings": findings}
+        return {
+            "variant": self.variant,
+            "profile": self.profile.as_json(),
+            "findings": [asdict(finding) for finding in self.findings],
+            "parser": None if self.verdict is None else asdict(self.verdict),
+        }
 
 
 def rehearse(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request: Request) -> list[Rehearsal]:
@@ -46,18 +63,42 @@ def rehearse(bundle: Bundle, engine: TrtEngine, *, plan: PrecisionPlan, request:
     Raise :class:`UsageError` for shapes that do not fit, :class:`BundleError` for a file that is not the graph of the manifest.
     """
     request.check(bundle.manifest.graphs)
+    library = parser_of(engine)
     rehearsals = []
     for spec in bundle.manifest.graphs:
         artifact = bundle.artifact(spec.name, *engine.variants(plan.of(spec.name)))
+        path = bundle.file(artifact.path)
         rehearsals.append(
             Rehearsal(
                 graph=spec.name,
                 variant=artifact.variant,
                 profile=request.profile(spec),
-                findings=lint_file(bundle.file(artifact.path), spec),
+                findings=lint_file(path, spec),
+                verdict=None if library is None else verdict(path, spec, library=library),
             )
         )
     return rehearsals
+
+
+def parser_of(engine: TrtEngine) -> Library | None:
+    """Whose parser can read graphs here: that of ``engine`` if it can build, else that of TensorRT for RTX, which needs no GPU.
+    None if neither can."""
+    if engine.why_no_build() is None:
+        return engine.library
+    return RTX if RTX.why_missing() is None else None
+
+
+def verdict(path: Path, spec: GraphSpec, *, library: Library) -> Verdict:
+    """What the parser of ``library`` says of the ONNX file at ``path``. Raise :class:`EngineUnavailable` if it cannot be
+    loaded."""
+    parser = f"{library.title} {use(library).__version__}"
+    from simmim_export.engines.tensorrt.network import parse, quantized_products
+
+    try:
+        network = parse(path, spec, module_of=modules(path), fix=EXPORT_AGAIN)
+    except BundleError as error:
+        return Verdict(parser=parser, refused=error.what, products=0)
+    return Verdict(parser=parser, refused=None, products=len(quantized_products(network)))
 
 
 def lint_file(path: Path, spec: GraphSpec) -> list[Finding]:
@@ -131,11 +172,16 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
 
 
 def require_clean(rehearsals: list[Rehearsal], where: object) -> None:
-    """Raise :class:`GateFailed` if there are findings. It names up to :data:`SHOWN`, each with graph, rule, node and module."""
-    lines = [f"{r.graph}.{r.variant}: {finding}" for r in rehearsals for finding in r.findings]
-    if lines:
+    """Raise :class:`GateFailed` if a rule is broken or the parser refuses a graph. It names up to :data:`SHOWN` findings, each
+    with graph, rule, node and module. Advice does not count."""
+    lines = [
+        f"{r.graph}.{r.variant}: {finding}" for r in rehearsals for finding in r.findings if not finding.advice
+    ]
+    # The parser stops at the first node that it refuses, which a rule has usually named already.
+    refused = [f"{r.graph}.{r.variant}: {v.refused}" for r in rehearsals if (v := r.verdict) is not None and v.refused]
+    if lines or refused:
         more = [f"and {len(lines) - SHOWN} more (--json has them all)"] if len(lines) > SHOWN else []
-        listed = "\n  ".join([*lines[:SHOWN], *more])
+        listed = "\n  ".join([*lines[:SHOWN], *more, *refused])
         what = f"TensorRT would refuse these graphs, change what they compute, or run them slowly:\n  {listed}"
         raise GateFailed(what, where=where, fix="change the module that is named, or leave its node in float")
 

@@ -85,14 +85,22 @@ Check = Callable[[Graph], Problems]
 
 class Rules:
     """Checks by the name of their rule. :meth:`add` decorates one: ``few_channels`` gets the name ``few-channels``, and the first
-    line of its docstring says the rule in one sentence."""
+    line of its docstring says the rule in one sentence. :meth:`advise` adds one whose graphs TensorRT takes, and runs less well;
+    ``advice`` has the names of these."""
 
     def __init__(self) -> None:
         self.checks: dict[str, Check] = {}
+        self.advice: set[str] = set()
 
     def add(self, check: Check) -> Check:
         """Add ``check``, a function of a graph that yields what breaks its rule."""
         self.checks[check.__name__.replace("_", "-")] = check
+        return check
+
+    def advise(self, check: Check) -> Check:
+        """Add ``check`` as advice."""
+        self.add(check)
+        self.advice.add(next(reversed(self.checks)))
         return check
 
     def sentences(self) -> dict[str, str]:

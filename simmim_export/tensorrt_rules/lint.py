@@ -17,16 +17,20 @@ from simmim_export.tensorrt_rules.parser import PARSER_RULES
 
 # Each rule in one sentence.
 RULES: Mapping[str, str] = PARSER_RULES.sentences() | INT8_RULES.sentences()
+# The rules that TensorRT does not insist on.
+ADVICE = frozenset(PARSER_RULES.advice | INT8_RULES.advice)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """``node`` breaks ``rule``, in the way that ``what`` says. ``module`` is the PyTorch module it was exported from, or ""."""
+    """``node`` breaks ``rule``, in the way that ``what`` says. ``module`` is the PyTorch module it was exported from, or "".
+    ``advice``: TensorRT takes the graph all the same."""
 
     rule: str
     node: str
     module: str
     what: str
+    advice: bool = False
 
     def __str__(self) -> str:
         place = f"{self.node} ({self.module})" if self.module else self.node
@@ -40,5 +44,5 @@ def lint(model: onnx.ModelProto) -> list[Finding]:
     for rule, check in (PARSER_RULES.checks | INT8_RULES.checks).items():
         for place, what in check(graph):
             node, module = (place, "") if isinstance(place, str) else (label(place), graph.module(place))
-            findings.append(Finding(rule=rule, node=node, module=module, what=what))
+            findings.append(Finding(rule=rule, node=node, module=module, what=what, advice=rule in ADVICE))
     return findings

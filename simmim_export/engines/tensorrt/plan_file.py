@@ -26,32 +26,42 @@ from simmim_export.system.files import digest, parse_json, read_file
 from simmim_export.system.outputs import replacing
 from simmim_export.system.plain import as_json
 
-SCHEMA = 1
+SCHEMA = 2
 # A sidecar takes a few kilobytes.
 MOST_BYTES = 16 << 20
 ENDING = "plan"
-# Where a bundle keeps its plan files.
-FOLDER = Path("engines") / "trt"
+# Where a bundle keeps its plan files, in a folder for each engine.
+FOLDER = Path("engines")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a plan file runs on. ``sm`` is the compute capability (``8.7``), ``driver`` the newest CUDA that the driver runs, as
-    CUDA counts it (12060)."""
+    """What a plan file runs on: GPUs of the compute capabilities ``sms`` (``8.7``) with the same ``version`` of ``library``.
 
-    gpu: str
-    sm: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}\Z")]
-    driver: int
-    tensorrt: str
+    A plan file that was built on a GPU also belongs to that ``gpu``, and to the ``driver``, the newest CUDA that it runs as CUDA
+    counts it (12060). One that was built ahead of time has neither.
+    """
+
+    library: str
+    version: str
+    sms: Annotated[
+        tuple[Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,3}\.[0-9]{1,3}\Z")], ...], msgspec.Meta(min_length=1)
+    ]
+    gpu: str | None = None
+    driver: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.gpu} (SM {self.sm}), TensorRT {self.tensorrt}, CUDA driver {self.driver}"
+        sms = f"SM {', '.join(self.sms)}"
+        gpu = sms if self.gpu is None else f"{self.gpu} ({sms})"
+        driver = "" if self.driver is None else f", CUDA driver {self.driver}"
+        return f"{gpu}, {self.library} {self.version}{driver}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
     """Everything known about a plan file. ``recipe`` is what :meth:`Request.recipe` gives, ``executed`` the number of layers by
-    type, and ``parity`` the figures of :meth:`~simmim_export.proof.parity.ParityReport.summary`."""
+    type, and ``parity`` the figures of :meth:`~simmim_export.proof.parity.ParityReport.summary`; None if the plan file was built
+    and never run."""
 
     graph: str
     graph_sha256: str
@@ -61,12 +71,12 @@ class Sidecar:
     target: Target
     recipe: Mapping[str, Any]
     executed: Mapping[str, Annotated[int, msgspec.Meta(ge=1)]]
-    parity: Mapping[str, Any]
+    parity: Mapping[str, Any] | None
 
 
-def plan_file_path(root: Path, graph: str, *, precision: str) -> Path:
-    """Where the bundle at ``root`` keeps the plan file of ``graph``."""
-    return root / FOLDER / f"{graph}.{precision}.{ENDING}"
+def plan_file_path(root: Path, graph: str, *, engine: str, precision: str) -> Path:
+    """Where the bundle at ``root`` keeps the plan file of ``graph`` for ``engine``."""
+    return root / FOLDER / engine / f"{graph}.{precision}.{ENDING}"
 
 
 def sidecar_path(plan_file: Path) -> Path:
@@ -76,8 +86,9 @@ def sidecar_path(plan_file: Path) -> Path:
 
 def rebuild_command(plan_file: Path) -> str:
     """The command that builds ``plan_file``."""
-    precision = plan_file.name.removesuffix(f".{ENDING}").rpartition(".")[2]
-    return f"simmim-export build {shlex.quote(str(plan_file.parents[2]))} --engine trt --precision {precision}"
+    precision, engine = plan_file.name.removesuffix(f".{ENDING}").rpartition(".")[2], plan_file.parent.name
+    command = f"simmim-export build {shlex.quote(str(plan_file.parents[2]))} --engine {engine} --precision {precision}"
+    return command if engine == "trt" else f"{command} --target TARGET"
 
 
 def write_sidecar(plan_file: Path, sidecar: Sidecar) -> None:
@@ -92,6 +103,7 @@ class _Recipe(TypedDict):
     workspace: Annotated[int, msgspec.Meta(ge=1)] | None
     level: int
     compatibility: Literal["none", "same_compute_capability", "ampere_plus"]
+    targets: list[str]
     profile: dict[str, Any]
 
 
@@ -118,7 +130,7 @@ def read_sidecar(plan_file: Path) -> Sidecar:
         sidecar = msgspec.convert(content, Sidecar)
         recipe = msgspec.convert(sidecar.recipe, _Recipe)
         Profile.from_json(recipe["profile"])
-        msgspec.convert(sidecar.parity, _Parity)
+        msgspec.convert(sidecar.parity, _Parity | None)
         return sidecar
     except FileNotFoundError as error:
         what = "the plan file has no sidecar, so nobody knows what it is for"
@@ -154,15 +166,20 @@ def require_source(plan_file: Path, sidecar: Sidecar, *, sha256: str) -> None:
 def require_target(plan_file: Path, sidecar: Sidecar, *, here: Target) -> None:
     """Raise :class:`EngineUnavailable` unless ``plan_file`` may run ``here``.
 
-    TensorRT must have the same version. The GPU must be the same, or one that the hardware compatibility allows: of the same
-    compute capability, or any from Ampere (8.0) on. The driver may be newer than the one that it was built with, not older.
+    The library must have the same version. The GPU must be the same, or one that the hardware compatibility allows: of the same
+    compute capability, or any from Ampere (8.0) on. The driver may be newer than the one that it was built with, not older. A
+    plan file that was built ahead of time runs on every GPU of its compute capabilities.
     """
-    built = sidecar.target
-    same_gpu = {
-        "same_compute_capability": built.sm == here.sm,
-        "ampere_plus": tuple(map(int, here.sm.split("."))) >= (8, 0),
-    }.get(sidecar.recipe.get("compatibility", ""), (built.gpu, built.sm) == (here.gpu, here.sm))
-    if not same_gpu or built.tensorrt != here.tensorrt or built.driver > here.driver:
+    built, (sm,) = sidecar.target, here.sms
+    if built.gpu is None:
+        same_gpu = sm in built.sms
+    else:
+        same_gpu = {
+            "same_compute_capability": sm in built.sms,
+            "ampere_plus": tuple(map(int, sm.split("."))) >= (8, 0),
+        }.get(sidecar.recipe.get("compatibility", ""), (built.gpu, built.sms) == (here.gpu, here.sms))
+    same_library = (built.library, built.version) == (here.library, here.version)
+    if not same_gpu or not same_library or (built.driver or 0) > (here.driver or 0):
         what = f"the plan file was built for another device: {built}; this one is {here}"
         raise EngineUnavailable(what, where=plan_file, fix=rebuild_command(plan_file))
 

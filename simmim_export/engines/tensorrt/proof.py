@@ -1,10 +1,13 @@
-"""What a plan file really computes in, from the JSON of TensorRT's engine inspector. Does not import TensorRT.
+"""What a plan file really computes in, as TensorRT itself says. Does not import TensorRT.
 
-A layer counts as the narrowest type among its inputs, outputs, weights and the name of its kernel: a layer that reads FP16 and
-writes FP32 multiplies in FP16. Layers with integers only (casts of token ids, shapes) have no precision, and are counted as
-"other"; layers about which the inspector says nothing are counted as "unknown". TensorRT 10 writes ``Half`` or ``Row major linear
-FP16 format`` as ``Format/Datatype``, and ``N/A due to dynamic shapes`` for many tensors of a graph with dynamic axes; 11 keeps
-``Datatype`` and ``Format`` apart (NVIDIA's guide "Migrating IEngineInspector Usage from 10.x to 11.x").
+There are two sources: the JSON of the engine inspector, which needs a GPU, and the list of layers in the builder's log, which
+does not. A layer that multiplies counts as INT8 if all that it multiplies is INT8; a layer that only quantizes or dequantizes
+does not. Other than that, a layer counts as the narrowest floating-point type among its inputs, outputs, constants and the name
+of its kernel: a layer that reads FP16 and writes FP32 multiplies in FP16. Layers with integers only (casts of token ids, shapes)
+have no precision, and are counted as "other"; layers about which nothing is said are counted as "unknown". TensorRT 10 writes
+``Half`` or ``Row major linear FP16 format`` as ``Format/Datatype``, and ``N/A due to dynamic shapes`` for many tensors of a graph
+with dynamic axes; 11 keeps ``Datatype`` and ``Format`` apart (NVIDIA's guide "Migrating IEngineInspector Usage from 10.x to
+11.x").
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from simmim_export.engines.base import PrecisionProof
@@ -20,13 +23,17 @@ from simmim_export.errors import BundleError, GateFailed
 from simmim_export.spec import Precision
 
 # The narrowest first.
-_TYPES = {
-    "int8": r"(?<!u)int8|i8i8|s8s8|i8i32",
+_FLOATS = {
     "float16": r"half|fp16|(?<!b)f16",
     "bfloat16": r"bf16|bfloat16",
     "float32": r"float|fp32|f32",
 }
-_FLOATING = tuple(_TYPES)
+_INT8 = re.compile("(?<!u)int8")
+# In the name of a kernel whose tensors the inspector does not know.
+_INT8_KERNEL = re.compile("i8i8|s8s8|i8i32|int8")
+# The kinds of layers that multiply: "correlation" is a convolution, and names such as CaskGemmConvolution have a prefix.
+_PRODUCT = re.compile("gemm|conv|correlation|matmul|matrixmultiply")
+_FLOATING = ("int8", *_FLOATS)
 _UNKNOWN = "unknown"
 # The names of kernels that are generated for a plan file end in a hash, whose digits may look like a type: 0x...f16...
 _HASH = re.compile(r"0x[0-9a-f]+")
@@ -36,24 +43,79 @@ LEAST_SHARE = 0.25
 # TensorRT may fuse a small graph into one or two layers. Then only their ends are visible, which are FP32 in all our graphs.
 LEAST_LAYERS = 4
 _NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.INT8: "int8"}
+_REPORT = "report this with the versions that simmim-export doctor prints"
+
+# A line of the builder's list: the parts of a layer in this order, separated by ", Part: ".
+_LINE = re.compile(
+    r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>.*?), Inputs: \[(?P<Inputs>.*?)\], Constants: \[(?P<Constants>.*?)\], "
+    r"Outputs: \[(?P<Outputs>.*?)\], TacticName: (?P<TacticName>.*?), StreamId: \d+, Metadata: (?P<Metadata>.*)"
+)
+_TENSOR = re.compile(r"\{ Name: .*?, Dimensions: \[[^\]]*\].*?, Datatype: (?P<Datatype>\w+), .*?\}")
+# After the layers, the list names the tensors of the graph.
+_END = ("I/O Tensors:", "Bindings:")
 
 
-def read_layers(text: str) -> PrecisionProof:
-    """The number of layers by type. Raise :class:`BundleError` for a text that is not the inspector's JSON with details."""
+def read_inspector(text: str) -> tuple[PrecisionProof, frozenset[str] | None]:
+    """The number of layers by type, and the ONNX nodes that are multiplied in INT8; None for these if no layer names its nodes.
+
+    Raise :class:`BundleError` for a text that is not the inspector's JSON with details.
+    """
     try:
         layers = json.loads(text)["Layers"]
-        counts = Counter(_type(layer) for layer in layers)
+        return _read(layers, "TensorRT's engine inspector: layers by their type")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        fix = "report this with the versions that simmim-export doctor prints"
-        raise BundleError(f"the engine inspector's text is not understood: {error}", fix=fix) from error
-    return PrecisionProof(dict(counts), "TensorRT's engine inspector: layers by their narrowest type")
+        raise BundleError(f"the engine inspector's text is not understood: {error}", fix=_REPORT) from error
+
+
+def read_layer_list(text: str | None) -> tuple[PrecisionProof, frozenset[str] | None]:
+    """As :func:`read_inspector`, for the list of layers in the builder's log. Raise :class:`BundleError` for another text."""
+    lines = (text or "").strip().splitlines()
+    end = next((index for index, line in enumerate(lines) if line.startswith(_END)), len(lines))
+    layers: list[dict[str, Any]] = []
+    for line in lines[1:end]:
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise BundleError(f"the builder's list of layers is not understood: {line[:200]}", fix=_REPORT)
+        layer: dict[str, Any] = match.groupdict()
+        for part in ("Inputs", "Outputs", "Constants"):
+            layer[part] = [{"Datatype": tensor["Datatype"]} for tensor in _TENSOR.finditer(layer[part])]
+        layers.append(layer)
+    if not layers:
+        raise BundleError("the builder listed no layers", fix=_REPORT)
+    return _read(layers, "TensorRT's builder: layers by their type")
+
+
+def _read(layers: Sequence[Mapping[str, Any]], source: str) -> tuple[PrecisionProof, frozenset[str] | None]:
+    types = [_type(layer) for layer in layers]
+    nodes = [re.findall(r"\[ONNX Layer: (.*?)\]", str(layer.get("Metadata", ""))) for layer in layers]
+    products = {name for kind, names in zip(types, nodes, strict=True) if kind == "int8" for name in names}
+    return PrecisionProof(dict(Counter(types)), source), frozenset(products) if any(nodes) else None
 
 
 def _type(layer: Mapping[str, Any]) -> str:
-    tensors = [_of_tensor(tensor) for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ()))]
-    words = " ".join((*(text for text in tensors if text), *_words(layer))).lower()
-    narrowest = next((name for name, pattern in _TYPES.items() if re.search(pattern, words)), None)
-    return narrowest or (_UNKNOWN if None in tensors else "other")
+    inputs, outputs = ([_of_tensor(tensor) for tensor in layer.get(part, ())] for part in ("Inputs", "Outputs"))
+    constants = [_of_tensor(tensor) for tensor in _constants(layer)]
+    kernel = _HASH.sub("", str(layer.get("TacticName", "")).lower())
+    if _multiplies_int8(layer, inputs, constants, kernel):
+        return "int8"
+    words = " ".join((*(text for text in (*inputs, *outputs, *constants) if text), kernel)).lower()
+    narrowest = next((name for name, pattern in _FLOATS.items() if re.search(pattern, words)), None)
+    return narrowest or (_UNKNOWN if None in (*inputs, *outputs) else "other")
+
+
+def _multiplies_int8(
+    layer: Mapping[str, Any], inputs: Sequence[str | None], constants: Sequence[str | None], kernel: str
+) -> bool:
+    kind = str(layer.get("LayerType", "")).lower()
+    if not _PRODUCT.search(kind) and not _PRODUCT.search(kernel):
+        return False
+    if not inputs or inputs[0] is None:
+        return _INT8_KERNEL.search(kernel) is not None
+    # What is multiplied: the first input, and the second input or the first constant. A bias or a scale may be in FP32.
+    operands = [inputs[0], *[text for text in (*inputs[1:2], *constants) if text][:1]]
+    return all(_INT8.search(text.lower()) for text in operands)
 
 
 def _of_tensor(tensor: Mapping[str, str]) -> str | None:
@@ -62,36 +124,44 @@ def _of_tensor(tensor: Mapping[str, str]) -> str | None:
     return None if text.startswith("N/A") else text
 
 
-def _words(layer: Mapping[str, Any]) -> Iterator[str]:
-    for part in ("Weights", "Bias"):
-        if isinstance(layer.get(part), dict):
-            yield str(layer[part].get("Type", ""))
-    yield _HASH.sub("", str(layer.get("TacticName", "")).lower())
+def _constants(layer: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """The constants of a layer. The inspector has its weights and bias apart, each with a ``Type``."""
+    listed = list(layer.get("Constants", ()))
+    return listed + [{"Datatype": str(w.get("Type", ""))} for part in ("Weights", "Bias") if isinstance(w := layer.get(part), dict)]
 
 
 def require_precision(
-    proof: PrecisionProof, precision: Precision, *, quantized: bool, graph: str, where: object
+    proof: PrecisionProof,
+    precision: Precision,
+    *,
+    quantized: Collection[str],
+    multiplied: Collection[str] | None,
+    graph: str,
+    where: object,
 ) -> None:
     """Raise :class:`GateFailed` if a plan file does not compute in the ``precision`` that was asked for.
 
-    FP16: at least a quarter of its floating-point layers must, if there are four or more. INT8: at least one layer must, if the
-    graph is ``quantized`` at all (a small head is not). FP32: every layer must. If the inspector does not know the type of any
-    layer, nothing is proven, and that fails too.
+    FP16: at least a quarter of its floating-point layers must, if there are four or more. INT8: each product that is
+    ``quantized`` in the graph must be among those ``multiplied`` in INT8, or if layers do not name their nodes (None), at least
+    one layer must (a small head has no quantized product). FP32: every layer must. If nobody knows the type of any layer, nothing
+    is proven, and that fails too.
     """
     floating = {name: count for name, count in proof.executed.items() if name in _FLOATING}
     total, mine = sum(floating.values()), floating.get(_NAMES[precision], 0)
+    dequantized = sorted(set(quantized) - set(multiplied)) if multiplied is not None else []
     wrong = {
         Precision.FP32: mine < total,
         Precision.FP16: total >= LEAST_LAYERS and mine < LEAST_SHARE * total,
-        Precision.INT8: quantized and mine == 0,
+        Precision.INT8: bool(quantized) and (mine == 0 or bool(dequantized)),
     }[precision]
     unknown = proof.executed.get(_UNKNOWN, 0)
     if unknown and not total:
-        built = f"TensorRT's inspector does not say what any of {unknown} layers computes in"
+        built = f"TensorRT does not say what any of {unknown} layers computes in"
     elif wrong:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(floating.items()))
         built = f"TensorRT built {mine} of {total} layers so: {counts}"
+        if precision is Precision.INT8 and dequantized:
+            built += f"; not in INT8: {', '.join(dequantized[:5])}" + (" and more" if len(dequantized) > 5 else "")
     else:
         return
-    fix = "report this with the versions that simmim-export doctor prints"
-    raise GateFailed(f"{graph} was asked for at {precision}, and {built}", where=where, fix=fix)
+    raise GateFailed(f"{graph} was asked for at {precision}, and {built}", where=where, fix=_REPORT)

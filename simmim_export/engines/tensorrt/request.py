@@ -116,7 +116,8 @@ class Profile:
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """The options. ``workspace`` is in bytes, None for all that is free. ``least``, ``best`` and ``largest`` are sizes by axis;
-    they win over ``traffic``, which wins over the ranges that the graphs were proven for."""
+    they win over ``traffic``, which wins over the ranges that the graphs were proven for. ``targets`` are the compute
+    capabilities to build for ahead of time (``8.6``); without them a plan file is for the GPU of this machine."""
 
     workspace: int | None = None
     level: int = 3
@@ -125,6 +126,7 @@ class Request:
     best: Mapping[str, int] = field(default_factory=dict)
     largest: Mapping[str, int] = field(default_factory=dict)
     traffic: Mapping[str, Range] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -163,6 +165,7 @@ class Request:
             "workspace": self.workspace,
             "level": self.level,
             "compatibility": self.compatibility,
+            "targets": list(self.targets),
             "profile": self.profile(spec).as_json(),
         }
 
@@ -178,6 +181,20 @@ def parse_sizes(words: Iterable[str]) -> dict[str, int]:
         if sizes.setdefault(name, int(size)) != int(size):
             raise UsageError(f"{name} is given twice: {sizes[name]} and {size}", fix="give every axis once")
     return sizes
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """The compute capabilities in ``sm86,sm120``, as ``8.6`` and ``12.0``, each once and in order.
+
+    Raise :class:`UsageError` naming a word that does not parse.
+    """
+    targets = set()
+    for word in (word.strip() for word in text.split(",")):
+        match = re.fullmatch("sm([0-9]{1,2})([0-9])", word)
+        if match is None:
+            raise UsageError(f"{word!r} is not a GPU generation", fix="write sm86, or sm86,sm89,sm120")
+        targets.add((int(match[1]), int(match[2])))
+    return tuple(f"{major}.{minor}" for major, minor in sorted(targets))
 
 
 def read_traffic(path: Path) -> dict[str, Range]:

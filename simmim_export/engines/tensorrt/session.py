@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
-import tensorrt as trt
 
 from simmim_export.engines.base import PrecisionProof
 from simmim_export.engines.checks import axis_sizes, check_feeds
 from simmim_export.engines.failures import closed, running
 from simmim_export.engines.tensorrt.callbacks import log
 from simmim_export.engines.tensorrt.device import DeviceTensor, Graph, Memory, Pinned, queue
-from simmim_export.engines.tensorrt.proof import read_layers
+from simmim_export.engines.tensorrt.library import trt, used
+from simmim_export.engines.tensorrt.proof import read_inspector
 from simmim_export.engines.tensorrt.request import Profile
 from simmim_export.errors import BundleError, EngineUnavailable, NotCaptured
 from simmim_export.spec import GraphSpec, TensorSpec
@@ -27,13 +27,28 @@ from simmim_export.spec import GraphSpec, TensorSpec
 SHAPES = 8
 
 
+# Makes a context, or None if there is no memory for one.
+NewContext = Callable[[trt.ICudaEngine], trt.IExecutionContext | None]
+
+
+def context_of(engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
+    """A context whose scratch memory is set later: all contexts share it, because they never run at the same time."""
+    return engine.create_execution_context(strategy=trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
 class _Shape:
     """A context at one shape, with its own buffers: a CUDA graph depends on shapes and addresses."""
 
-    def __init__(self, engine: trt.ICudaEngine, scratch: Memory, *, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
-        # All contexts share the scratch memory, because they never run at the same time.
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.context = engine.create_execution_context(strategy=strategy)
+    def __init__(
+        self,
+        engine: trt.ICudaEngine,
+        scratch: Memory,
+        *,
+        spec: GraphSpec,
+        sizes: Mapping[str, int],
+        new_context: NewContext,
+    ) -> None:
+        self.context = new_context(engine)
         if self.context is None:
             raise EngineUnavailable(f"TensorRT has no memory for {spec.name}", fix="close what else uses the GPU")
         self.context.set_device_memory(scratch.address, engine.device_memory_size_v2)
@@ -44,7 +59,11 @@ class _Shape:
             self.pinned[tensor.name] = pinned = Pinned(shape, tensor.dtype)
             self.memory[tensor.name] = memory = Memory(pinned.array.nbytes)
             self._set(tensor, shape, memory=memory, is_input=tensor in spec.inputs)
-        unknown = self.context.infer_shapes()
+        try:
+            unknown = self.context.infer_shapes()
+        except RuntimeError as error:
+            what = f"TensorRT does not infer the shapes of {spec.name} from {dict(sizes)}: {error}"
+            raise BundleError(what, fix="build it again") from error
         for tensor in spec.outputs:
             dims = self.context.get_tensor_shape(tensor.name)
             shape = tuple(dims[index] for index in range(len(dims)))
@@ -65,7 +84,7 @@ class _Shape:
     def enqueue(self, name: str) -> None:
         """Put the network on the stream: the first time directly, which a capture needs, and from the second time on as a CUDA
         graph."""
-        log().errors.clear()
+        log().clear()
         self._runs += 1
         if self._runs == 2:
             self._graph = queue().capture(self._execute)
@@ -81,21 +100,31 @@ class TrtSession:
     """A graph in TensorRT; see :class:`~simmim_export.engines.base.Session` and
     :class:`~simmim_export.engines.base.KeepsOnDevice`."""
 
-    def __init__(self, content: bytes, spec: GraphSpec, *, profile: Profile) -> None:
-        """Open a plan file with this ``content``. Raise :class:`EngineUnavailable` if TensorRT cannot open it, and
-        :class:`BundleError` if it is for another graph than ``spec``."""
+    def __init__(
+        self,
+        content: bytes,
+        spec: GraphSpec,
+        *,
+        profile: Profile,
+        engine: str = "trt",
+        new_context: NewContext = context_of,
+    ) -> None:
+        """Open a plan file with this ``content`` for the engine called ``engine``. Raise :class:`EngineUnavailable` if there is
+        no memory for it, and :class:`BundleError` if TensorRT cannot read it, or if it is for another graph than ``spec``."""
         self.inputs, self.outputs = spec.inputs, spec.outputs
-        self._spec, self._profile = spec, profile
-        self._running = running("trt", spec)
-        log().errors.clear()
+        self._spec, self._profile, self._new_context = spec, profile, new_context
+        self._running = running(engine, spec)
+        log().clear()
         self._runtime = trt.Runtime(log())
-        engine = self._runtime.deserialize_cuda_engine(content)
-        if engine is None:
-            what = f"TensorRT cannot open the plan file of {spec.name}:{log().quoted()}"
-            raise EngineUnavailable(what, fix="build it again, with enough free memory on the GPU")
-        self._engine: trt.ICudaEngine | None = engine
-        self._check(engine)
-        self._scratch: Memory | None = Memory(engine.device_memory_size_v2)
+        opened = self._runtime.deserialize_cuda_engine(content)
+        if opened is None:
+            what = f"{used().title} cannot open the plan file of {spec.name}:{log().quoted()}"
+            if log().out_of_memory():
+                raise EngineUnavailable(what, fix="close what else uses the GPU")
+            raise BundleError(what, fix="build it again")
+        self._engine: trt.ICudaEngine | None = opened
+        self._check(opened)
+        self._scratch: Memory | None = Memory(opened.device_memory_size_v2)
         self._shapes: OrderedDict[tuple[tuple[str, int], ...], _Shape] = OrderedDict()
 
     def _check(self, engine: trt.ICudaEngine) -> None:
@@ -132,7 +161,9 @@ class TrtSession:
                 queue().wait()
                 self._shapes.popitem(last=False)
                 queue().trim()
-            self._shapes[key] = _Shape(self._engine, self._scratch, spec=self._spec, sizes=sizes)
+            self._shapes[key] = _Shape(
+                self._engine, self._scratch, spec=self._spec, sizes=sizes, new_context=self._new_context
+            )
         self._shapes.move_to_end(key)
         shape = self._shapes[key]
         for name, array in arrays.items():
@@ -191,6 +222,10 @@ class TrtSession:
 
     def precision_proof(self) -> PrecisionProof:
         """The number of layers by the type that they compute in, from TensorRT's engine inspector."""
+        return self.inspect()[0]
+
+    def inspect(self) -> tuple[PrecisionProof, frozenset[str] | None]:
+        """As :meth:`precision_proof`, with the ONNX nodes that are multiplied in INT8; see :func:`.proof.read_inspector`."""
         if self._engine is None:
             raise closed(self._spec.name)
         with queue().lock, self._running:
@@ -198,4 +233,4 @@ class TrtSession:
             inspector = self._engine.create_engine_inspector()
             if self._shapes:
                 inspector.execution_context = next(reversed(self._shapes.values())).context
-            return read_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+            return read_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

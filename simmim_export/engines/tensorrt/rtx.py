@@ -1,0 +1,84 @@
+"""What TensorRT for RTX has and TensorRT has not: building for GPUs that are not here, and kernels that are finished on the device.
+
+A plan file for RTX holds kernels that are compiled for the very GPU when it is opened. EAGER compiles them for the shapes that
+are asked for before the first answer; without it the first calls would run slower kernels and later ones others. A runtime cache
+keeps what was compiled. This module needs TensorRT for RTX, so import it inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from simmim_export.engines.tensorrt.build import require_set, set_workspace
+from simmim_export.engines.tensorrt.library import trt
+from simmim_export.engines.tensorrt.request import Request
+from simmim_export.errors import EngineUnavailable, UsageError
+from simmim_export.system.cache import kept
+
+# A GPU generation in the library's own names: SM86 is compute capability 8.6.
+_PREFIX = "SM"
+
+
+def known_targets() -> list[str]:
+    """The compute capabilities that this version builds for, such as ``8.6``."""
+    numbers = [name.removeprefix(_PREFIX) for name in trt.ComputeCapability.__members__ if name.startswith(_PREFIX)]
+    return [f"{number[:-1]}.{number[-1]}" for number in numbers]
+
+
+def require_targets(targets: Sequence[str]) -> None:
+    """Raise :class:`UsageError` unless this version builds for every one of ``targets``, and there is one at least."""
+    known = known_targets()
+    choice = ",".join(_word(target) for target in known)
+    if not targets:
+        raise UsageError("trt-rtx builds for GPUs that you name", fix=f"--target with one or more of {choice}")
+    if unknown := [target for target in targets if target not in known]:
+        what = f"TensorRT for RTX {trt.__version__} does not build for {', '.join(map(_word, unknown))}"
+        raise UsageError(what, fix=f"choose among {choice}")
+
+
+def _word(target: str) -> str:
+    return f"sm{target.replace('.', '')}"
+
+
+def for_targets(request: Request) -> Callable[[trt.IBuilderConfig], None]:
+    """A function that makes a configuration build for the targets of ``request``."""
+
+    def configure(config: trt.IBuilderConfig) -> None:
+        if request.workspace is not None:
+            set_workspace(config, request.workspace)
+        config.num_compute_capabilities = len(request.targets)
+        for index, target in enumerate(request.targets):
+            wanted = getattr(trt.ComputeCapability, f"{_PREFIX}{target.replace('.', '')}")
+            if not config.set_compute_capability(wanted, index):
+                raise EngineUnavailable(f"TensorRT for RTX does not build for {_word(target)}", fix="choose another --target")
+            require_set(f"target {index + 1}", config.get_compute_capability(index), wanted)
+
+    return configure
+
+
+def context_with_cache(key: str) -> Callable[[trt.ICudaEngine], trt.IExecutionContext | None]:
+    """A function that makes a context of an engine. Kernels that it compiles are kept under ``key`` (hexadecimal), which names
+    the plan file."""
+
+    def new_context(engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        require_set("kernel specialization", config.dynamic_shapes_kernel_specialization_strategy, eager)
+        with kept("trt-rtx", key) as folder:
+            cache = config.create_runtime_cache()
+            known = None if folder is None else next(folder.glob("*.kernels"), None)
+            # It refuses what another driver or GPU wrote; then kernels are compiled again.
+            if known is not None and not cache.deserialize(known.read_bytes()):
+                known.unlink()
+                known = None
+            config.set_runtime_cache(cache)
+            context = engine.create_execution_context(runtime_config=config)
+            if context is not None and folder is not None and known is None:
+                with suppress(OSError):
+                    (folder / "runtime.kernels").write_bytes(bytes(cache.serialize()))
+        return context
+
+    return new_context
