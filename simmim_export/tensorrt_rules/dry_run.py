@@ -174,9 +174,7 @@ def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
 def require_clean(rehearsals: list[Rehearsal], where: object) -> None:
     """Raise :class:`GateFailed` if a rule is broken or the parser refuses a graph. It names up to :data:`SHOWN` findings, each
     with graph, rule, node and module. Advice does not count."""
-    lines = [
-        f"{r.graph}.{r.variant}: {finding}" for r in rehearsals for finding in r.findings if not finding.advice
-    ]
+    lines = [f"{r.graph}.{r.variant}: {finding}" for r in rehearsals for finding in r.findings if not finding.advice]
     # The parser stops at the first node that it refuses, which a rule has usually named already.
     refused = [f"{r.graph}.{r.variant}: {v.refused}" for r in rehearsals if (v := r.verdict) is not None and v.refused]
     if lines or refused:

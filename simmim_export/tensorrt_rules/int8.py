@@ -4,6 +4,9 @@ Q is QuantizeLinear, DQ is DequantizeLinear. TensorRT refuses a wrong pair. A pa
 back, and keeps TensorRT from fusing the nodes around it. Covered are opsets, types, zero points, scales, the shape of a pair, its
 place, and products and convolutions that are too small to gain. Not covered: INT4, FP4 and FP8, which have rules of their own.
 
+Some rules are advice: the parser and the builder of TensorRT for RTX 1.7 take a graph that breaks them, and give its products
+INT8 kernels all the same.
+
 Sources, short in the rules: "types" is the page "Working with Quantized Types", "explicit" the page "Explicit Quantization" and
 "placement" the section "Q/DQ Layer-Placement Recommendations" of NVIDIA's TensorRT documentation; "modelopt" is graph_utils.py of
 NVIDIA's TensorRT Model Optimizer (modelopt.onnx.quantization); "operators.md" is docs/operators.md of onnx-tensorrt.
@@ -142,7 +145,7 @@ def scale(graph: Graph) -> Problems:
             yield node, f"has the scale {scales[~((scales > 0) & np.isfinite(scales))].flat[0]:.6g}"
 
 
-@INT8_RULES.add
+@INT8_RULES.advise
 def int8_blocks(graph: Graph) -> Problems:
     """INT8 has no blocks: TensorRT takes scales by block for FP4 and INT4 weights only.
 
@@ -183,7 +186,7 @@ def _channel_axis(node: onnx.NodeProto, position: int, rank: int) -> int | None:
     return max(rank - 2 + position, 0) if node.op_type == "MatMul" else None
 
 
-@INT8_RULES.add
+@INT8_RULES.advise
 def pair(graph: Graph) -> Problems:
     """A Q is read by DQs only, and a DQ reads the output of a Q or a constant.
 
@@ -214,7 +217,7 @@ def placement(graph: Graph) -> Problems:
                 yield reader, f"is a {reader.op_type} that reads the DQ {label(node)}"
 
 
-@INT8_RULES.add
+@INT8_RULES.advise
 def quantized_output(graph: Graph) -> Problems:
     """A graph output does not come from a pair: dequantized tensors are computed with.
 
@@ -239,7 +242,7 @@ def bias(graph: Graph) -> Problems:
                 yield reader, f"has its bias from the DQ {label(node)}"
 
 
-@INT8_RULES.add
+@INT8_RULES.advise
 def residual(graph: Graph) -> Problems:
     """Only the shortcut of a residual Add is quantized, and a Conv computes the other input.
 
@@ -274,7 +277,7 @@ def both_inputs(graph: Graph) -> Problems:
             yield node, f"is a {node.op_type} with one operand in INT8 and one in float"
 
 
-@INT8_RULES.add
+@INT8_RULES.advise
 def small_product(graph: Graph) -> Problems:
     """A quantized MatMul or Gemm has M and N above 1, and K and N of 16 or more, if they are known.
 
@@ -302,7 +305,7 @@ def _product(graph: Graph, node: onnx.NodeProto) -> tuple[int | None, int | None
     return left[0], left[1] if left[1] is not None else right[0], right[1]
 
 
-@INT8_RULES.add
+@INT8_RULES.advise
 def few_channels(graph: Graph) -> Problems:
     """A quantized Conv has 16 input channels or more, unless it is the first.
 

@@ -14,10 +14,10 @@ from simmim_export.tensorrt_rules.int8 import quantized_tensors
 
 PARSER_RULES = Rules()
 
-NEWEST_OPSET = 24
+NEWEST_OPSET = 28
 LARGEST_HALF = 65504
 # TensorRT's limit is on K itself, whatever the length of the axis.
-TOPK_LIMIT = 3840
+LARGEST_TOPK = 3840
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)  # DOUBLE has a rule of its own
 
 UNSUPPORTED_FAMILIES = ("Bitwise", "Optional", "QLinear", "Sequence", "String")
@@ -33,9 +33,9 @@ UNSUPPORTED = frozenset((
 
 @PARSER_RULES.add
 def opset(graph: Graph) -> Problems:
-    """The parser reads opset 24 at most.
+    """The parser reads opset 28 at most.
 
-    Source: operators.md, first paragraph.
+    Source: the parser of TensorRT for RTX 1.7, which reads 25 to 28 as well; operators.md promises 24.
     """
     if graph.opset > NEWEST_OPSET:
         yield graph.name, f"is of opset {graph.opset}"
@@ -63,9 +63,9 @@ def nonzero(graph: Graph) -> Problems:
     yield from ((node, "is a NonZero") for node in graph.nodes if node.op_type == "NonZero")
 
 
-@PARSER_RULES.add
+@PARSER_RULES.advise
 def attention(graph: Graph) -> Problems:
-    """The graph has no Attention operator: parsers before TensorRT 10.14 do not know it.
+    """The graph has no Attention operator: parsers before TensorRT 10.14 do not know it, and later ones do.
 
     Source: onnx-tensorrt, docs/Changelog.md, 10.14.
     """
@@ -76,19 +76,14 @@ def attention(graph: Graph) -> Problems:
 
 @PARSER_RULES.add
 def squeeze_axes(graph: Graph) -> Problems:
-    """The axes of Squeeze and Unsqueeze are constant.
+    """The axes of Squeeze and Unsqueeze are constant, or not given.
 
     Source: operators.md, rows Squeeze and Unsqueeze.
     """
     for node in graph.nodes:
-        if node.op_type not in ("Squeeze", "Unsqueeze") or attribute(node, "axes") is not None:
-            continue
-        if len(node.input) > 1 and node.input[1]:
-            if node.input[1] not in graph.constants:
-                yield node, f"takes its axes from {node.input[1]}, which is computed"
-        elif None in (graph.shape(node.input[0]) or [None]):
-            # Without axes every axis of length 1 is removed, which is as good as a constant if all lengths are known.
-            yield node, "has no axes and an input of unknown shape"
+        axes = node.input[1] if node.op_type in ("Squeeze", "Unsqueeze") and len(node.input) > 1 else ""
+        if axes and axes not in graph.constants:
+            yield node, f"takes its axes from {axes}, which is computed"
 
 
 @PARSER_RULES.add
@@ -130,16 +125,16 @@ def layernorm_outputs(graph: Graph) -> Problems:
 
 @PARSER_RULES.add
 def topk(graph: Graph) -> Problems:
-    """K of TopK is constant and less than 3840.
+    """K of TopK is constant and at most 3840.
 
-    Source: operators.md, row TopK.
+    Source: operators.md, row TopK, which says less than 3840; the builder of TensorRT for RTX 1.7 takes 3840 and not 3841.
     """
     for node in graph.nodes:
         if node.op_type == "TopK" and len(node.input) > 1:  # before opset 10 K was an attribute
             count = graph.value(node.input[1])
             if count is None:
                 yield node, f"takes K from {node.input[1]}, which is computed"
-            elif count.max() >= TOPK_LIMIT:
+            elif count.max() > LARGEST_TOPK:
                 yield node, f"has K = {count.max()}"
 
 

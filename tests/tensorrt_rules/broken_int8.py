@@ -266,4 +266,4 @@ def good() -> onnx.ModelProto:
     x = net.op("LayerNormalization", x, net.constant(np.ones(32)))
     x = net.op("Gemm", net.pair(x), net.weight(4000, 32, axis=0), net.constant(np.ones(4000)), transB=1)
     x = net.op("Unsqueeze", x, net.constant([1], np.int64))
-    return net.done(net.op("TopK", x, net.constant([3839], np.int64), outputs=2), dtype=INT64)
+    return net.done(net.op("TopK", x, net.constant([3840], np.int64), outputs=2), dtype=INT64)

@@ -223,7 +223,9 @@ class TrtRtxEngine(TrtEngine):
 
     name = "trt-rtx"
     library = RTX
-    install = "pip install 'simmim-export[trt-rtx]', which builds on any machine; running needs an NVIDIA GPU and its driver"
+    install = (
+        "pip install 'simmim-export[trt-rtx]', which builds on any machine; running needs an NVIDIA GPU and its driver"
+    )
 
     def why_no_build(self) -> str | None:
         """None if the packages are installed: no GPU is needed."""

@@ -108,8 +108,7 @@ def _type(layer: Mapping[str, Any]) -> str:
 def _multiplies_int8(
     layer: Mapping[str, Any], inputs: Sequence[str | None], constants: Sequence[str | None], kernel: str
 ) -> bool:
-    kind = str(layer.get("LayerType", "")).lower()
-    if not _PRODUCT.search(kind) and not _PRODUCT.search(kernel):
+    if not _PRODUCT.search(str(layer.get("LayerType", "")).lower() or kernel):
         return False
     if not inputs or inputs[0] is None:
         return _INT8_KERNEL.search(kernel) is not None
@@ -127,7 +126,9 @@ def _of_tensor(tensor: Mapping[str, str]) -> str | None:
 def _constants(layer: Mapping[str, Any]) -> list[Mapping[str, str]]:
     """The constants of a layer. The inspector has its weights and bias apart, each with a ``Type``."""
     listed = list(layer.get("Constants", ()))
-    return listed + [{"Datatype": str(w.get("Type", ""))} for part in ("Weights", "Bias") if isinstance(w := layer.get(part), dict)]
+    return listed + [
+        {"Datatype": str(w.get("Type", ""))} for part in ("Weights", "Bias") if isinstance(w := layer.get(part), dict)
+    ]
 
 
 def require_precision(

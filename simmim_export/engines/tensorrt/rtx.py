@@ -51,7 +51,9 @@ def for_targets(request: Request) -> Callable[[trt.IBuilderConfig], None]:
         for index, target in enumerate(request.targets):
             wanted = getattr(trt.ComputeCapability, f"{_PREFIX}{target.replace('.', '')}")
             if not config.set_compute_capability(wanted, index):
-                raise EngineUnavailable(f"TensorRT for RTX does not build for {_word(target)}", fix="choose another --target")
+                raise EngineUnavailable(
+                    f"TensorRT for RTX does not build for {_word(target)}", fix="choose another --target"
+                )
             require_set(f"target {index + 1}", config.get_compute_capability(index), wanted)
 
     return configure

@@ -1,8 +1,9 @@
-"""The real Python bindings of TensorRT and CUDA, each version in its own folder, importable without a GPU.
+"""The real Python bindings of TensorRT and CUDA, and TensorRT for RTX, each in its own folder and importable without a GPU.
 
 ``python tests/engines/trt/bindings.py`` (which ``make`` runs) installs what is missing into a folder of the virtual environment.
 The wheels contain packages of the same name, so they cannot be in the environment itself. TensorRT's wheels link three libraries
-that only NVIDIA's own index has. Stubs take their place, which is enough to read every name and signature.
+that only NVIDIA's own index has. Stubs take their place, which is enough to read every name and signature. TensorRT for RTX is
+whole: its parser and its builder run.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from stub_library import write_library
 TARGETS = {
     "tensorrt-10": ("--no-deps", "tensorrt_cu12_bindings==10.13.3.9"),
     "tensorrt-11": ("--no-deps", "tensorrt_cu13_bindings==11.4.0.106"),
+    "rtx": ("--no-deps", "tensorrt-rtx-cu13-libs==1.7.1.116", "tensorrt-rtx-cu13-bindings==1.7.1.116"),
     "cuda-12": ("cuda-bindings==12.9.4",),
     "cuda-13": ("cuda-bindings==13.5.0",),
 }
+# folder -> the package whose surface is read.
+MODULES = {"tensorrt-10": "tensorrt_bindings", "tensorrt-11": "tensorrt_bindings", "rtx": "tensorrt_rtx_bindings"}
 LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 FUNCTIONS = (
     "createInferBuilder_INTERNAL",
@@ -75,7 +79,7 @@ def _locked(path: Path) -> Iterator[None]:
 def surface(name: str) -> dict[str, Any]:
     """Everything that the bindings called ``name`` offer, read by surface.py in a process of its own."""
     path = folder(name)
-    command = [sys.executable, str(Path(__file__).with_name("surface.py")), name.partition("-")[0]]
+    command = [sys.executable, str(Path(__file__).with_name("surface.py")), MODULES.get(name, "cuda")]
     environment = os.environ | {"PYTHONPATH": str(path)}
     # Newer wheels find the stubs in their own folder; older ones only by this variable.
     environment["LD_LIBRARY_PATH"] = str(path / "tensorrt_bindings")

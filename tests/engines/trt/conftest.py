@@ -18,6 +18,7 @@ from fake_cuda import Gpu, fake_cuda
 from fake_tensorrt import World, fake_tensorrt
 
 import simmim_export.engines.tensorrt as package
+from simmim_export.engines.tensorrt import library
 from simmim_export.bundle import Bundle
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.runtime.build import Built, build
@@ -26,7 +27,7 @@ from simmim_export.runtime.loading import plan_of
 # TensorRT of the first needs CUDA of the second.
 PAIRS = {"10": ("tensorrt-10", "cuda-12"), "11": ("tensorrt-11", "cuda-13")}
 # The modules that import the bindings when they are imported.
-OVER = ("build", "callbacks", "device", "session")
+OVER = ("build", "callbacks", "device", "network", "rtx", "session")
 
 
 def surface(name: str) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def _forget() -> None:
     for name in OVER:
         sys.modules.pop(f"{package.__name__}.{name}", None)
         vars(package).pop(name, None)
+    library._used.clear()
 
 
 class Rig:

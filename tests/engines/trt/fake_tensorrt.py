@@ -1,6 +1,7 @@
 """A fake TensorRT: the names and signatures of the real bindings, with ONNX Runtime behind them.
 
-A plan file is the graph itself with what it was built for. So parity is really measured, profiles really limit shapes, and a plan
+Its parser, builder and log behave as those of TensorRT for RTX, the one real TensorRT that runs without a GPU: test_trt_fake.py
+compares the two. A plan file is the graph itself with what it was built for. So parity is really measured, profiles really limit shapes, and a plan
 file of another version is noticed if it ever gets as far as being deserialized. It computes on addresses of the fake GPU.
 """
 
@@ -29,12 +30,29 @@ _SHORT = {
 }  # fmt: skip
 
 
+PHASE, STEPS = "Building engine", 6
+# The layer that the parser makes of an operator, if it matters here; and what a built product is called.
+LAYERS = {
+    "MatMul": "MATRIX_MULTIPLY", "Gemm": "MATRIX_MULTIPLY", "Conv": "CONVOLUTION", "QuantizeLinear": "QUANTIZE",
+    "DequantizeLinear": "DEQUANTIZE", "Transpose": "SHUFFLE", "Reshape": "SHUFFLE",
+}  # fmt: skip
+PRODUCTS = {"MATRIX_MULTIPLY": "gemm", "CONVOLUTION": "correlation"}
+
+
 @dataclass
 class World:
     """What goes wrong. A graph is named as its file begins: ``image_encoder``."""
 
     refuse_parse: str = ""
     refuse_build: str = ""
+    # The builder fails for a reason that has nothing to do with memory.
+    fail_build: str = ""
+    # This graph is read as a file without nodes.
+    empty: str = ""
+    # This property of a configuration keeps its value, whatever is set.
+    ignored: str = ""
+    # Products get their operands dequantized.
+    dequantizes: bool = False
     out_of_memory: str = ""
     refuse_open: bool = False
     refuse_cache: bool = False
@@ -80,14 +98,29 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
     def parse_from_file(parser: Any, model: str) -> bool:
         path = Path(model)
         model = onnx.load(path)
+        if world.empty and path.name.startswith(world.empty):
+            model = onnx.ModelProto()
         if world.refuse_parse and path.name.startswith(world.refuse_parse):
             node = next(node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm"))
-            words = {"desc": "no importer for this\n", "name": node.name, "operator": node.op_type}
+            words = {"desc": "false\n", "name": node.name, "operator": node.op_type}
             parser._fake_errors.append(new("ParserError", **words))
             return False
         object.__setattr__(parser._fake_network, "_fake_model", model)
+        object.__setattr__(parser._fake_network, "_fake_layers", [layer_of(node) for node in model.graph.node])
         object.__setattr__(parser._fake_network, "_fake_file", path.name)
         return True
+
+    def layer_of(node: onnx.NodeProto) -> Any:
+        kind = member(f"LayerType.{LAYERS.get(node.op_type, 'ELEMENTWISE')}")
+        inputs = [new("ITensor", name=name) for name in node.input if name]
+        outputs = [new("ITensor", name=name) for name in node.output]
+        text = f"[ONNX Layer: {node.name}]"
+        return new("ILayer", type=kind, name=node.name, metadata=text, inputs=inputs, outputs=outputs)
+
+    def input_of(network: Any, index: int) -> Any:
+        value = network._fake_model.graph.input[index]
+        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim]
+        return new("ITensor", name=value.name, shape=module.Dims(dims))  # type: ignore[attr-defined]
 
     def set_shape(profile: Any, input: str, min: Any, opt: Any, max: Any) -> None:
         if not hasattr(profile, "_fake_shapes"):
@@ -113,17 +146,21 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         log, file, model = builder._fake_log, network._fake_file, network._fake_model
         assert config._fake_cache is not None
         monitor = config._fake_progress_monitor
-        monitor.phase_start("Building Engine", None, 2)
-        for step in range(2):
-            if not monitor.step_complete("Building Engine", step):
+        monitor.phase_start(PHASE, None, STEPS)
+        # The last step is not reported.
+        for step in range(STEPS - 1):
+            if not monitor.step_complete(PHASE, step):
                 error(log, "build was canceled")
                 return None
-        monitor.phase_finish("Building Engine")
+        monitor.phase_finish(PHASE)
         if world.out_of_memory and file.startswith(world.out_of_memory):
             error(log, "[resizingAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)")
             return None
         if world.refuse_build and file.startswith(world.refuse_build):
             error(log, "Error Code 10: Could not find any implementation for node {ForeignNode[x]}.")
+            return None
+        if world.fail_build and file.startswith(world.fail_build):
+            error(log, "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (In validate at x.cpp:1)")
             return None
         properties = ("builder_optimization_level", "hardware_compatibility_level", "profiling_verbosity")
         world.asked = {key: getattr(config, key) for key in properties}
@@ -139,6 +176,18 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
 
     def clear_flag(config: Any, flag: Any) -> None:
         object.__setattr__(config, "_fake_cleared", [*getattr(config, "_fake_cleared", []), flag])
+
+    def property_of(name: str) -> Callable[..., Any]:
+        def read(config: Any) -> Any:
+            return -1 if world.ignored == name else getattr(config, f"_fake_{name}")
+
+        return read
+
+    def get_flag(config: Any, flag: Any) -> bool:
+        return flag not in getattr(config, "_fake_cleared", [])
+
+    def get_pool(config: Any, pool: Any) -> int:
+        return config._fake_pools[pool.name]
 
     def set_pool(config: Any, pool: Any, pool_size: int) -> None:
         assert pool_size <= gpu.free
@@ -234,12 +283,25 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
         kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
         layers = []
+        makers = {name: node for node in graph.node for name in node.output}
+
+        def source(name: str) -> str:
+            """What a product reads: the INT8 tensor itself, because a DequantizeLinear before it is part of its kernel."""
+            node = makers.get(name)
+            if world.dequantizes or node is None:
+                return name
+            moves = node.op_type in ("Transpose", "Reshape")
+            return node.input[0] if node.op_type == "DequantizeLinear" else source(node.input[0]) if moves else name
+
         for node in graph.node:
+            kind = LAYERS.get(node.op_type, "ELEMENTWISE")
+            read = [source(name) for name in node.input] if kind in PRODUCTS else list(node.input)
             inputs, outputs = (
                 [described(n, _SHORT[kinds[n]]) for n in names if kinds.get(n) in _SHORT]
-                for names in (node.input, node.output)
+                for names in (read[:2], node.output)
             )
-            layer = {"Name": node.name, "LayerType": node.op_type, "Inputs": inputs, "Outputs": outputs}
+            layer = {"Name": node.name, "LayerType": PRODUCTS.get(kind, "kgen"), "Inputs": inputs, "Outputs": outputs}
+            layer["Metadata"] = f"[ONNX Layer: {node.name}]"
             layers.append(layer | {"TacticName": f"__myl_{node.op_type}_0xf2543c36ff9f16bbb1655b0183bf1647"})
         return json.dumps({"Layers": layers, ("I/O Tensors" if eleven else "Bindings"): []})
 
@@ -268,8 +330,22 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         "OnnxParser.num_errors": lambda parser: len(parser._fake_errors),
         "OnnxParser.get_error": lambda parser, index: parser._fake_errors[index],
         "ParserError.desc": kept("desc"),
+        "ParserError.code": lambda error: member("ErrorCode.UNSUPPORTED_NODE"),
         "ParserError.node_name": kept("name"),
         "ParserError.node_operator": kept("operator"),
+        "INetworkDefinition.num_layers": lambda network: len(network._fake_layers),
+        "INetworkDefinition.get_layer": lambda network, index: network._fake_layers[index],
+        "INetworkDefinition.num_inputs": lambda network: len(network._fake_model.graph.input),
+        "INetworkDefinition.get_input": input_of,
+        "ILayer.num_inputs": lambda layer: len(layer._fake_inputs),
+        "ILayer.get_input": lambda layer, index: layer._fake_inputs[index],
+        "ILayer.num_outputs": lambda layer: len(layer._fake_outputs),
+        "ILayer.get_output": lambda layer, index: layer._fake_outputs[index],
+        "IBuilderConfig.builder_optimization_level": property_of("builder_optimization_level"),
+        "IBuilderConfig.hardware_compatibility_level": property_of("hardware_compatibility_level"),
+        "IBuilderConfig.profiling_verbosity": property_of("profiling_verbosity"),
+        "IBuilderConfig.get_flag": get_flag,
+        "IBuilderConfig.get_memory_pool_limit": get_pool,
         "IBuilderConfig.set_memory_pool_limit": set_pool,
         "IBuilderConfig.clear_flag": clear_flag,
         "IBuilderConfig.add_optimization_profile": add_profile,

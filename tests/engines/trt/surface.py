@@ -84,11 +84,10 @@ def classes_of(module: Any) -> dict[str, type]:
     return classes
 
 
-def tensorrt() -> dict[str, Any]:
-    """The surface of tensorrt_bindings."""
-    import tensorrt_bindings as module
-
-    classes = {name: cls for name, cls in classes_of(module).items() if "tensorrt_bindings" in cls.__module__}
+def tensorrt(package: str) -> dict[str, Any]:
+    """The surface of ``package``, which has bindings of TensorRT."""
+    module = import_module(package)
+    classes = {name: cls for name, cls in classes_of(module).items() if package in cls.__module__}
     known = set(classes)
     names = {id(cls): name for name, cls in reversed(classes.items())}
     surface = {}
@@ -155,4 +154,4 @@ def _function(function: Any, known: set[str]) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"tensorrt": tensorrt, "cuda": cuda}[sys.argv[1]]()))
+    print(json.dumps(cuda() if sys.argv[1] == "cuda" else tensorrt(sys.argv[1])))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_tensorrt_gets_the_options(rig: Rig) -> None:
     assert card.recipe["profile"] == {"batch": [1, 4, 8], "sequence": [3, 9, 9]}
     # Cases with longer texts are left out, which shows in the number of checks.
     assert card.parity["checks"] < plan_files.read_sidecar(rig.plan("image_encoder")).parity["checks"] * 4
-    assert card.target.tensorrt == trt.__version__ and (card.target.gpu, card.target.sm) == ("Fake GPU", "8.7")
+    assert card.target.version == trt.__version__ and (card.target.gpu, card.target.sms) == ("Fake GPU", ("8.7",))
 
 
 def test_a_second_build_does_the_rest(rig: Rig) -> None:
@@ -95,7 +96,9 @@ def test_every_graph_has_its_own_precision(rig: Rig) -> None:
 
 def test_parser_errors_name_node_and_module(rig: Rig) -> None:
     rig.world.refuse_parse = "image_encoder"
-    with pytest.raises(BundleError, match=r"image_encoder:\n    Conv \S+ of encoder\.trunk\.0\.0: ") as caught:
+    with pytest.raises(
+        BundleError, match=r"image_encoder:\n    Conv \S+ of encoder\.trunk\.0\.0: UNSUPPORTED_NODE: "
+    ) as caught:
         rig.build()
     assert f"build {rig.bundle} --engine trt --dry-run" in caught.value.fix
     assert not rig.plan().exists()
@@ -151,12 +154,53 @@ def test_workspace_is_bounded_by_what_is_free(rig: Rig) -> None:
 def test_timings_are_kept_by_version_and_gpu(rig: Rig, tmp_path: Path) -> None:
     rig.build()
     (file,) = (tmp_path / "cache/trt").iterdir()
-    version = plan_files.read_sidecar(rig.plan()).target.tensorrt
+    version = plan_files.read_sidecar(rig.plan()).target.version
     assert file.name == f"{version}.Fake-GPU.sm8.7.timings"
     assert rig.world.asked["known"] == b"timings of head.match.fp32.onnx"
     rig.world.refuse_cache = True
     rig.build("fp32", Request(level=1))
     assert rig.world.asked["known"] == b""
+
+
+def test_damaged_timings_are_not_given_to_tensorrt(rig: Rig, tmp_path: Path) -> None:
+    """TensorRT would take them without a word."""
+    rig.build()
+    (file,) = (tmp_path / "cache/trt").iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.warns(NoCache, match=re.escape(str(file))):
+        rig.build("fp32", Request(level=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rig.build("fp32", Request(level=2))
+
+
+def test_a_setting_that_tensorrt_ignores_is_an_error(rig: Rig) -> None:
+    rig.world.ignored = "builder_optimization_level"
+    with pytest.raises(EngineUnavailable, match="builder_optimization_level") as caught:
+        rig.build()
+    assert caught.value.fix and not rig.plan().exists()
+
+
+def test_an_empty_graph_is_an_error_of_the_file(rig: Rig) -> None:
+    """The parser accepts a file without nodes."""
+    rig.world.empty = "fusion"
+    with pytest.raises(BundleError, match="holds no node") as caught:
+        rig.build()
+    assert "fusion.fp32.onnx" in str(caught.value.where)
+
+
+def test_other_failures_do_not_ask_for_memory(rig: Rig) -> None:
+    rig.world.fail_build = "fusion"
+    with pytest.raises(EngineUnavailable, match="did not build fusion") as caught:
+        rig.build()
+    assert "--workspace" not in caught.value.fix and "--dry-run" in caught.value.fix
+
+
+def test_a_product_that_is_dequantized_first_fails(rig: Rig) -> None:
+    rig.world.dequantizes = True
+    with pytest.raises(GateFailed, match=r"int8.*not in INT8"):
+        rig.build("int8")
+    assert not rig.plan(precision="int8").exists()
 
 
 def test_ctrl_c_keeps_only_finished_plan_files(rig: Rig) -> None:
@@ -168,7 +212,7 @@ def test_ctrl_c_keeps_only_finished_plan_files(rig: Rig) -> None:
     seen: list[tuple[str, int, int]] = []
     with pytest.raises(KeyboardInterrupt):
         rig.build(watch=watch)
-    assert ("image_encoder: Building Engine", 2, 2) in seen
+    assert ("image_encoder: Building engine", 6, 6) in seen
     assert sorted(path.name for path in rig.plan().parent.iterdir()) == [
         ".lock", "image_encoder.fp32.plan", "image_encoder.fp32.plan.json",
     ]  # fmt: skip
@@ -246,6 +290,7 @@ def test_the_build_command(rig: Rig) -> None:
         "workspace": 512 << 20,
         "level": 3,
         "compatibility": "none",
+        "targets": [],
         "profile": {"batch": [1, 1, 4], "sequence": [5, 5, 9]},
     }
     done = CliRunner().invoke(app, [word for word in words if word != "--json"])

@@ -21,8 +21,8 @@ from simmim_export.runtime import load
     "change",
     [
         {"recipe": None}, {"recipe": {}}, {"recipe": {"profile": {"batch": [1]}}}, {"executed": []}, {"bytes": "9"},
-        {"sha256": None}, {"target": {"driver": "12060"}}, {"target": {"sm": None}}, {"target": {"sm": "eight"}},
-        {"target": {"sm": "9" * 5000 + ".0"}}, {"recipe": {"compatibility": []}}, {"recipe": {"workspace": "all"}},
+        {"sha256": None}, {"target": {"driver": "12060"}}, {"target": {"sms": None}}, {"target": {"sms": ["eight"]}}, {"target": {"sms": []}},
+        {"target": {"sms": ["9" * 5000 + ".0"]}}, {"recipe": {"compatibility": []}}, {"recipe": {"workspace": "all"}},
         {"recipe": {"profile": {"batch": [8, 1, 1]}}}, {"recipe": {"profile": {"batch": [1, 1, 1.5]}}},
         {"recipe": {"profile": {"batch": [1, 1, float("inf")]}}}, {"recipe": {"profile": []}}, {"parity": {}},
         {"executed": {"Half": 0}}, {"executed": {"Half": "1"}}, {"bytes": True},
@@ -61,7 +61,7 @@ def changed(rig: Rig, how: str) -> None:
     if how == "another GPU":
         rig.gpu.name = b"Other GPU"
     elif how == "another version":
-        content["target"]["tensorrt"] = "10.99.0"
+        content["target"]["version"] = "10.99.0"
     elif how == "older driver":
         rig.gpu.driver = 12000
     elif how == "no sidecar":

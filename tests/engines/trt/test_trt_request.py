@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simmim_export.bundle import Bundle
-from simmim_export.engines.tensorrt.proof import read_layers, require_precision
+from simmim_export.engines.tensorrt.proof import read_inspector, read_layer_list, require_precision
 from simmim_export.engines.tensorrt.request import (
     Profile,
     Range,
@@ -152,14 +153,16 @@ def test_a_layer_counts_as_its_narrowest_type() -> None:
         layer("Float", "Float", Weights={"Type": "Half", "Count": 3}),
         layer("Float", "Float", TacticName="sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n"),
         layer("Float", "Float", TacticName="sm80_xmma_gemm_f16f16_f16f32_f32_tn_n"),
-        layer("Int8", "Half"),
+        layer("Int8", "Half", LayerType="gemm"),
+        # It quantizes, and multiplies nothing.
+        layer("Half", "Int8", LayerType="kgen"),
         layer("BF16", "BF16"),
         layer("UInt8", "Float"),
         layer("Int64", "Int32"),
         layer("Bool", "Bool"),
     ]
-    executed = dict(read_layers(json.dumps({"Layers": layers})).executed)
-    assert executed == {"float16": 4, "float32": 2, "int8": 1, "bfloat16": 1, "other": 2}
+    executed = dict(read_inspector(json.dumps({"Layers": layers}))[0].executed)
+    assert executed == {"float16": 5, "float32": 2, "int8": 1, "bfloat16": 1, "other": 2}
 
 
 def test_tensorrt_11_keeps_type_and_format_apart() -> None:
@@ -167,7 +170,10 @@ def test_tensorrt_11_keeps_type_and_format_apart() -> None:
         return {"Name": "x", "Datatype": kind, "Format": "Row major linear INT8 format (kLINEAR)"}
 
     layers = [{"Inputs": [tensor(a)], "Outputs": [tensor(b)]} for a, b in (("Half", "Float"), ("Int64", "Int64"))]
-    assert dict(read_layers(json.dumps({"Layers": layers, "I/O Tensors": []})).executed) == {"float16": 1, "other": 1}
+    assert dict(read_inspector(json.dumps({"Layers": layers, "I/O Tensors": []}))[0].executed) == {
+        "float16": 1,
+        "other": 1,
+    }
 
 
 UNKNOWN = "N/A due to dynamic shapes"
@@ -182,18 +188,18 @@ def test_types_that_the_inspector_does_not_know_are_unknown() -> None:
         # A hash is not a type.
         layer("Float", "Float", TacticName="__myl_AddCastMulAdd_0xf2543c36ff9f16bbb1655b0183bf1647"),
     ]
-    proof = read_layers(json.dumps({"Layers": layers}))
+    proof, _ = read_inspector(json.dumps({"Layers": layers}))
     assert dict(proof.executed) == {"unknown": 2, "float16": 1, "int8": 1, "float32": 1}
-    nothing = read_layers(json.dumps({"Layers": layers[:1] * 50 + [layer("Int64", "Int64")]}))
+    nothing, _ = read_inspector(json.dumps({"Layers": layers[:1] * 50 + [layer("Int64", "Int64")]}))
     for precision in (Precision.FP32, Precision.FP16, Precision.INT8):
         with pytest.raises(GateFailed, match="50 layers"):
-            require_precision(nothing, precision, quantized=False, graph="x", where="here")
+            require_precision(nothing, precision, quantized=(), multiplied=None, graph="x", where="here")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["only a name"]}', '{"Layers": [{"Inputs": [{}]}]}'])
 def test_an_unknown_text_of_the_inspector_is_an_error(text: str) -> None:
     with pytest.raises(BundleError):
-        read_layers(text)
+        read_inspector(text)
 
 
 @pytest.mark.parametrize(
@@ -214,14 +220,58 @@ def test_enough_layers_must_run_at_the_precision_asked_for(
     precision: str, kinds: dict[str, int], quantized: bool, good: bool
 ) -> None:
     layers = {"float16": "Half", "float32": "Float", "int8": "Int8", "other": "Int64"}
-    proof = read_layers(
-        json.dumps({"Layers": [layer(layers[k], layers[k]) for k, n in kinds.items() for _ in range(n)]})
-    )
+    listed = [layer(layers[k], layers[k], LayerType="gemm") for k, n in kinds.items() for _ in range(n)]
+    proof, multiplied = read_inspector(json.dumps({"Layers": listed}))
+    assert multiplied is None
+    expected = ("node_MatMul_1",) if quantized else ()
     if good:
-        require_precision(proof, Precision(precision), quantized=quantized, graph="x", where="here")
+        require_precision(
+            proof, Precision(precision), quantized=expected, multiplied=multiplied, graph="x", where="here"
+        )
     else:
         with pytest.raises(GateFailed, match=f"x .* {precision}"):
-            require_precision(proof, Precision(precision), quantized=quantized, graph="x", where="here")
+            require_precision(
+                proof, Precision(precision), quantized=expected, multiplied=multiplied, graph="x", where="here"
+            )
+
+
+GEMM = (
+    "Name: a+b, LayerType: gemm, Inputs: [ {{ Name: x, Dimensions: [-1,96], Strides: [96,1], StrideOrder: [1,0], Datatype: {first}, "
+    "Format: (Linear) Row major linear format }}], Constants: [ {{ Name: w, Dimensions: [96,288], Strides: [288,1], StrideOrder: "
+    "[1,0], Datatype: {second}, Format: (Linear) Row major linear format }}, {{ Name: beta, Dimensions: [1], Strides: [1], "
+    "StrideOrder: [0], Datatype: Float, Format: (Linear) Row major linear format }}], Outputs: [ {{ Name: y, Dimensions: [-1,288], "
+    "Strides: [288,1], StrideOrder: [1,0], Datatype: Float, Format: (Linear) Row major linear format }}], TacticName: "
+    "__myelin_CASK_STUB, StreamId: 0, Metadata: [ONNX Layer: node_MatMul_1][ONNX Layer: node_MatMul_1.weight]"
+)
+QUANTIZE = (
+    "Name: q, LayerType: kgen, Inputs: [ { Name: x, Dimensions: [-1,96], Strides: [96,1], StrideOrder: [1,0], Datatype: Float, "
+    "Format: (Linear) Row major linear format }], Constants: [], Outputs: [ { Name: y, Dimensions: [-1,96], Strides: [96,1], "
+    "StrideOrder: [1,0], Datatype: Int8, Format: (Linear) Row major linear format }], TacticName: __myl_MulRounClip_0x1, "
+    "StreamId: 0, Metadata: [ONNX Layer: x.quantized]"
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"), [("Int8", "Int8", "int8"), ("Float", "Float", "float32"), ("Half", "Int8", "float16")]
+)
+def test_only_a_product_of_int8_counts_as_int8(first: str, second: str, kind: str) -> None:
+    text = "\n".join(["Layers:", QUANTIZE, GEMM.format(first=first, second=second), "", "I/O Tensors:", " Name: x"])
+    proof, multiplied = read_layer_list(text)
+    assert proof.executed == Counter(["float32", kind])
+    assert multiplied == ({"node_MatMul_1", "node_MatMul_1.weight"} if kind == "int8" else set())
+    words = {"quantized": ("node_MatMul_1",), "multiplied": multiplied, "graph": "x", "where": "here"}
+    if kind == "int8":
+        require_precision(proof, Precision.INT8, **words)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(GateFailed, match="node_MatMul_1"):
+            require_precision(proof, Precision.INT8, **words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [None, "", "Layers:", "Layers:\nName: x, LayerType: gemm", "Layers:\n\nI/O Tensors:"])
+def test_another_list_of_layers_is_an_error(text: str | None) -> None:
+    with pytest.raises(BundleError) as caught:
+        read_layer_list(text)
+    assert caught.value.fix
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -236,6 +286,7 @@ def test_a_dry_run_needs_neither_tensorrt_nor_a_gpu(tiny_bundle: Path, run_cli: 
         "variant": "int8-s8",
         "profile": {"batch": [1, 1, 4], "sequence": graphs["text_encoder"]["profile"]["sequence"]},
         "findings": [],
+        "parser": graphs["text_encoder"]["parser"],
     }
     assert not (tiny_bundle / "engines").exists()
 

@@ -158,11 +158,11 @@ def test_a_full_gpu_is_an_unavailable_engine(rig: Rig, model: Model) -> None:
 
 
 def test_missing_gpus_and_old_versions_are_reasons(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simmim_export.engines.tensorrt import TrtEngine, engine
+    from simmim_export.engines.tensorrt import TrtEngine, library
 
     assert TrtEngine().why_unavailable() is None
     rig.gpu.count = 0
     assert "cudaErrorNoDevice" in (TrtEngine().why_unavailable() or "")
-    monkeypatch.setattr(engine, "installed", lambda name: "10.11.0.33")
+    monkeypatch.setattr(library, "installed", lambda name: "10.11.0.33")
     reason = TrtEngine().why_unavailable() or ""
     assert "10.11.0.33" in reason and "10.12" in reason
