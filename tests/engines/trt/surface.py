@@ -1,6 +1,6 @@
 """Prints, as JSON, every class, member, enum and signature of the bindings that can be imported here.
 
-``python surface.py tensorrt|cuda``, with the bindings on PYTHONPATH. Types in signatures are Python's, or classes of the
+``python surface.py cuda``, or the name of a package with TensorRT's bindings, with the bindings on PYTHONPATH. Types in signatures are Python's, or classes of the
 bindings; whatever cannot be read is ``Any``. pybind11 keeps signatures in docstrings, Cython in ``__signature__`` and docstrings.
 """
 
@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+from importlib import import_module
 from typing import Any
 
 PLAIN = {

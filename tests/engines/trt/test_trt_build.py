@@ -166,7 +166,7 @@ def test_damaged_timings_are_not_given_to_tensorrt(rig: Rig, tmp_path: Path) -> 
     """TensorRT would take them without a word."""
     rig.build()
     (file,) = (tmp_path / "cache/trt").iterdir()
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.warns(NoCache, match=re.escape(str(file))):
         rig.build("fp32", Request(level=1))
     with warnings.catch_warnings():
