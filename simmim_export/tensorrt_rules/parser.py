@@ -14,28 +14,31 @@ from simmim_export.tensorrt_rules.int8 import quantized_tensors
 
 PARSER_RULES = Rules()
 
-NEWEST_OPSET = 28
+NEWEST_OPSET = 24
 LARGEST_HALF = 65504
 # TensorRT's limit is on K itself, whatever the length of the axis.
 LARGEST_TOPK = 3840
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)  # DOUBLE has a rule of its own
+# By name, because older versions of onnx do not have them all.
+_MISSING = "INT2 INT16 UINT2 UINT4 UINT16 UINT32 UINT64 STRING COMPLEX64 COMPLEX128 FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ FLOAT8E8M0"
+MISSING_TYPES = frozenset(number for name, number in TensorProto.DataType.items() if name in _MISSING.split())
 
 UNSUPPORTED_FAMILIES = ("Bitwise", "Optional", "QLinear", "Sequence", "String")
 # fmt: off
 UNSUPPORTED = frozenset((
-    "AffineGrid", "Bernoulli", "BitShift", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger",
-    "DFT", "Det", "DynamicQuantizeLinear", "ImageDecoder", "MatMulInteger", "MaxRoiPool", "MaxUnpool",
-    "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "RegexFullMatch", "SoftmaxCrossEntropyLoss",
-    "SplitToSequence", "TfIdfVectorizer", "Unique",
+    "AffineGrid", "Bernoulli", "BitCast", "BitShift", "CausalConvWithState", "CenterCropPad", "Col2Im", "Compress",
+    "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "Det", "DynamicQuantizeLinear", "ImageDecoder", "LinearAttention",
+    "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "RegexFullMatch", "SoftmaxCrossEntropyLoss",
+    "SplitToSequence", "SwiGLU", "TfIdfVectorizer", "Unique",
 ))
 # fmt: on
 
 
-@PARSER_RULES.add
+@PARSER_RULES.advise
 def opset(graph: Graph) -> Problems:
-    """The parser reads opset 28 at most.
+    """The parser promises to read opset 24 at most.
 
-    Source: the parser of TensorRT for RTX 1.7, which reads 25 to 28 as well; operators.md promises 24.
+    Source: operators.md, first paragraph. The parser of TensorRT for RTX 1.7 reads later ones, too.
     """
     if graph.opset > NEWEST_OPSET:
         yield graph.name, f"is of opset {graph.opset}"
@@ -45,7 +48,8 @@ def opset(graph: Graph) -> Problems:
 def operator(graph: Graph) -> Problems:
     """Every operator is ONNX's own and one that the parser supports.
 
-    Source: operators.md, rows with N. Operators of other domains need a plugin.
+    Source: operators.md, rows with N; for operators that are newer than it, the parser of TensorRT for RTX 1.7. Operators of other
+    domains need a plugin.
     """
     for node in graph.nodes:
         if node.domain not in ONNX_DOMAINS:
@@ -63,15 +67,17 @@ def nonzero(graph: Graph) -> Problems:
     yield from ((node, "is a NonZero") for node in graph.nodes if node.op_type == "NonZero")
 
 
-@PARSER_RULES.advise
+@PARSER_RULES.add
 def attention(graph: Graph) -> Problems:
-    """The graph has no Attention operator: parsers before TensorRT 10.14 do not know it, and later ones do.
+    """An Attention operator computes in FP16 or BF16: TensorRT has no kernel for it in FP32.
 
-    Source: onnx-tensorrt, docs/Changelog.md, 10.14.
+    Source: the builder of TensorRT for RTX 1.7. Parsers before TensorRT 10.14 do not know the operator at all (onnx-tensorrt,
+    docs/Changelog.md).
     """
     for node in graph.nodes:
         if node.op_type == "Attention" and node.domain in ONNX_DOMAINS:
-            yield node, "is an Attention"
+            if graph.dtype(node.input[0]) not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+                yield node, "is an Attention in FP32"
 
 
 @PARSER_RULES.add
@@ -139,6 +145,31 @@ def topk(graph: Graph) -> Problems:
 
 
 @PARSER_RULES.add
+def softmax_rank(graph: Graph) -> Problems:
+    """The input of Softmax and LogSoftmax has two axes or more.
+
+    Source: the parser of TensorRT for RTX 1.7.
+    """
+    for node in graph.nodes:
+        if node.op_type in ("Softmax", "LogSoftmax"):
+            shape = graph.shape(node.input[0])
+            if shape is not None and len(shape) < 2:
+                yield node, f"is a {node.op_type} of a tensor with {len(shape)} axes"
+
+
+@PARSER_RULES.add
+def element_type(graph: Graph) -> Problems:
+    """No tensor has a type that TensorRT lacks: integers of 2 or 16 bits, unsigned ones but UINT8, strings and complex numbers.
+
+    Source: the parser of TensorRT for RTX 1.7, which cannot convert them.
+    """
+    for name in graph.names:
+        if graph.dtype(name) in MISSING_TYPES:
+            kind = TensorProto.DataType.Name(graph.dtype(name))
+            yield graph.producer.get(name, name), f"{name} is {kind}"
+
+
+@PARSER_RULES.add
 def double(graph: Graph) -> Problems:
     """No tensor is DOUBLE: TensorRT computes it as FLOAT.
 
@@ -151,7 +182,7 @@ def double(graph: Graph) -> Problems:
 
 @PARSER_RULES.add
 def uint8(graph: Graph) -> Problems:
-    """UINT8 is the type of a network input that is cast at once, and of nothing else.
+    """UINT8 is the type of a network input that is cast at once, or whose shape is read, and of nothing else.
 
     Source: operators.md, note on UINT8. Not even a Transpose before the Cast works (NVIDIA/TensorRT issue 3985).
     """
@@ -164,7 +195,7 @@ def uint8(graph: Graph) -> Problems:
         )
         if made:
             yield node, f"is a {node.op_type} that makes {made[0]} in UINT8"
-        elif read and node.op_type != "Cast":
+        elif read and node.op_type not in ("Cast", "Shape"):
             yield node, f"is a {node.op_type} that reads {read[0]} in UINT8"
 
 

@@ -80,11 +80,8 @@ def breaks(make: Callable[[], onnx.ModelProto]) -> Callable[[], onnx.ModelProto]
 
 @breaks
 def opset() -> onnx.ModelProto:
-    """Newer than this version of onnx knows, so nothing checks it."""
-    net = Net()
-    model = net.done(net.op("Relu", net.input(2)))
-    model.opset_import[0].version = 29
-    return model
+    net = Net(25)
+    return net.done(net.op("Relu", net.input(2)))
 
 
 @breaks
@@ -167,6 +164,19 @@ def topk__computed() -> onnx.ModelProto:
 
 
 @breaks
+def softmax_rank() -> onnx.ModelProto:
+    net = Net()
+    return net.done(net.op("Softmax", net.input(4)))
+
+
+@breaks
+def element_type() -> onnx.ModelProto:
+    net = Net()
+    x = net.input(2, dtype=TensorProto.INT16)
+    return net.done(net.op("Cast", net.op("Add", x, x), to=FLOAT))
+
+
+@breaks
 def double() -> onnx.ModelProto:
     net = Net()
     return net.done(net.op("Cast", net.op("Cast", net.input(2), to=DOUBLE), to=FLOAT))
@@ -177,12 +187,6 @@ def uint8() -> onnx.ModelProto:
     net = Net()
     pixels = net.input("batch", 8, 8, 3, dtype=UINT8)
     return net.done(net.op("Cast", net.op("Transpose", pixels, perm=[0, 3, 1, 2]), to=FLOAT))
-
-
-@breaks
-def uint8__shape() -> onnx.ModelProto:
-    net = Net()
-    return net.done(net.op("Shape", net.input("batch", dtype=UINT8)), dtype=INT64)
 
 
 def masked(mask: str, net: Net) -> onnx.ModelProto:

@@ -63,7 +63,8 @@ def _errors(parser: trt.OnnxParser, module_of: Callable[[str], str]) -> list[str
         place = f"{error.node_operator()} {name}" if name else "the file"
         module = module_of(name) if name else ""
         place += f" of {module}" if module else ""
-        texts.append(f"{place}: {error.code().name}: {indented(error.desc())}")
+        code = str(error.code()).rpartition(".")[2]
+        texts.append(f"{place}: {code}: {indented(error.desc())}")
     return texts
 
 

@@ -22,8 +22,8 @@ _PREFIX = "SM"
 
 def known_targets() -> list[str]:
     """The compute capabilities that this version builds for, such as ``8.6``."""
-    numbers = [name.removeprefix(_PREFIX) for name in trt.ComputeCapability.__members__ if name.startswith(_PREFIX)]
-    return [f"{number[:-1]}.{number[-1]}" for number in numbers]
+    numbers = sorted(int(name.removeprefix(_PREFIX)) for name in dir(trt.ComputeCapability) if name.startswith(_PREFIX))
+    return [f"{number // 10}.{number % 10}" for number in numbers]
 
 
 def require_targets(targets: Sequence[str]) -> None:

@@ -48,9 +48,10 @@ class _Shape:
         sizes: Mapping[str, int],
         new_context: NewContext,
     ) -> None:
-        self.context = new_context(engine)
-        if self.context is None:
+        context = new_context(engine)
+        if context is None:
             raise EngineUnavailable(f"TensorRT has no memory for {spec.name}", fix="close what else uses the GPU")
+        self.context = context
         self.context.set_device_memory(scratch.address, engine.device_memory_size_v2)
         self.memory: dict[str, Memory] = {}
         self.pinned: dict[str, Pinned] = {}

@@ -18,8 +18,8 @@ from fake_cuda import Gpu, fake_cuda
 from fake_tensorrt import World, fake_tensorrt
 
 import simmim_export.engines.tensorrt as package
-from simmim_export.engines.tensorrt import library
 from simmim_export.bundle import Bundle
+from simmim_export.engines.tensorrt import library
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.runtime.build import Built, build
 from simmim_export.runtime.loading import plan_of

@@ -101,7 +101,7 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         if world.empty and path.name.startswith(world.empty):
             model = onnx.ModelProto()
         if world.refuse_parse and path.name.startswith(world.refuse_parse):
-            node = next(node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm"))
+            node = next((n for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Gemm")), model.graph.node[0])
             words = {"desc": "false\n", "name": node.name, "operator": node.op_type}
             parser._fake_errors.append(new("ParserError", **words))
             return False
@@ -179,7 +179,7 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
 
     def property_of(name: str) -> Callable[..., Any]:
         def read(config: Any) -> Any:
-            return -1 if world.ignored == name else getattr(config, f"_fake_{name}")
+            return -1 if world.ignored == name else getattr(config, f"_fake_{name}", None)
 
         return read
 

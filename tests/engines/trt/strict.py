@@ -29,6 +29,9 @@ class Member:
     def __int__(self) -> int:
         return self.value
 
+    def __str__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
     def __repr__(self) -> str:
         return f"<{type(self).__qualname__}.{self.name}: {self.value}>"
 

@@ -20,8 +20,8 @@ PLAIN = {
     "SupportsIndex": "int", "SupportsFloat": "float", "slice": "slice", "capsule": "object",
 }  # fmt: skip
 LISTS = ("List", "list", "Sequence")
-# Bound before its Python name was known.
-CPP = {"nvonnxparser::IParserError": "ParserError"}
+# Bound before their Python names were known.
+CPP = {"nvonnxparser::IParserError": "ParserError", "nvinfer1::IRuntimeCache": "IRuntimeCache"}
 
 
 def annotation(node: ast.expr | None, known: set[str]) -> str:

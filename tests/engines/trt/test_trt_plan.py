@@ -134,7 +134,10 @@ def test_an_unsuitable_plan_file_is_refused_before_tensorrt_reads_it(rig: Rig, h
     ],
 )
 def test_hardware_compatibility(tmp_path: Path, compatibility: str, sm: tuple[int, int], good: bool) -> None:
-    built, here = (plan_files.Target(gpu, f"{m}.{n}", 12060, "11.4.0") for gpu, (m, n) in (("A", (8, 7)), ("B", sm)))
+    built, here = (
+        plan_files.Target(library="TensorRT", version="11.4.0", sms=(f"{m}.{n}",), gpu=gpu, driver=12060)
+        for gpu, (m, n) in (("A", (8, 7)), ("B", sm))
+    )
     card = plan_files.Sidecar(
         graph="x",
         graph_sha256="",
@@ -158,6 +161,7 @@ def test_a_plan_file_that_tensorrt_cannot_open_is_an_error(rig: Rig) -> None:
     rig.world.refuse_open = True
     with (
         load(rig.bundle, "trt") as model,
-        pytest.raises(EngineUnavailable, match="image_encoder"),
+        pytest.raises(BundleError, match="image_encoder") as caught,
     ):
         model.session("image_encoder")
+    assert "memory" not in caught.value.fix

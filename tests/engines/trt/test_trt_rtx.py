@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import bindings
+import onnx
 import pytest
 
 from simmim_export.bundle import Bundle
@@ -107,14 +108,18 @@ def test_a_dry_run_asks_the_real_parser(build: Run, bundle: Path) -> None:
     graphs = figures(build(bundle, "--precision", "int8", "--dry-run", "--json"))
     verdicts = {name: row["parser"] for name, row in graphs.items()}
     assert all("TensorRT for RTX" in verdict["parser"] and verdict["refused"] is None for verdict in verdicts.values())
-    assert verdicts["text_encoder"]["products"] > 10 and verdicts["head.vqa"]["products"] == 0
+    for name, verdict in verdicts.items():
+        nodes = onnx.load(bundle / f"graphs/{name}.int8-s8.onnx").graph.node
+        makers = {output: node.op_type for node in nodes for output in node.output}
+        products = [node for node in nodes if node.op_type in ("MatMul", "Gemm", "Conv")]
+        assert verdict["products"] == sum(makers.get(node.input[1]) == "DequantizeLinear" for node in products)
+    assert verdicts["text_encoder"]["products"] and not verdicts["head.vqa"]["products"]
 
 
 def test_the_parser_refuses_the_variant_for_cpus(build: Run, bundle: Path) -> None:
     """U8 activations in the place of S8: the manifest says int8-s8."""
     source, path = (bundle / f"graphs/text_encoder.{variant}.onnx" for variant in ("int8-u8", "int8-s8"))
-    shutil.copyfile(source, path)
-    _declare(bundle, path)
+    replace(bundle, path, source.read_bytes())
     done = build(bundle, *TARGETS, "--precision", "int8")
     assert done.returncode == 5 and "text_encoder" in done.stderr and "QuantizeLinear" in done.stderr, done.stderr
     assert "Non-zero zero point" in done.stderr
@@ -122,11 +127,10 @@ def test_the_parser_refuses_the_variant_for_cpus(build: Run, bundle: Path) -> No
     assert names == {"image_encoder.int8.plan"}
 
 
-@pytest.mark.parametrize("content", [b"", b"no model at all" * 9])
+@pytest.mark.parametrize("content", [b"\x08\x08", b"no model at all" * 9], ids=["empty", "garbage"])
 def test_a_file_that_is_not_a_model_is_bad_input(build: Run, bundle: Path, content: bytes) -> None:
     path = bundle / "graphs/head.vqa.fp32.onnx"
-    path.write_bytes(content)
-    _declare(bundle, path)
+    replace(bundle, path, content)
     done = build(bundle, *TARGETS)
     assert done.returncode == 5 and str(path) in done.stderr and "--workspace" not in done.stderr, done.stderr
 
@@ -170,11 +174,12 @@ def test_targets_are_in_order_and_unique() -> None:
     assert parse_targets("sm120, sm86,sm86") == ("8.6", "12.0")
 
 
-def _declare(bundle: Path, path: Path) -> None:
-    """Let the manifest agree with the new content of ``path``."""
+def replace(bundle: Path, path: Path, content: bytes) -> None:
+    """Replace the file ``path`` of ``bundle``, and let the manifest agree."""
     manifest = Bundle.open(bundle).manifest
+    path.write_bytes(content)
     changed = tuple(
-        dataclasses.replace(a, sha256=digest(path), bytes=path.stat().st_size) if a.path == f"graphs/{path.name}" else a
+        dataclasses.replace(a, sha256=digest(path), bytes=len(content)) if a.path == f"graphs/{path.name}" else a
         for a in manifest.artifacts
     )
     (bundle / "manifest.json").write_text(dataclasses.replace(manifest, artifacts=changed).dumps())

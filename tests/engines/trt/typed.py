@@ -105,7 +105,7 @@ def _places(path: Path) -> set[tuple[int, int, str]]:
     know their file."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    if not re.search(r"import tensorrt|from cuda", text):
+    if not re.search(r"import trt|from cuda", text):
         return set()
     return {(n.lineno, n.col_offset, n.attr) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
 

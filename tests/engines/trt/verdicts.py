@@ -16,6 +16,9 @@ import tensorrt_rtx_bindings as trt
 
 from simmim_export.tensorrt_rules.lint import lint
 
+# Every dynamic axis has this size: below 16, which some of the graphs need.
+SIZE = 15
+
 
 class Log(trt.ILogger):
     """Prints nothing."""
@@ -60,7 +63,7 @@ def _built(builder: trt.Builder, network: trt.INetworkDefinition) -> bool:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shape = trt.Dims([16 if tensor.shape[axis] < 0 else tensor.shape[axis] for axis in range(len(tensor.shape))])
+        shape = trt.Dims([SIZE if tensor.shape[axis] < 0 else tensor.shape[axis] for axis in range(len(tensor.shape))])
         profile.set_shape(tensor.name, shape, shape, shape)
     config.add_optimization_profile(profile)
     return builder.build_serialized_network(network, config) is not None
