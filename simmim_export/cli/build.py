@@ -103,8 +103,8 @@ def build(
         bool,
         typer.Option(
             "--dry-run",
-            help="Only check every graph and show its shapes. Needs no GPU. TensorRT's own parser checks too, if TensorRT for RTX "
-            "is installed.",
+            help="Only check every graph and show its shapes. Needs no GPU. If TensorRT for RTX is installed, NVIDIA's own "
+            "parser checks too.",
         ),
     ] = False,
     as_json: AsJson = False,

@@ -28,7 +28,7 @@ ENGINES: dict[str, tuple[str, str]] = {
 CPU, CUDA = "cpu", "cuda"
 # The device of an engine whose name has none, if it is not the CPU.
 _HOME = {"trt": CUDA, "trt-rtx": CUDA}
-# The packages whose versions decide what an engine computes and how fast, by the engine's name or the part of it up to "-" or "@".
+# The packages whose versions decide what an engine computes and how fast, by the engine's name or its part up to "-" or "@".
 _PACKAGES = {
     "torch": ("torch", "torchvision", "transformers"),
     "ort": ("onnxruntime", "onnxruntime-gpu"),

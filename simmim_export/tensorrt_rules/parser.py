@@ -20,16 +20,20 @@ LARGEST_HALF = 65504
 LARGEST_TOPK = 3840
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)  # DOUBLE has a rule of its own
 # By name, because older versions of onnx do not have them all.
-_MISSING = "INT2 INT16 UINT2 UINT4 UINT16 UINT32 UINT64 STRING COMPLEX64 COMPLEX128 FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ FLOAT8E8M0"
+_MISSING = (
+    "INT2 INT16 UINT2 UINT4 UINT16 UINT32 UINT64 STRING COMPLEX64 COMPLEX128 FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ "
+    "FLOAT8E8M0"
+)
 MISSING_TYPES = frozenset(number for name, number in TensorProto.DataType.items() if name in _MISSING.split())
 
 UNSUPPORTED_FAMILIES = ("Bitwise", "Optional", "QLinear", "Sequence", "String")
 # fmt: off
 UNSUPPORTED = frozenset((
     "AffineGrid", "Bernoulli", "BitCast", "BitShift", "CausalConvWithState", "CenterCropPad", "Col2Im", "Compress",
-    "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "Det", "DynamicQuantizeLinear", "ImageDecoder", "LinearAttention",
-    "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "RegexFullMatch", "SoftmaxCrossEntropyLoss",
-    "SplitToSequence", "SwiGLU", "TfIdfVectorizer", "Unique",
+    "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "Det", "DynamicQuantizeLinear", "ImageDecoder",
+    "LinearAttention", "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial",
+    "NegativeLogLikelihoodLoss", "RegexFullMatch", "SoftmaxCrossEntropyLoss", "SplitToSequence", "SwiGLU",
+    "TfIdfVectorizer", "Unique",
 ))
 # fmt: on
 
@@ -48,8 +52,8 @@ def opset(graph: Graph) -> Problems:
 def operator(graph: Graph) -> Problems:
     """Every operator is ONNX's own and one that the parser supports.
 
-    Source: operators.md, rows with N; for operators that are newer than it, the parser of TensorRT for RTX 1.7. Operators of other
-    domains need a plugin.
+    Source: operators.md, rows with N; for operators that are newer than it, the parser of TensorRT for RTX 1.7. Operators of
+    other domains need a plugin.
     """
     for node in graph.nodes:
         if node.domain not in ONNX_DOMAINS:
@@ -75,9 +79,9 @@ def attention(graph: Graph) -> Problems:
     docs/Changelog.md).
     """
     for node in graph.nodes:
-        if node.op_type == "Attention" and node.domain in ONNX_DOMAINS:
-            if graph.dtype(node.input[0]) not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-                yield node, "is an Attention in FP32"
+        is_attention = node.op_type == "Attention" and node.domain in ONNX_DOMAINS
+        if is_attention and graph.dtype(node.input[0]) not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            yield node, "is an Attention in FP32"
 
 
 @PARSER_RULES.add

@@ -1,4 +1,4 @@
-"""What TensorRT for RTX has and TensorRT has not: building for GPUs that are not here, and kernels that are finished on the device.
+"""What only TensorRT for RTX has: it builds for GPUs that are not here, and finishes the kernels on the device.
 
 A plan file for RTX holds kernels that are compiled for the very GPU when it is opened. EAGER compiles them for the shapes that
 are asked for before the first answer; without it the first calls would run slower kernels and later ones others. A runtime cache

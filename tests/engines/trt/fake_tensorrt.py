@@ -1,8 +1,9 @@
 """A fake TensorRT: the names and signatures of the real bindings, with ONNX Runtime behind them.
 
 Its parser, builder and log behave as those of TensorRT for RTX, the one real TensorRT that runs without a GPU: test_trt_fake.py
-compares the two. A plan file is the graph itself with what it was built for. So parity is really measured, profiles really limit shapes, and a plan
-file of another version is noticed if it ever gets as far as being deserialized. It computes on addresses of the fake GPU.
+compares the two. A plan file is the graph itself with what it was built for. So parity is really measured, profiles really limit
+shapes, and a plan file of another version is noticed if it ever gets as far as being deserialized. It computes on addresses of
+the fake GPU.
 """
 
 from __future__ import annotations

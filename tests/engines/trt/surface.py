@@ -1,7 +1,8 @@
 """Prints, as JSON, every class, member, enum and signature of the bindings that can be imported here.
 
-``python surface.py cuda``, or the name of a package with TensorRT's bindings, with the bindings on PYTHONPATH. Types in signatures are Python's, or classes of the
-bindings; whatever cannot be read is ``Any``. pybind11 keeps signatures in docstrings, Cython in ``__signature__`` and docstrings.
+``python surface.py cuda``, or the name of a package with TensorRT's bindings; both need the bindings on PYTHONPATH. Types in
+signatures are Python's, or classes of the bindings; whatever cannot be read is ``Any``. pybind11 keeps signatures in docstrings,
+Cython in ``__signature__`` and docstrings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The lint beside NVIDIA's own parser and builder (TensorRT for RTX), on graphs that break rules and on ONNX's tests of operators.
+"""The lint beside the parser and builder of TensorRT for RTX, on graphs that break rules and on ONNX's tests of operators.
 
 They differ in places. The tables below list each with its reason, and a difference that they do not list fails.
 """

@@ -21,7 +21,8 @@ from simmim_export.runtime import load
     "change",
     [
         {"recipe": None}, {"recipe": {}}, {"recipe": {"profile": {"batch": [1]}}}, {"executed": []}, {"bytes": "9"},
-        {"sha256": None}, {"target": {"driver": "12060"}}, {"target": {"sms": None}}, {"target": {"sms": ["eight"]}}, {"target": {"sms": []}},
+        {"sha256": None}, {"target": {"driver": "12060"}}, {"target": {"sms": None}}, {"target": {"sms": ["eight"]}},
+        {"target": {"sms": []}},
         {"target": {"sms": ["9" * 5000 + ".0"]}}, {"recipe": {"compatibility": []}}, {"recipe": {"workspace": "all"}},
         {"recipe": {"profile": {"batch": [8, 1, 1]}}}, {"recipe": {"profile": {"batch": [1, 1, 1.5]}}},
         {"recipe": {"profile": {"batch": [1, 1, float("inf")]}}}, {"recipe": {"profile": []}}, {"parity": {}},

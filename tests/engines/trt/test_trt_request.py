@@ -236,12 +236,13 @@ def test_enough_layers_must_run_at_the_precision_asked_for(
 
 
 GEMM = (
-    "Name: a+b, LayerType: gemm, Inputs: [ {{ Name: x, Dimensions: [-1,96], Strides: [96,1], StrideOrder: [1,0], Datatype: {first}, "
-    "Format: (Linear) Row major linear format }}], Constants: [ {{ Name: w, Dimensions: [96,288], Strides: [288,1], StrideOrder: "
-    "[1,0], Datatype: {second}, Format: (Linear) Row major linear format }}, {{ Name: beta, Dimensions: [1], Strides: [1], "
-    "StrideOrder: [0], Datatype: Float, Format: (Linear) Row major linear format }}], Outputs: [ {{ Name: y, Dimensions: [-1,288], "
-    "Strides: [288,1], StrideOrder: [1,0], Datatype: Float, Format: (Linear) Row major linear format }}], TacticName: "
-    "__myelin_CASK_STUB, StreamId: 0, Metadata: [ONNX Layer: node_MatMul_1][ONNX Layer: node_MatMul_1.weight]"
+    "Name: a+b, LayerType: gemm, Inputs: [ {{ Name: x, Dimensions: [-1,96], Strides: [96,1], StrideOrder: [1,0], "
+    "Datatype: {first}, Format: (Linear) Row major linear format }}], Constants: [ {{ Name: w, Dimensions: [96,288], "
+    "Strides: [288,1], StrideOrder: [1,0], Datatype: {second}, Format: (Linear) Row major linear format }}, {{ Name: beta, "
+    "Dimensions: [1], Strides: [1], StrideOrder: [0], Datatype: Float, Format: (Linear) Row major linear format }}], Outputs: "
+    "[ {{ Name: y, Dimensions: [-1,288], Strides: [288,1], StrideOrder: [1,0], Datatype: Float, Format: (Linear) Row major "
+    "linear format }}], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: [ONNX Layer: node_MatMul_1][ONNX Layer: "
+    "node_MatMul_1.weight]"
 )
 QUANTIZE = (
     "Name: q, LayerType: kgen, Inputs: [ { Name: x, Dimensions: [-1,96], Strides: [96,1], StrideOrder: [1,0], Datatype: Float, "
