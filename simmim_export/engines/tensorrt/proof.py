@@ -48,7 +48,7 @@ _REPORT = "report this with the versions that simmim-export doctor prints"
 # A line of the builder's list: the parts of a layer in this order, separated by ", Part: ".
 _LINE = re.compile(
     r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>.*?), Inputs: \[(?P<Inputs>.*?)\], Constants: \[(?P<Constants>.*?)\], "
-    r"Outputs: \[(?P<Outputs>.*?)\], TacticName: (?P<TacticName>.*?), StreamId: \d+, Metadata: ?(?P<Metadata>.*)"
+    r"Outputs: \[(?P<Outputs>.*?)\], TacticName: (?P<TacticName>.*?), StreamId: \d+.*?, Metadata: ?(?P<Metadata>.*)"
 )
 _TENSOR = re.compile(r"\{ Name: .*?, Dimensions: \[[^\]]*\].*?, Datatype: (?P<Datatype>\w+), .*?\}")
 # After the layers, the list names the tensors of the graph.

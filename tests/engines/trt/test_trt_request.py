@@ -250,15 +250,22 @@ QUANTIZE = (
     "StrideOrder: [1,0], Datatype: Int8, Format: (Linear) Row major linear format }], TacticName: __myl_MulRounClip_0x1, "
     "StreamId: 0, Metadata: [ONNX Layer: x.quantized]"
 )
+# Two streams wait for each other.
+SIGNAL = (
+    "Name: __mye18515_myl0_14, LayerType: signal, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, EventId: 1, "
+    "Metadata: "
+)
 
 
 @pytest.mark.parametrize(
     ("first", "second", "kind"), [("Int8", "Int8", "int8"), ("Float", "Float", "float32"), ("Half", "Int8", "float16")]
 )
 def test_only_a_product_of_int8_counts_as_int8(first: str, second: str, kind: str) -> None:
-    text = "\n".join(["Layers:", QUANTIZE, GEMM.format(first=first, second=second), "", "I/O Tensors:", " Name: x"])
+    text = "\n".join(
+        ["Layers:", QUANTIZE, SIGNAL, GEMM.format(first=first, second=second), "", "I/O Tensors:", " Name: x"]
+    )
     proof, multiplied = read_layer_list(text)
-    assert proof.executed == Counter(["float32", kind])
+    assert proof.executed == Counter(["float32", "other", kind])
     assert multiplied == ({"node_MatMul_1", "node_MatMul_1.weight"} if kind == "int8" else set())
     words = {"quantized": ("node_MatMul_1",), "multiplied": multiplied, "graph": "x", "where": "here"}
     if kind == "int8":
