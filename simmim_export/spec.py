@@ -37,8 +37,9 @@ class Variant(StrEnum):
     INT8_DOT = "int8-dot"
     # For every CPU: weights have 7 bits.
     INT8_U8 = "int8-u8"
-    # For TensorRT.
+    # For TensorRT: products in INT8, and the rest in FP32 or in FP16.
     INT8_S8 = "int8-s8"
+    INT8_S8_FP16 = "int8-s8-fp16"
 
     @property
     def precision(self) -> Precision:

@@ -70,6 +70,7 @@ def test_every_variant_has_its_precision() -> None:
         Variant.INT8_DOT: Precision.INT8,
         Variant.INT8_U8: Precision.INT8,
         Variant.INT8_S8: Precision.INT8,
+        Variant.INT8_S8_FP16: Precision.INT8,
     }
 
 

@@ -34,7 +34,7 @@ from simmim_export.export.work import (
 from simmim_export.models.family import Graph, SourceModel, family_of
 from simmim_export.planning.planner import SearchResult
 from simmim_export.precision.calibration import Calibration, calibrate
-from simmim_export.precision.passes import VARIANTS, CachedPasses, provable
+from simmim_export.precision.passes import CachedPasses, provable, variants_of
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.spec import GraphSpec, Kind, Precision, Variant
@@ -132,10 +132,7 @@ class _Steps:
     def __post_init__(self) -> None:
         self._folder = self.staging.add("graphs/x").parent
         self._wanted = [
-            (graph, variant)
-            for graph in self.model.graphs
-            for precision in (Precision.FP32, *self.lower.precisions)
-            for variant in VARIANTS[precision]
+            (graph, variant) for graph in self.model.graphs for variant in variants_of(self.lower.precisions)
         ]
         parameters = {name: _parameters(graph) for name, graph in self.model.graphs.items()}
         self._work = work_of(parameters, self._wanted, searches=self.lower.budget is not None)

@@ -24,6 +24,7 @@ MILLION: Mapping[Variant, int] = {
     Variant.INT8_DOT: 25,
     Variant.INT8_U8: 12,
     Variant.INT8_S8: 14,
+    Variant.INT8_S8_FP16: 20,
 }
 # The same for each step with all graphs.
 OF_ALL: Mapping[str, int] = {GOLDEN_STEP: 3, EVIDENCE_STEP: 4, INPUTS_STEP: 8, WRITE_STEP: 1}

@@ -56,13 +56,17 @@ class Fp16(Pass):
             raise GateFailed("the graph already has FP16 tensors", fix="start from the variant fp32")
 
     def call(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        return halve(model, self.find(model))
+
+    def find(self, model: onnx.ModelProto) -> Mapping[str, str]:
+        """The nodes of ``model`` that stay in FP32, and why; also kept in :attr:`islands`."""
         self.islands = find_islands(model, self.feeds)
-        return halve(model, self.islands)
+        return self.islands
 
     def ensures(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         super().ensures(before, after)
         self._ensure_constants(before, after)
-        self._ensure_values(after)
+        self.ensure_values(after)
 
     def _ensure_constants(self, before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         exact = {tensor.name: tensor for tensor in before.graph.initializer}
@@ -80,7 +84,8 @@ class Fp16(Pass):
             if weight is not None and weight.data_type != TensorProto.FLOAT16 and node.name not in self.islands:
                 raise GateFailed(f"the weight {weight.name} of {node.name} is not in FP16", fix="report this")
 
-    def _ensure_values(self, after: onnx.ModelProto) -> None:
+    def ensure_values(self, after: onnx.ModelProto) -> None:
+        """Raise :class:`GateFailed` if a value of ``after`` exceeds FP16 on the feeds."""
         graph = Graph(after)
         largest = ranges(rounded(after), self.feeds)
         halves = [name for name in largest if graph.dtype(name) == TensorProto.FLOAT16]

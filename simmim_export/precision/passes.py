@@ -18,6 +18,7 @@ from simmim_export.precision.emulation import rounded, with_float_weights
 from simmim_export.precision.fp16 import Fp16
 from simmim_export.precision.int8_dot import Int8ForDotProducts
 from simmim_export.precision.int8_s8 import Int8ForTensorRT
+from simmim_export.precision.int8_s8_fp16 import Int8WithFp16
 from simmim_export.precision.int8_u8 import Int8ForCpu
 from simmim_export.precision.measure import Record
 from simmim_export.spec import Precision, Variant
@@ -28,14 +29,21 @@ from simmim_export.system.outputs import replacing
 from simmim_export.system.watch import Watch, unwatched
 
 PASSES: Mapping[Variant, type[Pass]] = {
-    each.variant: each for each in (Fp16, Int8ForDotProducts, Int8ForCpu, Int8ForTensorRT)
+    each.variant: each for each in (Fp16, Int8ForDotProducts, Int8ForCpu, Int8ForTensorRT, Int8WithFp16)
 }
 # The variants that are written for a precision.
-VARIANTS: Mapping[Precision, tuple[Variant, ...]] = {
+_VARIANTS: Mapping[Precision, tuple[Variant, ...]] = {
     Precision.FP32: (Variant.FP32,),
     Precision.FP16: (Variant.FP16,),
     Precision.INT8: (Variant.INT8_DOT, Variant.INT8_U8, Variant.INT8_S8),
 }
+
+
+def variants_of(precisions: Collection[Precision]) -> list[Variant]:
+    """The variants that are written for ``precisions``, FP32 first. INT8 and FP16 together also give the one that mixes them."""
+    written = [variant for each in (Precision.FP32, *precisions) for variant in _VARIANTS[each]]
+    both = {Precision.INT8, Precision.FP16} <= set(precisions)
+    return [*dict.fromkeys(written), *([Variant.INT8_S8_FP16] if both else [])]
 
 
 def write_variant(
@@ -74,12 +82,18 @@ def provable(variant: Variant, path: Path, folder: Path) -> Path:
     """
     if variant is Variant.FP16:
         emulated = rounded
+    elif variant is Variant.INT8_S8_FP16:
+        emulated = rounded if has_integer_dot() else _rounded_with_float_weights
     elif variant in (Variant.INT8_DOT, Variant.INT8_S8) and not has_integer_dot():
         emulated = with_float_weights
     else:
         return path
     onnx.save(emulated(onnx.load(path)), folder / path.name)
     return folder / path.name
+
+
+def _rounded_with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    return with_float_weights(rounded(model))
 
 
 class CachedPasses:

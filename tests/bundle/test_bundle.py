@@ -178,7 +178,7 @@ def test_a_wrong_size_is_seen_before_the_digest(bundle: Path) -> None:
 def test_an_unknown_variant_is_an_error_that_names_the_known_ones(tiny_bundle: Path) -> None:
     with pytest.raises(EngineUnavailable) as caught:
         Bundle.open(tiny_bundle).artifact("image_encoder", "fp8")
-    assert caught.value.exit_code == 3 and "fp16, fp32, int8-dot, int8-s8, int8-u8" in caught.value.what
+    assert caught.value.exit_code == 3 and "fp16, fp32, int8-dot, int8-s8, int8-s8-fp16, int8-u8" in caught.value.what
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "certificate.json"])

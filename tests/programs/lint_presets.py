@@ -34,7 +34,7 @@ from simmim_export.spec import Variant
 from simmim_export.tensorrt_rules.lint import Finding, lint
 
 # What TensorRT is given.
-VARIANTS = (Variant.FP32, Variant.FP16, Variant.INT8_S8)
+VARIANTS = (Variant.FP32, Variant.FP16, Variant.INT8_S8, Variant.INT8_S8_FP16)
 MAX_BATCH, FRAMES, CLASSES, SAMPLES = 8, 8, 32, 4
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _VARIANTS = {
     Precision.FP32: (Variant.FP32,),
     Precision.FP16: (Variant.FP16,),
-    Precision.INT8: (Variant.INT8_S8,),
+    Precision.INT8: (Variant.INT8_S8_FP16, Variant.INT8_S8),
 }
 
 
