@@ -291,7 +291,7 @@ def test_a_dry_run_needs_neither_tensorrt_nor_a_gpu(tiny_bundle: Path, run_cli: 
     assert done.returncode == 0, done.stderr
     graphs = json.loads(done.stdout)["graphs"]
     assert graphs["text_encoder"] == {
-        "variant": "int8-s8",
+        "variant": "int8-s8-fp16",
         "profile": {"batch": [1, 1, 4], "sequence": graphs["text_encoder"]["profile"]["sequence"]},
         "findings": [],
         "parser": graphs["text_encoder"]["parser"],

@@ -109,7 +109,7 @@ def test_a_dry_run_asks_the_real_parser(build: Run, bundle: Path) -> None:
     verdicts = {name: row["parser"] for name, row in graphs.items()}
     assert all("TensorRT for RTX" in verdict["parser"] and verdict["refused"] is None for verdict in verdicts.values())
     for name, verdict in verdicts.items():
-        nodes = onnx.load(bundle / f"graphs/{name}.int8-s8.onnx").graph.node
+        nodes = onnx.load(bundle / f"graphs/{name}.int8-s8-fp16.onnx").graph.node
         makers = {output: node.op_type for node in nodes for output in node.output}
         products = [node for node in nodes if node.op_type in ("MatMul", "Gemm", "Conv")]
         assert verdict["products"] == sum(makers.get(node.input[1]) == "DequantizeLinear" for node in products)
@@ -117,8 +117,8 @@ def test_a_dry_run_asks_the_real_parser(build: Run, bundle: Path) -> None:
 
 
 def test_the_parser_refuses_the_variant_for_cpus(build: Run, bundle: Path) -> None:
-    """U8 activations in the place of S8: the manifest says int8-s8."""
-    source, path = (bundle / f"graphs/text_encoder.{variant}.onnx" for variant in ("int8-u8", "int8-s8"))
+    """U8 activations in the place of S8: the manifest says int8-s8-fp16."""
+    source, path = (bundle / f"graphs/text_encoder.{variant}.onnx" for variant in ("int8-u8", "int8-s8-fp16"))
     replace(bundle, path, source.read_bytes())
     done = build(bundle, *TARGETS, "--precision", "int8")
     assert done.returncode == 5 and "text_encoder" in done.stderr and "QuantizeLinear" in done.stderr, done.stderr
