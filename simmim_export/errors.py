@@ -127,6 +127,10 @@ class NotCaptured(UserWarning):
     """A graph runs without a CUDA graph: its kernels are launched one by one, which takes longer. The message names it."""
 
 
+class Dequantized(UserWarning):
+    """TensorRT computes a quantized product in floating point."""
+
+
 class ShortcutLearned(UserWarning):
     """A head is hardly better than a control that lacks part of the input. The message gives both figures."""
 

@@ -1,15 +1,19 @@
-"""Lint every graph of the presets, in every variant that TensorRT is given: ``make lint-graphs``.
+"""Lint every graph of the presets, in every variant that TensorRT is given, and build it with TensorRT for RTX:
+``make lint-graphs``.
 
-Weights are random and inputs are noise. The rules read operators, types and shapes only; other tests use real weights.
+Weights are random and inputs are noise. The rules read operators, types and shapes only; other tests use real weights. Without
+TensorRT for RTX nothing is built, and the last line says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +22,10 @@ import onnx
 import torch
 
 from simmim_export.console import progress_bar, run_app, say
-from simmim_export.errors import GateFailed
+from simmim_export.engines.tensorrt.library import RTX, use
+from simmim_export.engines.tensorrt.proof import read_layer_list, require_precision
+from simmim_export.engines.tensorrt.request import Request
+from simmim_export.errors import GateFailed, SimmimError
 from simmim_export.export.golden import Inputs, feeds_of
 from simmim_export.export.onnx import trace
 from simmim_export.models.family import Graph
@@ -31,21 +38,27 @@ from simmim_export.models.simmim.presets import PRESETS, ModelConfig, preset
 from simmim_export.precision.base import Feeds
 from simmim_export.precision.passes import write_variant
 from simmim_export.spec import Variant
+from simmim_export.system.watch import unwatched
 from simmim_export.tensorrt_rules.lint import Finding, lint
 
 # What TensorRT is given.
 VARIANTS = (Variant.FP32, Variant.FP16, Variant.INT8_S8, Variant.INT8_S8_FP16)
+# What is built is for this GPU generation; the kernels hardly depend on it.
+TARGET = "8.6"
 MAX_BATCH, FRAMES, CLASSES, SAMPLES = 8, 8, 32, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Linted:
-    """One graph in one variant. ``graph`` names a fusion with its interaction: ``fusion film x graph``."""
+    """One graph in one variant. ``graph`` names a fusion with its interaction: ``fusion film x graph``. ``built`` has the number
+    of kernels by type if it was built, and ``refused`` the error if it could not be."""
 
     preset: str
     graph: str
     variant: Variant
     findings: tuple[Finding, ...]
+    built: Mapping[str, int] | None = None
+    refused: str = ""
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -96,14 +109,63 @@ def lint_graph(graph: Graph, feeds: Feeds, folder: Path) -> dict[Variant, tuple[
     return findings
 
 
-def lint_preset(name: str) -> Iterator[Linted]:
+def use_rtx() -> bool:
+    """Let this process use TensorRT for RTX, which the tests keep in a folder of its own. False if it is not installed."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "engines/trt"))
+    import bindings
+
+    with suppress(bindings.NotInstalled):
+        sys.path.insert(0, str(bindings.folder("rtx")))
+    if RTX.why_missing() is not None:
+        return False
+    use(RTX)
+    return True
+
+
+def built(path: Path, graph: Graph, variant: Variant) -> Mapping[str, int]:
+    """The number of kernels by type that TensorRT for RTX builds from the file at ``path``. Raise if it refuses the graph or if a
+    product that is quantized is not multiplied in INT8."""
+    from simmim_export.engines.tensorrt.build import build_plan_file
+    from simmim_export.engines.tensorrt.rtx import for_targets
+
+    request = Request(targets=(TARGET,))
+    compiled = build_plan_file(
+        path,
+        graph.spec,
+        request=request,
+        on=None,
+        configure=for_targets(request),
+        module_of=lambda name: "",
+        watch=unwatched,
+    )
+    proof, multiplied = read_layer_list(compiled.layers)
+    # Products that are dequantized are shown as warnings.
+    require_precision(
+        proof,
+        variant.precision,
+        quantized=compiled.quantized,
+        multiplied=multiplied,
+        graph=graph.spec.name,
+        where=path,
+    )
+    return proof.executed
+
+
+def lint_preset(name: str, *, build: bool = False) -> Iterator[Linted]:
     """Every graph of preset ``name`` in every variant."""
     every = full(name)
     feeds = noise(every, preset(name))
     for label, graph in itertools.chain(((n, g) for n, g in every.items() if n != "fusion"), fusions(name)):
         with tempfile.TemporaryDirectory() as folder:
             for variant, findings in lint_graph(graph, feeds[graph.spec.name], Path(folder)).items():
-                yield Linted(preset=name, graph=label, variant=variant, findings=findings)
+                row = Linted(preset=name, graph=label, variant=variant, findings=findings)
+                if build:
+                    try:
+                        path = Path(folder) / f"{graph.spec.name}.{variant}.onnx"
+                        row = replace(row, built=built(path, graph, variant))
+                    except SimmimError as error:
+                        row = replace(row, refused=error.what)
+                yield row
 
 
 def main() -> None:
@@ -111,16 +173,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", action="append", choices=list(PRESETS))
     broken: list[Linted] = []
+    build = use_rtx()
     for name in parser.parse_args().preset or list(PRESETS):
         started, rows = time.monotonic(), []
         with progress_bar("lint") as watch:
-            for row in lint_preset(name):
+            for row in lint_preset(name, build=build):
                 rows.append(row)
                 watch(f"{name}: {row.graph}.{row.variant}", len(rows), (len(HEADS) + len(pairs()) + 4) * len(VARIANTS))
-        broken += [row for row in rows if row.findings]
+        broken += [row for row in rows if row.findings or row.refused]
         count = sum(len(row.findings) for row in rows)
-        say(f"{name}: {len(rows)} graphs, {count} findings, {time.monotonic() - started:.0f} s")
+        done = [row for row in rows if row.built is not None]
+        say(f"{name}: {len(rows)} graphs, {count} findings, {len(done)} built, {time.monotonic() - started:.0f} s")
+        for label in ("text_encoder", "image_encoder", "fusion with maps"):
+            kernels = {row.variant: dict(row.built) for row in done if row.graph == label and row.built is not None}
+            say(f"  {label}: {'; '.join(f'{variant} {sum(k.values())} kernels {k}' for variant, k in kernels.items())}")
+    if not build:
+        say(f"nothing was built: {RTX.why_missing()}")
     for row in broken:
+        if row.refused:
+            say(f"{row.preset}: {row.graph}.{row.variant}: {row.refused}")
         for finding in row.findings:
             say(f"{row.preset}: {row.graph}.{row.variant}: {finding}")
     if broken:

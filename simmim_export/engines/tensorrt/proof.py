@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from simmim_export.engines.base import PrecisionProof
-from simmim_export.errors import BundleError, GateFailed
+from simmim_export.errors import BundleError, Dequantized, GateFailed
 from simmim_export.spec import Precision
 
 # The narrowest first.
@@ -40,6 +41,9 @@ _HASH = re.compile(r"0x[0-9a-f]+")
 # An FP16 graph keeps some layers in FP32, and a strongly typed plan file keeps them too: those around a softmax or a norm, and
 # the casts at its ends. They are never more than three layers of four.
 LEAST_SHARE = 0.25
+# TensorRT may dequantize a product in front of an operator that it fuses with it in floating point: the first of four in the tiny
+# video encoder. More than half would mean that the graph is not computed in INT8.
+MOST_DEQUANTIZED = 0.5
 # TensorRT may fuse a small graph into one or two layers. Then only their ends are visible, which are FP32 in all our graphs.
 LEAST_LAYERS = 4
 _NAMES = {Precision.FP32: "float32", Precision.FP16: "float16", Precision.INT8: "int8"}
@@ -142,27 +146,32 @@ def require_precision(
 ) -> None:
     """Raise :class:`GateFailed` if a plan file does not compute in the ``precision`` that was asked for.
 
-    FP16: at least a quarter of its floating-point layers must, if there are four or more. INT8: each product that is
-    ``quantized`` in the graph must be among those ``multiplied`` in INT8, or if layers do not name their nodes (None), at least
-    one layer must (a small head has no quantized product). FP32: every layer must. If nobody knows the type of any layer, nothing
-    is proven, and that fails too.
+    FP16: at least a quarter of its floating-point layers must, if there are four or more. INT8: at least half of the products
+    that are ``quantized`` in the graph must be among those ``multiplied`` in INT8, and a :class:`Dequantized` warning names the
+    others; if layers do not name their nodes (None), at least one layer must (a small head has no quantized product). FP32:
+    every layer must. If nobody knows the type of any layer, nothing is proven, and that fails too.
     """
     floating = {name: count for name, count in proof.executed.items() if name in _FLOATING}
     total, mine = sum(floating.values()), floating.get(_NAMES[precision], 0)
-    dequantized = sorted(set(quantized) - set(multiplied)) if multiplied is not None else []
+    dequantized = [] if multiplied is None else sorted(set(quantized) - set(multiplied))
+    too_few = mine == 0 or len(dequantized) > MOST_DEQUANTIZED * len(quantized)
     wrong = {
         Precision.FP32: mine < total,
         Precision.FP16: total >= LEAST_LAYERS and mine < LEAST_SHARE * total,
-        Precision.INT8: bool(quantized) and (mine == 0 or bool(dequantized)),
+        Precision.INT8: bool(quantized) and too_few,
     }[precision]
     unknown = proof.executed.get(_UNKNOWN, 0)
+    named = ", ".join(dequantized[:5]) + (f" and {len(dequantized) - 5} more" if len(dequantized) > 5 else "")
     if unknown and not total:
         built = f"TensorRT does not say what any of {unknown} layers computes in"
     elif wrong:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(floating.items()))
         built = f"TensorRT built {mine} of {total} layers so: {counts}"
         if precision is Precision.INT8 and dequantized:
-            built += f"; not in INT8: {', '.join(dequantized[:5])}" + (" and more" if len(dequantized) > 5 else "")
+            built += f"; not in INT8: {named}"
     else:
+        if precision is Precision.INT8 and dequantized:
+            what = f"{graph}: TensorRT computes {len(dequantized)} of {len(quantized)} quantized products in floating point: {named}"
+            warnings.warn(what, Dequantized, stacklevel=2)
         return
     raise GateFailed(f"{graph} was asked for at {precision}, and {built}", where=where, fix=_REPORT)

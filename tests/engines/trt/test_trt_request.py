@@ -26,7 +26,7 @@ from simmim_export.engines.tensorrt.request import (
     parse_sizes,
     read_traffic,
 )
-from simmim_export.errors import BundleError, DataError, GateFailed, UsageError
+from simmim_export.errors import BundleError, DataError, Dequantized, GateFailed, UsageError
 from simmim_export.spec import Axis, GraphSpec, Precision, TensorSpec
 from simmim_export.system.files import digest
 from simmim_export.tensorrt_rules.dry_run import lint_file
@@ -273,6 +273,16 @@ def test_only_a_product_of_int8_counts_as_int8(first: str, second: str, kind: st
     else:
         with pytest.raises(GateFailed, match="node_MatMul_1"):
             require_precision(proof, Precision.INT8, **words)  # type: ignore[arg-type]
+
+
+def test_a_few_products_may_be_dequantized_with_a_warning() -> None:
+    text = "\n".join(["Layers:", GEMM.format(first="Int8", second="Int8")])
+    proof, multiplied = read_layer_list(text)
+    words = {"multiplied": multiplied, "graph": "x", "where": "here"}
+    with pytest.warns(Dequantized, match="1 of 2 .*node_MatMul_2"):
+        require_precision(proof, Precision.INT8, quantized=("node_MatMul_1", "node_MatMul_2"), **words)  # type: ignore[arg-type]
+    with pytest.raises(GateFailed, match="node_MatMul_2, node_MatMul_3"):
+        require_precision(proof, Precision.INT8, quantized=[f"node_MatMul_{i}" for i in (1, 2, 3)], **words)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", [None, "", "Layers:", "Layers:\nName: x, LayerType: gemm", "Layers:\n\nI/O Tensors:"])
