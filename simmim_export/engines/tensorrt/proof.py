@@ -171,7 +171,7 @@ def require_precision(
             built += f"; not in INT8: {named}"
     else:
         if precision is Precision.INT8 and dequantized:
-            what = f"{graph}: TensorRT computes {len(dequantized)} of {len(quantized)} quantized products in floating point: {named}"
-            warnings.warn(what, Dequantized, stacklevel=2)
+            share = f"{len(dequantized)} of {len(quantized)} quantized products"
+            warnings.warn(f"{graph}: TensorRT computes {share} in floating point: {named}", Dequantized, stacklevel=2)
         return
     raise GateFailed(f"{graph} was asked for at {precision}, and {built}", where=where, fix=_REPORT)
