@@ -20,7 +20,7 @@ from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import THROUGHPUT, GpuTimed
 from simmim_export.errors import UnknownWords
 from simmim_export.proof.examine import Examiner, require_evidence
-from simmim_export.proof.parity import compare, invariance
+from simmim_export.proof.parity import invariance
 from simmim_export.runtime import Model, load
 from simmim_export.system.host import available_threads
 
@@ -135,7 +135,7 @@ class EngineWorker:
         parity, invariances, proofs = {}, {}, {}
         for name in graphs:
             session, spec = self.model.session(name), self.model.bundle.manifest.graph(name)
-            parity[name] = compare(session, spec, golden=self.golden, precision=self.model.plan.of(name)).summary()
+            parity[name] = self.model.compare(name, self.golden).summary()
             invariances[name] = invariance(session, spec, golden=self.golden)
             proofs[name] = asdict(session.precision_proof())
         return Proofs(peak_memory=memory, parity=parity, invariance=invariances, proof=proofs)

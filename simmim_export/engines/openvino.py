@@ -6,6 +6,8 @@ float runs in float32.
 
 from __future__ import annotations
 
+import os
+import platform
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,7 +29,7 @@ from simmim_export.engines.checks import (
     threads_for,
 )
 from simmim_export.engines.failures import broken_package, closed, running
-from simmim_export.errors import FewerThreads
+from simmim_export.errors import EngineUnavailable, FewerThreads
 from simmim_export.spec import GraphSpec, Precision, Variant
 from simmim_export.system.cache import kept
 from simmim_export.system.files import digest
@@ -35,6 +37,11 @@ from simmim_export.system.host import has_integer_dot
 from simmim_export.system.telemetry import without_telemetry
 
 DEVICE = "CPU"
+# INT8 is refused on Arm unless the environment variable UNPROVEN has the value _ON_ARM. OpenVINO 2026.4.1 there opens none of our
+# INT8 convolutions ("Convolution input precision should be single"), and its INT8 products were 9 to 15 times as far from PyTorch
+# as on x86, on processors with and without dot products.
+UNPROVEN, _ON_ARM = "SIMMIM_EXPORT_UNPROVEN", "openvino:int8"
+_ARM = ("aarch64", "arm64")
 # The hint for each precision, and the capability that the device must report for it.
 _PRECISIONS = {
     Precision.FP32: ("f32", "FP32"),
@@ -179,7 +186,16 @@ class OpenVinoEngine:
         return None
 
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
-        """INT8 has graphs of its own; the others share the FP32 graph. Which precisions there are depends on the CPU."""
+        """INT8 has graphs of its own; the others share the FP32 graph. Which precisions there are depends on the CPU.
+
+        INT8 is refused on Arm, where it is wrong, unless the environment variable :data:`UNPROVEN` allows it.
+        """
+        if precision is Precision.INT8 and platform.machine().lower() in _ARM and os.environ.get(UNPROVEN) != _ON_ARM:
+            what = (
+                f"engine {self.name!r} has no int8 on Arm: it refuses INT8 convolutions and is far off in INT8 products"
+            )
+            measure = f"{UNPROVEN}={_ON_ARM} simmim-export certify BUNDLE --engine {_ON_ARM}"
+            raise EngineUnavailable(what, fix=f"use --engine ort, or --precision fp32; to measure it here: {measure}")
         capabilities = _capabilities() if self.why_unavailable() is None else ("FP32",)
         variants = {
             known: int8_for_this_cpu() if known is Precision.INT8 else (Variant.FP32,)

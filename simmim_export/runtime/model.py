@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simmim_export.bundle.golden import Golden
 from simmim_export.engines.base import Session
 from simmim_export.engines.checks import check_feeds, require_count
 from simmim_export.errors import EXPORT_AGAIN, BundleError, UsageError
@@ -300,13 +301,15 @@ class Model:
     def verify(self) -> list[ParityReport]:
         """Compare every graph, on this device, with the outputs of PyTorch that are stored in the bundle."""
         golden = self.bundle.golden()
-        reports = []
-        for graph in self.bundle.manifest.graphs:
-            precision, variant = self.plan.of(graph.name), self._sessions.variant(graph.name)
-            report = compare(self.session(graph.name), graph, golden=golden, precision=precision)
-            # An engine may run the FP32 file at another precision.
-            reports.append(replace(report, variant=variant) if variant.precision is precision else report)
-        return reports
+        return [self.compare(graph.name, golden) for graph in self.bundle.manifest.graphs]
+
+    def compare(self, graph: str, golden: Golden) -> ParityReport:
+        """Compare one graph with the ``golden`` tensors of the bundle."""
+        spec, precision = self.bundle.manifest.graph(graph), self.plan.of(graph)
+        variant, exported = self._sessions.variant(graph), self._sessions.exported(graph)
+        report = compare(self.session(graph), spec, golden=golden, precision=precision, exported=exported)
+        # An engine may run the FP32 file at another precision.
+        return replace(report, variant=variant) if variant.precision is precision else report
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

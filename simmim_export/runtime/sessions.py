@@ -93,6 +93,11 @@ class Sessions:
             return self._variants[graph][0]
         return self.bundle.artifact(graph, *self._variants[graph]).variant
 
+    def exported(self, graph: str) -> Mapping[str, Any] | None:
+        """How far the file that ``graph`` runs from was from PyTorch when it was exported, as the manifest has it; None for an
+        engine that runs from a checkpoint. Raise as :meth:`variant` does."""
+        return None if self._checkpoint is not None else self.bundle.artifact(graph, *self._variants[graph]).parity
+
     def run(self, graphs: Iterable[str], tensors: Mapping[str, Any], *, promised: Iterable[str]) -> Tensors:
         """Run ``graphs`` in order over ``tensors``; see :func:`simmim_export.engines.pipeline.run_graphs`.
 

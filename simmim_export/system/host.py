@@ -37,6 +37,26 @@ FEATURES = (
 # which saturates if both factors use their full range.
 _INTEGER_DOT = ("avx512_vnni", "avx_vnni", "asimddp", "i8mm")
 _X86 = ("x86_64", "amd64", "i386", "i686")
+# Arm processors do not tell their name, only who made them and which part they are (MIDR_EL1). The names of the parts that edge
+# devices and servers have, from Linux' arch/arm64/include/asm/cputype.h.
+_ARM_PARTS = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd04"): "Cortex-A35",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0a"): "Cortex-A75",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd0d"): "Cortex-A77",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd44"): "Cortex-X1",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+}
 # The name of a feature in macOS's sysctl -> its name in Linux.
 _DARWIN = {
     "hw.optional.arm.FEAT_DotProd": "asimddp",
@@ -52,15 +72,25 @@ _DARWIN = {
 def parse_cpuinfo(text: str) -> tuple[str | None, frozenset[str]]:
     """The processor's name and which of :data:`FEATURES` it has, from the text of Linux' /proc/cpuinfo on x86 or Arm.
 
-    The name is None if the text has none, as on most Arm boards. If cores differ, a feature counts if all of them have it.
+    On Arm the name is that of the part, or its two numbers if it is not in :data:`_ARM_PARTS`; the line "model name" there, if
+    any, is the same for different parts. Where cores differ, the name has all of them, and a feature counts if all of them have
+    it. The name is None if the text has none.
     """
-    name, cores = None, []
+    name, cores, parts, implementer = None, [], set(), ""
     for line in text.splitlines():
         key, colon, value = (part.strip() for part in line.partition(":"))
-        if colon and key == "model name" and value:
+        if not colon or not value:
+            continue
+        if key == "model name":
             name = name or value
-        elif colon and key in ("flags", "Features"):
+        elif key in ("flags", "Features"):
             cores.append(frozenset(value.split()))
+        elif key == "CPU implementer":
+            implementer = value
+        elif key == "CPU part" and implementer:
+            parts.add(_ARM_PARTS.get((implementer, value), f"Arm implementer {implementer} part {value}"))
+    if parts:
+        name = " + ".join(sorted(parts))
     return name, frozenset(FEATURES) & frozenset.intersection(*cores) if cores else frozenset()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,13 +19,16 @@ import pytest
 from filelock import FileLock
 from support import golden_of
 
+from simmim_export.benchmarks.certify import candidates
 from simmim_export.bundle import Bundle
 from simmim_export.engines import get_engine
+from simmim_export.engines import openvino as engine_module
 from simmim_export.engines.base import LATENCY, THROUGHPUT
-from simmim_export.errors import EngineUnavailable, NoCache, UsageError
+from simmim_export.engines.openvino import UNPROVEN, OpenVinoSession
+from simmim_export.errors import BundleError, EngineUnavailable, NoCache, UsageError
 from simmim_export.proof.parity import compare
 from simmim_export.runtime import load
-from simmim_export.spec import Precision
+from simmim_export.spec import Precision, Variant
 from simmim_export.system import cache as store
 from simmim_export.system.telemetry import without_telemetry
 
@@ -226,3 +230,63 @@ def test_a_cache_that_another_process_holds_is_skipped(
     with warnings.catch_warnings():
         warnings.simplefilter("error", NoCache)
         embed(tiny_bundle)
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "arm64"])
+def test_int8_is_refused_on_arm(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.delenv(UNPROVEN, raising=False)
+    with pytest.raises(EngineUnavailable) as caught:
+        load(tiny_bundle, "openvino", precision="text_encoder=int8")
+    assert caught.value.exit_code == 3 and UNPROVEN in str(caught.value.fix)
+    contestants, skipped = candidates(Bundle.open(tiny_bundle))
+    names = [str(contestant) for contestant in contestants]
+    assert "openvino" in names and "openvino:int8" not in names and any("openvino:int8" in why for why in skipped)
+    assert get_engine("openvino").variants(Precision.FP32) == (Variant.FP32,)
+
+
+def test_int8_can_be_measured_on_arm(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setenv(UNPROVEN, "openvino:int8")
+    assert "openvino:int8" in [str(contestant) for contestant in candidates(Bundle.open(tiny_bundle))[0]]
+    monkeypatch.setenv(UNPROVEN, "1")
+    with pytest.raises(EngineUnavailable):
+        get_engine("openvino").variants(Precision.INT8)
+
+
+class Broken:
+    """A compiled model, and its request, of which OpenVINO finds out late that a node cannot run."""
+
+    def get_property(self, name: str) -> int:
+        return 1
+
+    def create_infer_request(self) -> Broken:
+        return self
+
+    def infer(self, feeds: object) -> None:
+        raise RuntimeError("Convolution node with name 'x' is not initialized")
+
+    def get_runtime_model(self) -> None:
+        self.infer({})
+
+
+@pytest.mark.parametrize("dot", [True, False])
+def test_what_openvino_raises_late_is_our_error(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, dot: bool) -> None:
+    """When it opens a graph, runs it, or is asked what it runs."""
+    monkeypatch.setattr(engine_module, "_compile", lambda path, options: Broken())
+    monkeypatch.setattr(engine_module, "has_integer_dot", lambda: dot)
+    spec = Bundle.open(tiny_bundle).manifest.graph("image_encoder")
+
+    def opened() -> OpenVinoSession:
+        return get_engine("openvino").open(tiny_bundle, spec, precision=Precision.INT8, threads=2)
+
+    calls = [opened]
+    if dot:
+        session = opened()
+        calls = [session.precision_proof, lambda: session.run({"pixels": np.zeros((1, 64, 64, 3), np.uint8)})]
+    for call in calls:
+        with pytest.raises(BundleError) as caught:
+            call()
+        assert (
+            caught.value.exit_code == 5 and "image_encoder" in caught.value.what and "'openvino'" in caught.value.what
+        )

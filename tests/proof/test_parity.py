@@ -14,8 +14,10 @@ from support import golden_of
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines import get_engine
+from simmim_export.engines.ort import OrtEngine
 from simmim_export.errors import GateFailed
-from simmim_export.proof.parity import ParityReport, compare, difference, invariance, logits_error
+from simmim_export.proof.parity import ParityReport, compare, difference, invariance, logits_error, tolerance_of
+from simmim_export.runtime import load
 from simmim_export.spec import TOLERANCES, Precision, Tolerance
 
 FP32 = TOLERANCES[Precision.FP32]
@@ -219,3 +221,55 @@ def test_equal_classes_of_an_untrained_head_pass() -> None:
     assert logits_error(np.nextafter(level, np.float32(1)), level) == 0
     assert logits_error(level * 0 + np.eye(3, 4, dtype=np.float32), level) > 1
     assert logits_error(np.full((1, 2), np.nan), np.zeros((1, 2))) == np.inf
+
+
+class Coarser:
+    """A session of an INT8 graph whose outputs are ``times`` as far from those of the FP32 graph."""
+
+    def __init__(self, session, exact, times: float) -> None:
+        self.session, self.exact, self.times = session, exact, np.float32(times)
+
+    def run(self, feeds):
+        outputs, exact = self.session.run(feeds), self.exact.run(feeds)
+        return {name: exact[name] + self.times * (values - exact[name]) for name, values in outputs.items()}
+
+    def close(self) -> None:
+        self.session.close()
+
+
+@pytest.mark.parametrize(("times", "passes"), [(1, True), (1.5, True), (10, False)])
+def test_int8_that_is_ten_times_less_exact_than_when_it_was_exported_fails(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, times: float, passes: bool
+) -> None:
+    """OpenVINO on Arm is, and stays within the tolerance that a new export has."""
+    opens = OrtEngine.open
+
+    def coarse(engine: OrtEngine, path: Path, spec, **options):
+        session = opens(engine, path, spec, **options)
+        exact = path.with_name(f"{spec.name}.fp32.onnx")
+        return Coarser(session, opens(engine, exact, spec, precision=Precision.FP32), times)
+
+    monkeypatch.setattr(OrtEngine, "open", coarse)
+    with load(tiny_bundle, precision="fusion=int8") as model:
+        report = next(report for report in model.verify() if report.graph == "fusion")
+    assert report.passed == passes
+    tolerance = TOLERANCES[Precision.INT8]
+    assert report.scaled_error < tolerance.scaled_error and report.cosine > tolerance.cosine
+
+
+@given(error=st.floats(0, 1e30), cosine=st.floats(-1e30, 1e30))
+def test_no_manifest_makes_the_tolerance_of_int8_wider(error: float, cosine: float) -> None:
+    """Nor stricter than FP32's. Its parity may come from a stranger."""
+    tolerance, widest = (
+        tolerance_of(Precision.INT8, {"scaled_error": error, "cosine": cosine}),
+        TOLERANCES[Precision.INT8],
+    )
+    assert FP32.scaled_error <= tolerance.scaled_error <= widest.scaled_error
+    assert widest.cosine <= tolerance.cosine <= FP32.cosine
+
+
+def test_other_precisions_do_not_depend_on_the_export() -> None:
+    exported = {"scaled_error": 0.0, "cosine": 1.0}
+    for precision in Precision:
+        assert tolerance_of(precision, None) == TOLERANCES[precision]
+        assert precision is Precision.INT8 or tolerance_of(precision, exported) == TOLERANCES[precision]

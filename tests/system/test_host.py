@@ -23,6 +23,11 @@ from simmim_export.system.host import (
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2.6GHz\nflags\t\t: fpu sse2 avx2 avx512f avx512_vnni\n\n"
 OLD = "processor\t: 0\nmodel name\t: Old CPU\nflags\t\t: fpu sse2 avx2\n\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 48.00\nFeatures\t: fp asimd asimdhp asimddp\nCPU part\t: 0xd0b\n\n"
+PI_4 = (
+    "processor\t: 0\nmodel name\t: ARMv8 Processor rev 3 (v8l)\nFeatures\t: fp asimd crc32\n"
+    "CPU implementer\t: 0x41\nCPU part\t: 0xd08\n\n"
+)
+PI_3 = PI_4.replace("0xd08", "0xd03")
 SMALL = "processor\t: 1\nFeatures\t: fp asimd\n\n"
 
 
@@ -33,6 +38,18 @@ def test_cpuinfo_gives_name_and_features() -> None:
     # A feature that one core lacks does not count, because a thread may run on any core.
     assert parse_cpuinfo(ARM + SMALL) == (None, frozenset())
     assert parse_cpuinfo("") == (None, frozenset())
+
+
+def test_arm_processors_have_different_names() -> None:
+    """A Raspberry Pi 3 and a Pi 4 have the same features, and Linux' "model name" is the same for both."""
+    assert parse_cpuinfo(PI_3 * 4) == ("Cortex-A53", frozenset()) and parse_cpuinfo(PI_4 * 4) == (
+        "Cortex-A72",
+        frozenset(),
+    )
+    # The cores of one processor may differ.
+    assert parse_cpuinfo(PI_4 * 2 + PI_3 * 4)[0] == parse_cpuinfo(PI_3 * 4 + PI_4 * 2)[0] == "Cortex-A53 + Cortex-A72"
+    unknown = PI_4.replace("0xd08", "0xfff")
+    assert parse_cpuinfo(unknown)[0] == "Arm implementer 0x41 part 0xfff"
 
 
 @given(text=st.text(), flags=st.lists(st.sampled_from([*FEATURES, "fpu", "avx512"]), max_size=6))
