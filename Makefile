@@ -9,7 +9,7 @@ ALIGN_MINUTES ?= 0.4
 PRETRAIN_MINUTES ?= 1.2
 FINETUNE_MINUTES ?= 3.7
 
-.PHONY: demo demo-long test check lint-graphs bench gpu-check results docs wording clean
+.PHONY: demo demo-long test check lint-graphs bench gpu-check arm-check results docs wording clean
 
 .venv/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -66,6 +66,10 @@ gpu-check:  ## with an NVIDIA GPU: build, verify and measure every graph, and wr
 	$(PYTHON) -m simmim_export.system.nvidia
 	$(MAKE) .venv-gpu/.done
 	.venv-gpu/bin/python -P -m simmim_export.benchmarks.gpu_check
+
+# Options in ARM, such as ARM=--fetch-qemu where the installed qemu is older than 8.1, or ARM='--processor cortex-a72'.
+arm-check: .venv/.dev  ## under qemu: doctor, verify, embed and ask on four Arm processors, about ten minutes on two cores
+	$(BIN)/python -P tests/programs/arm_check.py $(ARM)
 
 results: .venv/.dev  ## run what docs/results.md still lacks, about an hour on two cores, and write it
 	$(BIN)/python -P -m simmim_export.training.results
