@@ -54,12 +54,13 @@ class ParityRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """Everything that was compared for one graph at one precision. ``variant`` is the form of the graph that was run, where there
-    are several for one precision."""
+    """Everything that was compared for one graph at one precision, and the ``tolerance``. ``variant`` is the form of the graph
+    that was run, where there are several for one precision."""
 
     graph: str
     precision: Precision
     rows: tuple[ParityRow, ...]
+    tolerance: Tolerance
     variant: str = ""
 
     @property
@@ -97,7 +98,10 @@ class ParityReport:
                 f"{row.check}, {row.output} {list(row.shape)}: error {row.scaled_error:.2e}, cosine {row.cosine:.6f}"
                 for row in failed[:5]
             ]
-            what = "\n  ".join([f"{self.graph} at {self.precision} differs from PyTorch in {count}:", *lines])
+            allowed = f"allowed: error {self.tolerance.scaled_error:.2e}, cosine {self.tolerance.cosine:.6f}"
+            what = "\n  ".join(
+                [f"{self.graph} at {self.precision} differs from PyTorch in {count} ({allowed}):", *lines]
+            )
             raise GateFailed(what, where=where, fix=fix)
 
 
@@ -227,7 +231,7 @@ def compare(
     for check, index, feeds, expected in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
         if _takes(session, feeds):
             judge(f"{check}, sample {index}", session.run(feeds), expected)
-    return ParityReport(graph=spec.name, precision=precision, rows=tuple(rows))
+    return ParityReport(graph=spec.name, precision=precision, rows=tuple(rows), tolerance=tolerance)
 
 
 def invariance(session: Runs, spec: GraphSpec, *, golden: Golden) -> dict[str, float]:

@@ -145,6 +145,7 @@ def _unpack_debian(packages: Sequence[str], target: Path, *, suite: str, archite
             "Dir::Etc::sourcelist": folder / "sources.list",
             "Dir::Etc::sourceparts": "-",
             "Acquire::Languages": "none",
+            "Acquire::Retries": "1",
             "APT::Sandbox::User": "root",
             "APT::Update::Error-Mode": "any",  # without it, update only warns if there is no network
         }
@@ -188,9 +189,8 @@ class Emulator:
         # Its exit code depends on its version.
         known = run([qemu, "-cpu", "help"]).stdout.split()
         if lacking := [name for name in processors if name not in known]:
-            version = run([qemu, "--version"]).output().splitlines()[0]
             fix = "install version 8.1 or newer, or add --fetch-qemu, or leave it out: --processor cortex-a72"
-            raise EngineUnavailable(f"{version} cannot emulate {', '.join(lacking)}", where=qemu, fix=fix)
+            raise EngineUnavailable(f"{_version(qemu)} cannot emulate {', '.join(lacking)}", where=qemu, fix=fix)
         emulator = cls(qemu=qemu, folder=folder / f"root-{_digest()}")
         emulator._complete("debian", lambda path: _unpack_debian(PACKAGES, path, suite=DEBIAN, architecture="arm64"))
         for done, engine in enumerate(engines):
@@ -212,6 +212,10 @@ class Emulator:
         changes = {CACHE: "off", "PYTHONPATH": f"{self.folder / f'site-{engine}'}:{REPOSITORY}"}
         program = python_command("simmim_export.cli", *words, python=python)
         return run([*command, *program], seconds=LONGEST, changes=changes)
+
+
+def _version(qemu: str) -> str:
+    return next(iter(run([qemu, "--version"]).stdout.splitlines()), "this qemu")
 
 
 def make_once(path: Path, make: Any) -> None:
@@ -397,7 +401,7 @@ def main() -> None:
             watch("make a bundle", 0, 1)
             make_bundle(bundle)
         rows = check(emulator, bundle, processors=processors, engines=engines, picture=picture, watch=watch)
-    version = run([emulator.qemu, "--version"]).output().splitlines()[0]
+    version = _version(emulator.qemu)
     if options.json:
         print_json({"qemu": version, "rows": [asdict(row) for row in rows]})
     else:

@@ -190,7 +190,7 @@ def test_any_two_arrays_give_two_numbers_and_pass_only_if_close(output: np.ndarr
 
 
 def test_an_empty_report_does_not_pass() -> None:
-    report = ParityReport(graph="fusion", precision=Precision.FP32, rows=())
+    report = ParityReport(graph="fusion", precision=Precision.FP32, rows=(), tolerance=FP32)
     assert not report.passed and report.summary()["checks"] == 0
     with pytest.raises(GateFailed):
         report.require("here", "look")
