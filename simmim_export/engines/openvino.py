@@ -38,8 +38,8 @@ from simmim_export.system.telemetry import without_telemetry
 
 DEVICE = "CPU"
 # INT8 is refused on Arm unless the environment variable UNPROVEN has the value _ON_ARM. OpenVINO 2026.4.1 there opens none of our
-# INT8 convolutions ("Convolution input precision should be single"), and its INT8 products were 9 to 15 times as far from PyTorch
-# as on x86, on processors with and without dot products.
+# INT8 convolutions ("Convolution input precision should be single"), and its INT8 products were 9 and 15 times as far from PyTorch
+# as when they were exported, with and without dot products; docs/engines.md has the commands.
 UNPROVEN, _ON_ARM = "SIMMIM_EXPORT_UNPROVEN", "openvino:int8"
 _ARM = ("aarch64", "arm64")
 # The hint for each precision, and the capability that the device must report for it.
@@ -188,12 +188,11 @@ class OpenVinoEngine:
     def variants(self, precision: Precision) -> tuple[Variant, ...]:
         """INT8 has graphs of its own; the others share the FP32 graph. Which precisions there are depends on the CPU.
 
-        INT8 is refused on Arm, where it is wrong, unless the environment variable :data:`UNPROVEN` allows it.
+        Raise :class:`EngineUnavailable` for INT8 on Arm, where it is wrong, unless the environment variable :data:`UNPROVEN`
+        allows it.
         """
         if precision is Precision.INT8 and platform.machine().lower() in _ARM and os.environ.get(UNPROVEN) != _ON_ARM:
-            what = (
-                f"engine {self.name!r} has no int8 on Arm: it refuses INT8 convolutions and is far off in INT8 products"
-            )
+            what = f"engine {self.name!r} has no int8 on Arm: it cannot open INT8 convolutions, and INT8 products are wrong"
             measure = f"{UNPROVEN}={_ON_ARM} simmim-export certify BUNDLE --engine {_ON_ARM}"
             raise EngineUnavailable(what, fix=f"use --engine ort, or --precision fp32; to measure it here: {measure}")
         capabilities = _capabilities() if self.why_unavailable() is None else ("FP32",)

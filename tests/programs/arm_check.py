@@ -30,7 +30,7 @@ from simmim_export.console import print_json, print_table, progress_bar, run_app
 from simmim_export.errors import EngineUnavailable, GateFailed, UsageError
 from simmim_export.spec import Precision
 from simmim_export.system.cache import CACHE
-from simmim_export.system.children import Finished, our_command, python_command, run
+from simmim_export.system.children import Finished, describe_end, our_command, python_command, run
 from simmim_export.system.files import locked
 from simmim_export.system.host import FEATURES
 from simmim_export.system.watch import Watch, unwatched
@@ -300,6 +300,13 @@ def _commands(bundle: Path, engine: str, *, precision: Precision, picture: Path)
     }
 
 
+def _end(done: Finished) -> str:
+    """How a command that failed ended, and the first line of its error."""
+    lines = done.stderr.splitlines()
+    said = next((line for line in lines if line.startswith("error:")), lines[-1] if lines else "")
+    return f"ended with {describe_end(done.code)}, {said}"
+
+
 def _json(done: Finished) -> Any:
     return json.loads(done.output())
 
@@ -317,7 +324,7 @@ def judge(row: Row, said: Mapping[str, Finished], here: Mapping[str, Any]) -> Ro
     # OpenVINO has no INT8 on Arm. To run it nevertheless, set the variable that the error names.
     refused = (row.engine, row.precision) == ("openvino", Precision.INT8) and said["verify"].code == 3
     if not refused:
-        failed += [f"{name}: {done.failure}" for name, done in said.items() if done.code]
+        failed += [f"{name} {_end(done)}" for name, done in said.items() if done.code]
         if said["verify"].stdout:
             parity = json.loads(said["verify"].stdout)["parity"]
             figures["scaled_error"] = max(graph["scaled_error"] for graph in parity.values())
