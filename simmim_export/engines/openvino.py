@@ -38,8 +38,8 @@ from simmim_export.system.telemetry import without_telemetry
 
 DEVICE = "CPU"
 # INT8 is refused on Arm unless the environment variable UNPROVEN has the value _ON_ARM. OpenVINO 2026.4.1 there opens none of our
-# INT8 convolutions ("Convolution input precision should be single"), and its INT8 products were 9 and 15 times as far from PyTorch
-# as when they were exported, with and without dot products; docs/engines.md has the commands.
+# INT8 convolutions ("Convolution input precision should be single"). Its INT8 products were 9 and 15 times as far from PyTorch as
+# when they were exported, with and without dot products; docs/engines.md has the commands.
 UNPROVEN, _ON_ARM = "SIMMIM_EXPORT_UNPROVEN", "openvino:int8"
 _ARM = ("aarch64", "arm64")
 # The hint for each precision, and the capability that the device must report for it.

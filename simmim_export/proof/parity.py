@@ -23,8 +23,8 @@ ROUNDINGS = 8
 # FP32 can tell classes apart if they differ by this share of their logits (root mean squares).
 RESOLVED = 0.003
 # An INT8 file may be this many times as far from PyTorch on a device as it was when it was exported. OpenVINO on x86 was at most
-# 1.1 times as far, and ONNX Runtime on four Arm processors exactly as far. Where an engine's INT8 was broken (OpenVINO on Arm), it
-# was 9 and 15 times as far. docs/decisions.md and docs/engines.md have the commands.
+# 1.1 times as far, and ONNX Runtime on four Arm processors exactly as far. Where an engine's INT8 was broken (OpenVINO on Arm),
+# it was 9 and 15 times as far. docs/decisions.md and docs/engines.md have the commands.
 TIMES_EXPORTED = 3
 # The two checks of a single sample.
 ALONE, UNPADDED = "alone", "without padding"

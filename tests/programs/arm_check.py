@@ -119,8 +119,10 @@ def _tool(name: str, *, package: str) -> str:
 def _fetch(what: str, command: Sequence[str | Path]) -> None:
     done = run([str(word) for word in command], seconds=LONGEST)
     if done.code:
-        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        reason = next((line for line in said if line.startswith(("E:", "ERROR:"))), said[-1] if said else "no reason")
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it gave no reason"]
+        # pip says that it could not connect in a warning; what it calls an error is only what follows from that.
+        reasons = [line for start in ("E:", "WARNING: Retrying", "ERROR:") for line in lines if line.startswith(start)]
+        reason = (reasons or lines[-1:])[0][:250]
         fix = "check the network and what the message above names, then run it again; packages that are here are kept"
         raise EngineUnavailable(f"cannot download {what}: {reason}", fix=fix)
 
@@ -377,7 +379,9 @@ def _show(rows: Sequence[Row], title: str) -> None:
 
 def _choice(given: Sequence[str] | None, known: Sequence[str], *, option: str) -> Sequence[str]:
     if unknown := [name for name in given or () if name not in known]:
-        raise UsageError(f"unknown {option} {unknown[0]!r}", where=f"--{option}", fix=f"choose of {', '.join(known)}")
+        raise UsageError(
+            f"unknown {option} {unknown[0]!r}", where=f"--{option}", fix=f"choose one of {', '.join(known)}"
+        )
     return list(dict.fromkeys(given or known))
 
 
