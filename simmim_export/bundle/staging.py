@@ -1,4 +1,4 @@
-"""Writes a bundle: it is invisible until it is complete, and is then put in place in one step."""
+"""Writes a bundle or another folder: it is invisible until it is complete, and is then put in place in one step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,28 @@ _OURS = {"manifest.json", "graphs", "tokenizer.json", "golden.npz", "evidence.np
 PARTIAL = ".partial"
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether ``folder`` is an empty folder or a bundle, perhaps a damaged one. Other projects have a manifest.json too.
+
+    Our manifest has a set of keys that no other project's has. If it is not JSON any more, the other files of a bundle must lie
+    beside it, and nothing else.
+    """
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        content = parse_json(read_file(folder / "manifest.json", most=MAX_BYTES).decode("utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".certificate.json.")}
+        complete = (folder / "graphs").is_dir() and all((folder / name).is_file() for name in REQUIRED_FILES)
+        return complete and names <= _OURS
+    keys = {"schema": int, "digest": str, "graphs": list, "artifacts": list}
+    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items())
+
+
 class Staging:
     """A context manager for a new bundle, which is written beside its final place and is invisible until :meth:`publish`.
 
@@ -36,21 +59,24 @@ class Staging:
 
     root: Path
 
-    def __init__(self, target: Path, overwrite: bool) -> None:
+    def __init__(
+        self, target: Path, overwrite: bool, *, is_ours: Callable[[Path], bool] = is_bundle, kind: str = "bundle"
+    ) -> None:
         """Raise :class:`UsageError` if ``target`` exists and may not be overwritten, is not a bundle, or cannot be written.
 
-        If ``target`` is a link, the folder that it points to is replaced and the link stays.
+        If ``target`` is a link, the folder that it points to is replaced and the link stays. For a folder of another ``kind``,
+        ``is_ours`` says whether what is there may be replaced; :meth:`put_in_place` then takes the place of :meth:`publish`.
         """
         # A folder cannot be exchanged with a link.
         asked, self.target = target, Path(os.path.realpath(target)) if target.is_symlink() else target
         self._signals = ExitStack()
         with room_for(self.target):
             for path in {asked, self.target}:
-                _recover(path)
+                _recover(path, kind)
             require_new(self.target, overwrite)
-            if self.target.exists() and not _is_replaceable(self.target):
+            if self.target.exists() and not is_ours(self.target):
                 fix = "choose another -o, or remove it yourself"
-                raise UsageError("the output exists and is not a bundle", where=self.target, fix=fix)
+                raise UsageError(f"the output exists and is not a {kind}", where=self.target, fix=fix)
 
     def __enter__(self) -> Staging:
         """Make the folder; raise :class:`UsageError` if that fails."""
@@ -82,6 +108,11 @@ class Staging:
         manifest = replace(manifest, files={name: digest(self.root / name) for name in digested})
         self.add("manifest.json", manifest.dumps())
         Bundle.open(self.root).check_graphs()
+        self.put_in_place()
+        return Bundle.open(self.target)
+
+    def put_in_place(self) -> None:
+        """Put the folder in its place as it is."""
         for path in sorted(self.root.rglob("*")):
             _sync(path)
         _sync(self.root)
@@ -91,7 +122,6 @@ class Staging:
         elif not _exchange(self.root, self.target):
             _replace_in_two_steps(self.root, self.target)
         _sync(self.target.absolute().parent)
-        return Bundle.open(self.target)
 
 
 def _replace_in_two_steps(new: Path, target: Path) -> None:
@@ -107,8 +137,8 @@ def _replace_in_two_steps(new: Path, target: Path) -> None:
             aside.rename(target)
 
 
-def _recover(target: Path) -> None:
-    """Put back the bundle that a killed export had moved aside, unless a new one is in its place, and remove everything else
+def _recover(target: Path, kind: str) -> None:
+    """Put back the folder that a killed export had moved aside, unless a new one is in its place, and remove everything else
     that killed exports to ``target`` left. Warn :class:`BundleRestored`."""
     aside = sorted(leftovers(target, REPLACED), key=lambda path: path.lstat().st_ctime)
     # We move folders aside, never links.
@@ -116,35 +146,13 @@ def _recover(target: Path) -> None:
     if aside and not target.exists() and not target.is_symlink():
         restored = aside.pop()
         restored.rename(target)
-        what = f"{target} was missing because an export was killed while replacing it; the old bundle is back"
+        what = f"{target} was missing because an export was killed while replacing it; the old {kind} is back"
         warnings.warn(what, BundleRestored, stacklevel=3)
     for path in (*aside, *links, *leftovers(target, PARTIAL)):
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_replaceable(folder: Path) -> bool:
-    """Whether ``folder`` is an empty folder or a bundle, perhaps a damaged one. Other projects have a manifest.json too.
-
-    Our manifest has a set of keys that no other project's has. If it is not JSON any more, the other files of a bundle must lie
-    beside it, and nothing else.
-    """
-    if not folder.is_dir():
-        return False
-    if not any(folder.iterdir()):
-        return True
-    try:
-        content = parse_json(read_file(folder / "manifest.json", most=MAX_BYTES).decode("utf-8"))
-    except OSError:
-        return False
-    except ValueError:
-        names = {path.name for path in folder.iterdir() if not path.name.startswith(".certificate.json.")}
-        complete = (folder / "graphs").is_dir() and all((folder / name).is_file() for name in REQUIRED_FILES)
-        return complete and names <= _OURS
-    keys = {"schema": int, "digest": str, "graphs": list, "artifacts": list}
-    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in keys.items())
 
 
 def _sync(path: Path) -> None:

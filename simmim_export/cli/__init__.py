@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simmim_export.cli import answers, build, certify, doctor, embed, export, inspect, verify
+from simmim_export.cli import answers, build, certify, doctor, embed, export, inspect, verify, web
 from simmim_export.console import new_app, run_app
 
 app = new_app(
@@ -24,6 +24,7 @@ COMMANDS = (
     (answers.ask, answers.ASK_EXAMPLES),
     (answers.match, answers.MATCH_EXAMPLES),
     (answers.classify, answers.CLASSIFY_EXAMPLES),
+    (web.web, web.EXAMPLES),
     (doctor.doctor, doctor.EXAMPLES),
 )
 for command, examples in COMMANDS:

@@ -55,27 +55,48 @@ class Page:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path, *, dark: bool = False, width: int = 900, height: int = 1400) -> None:
-        """Load the file ``path`` and wait until it is shown."""
+    def open(
+        self, page: Path | str, *, dark: bool = False, width: int = 900, height: int = 1400, mobile: bool = False
+    ) -> None:
+        """Load the file or address ``page`` and wait until it is shown."""
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.ask("Emulation.setEmulatedMedia", features=scheme)
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self.ask("Emulation.setDeviceMetricsOverride", **size)
-        self.ask("Page.navigate", url=path.absolute().as_uri())
-        for _ in range(600):
-            ready = self.value("document.readyState === 'complete' && location.href !== 'about:blank'")
-            if ready:
-                return
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'", "the page did not load")
+
+    def wait_for(self, script: str, otherwise: str, *, seconds: float = 30) -> None:
+        """Wait until a JavaScript expression is true. Raise RuntimeError with the message ``otherwise`` if it stays false."""
+        end = time.monotonic() + seconds
+        while not self.value(script):
+            if time.monotonic() > end:
+                raise RuntimeError(otherwise)
             time.sleep(0.05)
-        raise RuntimeError("the page did not load")
 
     def value(self, script: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        return self.ask("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+        """The value of a JavaScript expression in the page, or of the promise that it gives. Raise RuntimeError if it throws."""
+        reply = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in reply:
+            raise RuntimeError(str(reply["exceptionDetails"]))
+        return reply["result"].get("value")
+
+    def choose(self, selector: str, *paths: Path) -> None:
+        """Choose files in the file input that ``selector`` finds."""
+        root = self.ask("DOM.getDocument")["root"]["nodeId"]
+        node = self.ask("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.ask("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
+
+    def press(self, key: str, *, text: str = "") -> None:
+        """Press and release a key of the keyboard, such as Tab."""
+        codes = {"Tab": 9, "Enter": 13, " ": 32, "ArrowRight": 39}
+        common = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": codes[key]}
+        self.ask("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
+        self.ask("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def screenshot(self) -> bytes:
         """The whole page as a PNG."""
@@ -98,6 +119,8 @@ def browsing() -> Iterator[Page]:
         # The protocol is spoken on descriptors 3 and 4.
         script = f'exec "$@" 3<&{ours[0]} 4>&{theirs[1]}'
         words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
+        # An address that is not secure, as a page on a plain http host has.
+        words += ["--host-resolver-rules=MAP page.test 127.0.0.1"]
         words += [f"--user-data-dir={profile}", "--no-first-run", "about:blank"]
         process = subprocess.Popen(
             ["bash", "-c", script, "chromium", path, *words], pass_fds=(ours[0], theirs[1]), stderr=subprocess.DEVNULL
