@@ -117,13 +117,15 @@ def build(
     artifacts = artifacts_for(bundle, plan)
     with Staging(output, overwrite, is_ours=_is_site, kind="page") as staging:
         described = _describe(bundle, artifacts)
+        # Checked before anything is downloaded.
+        relatives = (TOKENIZER, GOLDEN, *(artifact.path for artifact in artifacts.values()))
+        sources = {"manifest.json": bundle.root / "manifest.json"} | {each: bundle.file(each) for each in relatives}
         with installed(watch) as packages:
             for name in FILES:
                 shutil.copyfile(packages / name, staging.add(f"vendor/{name}"))
         for path in sorted(PAGE.iterdir()):
             shutil.copyfile(path, staging.add(path.name))
-        for relative in ("manifest.json", TOKENIZER, GOLDEN, *(artifact.path for artifact in artifacts.values())):
-            source = bundle.root / relative if relative == "manifest.json" else bundle.file(relative)
+        for relative, source in sources.items():
             shutil.copyfile(source, staging.add(f"bundle/{relative}"))
         vendor = staging.root / "vendor"
         runtimes = {

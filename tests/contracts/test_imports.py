@@ -25,7 +25,7 @@ class Block(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Block())
 """
 # Everything in these can be imported without torch, and so can the commands of the other packages.
-TORCH_FREE = ("bundle", "cli", "console", "engines", "proof", "runtime", "system")
+TORCH_FREE = ("bundle", "cli", "console", "engines", "proof", "runtime", "system", "web")
 COMMANDS = ("training.cli", "benchmarks.cli", "benchmarks.worker")
 
 

@@ -172,6 +172,17 @@ simmim-train init -o {checkpoint}
 simmim-bench --engine ort --bundle {bundle} --save text.txt
 simmim-bench --engine ort --bundle {bundle} --save folder
 """,
+    "the page for browsers": """
+simmim-export web missing -o page
+simmim-export web {bundle} -o folder
+simmim-export web {bundle} -o folder --overwrite
+simmim-export web {bundle} -o text.txt/page
+simmim-export web {bundle} -o page --precision bf16
+simmim-export web {bundle} -o page --precision planned
+simmim-export web {every} -o page --precision int8
+simmim-export web damaged/flipped -o page
+simmim-export web damaged/tokenizer -o page
+""",
     "names that a terminal would obey": """
 simmim-export verify "evil_\\x1b[31m_\\n_name"
 simmim-export verify {bundle} --engine "evil_\\x1b[31m_\\n_name"
