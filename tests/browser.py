@@ -27,7 +27,7 @@ class Page:
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = write, read
-        self._buffer, self._number, self._session = b"", 0, ""
+        self._buffer, self._number, self._session, self._target = b"", 0, "", ""
         self.events: list[dict[str, Any]] = []
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
@@ -58,9 +58,12 @@ class Page:
     def open(
         self, page: Path | str, *, dark: bool = False, width: int = 900, height: int = 1400, mobile: bool = False
     ) -> None:
-        """Load the file or address ``page`` and wait until it is shown."""
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        """Load the file or address ``page`` in a new tab, in place of the one before, and wait until it is shown."""
+        old, self._session = self._target, ""
+        self._target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        if old:
+            self.ask("Target.closeTarget", targetId=old)
+        self._session = self.ask("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]

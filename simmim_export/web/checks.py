@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import PIL
 
 from simmim_export.bundle import Bundle
 from simmim_export.errors import TextError
@@ -16,6 +17,8 @@ from simmim_export.proof.evidence import Evidence
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
 from simmim_export.runtime.text import Tokenizer
 
+# Whether Pillow resizes the columns of a tall picture before its rows: since version 13.
+TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 # Width and height of the test pictures, in pixels: smaller, larger, narrow, wide.
 SIZES = ((97, 61), (640, 3), (5, 400), (32, 32), (211, 305))
 # So many of the texts that the bundle's evidence asks are checks too.

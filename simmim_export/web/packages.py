@@ -15,19 +15,19 @@ from simmim_export.system.children import run
 from simmim_export.system.watch import Watch
 
 HERE = Path(__file__).parent / "npm"
-# The files of the packages that the page loads, and under which name; licenses travel with them.
+# The files of the packages that the page loads, and under which name. Not every host knows that .mjs is JavaScript.
 FILES = {
-    "ort.wasm.bundle.min.mjs": "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
+    "ort.wasm.js": "onnxruntime-web/dist/ort.wasm.bundle.min.mjs",
     "ort-wasm-simd-threaded.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm",
-    "ort.webgpu.bundle.min.mjs": "onnxruntime-web/dist/ort.webgpu.bundle.min.mjs",
+    "ort.webgpu.js": "onnxruntime-web/dist/ort.webgpu.bundle.min.mjs",
     "ort-wasm-simd-threaded.asyncify.wasm": "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm",
-    "tokenizers.min.mjs": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
+    "tokenizers.js": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
     "LICENSE.tokenizers.txt": "@huggingface/tokenizers/LICENSE",
 }
 # The script and the WebAssembly that run graphs on each device of a browser.
 RUNTIMES = {
-    "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
-    "webgpu": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+    "wasm": ("ort.wasm.js", "ort-wasm-simd-threaded.wasm"),
+    "webgpu": ("ort.webgpu.js", "ort-wasm-simd-threaded.asyncify.wasm"),
 }
 # Seconds that npm may take; it downloads some 40 MB.
 SECONDS = 900.0

@@ -179,6 +179,7 @@ def _describe(bundle: Bundle, artifacts: Mapping[str, Artifact]) -> dict[str, An
         "version": __version__,
         "variants": {graph: artifact.variant for graph, artifact in artifacts.items()},
         "tolerances": as_json({str(precision): tolerance for precision, tolerance in TOLERANCES.items()}),
+        "image": {"tallFirst": checks.TALL_FIRST},
         "text": rules,
         "checks": {"texts": texts, "pictures": pictures},
     }
@@ -190,7 +191,11 @@ def text_rules(source: str, tokenizer: Tokenizer, *, specs: Sequence[GraphSpec])
     Raise :class:`BundleError` for a part that the JavaScript library lacks.
     """
     content = msgspec.json.decode(source)
-    lacking = [name for section, names in LACKING.items() for name in _types(content.get(section)) if name in names]
+    used = {section: set(_types(content.get(section))) for section in ("normalizer", "pre_tokenizer")}
+    lacking = [name for section, names in LACKING.items() for name in sorted(used[section] & names)]
+    model = content["model"]
+    if model["type"] == "BPE" and model.get("unk_token") is None and "ByteLevel" not in used["pre_tokenizer"]:
+        lacking.append("a BPE model that leaves unknown characters out")
     if lacking:
         what = f"the page cannot apply {', '.join(lacking)} of tokenizer.json: the package @huggingface/tokenizers lacks it"
         raise BundleError(what, fix="run this bundle in Python: simmim-export ask BUNDLE IMAGE QUESTION")

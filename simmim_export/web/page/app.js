@@ -251,13 +251,14 @@ async function prove() {
   byId("native-title").hidden = !native;
   let state;
   try {
+    let shown = -Infinity;
     for await (state of model.verify()) {
-      byId("proof-progress").value = state.done / state.total;
-      byId("verdict").textContent = `Check ${state.done} of ${state.total}`;
-      showHostChecks(state);
-      byId("graphs").tBodies[0].replaceChildren(...state.graphs.map((graph) => graphRow(graph, native)));
+      if (performance.now() - shown < 100) continue;
+      showProof(state);
       await painted();
+      shown = performance.now();
     }
+    showProof(state);
   } catch (error) {
     byId("proof").dataset.state = "failed";
     byId("verdict").textContent = said(error);
@@ -275,6 +276,13 @@ async function prove() {
   byId("legend").textContent = `Times are for one sample. Here: ${DEVICES[model.device]}, ${threads}.${origin}`;
 }
 
+function showProof(state) {
+  byId("proof-progress").value = state.done / state.total;
+  byId("verdict").textContent = `Check ${state.done} of ${state.total}`;
+  showHostChecks(state);
+  byId("graphs").tBodies[0].replaceChildren(...state.graphs.map((graph) => graphRow(graph, model.site.native)));
+}
+
 function showHostChecks({ texts, pictures }) {
   const rows = [];
   if (texts.of) rows.push([texts.right === texts.of, `${texts.right} of ${texts.of} texts give the token ids that Python gives.`]);
@@ -287,16 +295,17 @@ function showHostChecks({ texts, pictures }) {
 
 function graphRow({ name, variant, rows, passed, error, cosine, milliseconds }, native) {
   const row = element("tr");
-  const time = (value) => (value == null ? "" : `${value.toFixed(value < 10 ? 1 : 0)} ms`);
-  const cells = [name, variant, `${passed} of ${rows}`, error.toExponential(1), cosine.toFixed(6), time(milliseconds)];
+  const time = (value) => (value == null ? "" : value.toFixed(value < 1 ? 2 : value < 100 ? 1 : 0));
+  const cells = ["", `${passed} of ${rows}`, error.toExponential(1), cosine.toFixed(5), time(milliseconds)];
   if (native) cells.push(time(native.milliseconds[name]));
   row.append(...cells.map((text) => element("td", { textContent: text })));
-  row.cells[2].className = passed === rows ? "" : "bad";
+  row.cells[0].append(name, element("small", { textContent: variant }));
+  row.cells[1].className = passed === rows ? "" : "bad";
   return row;
 }
 
-function showDevices(device) {
-  if (!navigator.gpu && device === "wasm") return;
+async function showDevices(device) {
+  if (device === "wasm" && !(await navigator.gpu?.requestAdapter())) return;
   const other = device === "wasm" ? "webgpu" : "wasm";
   const link = element("a", { href: `?device=${other}`, textContent: `Use the ${DEVICES[other]} instead` });
   byId("about").append(" ", link);

@@ -7,6 +7,7 @@ const MOST_PIXELS = 2 ** 28 / 3;
 const STRIP = 4_000_000;
 // Pillow's fixed-point numbers: 8 bits of a color and 2 bits of head room leave 22.
 const PRECISION = 32 - 8 - 2;
+const HALF = 1 << (PRECISION - 1);
 
 export class PictureError extends Error {}
 
@@ -51,47 +52,70 @@ export function fromRgb(rgb, width, height) {
   return { width, height, rows, strip: Math.max(1, Math.floor(STRIP / width)) };
 }
 
-// `picture` squashed to `width` x `height`: Uint8Array [height, width, 3]. As in Pillow's Resample.c, rows are resized before
-// columns, each to whole bytes; a side that already has its size stays as it is.
-export function resize(picture, width, height) {
-  const narrow = new Uint8Array(picture.height * width * 3);
-  const across = picture.width === width ? null : coefficients(picture.width, width);
+// `picture` squashed to `width` x `height`: Uint8Array [height, width, 3]. As in Pillow's Resample.c, rows and columns are resized
+// one after the other, each to whole bytes; a side that already has its size stays as it is. Pillow 13 and later, with
+// `tallFirst`, resizes the columns first if the height shrinks much more than the width.
+export function resize(picture, { width, height, tallFirst }) {
+  const columnsFirst = tallFirst && picture.height > height && picture.height - height > 2 * (picture.width - width);
+  const across = (rows) => (picture.width === width ? rows : resizedRows(rows, coefficients(picture.width, width)));
+  const down = (rows) => (picture.height === height ? rows : resizedColumns(rows, coefficients(picture.height, height)));
+  const out = new Uint8Array(height * width * 3);
+  let at = 0;
+  for (const row of columnsFirst ? across(down(pixelRows(picture))) : down(across(pixelRows(picture)))) {
+    out.set(row, at);
+    at += row.length;
+  }
+  return out;
+}
+
+// The rows of a picture, from the top, each a Uint8Array of RGB.
+function* pixelRows(picture) {
   for (let y = 0; y < picture.height; y += picture.strip) {
     const count = Math.min(picture.strip, picture.height - y);
     const rgba = picture.rows(y, count);
-    for (let row = 0; row < count; row++) {
-      filterRow(rgba, 4 * row * picture.width, narrow, 3 * (y + row) * width, width, across);
-    }
-  }
-  return picture.height === height ? narrow : filterColumns(narrow, width, coefficients(picture.height, height));
-}
-
-function filterRow(rgba, from, out, to, width, across) {
-  for (let x = 0; x < width; x++) {
-    for (let color = 0; color < 3; color++) {
-      if (across === null) {
-        out[to++] = rgba[from + 4 * x + color];
-        continue;
+    for (let start = 0; start < rgba.length; start += 4 * picture.width) {
+      const row = new Uint8Array(3 * picture.width);
+      for (let from = start, to = 0; to < row.length; from += 4) {
+        row[to++] = rgba[from];
+        row[to++] = rgba[from + 1];
+        row[to++] = rgba[from + 2];
       }
-      const { first, weights } = across[x];
-      let sum = 1 << (PRECISION - 1);
-      for (let k = 0, at = from + 4 * first + color; k < weights.length; k++, at += 4) sum += rgba[at] * weights[k];
-      out[to++] = clipped(sum);
+      yield row;
     }
   }
 }
 
-function filterColumns(narrow, width, down) {
-  const stride = 3 * width;
-  const out = new Uint8Array(down.length * stride);
-  down.forEach(({ first, weights }, y) => {
-    for (let x = 0; x < stride; x++) {
-      let sum = 1 << (PRECISION - 1);
-      for (let k = 0, at = first * stride + x; k < weights.length; k++, at += stride) sum += narrow[at] * weights[k];
-      out[y * stride + x] = clipped(sum);
+function* resizedRows(rows, across) {
+  for (const row of rows) {
+    const out = new Uint8Array(3 * across.length);
+    across.forEach(({ first, weights }, x) => {
+      for (let color = 0; color < 3; color++) {
+        let sum = HALF;
+        for (let k = 0, at = 3 * first + color; k < weights.length; k++, at += 3) sum += row[at] * weights[k];
+        out[3 * x + color] = clipped(sum);
+      }
+    });
+    yield out;
+  }
+}
+
+function* resizedColumns(rows, down) {
+  // The rows from number `start` on that the next output may need.
+  const waiting = [];
+  let start = 0;
+  for (const { first, weights } of down) {
+    while (start + waiting.length < first + weights.length) waiting.push(rows.next().value);
+    while (start < first) {
+      waiting.shift();
+      start += 1;
     }
-  });
-  return out;
+    const sums = new Int32Array(waiting[0].length).fill(HALF);
+    weights.forEach((weight, k) => {
+      const row = waiting[k];
+      for (let at = 0; at < sums.length; at++) sums[at] += row[at] * weight;
+    });
+    yield Uint8Array.from(sums, clipped);
+  }
 }
 
 function clipped(sum) {

@@ -1,6 +1,6 @@
 // Texts to token ids, as simmim_export/runtime/text.py does it.
 
-import { Tokenizer } from "./vendor/tokenizers.min.mjs";
+import { Tokenizer } from "./vendor/tokenizers.js";
 
 // What Python's str.strip() removes.
 const BLANK = /^[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*$/;
@@ -19,9 +19,7 @@ export class Texts {
     const model = parts.model;
     this.rules = rules;
     this.unknown = model.type === "Unigram" ? model.unk_id : model.vocab[model.unk_token];
-    // A BPE model without a token for unknown characters leaves them out.
-    this.leavesOut = model.type === "BPE" && this.unknown === undefined;
-    this.tokenizer = new Tokenizer(parts, { unk_token: model.unk_token ?? undefined });
+    this.tokenizer = new Tokenizer(parts, {});
     const steps = [...flat(parts.normalizer, "normalizers"), ...flat(parts.pre_tokenizer, "pretokenizers")];
     this.lowers = steps.some((step) => step.type === "Lowercase" || (step.type === "BertNormalizer" && step.lowercase));
     this.spaces = steps.some((step) => step.type === "BertNormalizer" && step.handle_chinese_chars);
@@ -40,8 +38,8 @@ export class Texts {
     if (/\p{Cs}/u.test(text)) throw new TextError("The text is not valid Unicode. Type it again.");
     if (BLANK.test(text)) throw new TextError("The text is empty. Type one word or more.");
     const encoding = this.tokenizer.encode(this.prepared(text), { add_special_tokens: false });
-    let ids = encoding.ids.map((id) => id ?? this.unknown);
-    if (this.leavesOut) ids = ids.filter((id) => id !== undefined);
+    // The library gives no id to an unknown word of a model that is a list of words.
+    const ids = encoding.ids.map((id) => id ?? this.unknown);
     if (ids.includes(undefined)) throw new TextError("The text has a word that the model does not know. Use other words.");
     if (ids.length === 0) throw new TextError("The text holds no word. Type one word or more.");
     const room = maxLength - before.length - after.length;
