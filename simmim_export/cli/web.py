@@ -65,7 +65,7 @@ def web(
         return
     rows = [(graph, artifact.variant, f"{artifact.bytes / 1e6:.2f}") for graph, artifact in artifacts.items()]
     print_table(f"{output}: {bundle} at {plan}", ("graph", "variant", ">MB"), rows)
-    plain, small = (site.download["wasm"][key] / 1e6 for key in ("bytes", "gzipped"))
+    plain, small = (site.download[key] / 1e6 for key in ("bytes", "gzipped"))
     say(
         f"a browser loads {plain:.1f} MB, {small:.1f} MB compressed; the folder has {site.files} files, {site.bytes / 1e6:.1f} MB"
     )

@@ -24,6 +24,8 @@ FILES = {
     "tokenizers.js": "@huggingface/tokenizers/dist/tokenizers.min.mjs",
     "LICENSE.tokenizers.txt": "@huggingface/tokenizers/LICENSE",
 }
+# Files that belong to the packages and that no browser loads. onnxruntime-web has no license file: its license is in page/.
+LICENSES = ("LICENSE.tokenizers.txt", "LICENSE.onnxruntime.txt")
 # The script and the WebAssembly that run graphs on each device of a browser.
 RUNTIMES = {
     "wasm": ("ort.wasm.js", "ort-wasm-simd-threaded.wasm"),

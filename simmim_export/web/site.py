@@ -31,7 +31,7 @@ from simmim_export.system.plain import as_json
 from simmim_export.system.watch import Watch
 from simmim_export.version import __version__
 from simmim_export.web import checks
-from simmim_export.web.packages import FILES, RUNTIMES, installed
+from simmim_export.web.packages import FILES, LICENSES, RUNTIMES, installed
 
 PAGE = Path(__file__).parent / "page"
 TOKENIZER = "tokenizer.json"
@@ -49,13 +49,13 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A folder that was written. ``download`` has the bytes that a browser loads, as they are and compressed, for each device."""
+    """A folder that was written. ``download`` are the ``bytes`` that a browser loads, and how many they are ``gzipped``."""
 
     path: Path
     variants: Mapping[str, Variant]
     files: int
     bytes: int
-    download: Mapping[str, Mapping[str, int]]
+    download: Mapping[str, int]
 
 
 def plan_for_browser(bundle: Bundle, precision: str) -> PrecisionPlan:
@@ -116,8 +116,9 @@ def build(
     """
     artifacts = artifacts_for(bundle, plan)
     with Staging(output, overwrite, is_ours=_is_site, kind="page") as staging:
+        # Everything is checked before anything is downloaded.
         described = _describe(bundle, artifacts)
-        # Checked before anything is downloaded.
+        bundle.golden()
         relatives = (TOKENIZER, GOLDEN, *(artifact.path for artifact in artifacts.values()))
         sources = {"manifest.json": bundle.root / "manifest.json"} | {each: bundle.file(each) for each in relatives}
         with installed(watch) as packages:
@@ -144,7 +145,7 @@ def build(
             "manifest": {"sha256": _sha256(staging.root / "bundle/manifest.json")},
             "bytes": {name: (staging.root / "bundle" / name).stat().st_size for name in (TOKENIZER, GOLDEN)},
         }
-        described["download"] = _downloads(staging.root, described, watch=watch)
+        described["download"] = _download(staging.root, watch=watch)
         staging.add(SITE, json.dumps(described))
         files, total = sum(path.is_file() for path in staging.root.rglob("*")), size(staging.root)
         staging.put_in_place()
@@ -236,23 +237,15 @@ def _specials(read: vocabulary.Vocabulary) -> tuple[list[int], list[int]]:
     raise BundleError("tokenizer.json has no word that could be tokenized", fix="export the bundle again")
 
 
-def _downloads(root: Path, described: Mapping[str, Any], *, watch: Watch) -> dict[str, dict[str, int]]:
-    """For each device the bytes that a browser loads, and how many they are after gzip."""
-    sizes: dict[str, tuple[int, int]] = {}
-    paths = sorted(path for path in root.rglob("*") if path.is_file())
+def _download(root: Path, *, watch: Watch) -> dict[str, int]:
+    """The ``bytes`` that a browser loads to run the page on the processor, and how many they are ``gzipped``."""
+    unused = {*RUNTIMES["webgpu"], *LICENSES}
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in unused)
+    gzipped = 0
     for index, path in enumerate(paths):
         watch("measuring the download", index, len(paths))
-        sizes[path.relative_to(root).as_posix()] = path.stat().st_size, _gzipped(path)
-    own = {file for files in RUNTIMES.values() for file in files}
-    downloads = {}
-    for device, files in RUNTIMES.items():
-        loaded = [
-            both
-            for name, both in sizes.items()
-            if Path(name).name not in own - set(files) and not Path(name).name.startswith("LICENSE")
-        ]
-        downloads[device] = {"bytes": sum(plain for plain, _ in loaded), "gzipped": sum(small for _, small in loaded)}
-    return downloads
+        gzipped += _gzipped(path)
+    return {"bytes": sum(path.stat().st_size for path in paths), "gzipped": gzipped}
 
 
 def _gzipped(path: Path) -> int:

@@ -17,19 +17,24 @@ from simmim_export.bundle import Bundle
 from simmim_export.errors import EngineUnavailable
 from simmim_export.system.watch import unwatched
 from simmim_export.web import site
+from simmim_export.web.packages import installed
+
+
+def require_packages() -> None:
+    """Skip the test where npm cannot install the packages of the page."""
+    try:
+        with installed(unwatched):
+            pass
+    except EngineUnavailable as error:
+        pytest.skip(error.what)
 
 
 def make_page(bundle: Path, output: Path, *, precision: str = "fp32", **options: Any) -> site.Site:
-    """Write the page of ``bundle``. Skips where npm cannot install the packages."""
+    """Write the page of ``bundle``, or skip the test."""
+    require_packages()
     opened = Bundle.open(bundle)
-    plan = site.plan_for_browser(opened, precision)
     all_options: dict[str, Any] = {"native": None, "overwrite": False} | options
-    try:
-        return site.build(opened, output, plan=plan, watch=unwatched, **all_options)
-    except EngineUnavailable as error:
-        if "npm" not in error.what:
-            raise
-        pytest.skip(f"the page cannot be made here: {error.what}")
+    return site.build(opened, output, plan=site.plan_for_browser(opened, precision), watch=unwatched, **all_options)
 
 
 class _Quiet(SimpleHTTPRequestHandler):

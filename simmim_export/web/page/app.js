@@ -295,8 +295,9 @@ function showHostChecks({ texts, pictures }) {
 
 function graphRow({ name, variant, rows, passed, error, cosine, milliseconds }, native) {
   const row = element("tr");
-  const time = (value) => (value == null ? "" : value.toFixed(value < 1 ? 2 : value < 100 ? 1 : 0));
-  const cells = ["", `${passed} of ${rows}`, error.toExponential(1), cosine.toFixed(5), time(milliseconds)];
+  // A browser's clock has steps of 0.1 ms.
+  const time = (value) => (value == null ? "" : value < 0.1 ? "< 0.1" : value.toFixed(1));
+  const cells = ["", `${passed}/${rows}`, error.toExponential(1), cosine.toFixed(4), time(milliseconds)];
   if (native) cells.push(time(native.milliseconds[name]));
   row.append(...cells.map((text) => element("td", { textContent: text })));
   row.cells[0].append(name, element("small", { textContent: variant }));
@@ -312,8 +313,9 @@ async function showDevices(device) {
 }
 
 function showSizes() {
-  const { bytes, gzipped } = model.site.download[model.device];
-  byId("sizes").textContent = `The page and its model are a download of ${megabytes(bytes)}; ${megabytes(gzipped)} if the host compresses it. Made by simmim-export ${model.site.version}.`;
+  const { bytes, gzipped } = model.site.download;
+  const download = `The page and its model are a download of ${megabytes(bytes)}; ${megabytes(gzipped)} if the host compresses it.`;
+  byId("sizes").textContent = `${model.device === "wasm" ? download : ""} Made by simmim-export ${model.site.version}.`;
 }
 
 // -- small things ----------------------------------------------------------------------------------------------------------
