@@ -55,9 +55,7 @@ def _install(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         what = "the page needs packages from npm, and npm is not installed"
-        raise EngineUnavailable(
-            what, fix="install Node.js 18 or newer: sudo apt-get install npm, or https://nodejs.org"
-        )
+        raise EngineUnavailable(what, fix="sudo apt-get install npm, or install Node.js from https://nodejs.org")
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(HERE / name, temporary)

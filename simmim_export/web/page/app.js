@@ -94,6 +94,7 @@ function chooseTask() {
   byId("text-block").hidden = !task.label;
   byId("text-label").textContent = task.label ?? "";
   byId("text-help").textContent = task.help ?? "";
+  byId("text").rows = lines(task) ? 4 : 2;
   byId("run").textContent = task.title;
   clear();
 }

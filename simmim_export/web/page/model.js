@@ -47,7 +47,8 @@ export async function load(device, watch) {
     try {
       sessions.set(artifact.graph, await ort.InferenceSession.create(bytes, { executionProviders: [device], logSeverityLevel: 3 }));
     } catch (error) {
-      throw new PageError(`ONNX Runtime cannot open ${artifact.path} on the ${DEVICES[device]}: ${error.message}`);
+      const fix = device === "wasm" ? "Use a current browser, or a device with more memory." : `Remove ?device=${device} from the address.`;
+      throw new PageError(`ONNX Runtime cannot open ${artifact.path} on the ${DEVICES[device]}: ${error.message} ${fix}`);
     }
   }
   const texts = site.text && new Texts(JSON.parse(new TextDecoder().decode(tokenizer)), site.text);
