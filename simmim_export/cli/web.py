@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,7 +59,12 @@ def web(
             native = native_times(opened, artifacts, threads=1, watch=watch)
         site = build(opened, output, plan=plan, native=native, overwrite=overwrite, watch=watch)
     if as_json:
-        document = {"site": str(output), "bundle": str(bundle), "precision": str(plan), "native": native}
+        document: dict[str, Any] = {
+            "site": str(output),
+            "bundle": str(bundle),
+            "precision": str(plan),
+            "native": native,
+        }
         document |= {"files": site.files, "bytes": site.bytes, "download": site.download, "graphs": dict(site.variants)}
         print_json(document)
         return
