@@ -7,8 +7,10 @@ keeps what was compiled. This module needs TensorRT for RTX, so import it inside
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from simmim_export.engines.tensorrt.build import require_set, set_workspace
 from simmim_export.engines.tensorrt.library import trt
@@ -18,6 +20,8 @@ from simmim_export.system.cache import kept
 
 # A GPU generation in the library's own names: SM86 is compute capability 8.6.
 _PREFIX = "SM"
+# Files of compiled kernels.
+_ENDING = ".kernels"
 
 
 def known_targets() -> list[str]:
@@ -60,8 +64,9 @@ def for_targets(request: Request) -> Callable[[trt.IBuilderConfig], None]:
 
 
 def context_with_cache(key: str) -> Callable[[trt.ICudaEngine], trt.IExecutionContext | None]:
-    """A function that makes a context of an engine. Kernels that it compiles are kept under ``key`` (hexadecimal), which names
-    the plan file."""
+    """A function that makes the contexts of one engine. Kernels that they compile are kept under ``key`` (hexadecimal), which
+    names the plan file."""
+    caches: list[trt.IRuntimeCache] = []
 
     def new_context(engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
         config = engine.create_runtime_config()
@@ -70,17 +75,32 @@ def context_with_cache(key: str) -> Callable[[trt.ICudaEngine], trt.IExecutionCo
         config.dynamic_shapes_kernel_specialization_strategy = eager
         require_set("kernel specialization", config.dynamic_shapes_kernel_specialization_strategy, eager)
         with kept("trt-rtx", key) as folder:
-            cache = config.create_runtime_cache()
-            known = None if folder is None else next(folder.glob("*.kernels"), None)
-            # It refuses what another driver or GPU wrote; then kernels are compiled again.
-            if known is not None and not cache.deserialize(known.read_bytes()):
-                known.unlink()
-                known = None
-            config.set_runtime_cache(cache)
+            if not caches:
+                caches.append(_opened(config.create_runtime_cache(), folder))
+            config.set_runtime_cache(caches[0])
             context = engine.create_execution_context(runtime_config=config)
-            if context is not None and folder is not None and known is None:
-                with suppress(OSError):
-                    (folder / "runtime.kernels").write_bytes(bytes(cache.serialize()))
+            if context is not None and folder is not None:
+                _write(caches[0], folder)
         return context
 
     return new_context
+
+
+def _opened(cache: trt.IRuntimeCache, folder: Path | None) -> trt.IRuntimeCache:
+    """``cache`` with the kernels in ``folder``. It refuses those of another driver or GPU, which are then compiled again."""
+    for path in () if folder is None else folder.glob(f"*{_ENDING}"):
+        if not cache.deserialize(path.read_bytes()):
+            path.unlink()
+    return cache
+
+
+def _write(cache: trt.IRuntimeCache, folder: Path) -> None:
+    """Keep what ``cache`` holds in one file of ``folder``, which is named after its content. Without it, the next process only
+    starts more slowly."""
+    content = bytes(cache.serialize())
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}{_ENDING}"
+    if not path.exists():
+        with suppress(OSError):
+            for other in folder.glob(f"*{_ENDING}"):
+                other.unlink()
+            path.write_bytes(content)

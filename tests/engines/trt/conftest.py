@@ -26,6 +26,8 @@ from simmim_export.runtime.loading import plan_of
 
 # TensorRT of the first needs CUDA of the second.
 PAIRS = {"10": ("tensorrt-10", "cuda-12"), "11": ("tensorrt-11", "cuda-13")}
+# The same for TensorRT for RTX, whose module has another name.
+RTX = {"rtx": ("rtx", "cuda-13")}
 # The modules that import the bindings when they are imported.
 OVER = ("build", "callbacks", "device", "network", "rtx", "session")
 
@@ -82,12 +84,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
 
     def enter(major: str) -> tuple[Gpu, World]:
         gpu, world = Gpu(), World()
-        tensorrt, cuda = PAIRS[major]
+        tensorrt, cuda = (PAIRS | RTX)[major]
         runtime = fake_cuda(surface(cuda), gpu)
         parents = {"cuda": ModuleType("cuda"), "cuda.bindings": ModuleType("cuda.bindings")}
         parents["cuda.bindings"].runtime = runtime  # type: ignore[attr-defined]
         parents["cuda"].bindings = parents["cuda.bindings"]  # type: ignore[attr-defined]
-        modules = parents | {"cuda.bindings.runtime": runtime, "tensorrt": fake_tensorrt(surface(tensorrt), gpu, world)}
+        name = "tensorrt_rtx" if major in RTX else "tensorrt"
+        modules = parents | {"cuda.bindings.runtime": runtime, name: fake_tensorrt(surface(tensorrt), gpu, world)}
         for name, module in modules.items():
             module.__spec__ = ModuleSpec(name, None)
             monkeypatch.setitem(sys.modules, name, module)

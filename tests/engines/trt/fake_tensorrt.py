@@ -145,7 +145,7 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
 
     def build(builder: Any, network: Any, config: Any) -> Any:
         log, file, model = builder._fake_log, network._fake_file, network._fake_model
-        assert config._fake_cache is not None
+        assert rtx or config._fake_cache is not None
         monitor = config._fake_progress_monitor
         monitor.phase_start(PHASE, None, STEPS)
         # The last step is not reported.
@@ -165,9 +165,15 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
             return None
         properties = ("builder_optimization_level", "hardware_compatibility_level", "profiling_verbosity")
         world.asked = {key: getattr(config, key) for key in properties}
-        world.asked |= {"cleared": config._fake_cleared, "pools": config._fake_pools, "profile": config._fake_profile}
-        world.asked["known"] = config._fake_cache._fake_content
-        object.__setattr__(config._fake_cache, "_fake_content", b"timings of " + file.encode())
+        pools = getattr(config, "_fake_pools", {})
+        world.asked |= {"cleared": config._fake_cleared, "pools": pools, "profile": config._fake_profile}
+        if rtx:
+            assert config._fake_targets, "for no GPU"
+            world.asked["targets"] = [target.name for target in config._fake_targets]
+            log.log(member("ILogger.Severity.VERBOSE"), listed(model))
+        else:
+            world.asked["known"] = config._fake_cache._fake_content
+            object.__setattr__(config._fake_cache, "_fake_content", b"timings of " + file.encode())
         world.built.append(file)
         if world.tamper is not None:
             world.tamper(model)
@@ -220,7 +226,22 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
     def mode_of(engine: Any, name: str) -> Any:
         return member("TensorIOMode.INPUT" if name in engine._fake_inputs else "TensorIOMode.OUTPUT")
 
+    def set_target(config: Any, compute_capability: Any, index: int) -> bool:
+        targets = getattr(config, "_fake_targets", [])
+        object.__setattr__(config, "_fake_targets", [*targets[:index], compute_capability, *targets[index + 1 :]])
+        return index < config._fake_num_compute_capabilities
+
+    def load_kernels(cache: Any, blob: Any) -> bool:
+        good = bytes(blob) == KERNELS
+        world.asked["kernels"] = good
+        return good
+
     def create_context(engine: Any, strategy: Any = None, runtime_config: Any = None) -> Any:
+        if rtx:
+            assert runtime_config._fake_cache is not None
+            eager = member("DynamicShapesKernelSpecializationStrategy.EAGER")
+            assert runtime_config._fake_dynamic_shapes_kernel_specialization_strategy is eager
+            strategy = runtime_config._fake_strategy
         assert strategy is member("ExecutionContextAllocationStrategy.USER_MANAGED")
         return new("IExecutionContext", engine=engine, shapes={}, addresses={}, scratch=None)
 
@@ -279,7 +300,25 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
 
     def inspect(inspector: Any, format: Any) -> str:
         assert format is member("LayerInformationFormat.JSON")
-        model = shape_inference.infer_shapes(inspector._fake_model)
+        layers = layers_of(inspector._fake_model)
+        return json.dumps({"Layers": layers, ("I/O Tensors" if eleven else "Bindings"): []})
+
+    def listed(model: onnx.ModelProto) -> str:
+        """The layers as the builder of TensorRT for RTX lists them."""
+
+        def tensors(layer: dict[str, Any], part: str) -> str:
+            row = "{{ Name: {Name}, Dimensions: [-1], Strides: [1], StrideOrder: [0], Datatype: {Datatype}, Format: {Format} }}"
+            return "[ " + ", ".join(row.format(**tensor) for tensor in layer[part]) + "]"
+
+        lines = [
+            f"Name: {layer['Name']}, LayerType: {layer['LayerType']}, Inputs: {tensors(layer, 'Inputs')}, Constants: [], "
+            f"Outputs: {tensors(layer, 'Outputs')}, TacticName: {layer['TacticName']}, StreamId: 0, Metadata: {layer['Metadata']}"
+            for layer in layers_of(model)
+        ]
+        return "\n".join(["Layers:", *lines, "", "I/O Tensors:", " Name: x"])
+
+    def layers_of(model: onnx.ModelProto) -> list[dict[str, Any]]:
+        model = shape_inference.infer_shapes(model)
         graph = model.graph
         kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
         kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -304,10 +343,11 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
             layer = {"Name": node.name, "LayerType": PRODUCTS.get(kind, "kgen"), "Inputs": inputs, "Outputs": outputs}
             layer["Metadata"] = f"[ONNX Layer: {node.name}]"
             layers.append(layer | {"TacticName": f"__myl_{node.op_type}_0xf2543c36ff9f16bbb1655b0183bf1647"})
-        return json.dumps({"Layers": layers, ("I/O Tensors" if eleven else "Bindings"): []})
+        return layers
 
-    # 11 has type and format apart.
-    eleven = surface["version"].startswith("11")
+    rtx = "ComputeCapability" in surface["classes"]
+    # 11 has type and format apart, and so has TensorRT for RTX.
+    eleven = rtx or surface["version"].startswith("11")
 
     def described(name: str, kind: str) -> dict[str, str]:
         if eleven:
@@ -316,6 +356,14 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
 
     def init_dims(dims: Any, shape: Any = ()) -> None:
         object.__setattr__(dims, "_fake_sizes", list(shape))
+
+    def kept_as(key: str) -> Callable[[Any, Any], bool]:
+        def keep(owner: Any, **value: Any) -> bool:
+            (given,) = value.values()
+            object.__setattr__(owner, f"_fake_{key}", given)
+            return True
+
+        return keep
 
     def kept(key: str) -> Callable[[Any], Any]:
         return lambda owner: getattr(owner, f"_fake_{key}")
@@ -375,8 +423,21 @@ def fake_tensorrt(surface: dict[str, Any], gpu: Gpu, world: World) -> ModuleType
         "IExecutionContext.set_tensor_address": set_address,
         "IExecutionContext.execute_async_v3": execute,
     }
+    if rtx:
+        behaviors |= {
+            "IBuilderConfig.set_compute_capability": set_target,
+            "IBuilderConfig.get_compute_capability": lambda config, index: config._fake_targets[index],
+            "ICudaEngine.create_runtime_config": lambda engine: new("IRuntimeConfig", cache=None),
+            "IRuntimeConfig.set_execution_context_allocation_strategy": kept_as("strategy"),
+            "IRuntimeConfig.create_runtime_cache": lambda config: new("IRuntimeCache"),
+            "IRuntimeConfig.set_runtime_cache": kept_as("cache"),
+            "IRuntimeCache.deserialize": load_kernels,
+            "IRuntimeCache.serialize": lambda cache: new("IHostMemory", content=KERNELS),
+        }
     module = pybind_module("tensorrt", surface, behaviors)
     return module
 
 
 SCRATCH = 4096
+# What the runtime cache of TensorRT for RTX holds.
+KERNELS = b"kernels"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
 import typed
 from conftest import PAIRS, surface
@@ -17,7 +18,7 @@ SOURCES = {
 }
 # The module that only TensorRT for RTX has to serve, which has to serve all the others too.
 RTX = "simmim_export.engines.tensorrt.rtx"
-EVERY = PAIRS | {"rtx": ("rtx", "cuda-13")}
+EVERY = PAIRS | conftest.RTX
 # Names that the engine must use. They show that the list of names is really read from the source.
 EXPECTED = {
     "tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED",
