@@ -34,8 +34,8 @@ def build(
         typer.Option(
             "--engine",
             metavar="ENGINE",
-            help="trt (on the GPU that will run the plan files) or trt-rtx (for GPUs that need not be here). The other engines "
-            "open graphs without building anything.",
+            help="trt builds for the GPU of this machine; trt-rtx builds for the GPUs in --target, on any machine. Other engines "
+            "need no build.",
         ),
     ] = "trt",
     precision: Precision = None,
@@ -45,7 +45,7 @@ def build(
             "--workspace",
             metavar="SIZE",
             help="GPU memory that the build may use, such as 2GiB.",
-            show_default="all that is free",
+            show_default="all that is free; with trt-rtx no limit",
         ),
     ] = None,
     level: Annotated[
@@ -103,18 +103,19 @@ def build(
         bool,
         typer.Option(
             "--dry-run",
-            help="Only check every graph and show its shapes. Needs no GPU. If TensorRT for RTX is installed, NVIDIA's own "
-            "parser checks too.",
+            help="Only check every graph and show its shapes. Needs no GPU. NVIDIA's own parser checks too, if TensorRT "
+            "for RTX is installed or trt can build here.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile every graph with TensorRT.
 
-    With trt, each plan file is compared with PyTorch on this machine's GPU and kept only if it passes. With trt-rtx, it is built
-    for the GPUs of --target and only its layers are checked: it runs for the first time on the device. Plan files that already
-    fit are not built again, so an interrupted build continues where it stopped. Exit code 4 if a plan file differs from PyTorch
-    or computes in another precision than asked for; with --dry-run, if TensorRT would refuse a graph.
+    With trt, each plan file is compared with PyTorch on this machine's GPU and kept only if it passes. With trt-rtx, plan files
+    are built for the GPUs in --target and never run: only the types of their layers are checked, so verify them on the device.
+    Plan files that already fit are not built again, so an interrupted build continues where it stopped. Exit code 4 if a plan
+    file differs from PyTorch or computes in a precision other than the one you asked for; with --dry-run, if TensorRT would
+    refuse a graph.
     """
     from simmim_export.engines import get_engine
     from simmim_export.engines.failures import cannot_run

@@ -95,7 +95,7 @@ class EngineOptions:
         typer.Option(
             "--engine",
             metavar="ENGINE",
-            help="ort, openvino, trt or torch; or auto, the fastest engine that was certified on this machine.",
+            help="ort, openvino, trt, trt-rtx or torch; or auto, the fastest engine that was certified on this machine.",
             rich_help_panel="Engine",
         ),
     ] = "ort"
@@ -105,7 +105,7 @@ class EngineOptions:
             "--device",
             metavar="DEVICE",
             help="cuda runs the engine on an NVIDIA GPU: --engine ort --device cuda is ort@cuda.",
-            show_default="cpu, or the GPU for trt",
+            show_default="cpu, or the GPU for trt and trt-rtx",
             rich_help_panel="Engine",
         ),
     ] = None

@@ -37,10 +37,10 @@ from simmim_export.system.host import has_integer_dot
 from simmim_export.system.telemetry import without_telemetry
 
 DEVICE = "CPU"
-# INT8 is refused on Arm unless the environment variable UNPROVEN has the value _ON_ARM. OpenVINO 2026.4.1 there opens none of our
-# INT8 convolutions ("Convolution input precision should be single"). Its INT8 products were 9 and 15 times as far from PyTorch as
-# when they were exported, with and without dot products; docs/engines.md has the commands.
-UNPROVEN, _ON_ARM = "SIMMIM_EXPORT_UNPROVEN", "openvino:int8"
+# INT8 is refused on Arm unless the environment variable UNPROVEN has this value. On Arm, OpenVINO 2026.4.1 cannot open our INT8
+# convolutions ("Convolution input precision should be single"), and the errors of its INT8 products were 9 and 15 times those of
+# the export, with and without dot-product instructions. docs/engines.md has the commands.
+UNPROVEN, _ALLOWED_PAIR = "SIMMIM_EXPORT_UNPROVEN", "openvino:int8"
 _ARM = ("aarch64", "arm64")
 # The hint for each precision, and the capability that the device must report for it.
 _PRECISIONS = {
@@ -191,9 +191,13 @@ class OpenVinoEngine:
         Raise :class:`EngineUnavailable` for INT8 on Arm, where it is wrong, unless the environment variable :data:`UNPROVEN`
         allows it.
         """
-        if precision is Precision.INT8 and platform.machine().lower() in _ARM and os.environ.get(UNPROVEN) != _ON_ARM:
+        if (
+            precision is Precision.INT8
+            and platform.machine().lower() in _ARM
+            and os.environ.get(UNPROVEN) != _ALLOWED_PAIR
+        ):
             what = f"engine {self.name!r} has no int8 on Arm: it cannot open INT8 convolutions, and INT8 products are wrong"
-            measure = f"{UNPROVEN}={_ON_ARM} simmim-export certify BUNDLE --engine {_ON_ARM}"
+            measure = f"{UNPROVEN}={_ALLOWED_PAIR} simmim-export certify BUNDLE --engine {_ALLOWED_PAIR}"
             raise EngineUnavailable(what, fix=f"use --engine ort, or --precision fp32; to measure it here: {measure}")
         capabilities = _capabilities() if self.why_unavailable() is None else ("FP32",)
         variants = {

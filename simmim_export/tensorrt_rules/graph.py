@@ -85,8 +85,8 @@ Check = Callable[[Graph], Problems]
 
 class Rules:
     """Checks by the name of their rule. :meth:`add` decorates one: ``few_channels`` gets the name ``few-channels``, and the first
-    line of its docstring says the rule in one sentence. :meth:`advise` adds one whose graphs TensorRT takes, and runs less well;
-    ``advice`` has the names of these."""
+    line of its docstring says the rule in one sentence. :meth:`advise` adds a rule that is only advice: TensorRT accepts a
+    graph that breaks it, but may run it more slowly. ``advice`` has the names of these rules."""
 
     def __init__(self) -> None:
         self.checks: dict[str, Check] = {}

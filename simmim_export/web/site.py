@@ -22,10 +22,11 @@ from simmim_export.bundle.opened import MOST_BYTES
 from simmim_export.bundle.staging import Staging
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
 from simmim_export.proof.certificate import PLANNED
+from simmim_export.proof.parity import tolerance_of
 from simmim_export.runtime.images import ImagePreprocessing
 from simmim_export.runtime.inputs import second_axis
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.spec import TOLERANCES, GraphSpec, Kind, Pipeline, Precision, PrecisionPlan, Variant, fed_tensors
+from simmim_export.spec import GraphSpec, Kind, Pipeline, Precision, PrecisionPlan, Variant, fed_tensors
 from simmim_export.system.files import parse_json, read_file, size
 from simmim_export.system.plain import as_json
 from simmim_export.system.watch import Watch
@@ -36,8 +37,8 @@ from simmim_export.web.packages import FILES, LICENSES, RUNTIMES, installed
 PAGE = Path(__file__).parent / "page"
 TOKENIZER = "tokenizer.json"
 SITE = "site.json"
-# The file of a graph that WebAssembly computes exactly at each precision. Its 8-bit products would be those of int8-dot only with
-# relaxed SIMD, which not every browser has.
+# The variant of each precision that any build of ONNX Runtime Web computes exactly. Not int8-dot: with relaxed SIMD its products
+# of 8 bits may saturate.
 VARIANTS = {Precision.FP32: Variant.FP32, Precision.FP16: Variant.FP16, Precision.INT8: Variant.INT8_U8}
 # WebAssembly has 32-bit addresses.
 MEMORY = 4 << 30
@@ -92,8 +93,10 @@ def artifacts_for(bundle: Bundle, plan: PrecisionPlan) -> dict[str, Artifact]:
     # While ONNX Runtime opens a graph, its file, the parsed file and the weights are there at the same time.
     needed = sum(sizes) + 2 * max(sizes)
     if needed > MEMORY:
-        opening = f"{needed / 1e9:.1f} GB while a browser opens them; WebAssembly has {MEMORY / 1e9:.1f} GB"
-        what = f"the bundle is too large for a browser: its graphs have {sum(sizes) / 1e9:.1f} GB, and need {opening}"
+        opening = f"{needed / 2**30:.1f} GiB while a browser opens them; WebAssembly has {MEMORY / 2**30:.0f} GiB"
+        what = (
+            f"the bundle is too large for a browser: its graphs have {sum(sizes) / 2**30:.1f} GiB, and need {opening}"
+        )
         raise BundleError(what, where=bundle.root, fix="choose a lower --precision, or export a smaller preset")
     return artifacts
 
@@ -179,7 +182,9 @@ def _describe(bundle: Bundle, artifacts: Mapping[str, Artifact]) -> dict[str, An
         "schema": 1,
         "version": __version__,
         "variants": {graph: artifact.variant for graph, artifact in artifacts.items()},
-        "tolerances": as_json({str(precision): tolerance for precision, tolerance in TOLERANCES.items()}),
+        "tolerances": {
+            graph: as_json(tolerance_of(artifact.precision, artifact.parity)) for graph, artifact in artifacts.items()
+        },
         "image": {"tallFirst": checks.TALL_FIRST},
         "text": rules,
         "checks": {"texts": texts, "pictures": pictures},
@@ -196,9 +201,9 @@ def text_rules(source: str, tokenizer: Tokenizer, *, specs: Sequence[GraphSpec])
     lacking = [name for section, names in LACKING.items() for name in sorted(used[section] & names)]
     model = content["model"]
     if model["type"] == "BPE" and model.get("unk_token") is None and "ByteLevel" not in used["pre_tokenizer"]:
-        lacking.append("a BPE model that leaves unknown characters out")
+        lacking.append("a BPE model that drops unknown characters")
     if lacking:
-        what = f"the page cannot apply {', '.join(lacking)} of tokenizer.json: the package @huggingface/tokenizers lacks it"
+        what = f"tokenizer.json needs {', '.join(lacking)}, which the package @huggingface/tokenizers does not support"
         raise BundleError(what, fix="run this bundle in Python: simmim-export ask BUNDLE IMAGE QUESTION")
     read = vocabulary.read(source)
     before, after = _specials(read)

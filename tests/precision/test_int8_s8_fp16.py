@@ -25,7 +25,7 @@ def quantized(model: onnx.ModelProto) -> dict[str, int]:
     return {node.name: graph.dtype(node.output[0]) for node in graph.nodes if node.name in names}
 
 
-def test_it_is_written_if_both_precisions_are_asked_for() -> None:
+def test_int8_and_fp16_together_write_the_mixed_variant() -> None:
     assert Variant.INT8_S8_FP16 in variants_of([Precision.INT8, Precision.FP16])
     for asked in ([], [Precision.INT8], [Precision.FP16]):
         assert Variant.INT8_S8_FP16 not in variants_of(asked)

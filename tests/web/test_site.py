@@ -56,7 +56,9 @@ def test_a_failure_leaves_nothing(tiny_bundle: Path, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_npm_is_missing(no_cache: None, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_npm_is_an_error(
+    no_cache: None, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineUnavailable) as caught, packages.installed(lambda *_: None):
         pass
@@ -64,7 +66,7 @@ def test_npm_is_missing(no_cache: None, tiny_bundle: Path, tmp_path: Path, monke
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
-def test_npm_fails(no_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_npm_is_an_error(no_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"registry": "http://127.0.0.1:9", "cache": str(tmp_path / "npm"), "fetch_retries": "0"}.items():
         monkeypatch.setenv(f"npm_config_{name}", value)
     with pytest.raises(EngineUnavailable) as caught, packages.installed(lambda *_: None):

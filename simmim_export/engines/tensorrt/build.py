@@ -208,11 +208,11 @@ def _nothing_built(spec: GraphSpec, graph: Path) -> EngineUnavailable:
         return EngineUnavailable(
             f"there was not enough memory to build {spec.name}; graphs built before it are kept:{reason}",
             where=graph,
-            fix="close what else uses the GPU, or give a smaller --workspace or --max, and run the same command again",
+            fix="free some memory, or give a smaller --workspace or --max, and run the same command again",
         )
     if log().no_implementation():
         return EngineUnavailable(
-            f"{name} found no way to run {spec.name} on this GPU:{reason}",
+            f"{name} has no kernels that can run {spec.name}:{reason}",
             where=graph,
             fix=f"a larger --workspace may help; to see what TensorRT would refuse: {_dry_run(graph)}",
         )

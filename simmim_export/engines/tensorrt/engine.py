@@ -134,11 +134,12 @@ class TrtEngine:
         return sidecar
 
     def _require_usable(self, path: Path, sidecar: plan_files.Sidecar) -> None:
-        """Raise :class:`EngineUnavailable` unless :meth:`compile` would build for the same device again."""
+        """Raise :class:`EngineUnavailable` if :meth:`compile` would now build for another device or version."""
         plan_files.require_target(path, sidecar, here=self.here())
 
     def up_to_date(self, path: Path, spec: GraphSpec, *, precision: Precision, sha256: str, request: Request) -> bool:
-        """Whether :meth:`compile` would make the plan file at ``path`` again from the graph with the digest ``sha256``."""
+        """Whether the plan file at ``path`` can be kept: it was built from the graph with the digest ``sha256`` and with this
+        ``request``, for the device that :meth:`compile` would build for now."""
         try:
             sidecar = self._usable_sidecar(path, spec, precision=precision)
             plan_files.require_source(path, sidecar, sha256=sha256)

@@ -4,7 +4,7 @@ There are two sources: the JSON of the engine inspector, which needs a GPU, and 
 does not. A layer that multiplies counts as INT8 if all that it multiplies is INT8; a layer that only quantizes or dequantizes
 does not. Other than that, a layer counts as the narrowest floating-point type among its inputs, outputs, constants and the name
 of its kernel: a layer that reads FP16 and writes FP32 multiplies in FP16. Layers with integers only (casts of token ids, shapes)
-have no precision, and are counted as "other"; layers about which nothing is said are counted as "unknown". TensorRT 10 writes
+have no precision, and are counted as "other"; layers of unknown type as "unknown". TensorRT 10 writes
 ``Half`` or ``Row major linear FP16 format`` as ``Format/Datatype``, and ``N/A due to dynamic shapes`` for many tensors of a graph
 with dynamic axes; 11 keeps ``Datatype`` and ``Format`` apart (NVIDIA's guide "Migrating IEngineInspector Usage from 10.x to
 11.x").
@@ -41,8 +41,8 @@ _HASH = re.compile(r"0x[0-9a-f]+")
 # An FP16 graph keeps some layers in FP32, and a strongly typed plan file keeps them too: those around a softmax or a norm, and
 # the casts at its ends. They are never more than three layers of four.
 LEAST_SHARE = 0.25
-# TensorRT may dequantize a product in front of an operator that it fuses with it in floating point: the first of four in the tiny
-# video encoder. More than half would mean that the graph is not computed in INT8.
+# TensorRT may dequantize the operands of a product and compute it in floating point, to fuse it with the operator that follows.
+# It does so with one of four in the tiny video encoder. More than half would mean that the graph is not computed in INT8.
 MOST_DEQUANTIZED = 0.5
 # TensorRT may fuse a small graph into one or two layers. Then only their ends are visible, which are FP32 in all our graphs.
 LEAST_LAYERS = 4

@@ -1,8 +1,8 @@
 """What only TensorRT for RTX has: it builds for GPUs that are not here, and finishes the kernels on the device.
 
-A plan file for RTX holds kernels that are compiled for the very GPU when it is opened. EAGER compiles them for the shapes that
-are asked for before the first answer; without it the first calls would run slower kernels and later ones others. A runtime cache
-keeps what was compiled. This module needs TensorRT for RTX, so import it inside functions.
+TensorRT for RTX finishes compiling the kernels of a plan file on the GPU that opens it. With EAGER it does so for the requested
+shapes before the first answer. Otherwise the first calls would use slower, general kernels, and later calls different ones. A
+runtime cache keeps what was compiled. This module needs TensorRT for RTX, so import it inside functions.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ SHAPES = 8
 NewContext = Callable[[trt.ICudaEngine], trt.IExecutionContext | None]
 
 
-def context_of(engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
+def default_context(engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
     """A context whose scratch memory is set later: all contexts share it, because they never run at the same time."""
     return engine.create_execution_context(strategy=trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
@@ -108,7 +108,7 @@ class TrtSession:
         *,
         profile: Profile,
         engine: str = "trt",
-        new_context: NewContext = context_of,
+        new_context: NewContext = default_context,
     ) -> None:
         """Open a plan file with this ``content`` for the engine called ``engine``. Raise :class:`EngineUnavailable` if there is
         no memory for it, and :class:`BundleError` if TensorRT cannot read it, or if it is for another graph than ``spec``."""

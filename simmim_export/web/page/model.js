@@ -6,7 +6,7 @@ import { decode, fromRgb, keepsPixels, noise, resize } from "./picture.js";
 import { Texts } from "./text.js";
 
 // Where a graph can run, and the ONNX Runtime that does it.
-export const DEVICES = { wasm: "processor (WebAssembly)", webgpu: "graphics processor (WebGPU)" };
+export const DEVICES = { wasm: "CPU (WebAssembly)", webgpu: "GPU (WebGPU)" };
 // Each graph is timed for so many milliseconds, and at least five times.
 const TIMED = 100;
 
@@ -252,7 +252,7 @@ export class Model {
     for (const name of names) {
       const spec = this.graphs.get(name);
       const precision = this.site.variants[name].split("-")[0];
-      const tolerance = this.site.tolerances[precision];
+      const tolerance = this.site.tolerances[name];
       const scales = scalesOf(this.golden, spec, precision);
       const graph = { name, variant: this.site.variants[name], rows: 0, passed: 0, error: 0, cosine: 1, milliseconds: null };
       state.graphs.push(graph);

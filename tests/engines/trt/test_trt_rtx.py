@@ -150,7 +150,7 @@ def test_without_the_packages_the_command_says_what_to_install(run_cli: Run, bun
     assert done.returncode == 3 and "pip install 'simmim-export[trt-rtx]'" in done.stderr
 
 
-def test_packages_of_two_versions_are_a_reason(
+def test_mismatched_package_versions_are_reported(
     rtx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(rtx_folder / "tensorrt_rtx_bindings", tmp_path / "tensorrt_rtx_bindings")
