@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "simmim-export build bundle --precision fp16",
     "simmim-export build bundle --precision fp16 --opt batch=1,sequence=12",
-    "simmim-export build bundle --engine trt-rtx --target sm86,sm120 --precision fp16",
+    "simmim-export build bundle --engine trt-rtx --target sm86 --precision fp16",
     "simmim-export build bundle --precision int8 --dry-run",
 )
 SHAPES = "Shapes to build for"

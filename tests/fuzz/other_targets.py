@@ -223,7 +223,7 @@ class PlanTarget(Target):
         self._plan = b"a plan"
         path.write_bytes(self._plan)
         recipe = {"workspace": None, "level": 3, "compatibility": "none", "profile": {"batch": [1, 1, 8]}}
-        target = plan_file.Target("NVIDIA H200", "9.0", 13000, "11.0.0")
+        target = plan_file.Target(library="TensorRT", version="11.0.0", sms=("9.0",), gpu="NVIDIA H200", driver=13000)
         sha256 = hashlib.sha256(self._plan).hexdigest()
         made = plan_file.Sidecar(
             graph="head.vqa",
@@ -250,14 +250,18 @@ class PlanTarget(Target):
         from simmim_export.engines.tensorrt import plan_file
         from simmim_export.spec import Axis, GraphSpec, TensorSpec
 
-        path = plan_file.plan_file_path(folder, "head.vqa", precision="fp16")
+        path = plan_file.plan_file_path(folder, "head.vqa", engine="trt", precision="fp16")
         sidecar = plan_file.read_sidecar(path)
         spec = GraphSpec("head.vqa", (TensorSpec("fused", "float32", ("batch", 96)),), (), (Axis("batch", 1, 8),))
         attempt(
             lambda: plan_file.require_graph(path, sidecar, graph="head.vqa", precision="fp16"),
             lambda: plan_file.require_source(path, sidecar, sha256=NO_DIGEST),
             lambda: plan_file.require_target(
-                path, sidecar, here=plan_file.Target("NVIDIA H200", "9.0", 13000, "11.0.0")
+                path,
+                sidecar,
+                here=plan_file.Target(
+                    library="TensorRT", version="11.0.0", sms=("9.0",), gpu="NVIDIA H200", driver=13000
+                ),
             ),
             lambda: plan_file.require_whole(path, sidecar),
             lambda: plan_file.require_profile(path, sidecar, spec=spec).require({"batch": 1}),

@@ -84,9 +84,10 @@ def use(library: Library) -> ModuleType:
 
 
 def used() -> Library:
-    """What this process uses. RuntimeError if :func:`use` was not called yet."""
+    """What this process uses. ModuleNotFoundError if :func:`use` was not called yet, because this is also what importing one of
+    the modules that need it then raises."""
     if not _used:
-        raise RuntimeError("no TensorRT was chosen for this process")
+        raise ModuleNotFoundError("no TensorRT was chosen for this process", name="tensorrt")
     return next(iter(_used))
 
 
