@@ -222,7 +222,13 @@ class PlanTarget(Target):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._plan = b"a plan"
         path.write_bytes(self._plan)
-        recipe = {"workspace": None, "level": 3, "compatibility": "none", "profile": {"batch": [1, 1, 8]}}
+        recipe = {
+            "workspace": None,
+            "level": 3,
+            "compatibility": "none",
+            "targets": [],
+            "profile": {"batch": [1, 1, 8]},
+        }
         target = plan_file.Target(library="TensorRT", version="11.0.0", sms=("9.0",), gpu="NVIDIA H200", driver=13000)
         sha256 = hashlib.sha256(self._plan).hexdigest()
         made = plan_file.Sidecar(
