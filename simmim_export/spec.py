@@ -242,6 +242,24 @@ class Pipeline:
     labels: str = ""
 
 
+class Score(StrEnum):
+    """What a model was trained to make of the similarities of an image and several texts."""
+
+    # The texts exclude each other, and their scores add up to 1: CLIP (Radford et al., 2021).
+    SOFTMAX = "softmax"
+    # Each text by itself: SigLIP (Zhai et al., 2023).
+    SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """How the cosine of an image and a text becomes a score in [0, 1]: ``score`` of ``scale`` x cosine + ``bias``."""
+
+    scale: float
+    bias: float = 0.0
+    score: Score = Score.SOFTMAX
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How far an output may be from the FP32 output of PyTorch.

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simmim_export.errors import UsageError
-
-# exp(logit_scale) may not exceed 100 (temperature 0.01): beyond it training diverges (Radford et al., 2021).
-MAX_LOGIT_SCALE = 4.6052
+from simmim_export.models.simmim.model import MAX_LOGIT_SCALE
 
 
 def similarities(image_embed: Tensor, text_embed: Tensor, logit_scale: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import numpy as np
 from simmim_export.benchmarks.peers.contestants import OPENVINO, PLAIN
 from simmim_export.benchmarks.peers.inputs import read_feeds
 from simmim_export.errors import UsageError
-from simmim_export.models.family import Graph, family_of
+from simmim_export.models.family import Graph, LoadOptions, family_of
 from simmim_export.precision import peers
 from simmim_export.precision.calibration import distinct_images
 from simmim_export.spec import Kind
@@ -44,7 +44,7 @@ class Maker:
     def open(self, checkpoint: Path, graph: str, *, inputs: Path, folder: Path) -> None:
         """Load the module. ``inputs`` holds the feeds that calibrate a text encoder; the checkpoint's own images calibrate an
         image encoder."""
-        source = family_of(checkpoint).load(checkpoint, max_batch=8, attention=False)
+        source = family_of(checkpoint).load(checkpoint, LoadOptions(max_batch=8))
         self._graph, self._folder = source.graphs[graph], folder
         self._calibration = read_feeds(inputs, "calibration")
         if not self._calibration:

@@ -15,7 +15,7 @@ import numpy as np
 
 from simmim_export.benchmarks.peers.contestants import COMPILED, OPENVINO, ORT, TORCH
 from simmim_export.bundle import Bundle
-from simmim_export.models.family import family_of
+from simmim_export.models.family import LoadOptions, family_of
 from simmim_export.runtime import load
 from simmim_export.spec import GraphSpec, Precision
 from simmim_export.system.host import available_threads
@@ -51,7 +51,7 @@ def open_torch(checkpoint: Path, spec: GraphSpec, *, engine: str, precision: Pre
     # torch.compile looks for CUDA and says that it found none.
     logging.getLogger("torch").setLevel(logging.ERROR)
     torch.set_num_threads(available_threads())
-    module = family_of(checkpoint).load(checkpoint, max_batch=1, attention=False).graphs[spec.name].module
+    module = family_of(checkpoint).load(checkpoint, LoadOptions(max_batch=1)).graphs[spec.name].module
     half = precision is Precision.BF16
     if half:
         module.bfloat16()

@@ -26,6 +26,7 @@ from simmim_export.spec import (
     Kind,
     Pipeline,
     Precision,
+    Similarity,
     TensorSpec,
     Variant,
     Verb,
@@ -76,6 +77,8 @@ class Manifest:
     provenance: Mapping[str, Any]
     # engine -> INT8 variant that the engine takes -> the precision plan for it, as PrecisionPlan writes it.
     plans: Mapping[str, Mapping[Variant, str]] = field(default_factory=dict)
+    # None for a model that does not embed both images and texts, and for bundles of versions before this field.
+    similarity: Similarity | None = None
     schema: int = SCHEMA
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from simmim_export.spec import Kind, Precision, Variant, Verb
+from simmim_export.spec import Kind, Precision, Score, Variant, Verb
 
 # The manifest of a planned model with 23 answers has 22 kB; 100,000 labels have 2 MB.
 MAX_BYTES = 4 * 2**20
@@ -78,8 +78,15 @@ class ImageRow(Row, frozen=True):
 
     height: Annotated[int, Meta(ge=1, le=MAX_SIDE)]
     width: Annotated[int, Meta(ge=1, le=MAX_SIDE)]
-    resize: Literal["squash"]
-    interpolation: Literal["bilinear"]
+    resize: Literal["squash", "crop"]
+    interpolation: Literal["bilinear", "bicubic"]
+    shortest: Annotated[int, Meta(ge=0, le=MAX_SIDE)] = 0
+
+    def __post_init__(self) -> None:
+        if self.resize == "squash" and self.shortest:
+            raise ValueError("only a crop has a shortest side")
+        if self.resize == "crop" and self.shortest < max(self.height, self.width):
+            raise ValueError("the shortest side must be as long as the sides of the crop")
 
 
 class TextRow(Row, frozen=True):
@@ -107,6 +114,14 @@ class EmbeddingRow(Row, frozen=True):
 
     dim: Annotated[int, Meta(ge=0, le=2**16)]
     digest: Sha256
+
+
+class SimilarityRow(Row, frozen=True):
+    """:class:`simmim_export.spec.Similarity`. A scale of 0 would make all texts alike."""
+
+    scale: Annotated[float, Meta(gt=0, le=1e4)]
+    bias: Annotated[float, Meta(ge=-1e4, le=1e4)]
+    score: Score
 
 
 class Parity(Struct, frozen=True):
@@ -169,6 +184,7 @@ class ManifestRow(Row, frozen=True):
         dict[EngineName, Annotated[dict[Variant, Annotated[str, Meta(max_length=2**16)]], Meta(max_length=16)]],
         Meta(max_length=64),
     ] = {}
+    similarity: SimilarityRow | None = None
 
 
 # -- the rows of ``metrics``, as simmim_export.console.metrics prints them --------------------------------------------------

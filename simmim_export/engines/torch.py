@@ -113,15 +113,23 @@ class TorchCudaSession(TorchSession):
 
 
 @lru_cache(maxsize=2)
-def _graphs(path: Path, modified_ns: int, attention: bool, device: str, half: bool) -> Any:
-    from simmim_export.models.family import family_of
+def _graphs(
+    path: Path, modified_ns: int, attention: bool, size: tuple[int, int] | None, device: str, half: bool
+) -> Any:
+    from simmim_export.models.family import LoadOptions, family_of
 
-    graphs = family_of(path).load(path, max_batch=1, attention=attention).graphs
+    options = LoadOptions(max_batch=1, attention=attention, image_size=size)
+    graphs = family_of(path).load(path, options).graphs
     for graph in graphs.values():
         graph.module.to(device)
         if half:
             graph.module.half()
     return graphs
+
+
+def _image_size(spec: GraphSpec) -> Any:
+    """The height and width of the images that ``spec`` takes; None if it takes none."""
+    return next((tensor.shape[1:3] for tensor in spec.inputs if tensor.kind is Kind.IMAGE), None)
 
 
 class TorchEngine:
@@ -167,7 +175,11 @@ class TorchEngine:
         half = precision is Precision.FP16
         session = TorchSession if self.device == "cpu" else TorchCudaSession
         with running(self.name, spec, where=path, opens=True, error=CheckpointError):
-            graphs = _graphs(path.resolve(), path.stat().st_mtime_ns, attention, self.device, half)
+            file, modified = path.resolve(), path.stat().st_mtime_ns
+            graphs = _graphs(file, modified, attention, None, self.device, half)
+            # A model that can take images of several sizes makes graphs of its own size, if it is not asked for another.
+            if spec.name in graphs and _image_size(graphs[spec.name].spec) != (size := _image_size(spec)):
+                graphs = _graphs(file, modified, attention, size, self.device, half)
             if spec.name not in graphs:
                 what = f"the checkpoint has no graph {spec.name!r}"
                 raise CheckpointError(what, where=path, fix="give the bundle's own")

@@ -29,6 +29,7 @@ def describe(model: SourceModel, family: str, *, provenance: Mapping[str, object
         files={},
         artifacts=(),
         metrics=model.metrics,
+        similarity=model.similarity,
         provenance=provenance,
     )
 

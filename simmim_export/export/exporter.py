@@ -12,6 +12,7 @@ from simmim_export.bundle.golden import FILE as GOLDEN
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines import require_engine
 from simmim_export.errors import GateFailed, LeftOut, UsageError
+from simmim_export.export.bundled_samples import with_samples
 from simmim_export.export.description import describe, provenance
 from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
@@ -31,7 +32,7 @@ from simmim_export.export.work import (
     file_step,
     work_of,
 )
-from simmim_export.models.family import Graph, SourceModel, family_of
+from simmim_export.models.family import Graph, LoadOptions, SourceModel, family_of
 from simmim_export.planning.planner import SearchResult
 from simmim_export.precision.calibration import Calibration, calibrate
 from simmim_export.precision.passes import CachedPasses, provable, variants_of
@@ -59,16 +60,20 @@ def export_bundle(
     opset: int = OPSET,
     max_batch: int = MAX_BATCH,
     attention: bool = False,
+    answers: tuple[str, ...] = (),
+    image_size: tuple[int, int] | None = None,
+    family: str = "",
     lower: Lower = Lower(),
     progress: Watch = unwatched,
 ) -> Exported:
     """Export every graph of ``checkpoint`` to a bundle at ``output``.
 
-    The graphs take 1 to ``max_batch`` rows. With ``attention``, a graph also gives where each token looked. ``lower`` says
-    what to write besides FP32. ``progress(step, done, total)`` is called before each step.
+    ``max_batch``, ``attention``, ``answers`` and ``image_size`` are those of
+    :class:`simmim_export.models.family.LoadOptions`. ``family`` names the model family; by default it is the one that recognizes
+    the checkpoint. ``lower`` says what to write besides FP32. ``progress(step, done, total)`` is called before each step.
 
     Raise :class:`CheckpointError` for the input; :class:`DataError` for the calibration samples; :class:`UsageError` for the
-    output, the opset, the batch, attention that the model does not have, and a budget that cannot be measured;
+    output, the opset, the batch, an option that the model has no use for, and a budget that cannot be measured;
     :class:`GateFailed` if a graph is not clean or differs from PyTorch, or no plan is within the budget. In every case nothing
     has been written at ``output``.
     """
@@ -77,12 +82,13 @@ def export_bundle(
     require_engine("ort")
     with Staging(output, overwrite) as staging:
         progress("load the checkpoint", 0, 1)
-        family = family_of(checkpoint)
-        model = family.load(checkpoint, max_batch=max_batch, attention=attention)
+        chosen = family_of(checkpoint, name=family)
+        options = LoadOptions(max_batch=max_batch, attention=attention, answers=answers, image_size=image_size)
+        model = with_samples(chosen.load(checkpoint, options))
         _check_attention(model, asked=attention)
         warn_of_shortcuts(model.metrics)
         origin = provenance(checkpoint, model, opset=opset)
-        draft = describe(model, family.name, provenance=origin)
+        draft = describe(model, chosen.name, provenance=origin)
         check_draft(draft, checkpoint)
         calibration = _calibration(model, lower)
         steps = _Steps(model=model, draft=draft, staging=staging, lower=lower, progress=progress)

@@ -3,7 +3,8 @@
 A family is a kind of model that can be exported. The exporter and the PyTorch engine use only its :class:`SourceModel`, and find
 tensors by kind, never by name. To add a family, write a class with the name and the two methods of :class:`ModelFamily`. Then add
 it to :data:`FAMILIES`, before SimMIM, or register it in your own package under the entry point group :data:`GROUP`.
-tests/contracts/second_family.py is a complete family in under 80 lines.
+tests/contracts/second_family.py is a complete family in under 80 lines; a model of Hugging Face's transformers has most of its
+parts in :mod:`simmim_export.models.huggingface`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,41 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from simmim_export.errors import CheckpointError, EngineUnavailable, SimmimError
-from simmim_export.spec import GraphSpec, Pipeline
+from simmim_export.errors import CheckpointError, EngineUnavailable, SimmimError, UsageError
+from simmim_export.models.huggingface.folder import model_type, unsupported
+from simmim_export.spec import GraphSpec, Pipeline, Similarity
 
 if TYPE_CHECKING:
     from torch import nn
 
 # The families of this package: name -> module:class. A family is imported only when it is asked.
-FAMILIES: Mapping[str, str] = {"simmim": "simmim_export.models.simmim.family:SimMIMFamily"}
+FAMILIES: Mapping[str, str] = {
+    "simmim": "simmim_export.models.simmim.family:SimMIMFamily",
+}
 # Installed packages add families under this name.
 GROUP = "simmim_export.families"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What a user asks of a model besides its weights.
+
+    Its graphs take 1 to ``max_batch`` rows. With ``attention``, a graph also gives where each token looked, if the model has such
+    a graph. ``answers`` are the candidates that a model ranks. ``image_size``, (height, width) in pixels, is the size that the
+    graphs take, for a model that can take another one than its own.
+    """
+
+    max_batch: int
+    attention: bool = False
+    answers: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
+
+    def refuse(self, what: str, *options: str) -> None:
+        """Raise :class:`UsageError` if one of ``options``, names of fields, is set: the model ``what`` has no use for it."""
+        for option in options:
+            if getattr(self, option):
+                flag = f"--{option.replace('_', '-')}"
+                raise UsageError(f"{what} has no use for {flag}", fix=f"leave out {flag}")
 
 
 @dataclass(frozen=True)
@@ -50,10 +76,12 @@ class SourceModel:
     ``graphs`` are in an order in which they can run. ``preprocessing`` is the manifest's: ``image`` (height and width in pixels,
     resize, interpolation), ``text`` (max_length in tokens) and, for clips, ``clip`` (stacked). ``tokenizer`` is the text of a
     tokenizer.json. ``labels`` names the classes of each pipeline's logits, by :attr:`simmim_export.spec.Pipeline.labels`.
-    ``images`` uint8 [n, height, width, 3] and ``texts``, at least one of each, are real samples: the golden tensors are made of
-    them, and INT8 is calibrated on them. ``evidence`` holds labeled examples that were kept out of training
-    (:meth:`simmim_export.proof.evidence.Evidence.save`), or is empty. ``metrics`` are the model's figures with their controls;
-    ``provenance`` says how it was trained.
+    ``similarity`` turns the cosine of an image and a text into a score, if the model embeds both.
+    ``images`` uint8 [n, height, width, 3] and ``texts`` are real samples: the golden tensors are made of them, and INT8 is
+    calibrated on them. A model that brings no samples leaves both empty, and gets those of
+    :mod:`simmim_export.export.bundled_samples`.
+    ``evidence`` holds labeled examples that were kept out of training (:meth:`simmim_export.proof.evidence.Evidence.save`), or is
+    empty. ``metrics`` are the model's figures with their controls; ``provenance`` says how it was trained.
     """
 
     config: Mapping[str, Any]
@@ -62,8 +90,9 @@ class SourceModel:
     preprocessing: Mapping[str, Mapping[str, Any]]
     tokenizer: str
     labels: Mapping[str, tuple[str, ...]]
-    images: np.ndarray
-    texts: tuple[str, ...]
+    images: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1, 3), np.uint8))
+    texts: tuple[str, ...] = ()
+    similarity: Similarity | None = None
     evidence: bytes = b""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -78,22 +107,25 @@ class ModelFamily(Protocol):
         """Raise :class:`CheckpointError` unless ``path`` looks like a checkpoint of this family."""
         ...
 
-    def load(self, path: Path, *, max_batch: int, attention: bool) -> SourceModel:
-        """The model at ``path``. Its graphs take 1 to ``max_batch`` rows. With ``attention``, a graph also gives where each token
-        looked, if the model has such a graph.
+    def load(self, path: Path, options: LoadOptions) -> SourceModel:
+        """The model at ``path``, as ``options`` ask for it.
 
-        Raise :class:`CheckpointError` for a checkpoint that is missing, damaged or hostile. Read files from strangers with
+        Raise :class:`UsageError` for an option that this model has no use for (:meth:`LoadOptions.refuse`), and
+        :class:`CheckpointError` for a checkpoint that is missing, damaged or hostile. Read files from strangers with
         :mod:`simmim_export.models.files`, and compare weights with :func:`simmim_export.models.weights.check_state`.
         """
         ...
 
 
-def family_of(path: Path) -> ModelFamily:
-    """The family whose checkpoint is at ``path``. Families of other packages are asked first, and SimMIM last.
+def family_of(path: Path, *, name: str = "") -> ModelFamily:
+    """The family whose checkpoint is at ``path``, or the one called ``name``, whatever it thinks of ``path``. Families of other
+    packages are asked first, and SimMIM last.
 
-    Raise :class:`CheckpointError`, with the last family's reason, if no family recognizes the checkpoint, and
-    :class:`EngineUnavailable`, naming the package, if the code of another package's family fails.
+    Raise :class:`UsageError` for an unknown ``name``, :class:`CheckpointError`, with the last family's reason, if no family
+    recognizes the checkpoint, and :class:`EngineUnavailable`, naming the package, if the code of another package's family fails.
     """
+    if name:
+        return _named(name)
     refusal = CheckpointError("no such model family", where=path)
     for family in (*_installed(), *(_imported(place)() for place in FAMILIES.values())):
         try:
@@ -102,7 +134,18 @@ def family_of(path: Path) -> ModelFamily:
             refusal = error
         else:
             return family
+    if model_type(path) is not None:
+        raise unsupported(path, families=FAMILIES)
     raise refusal
+
+
+def _named(name: str) -> ModelFamily:
+    if name in FAMILIES:
+        return _imported(FAMILIES[name])()
+    installed = {family.name: family for family in _installed()}
+    if name in installed:
+        return installed[name]
+    raise UsageError(f"unknown model family {name!r}", fix=f"choose one of {', '.join([*FAMILIES, *installed])}")
 
 
 class _PackagedFamily:
@@ -118,9 +161,9 @@ class _PackagedFamily:
         with self._guard("look at the checkpoint"):
             self._family.recognize(path)
 
-    def load(self, path: Path, *, max_batch: int, attention: bool) -> SourceModel:
+    def load(self, path: Path, options: LoadOptions) -> SourceModel:
         with self._guard("load the checkpoint"):
-            model = self._family.load(path, max_batch=max_batch, attention=attention)
+            model = self._family.load(path, options)
             if not isinstance(model, SourceModel):
                 raise TypeError(f"load returned {type(model).__name__}, not a SourceModel")
             return model

@@ -30,9 +30,12 @@ ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 # picture give the same pixels.
 DRAFT_PIXELS = 1_000_000
 
+# The longest side of a scaled picture before it is cut. One of 1 x 10,000 pixels would be scaled to 224 x 2,240,000.
+_LONGEST_SCALED = 65_535
 # The sources that are decoded in other threads.
 _FILES = (str, os.PathLike, bytes)
-_INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR}
+_INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_RESIZES = ("squash", "crop")
 _FLIPS = Image.Transpose
 # How the values of EXIF's orientation are undone; 1 is upright.
 _TURNS = {
@@ -56,8 +59,9 @@ class AnimatedImage(UserWarning):
 class ImagePreprocessing:
     """The size that the graph takes, in pixels, and how a picture gets there.
 
-    ``squash`` scales both sides independently and cuts nothing off, because a question may be about an edge. ``bilinear`` is
-    Pillow's antialiased filter. A picture of exactly this size stays unchanged.
+    ``squash`` scales both sides independently and cuts nothing off, because a question may be about an edge. ``crop`` scales the
+    shorter side to ``shortest`` pixels, keeps the aspect ratio, and cuts out the center. ``bilinear`` and ``bicubic`` are Pillow's
+    antialiased filters. An array of exactly this size stays unchanged.
     """
 
     height: int
@@ -65,6 +69,7 @@ class ImagePreprocessing:
     _: KW_ONLY
     resize: str = "squash"
     interpolation: str = "bilinear"
+    shortest: int = 0
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ImagePreprocessing:
@@ -75,10 +80,25 @@ class ImagePreprocessing:
         except TypeError as error:
             raise BundleError(f"malformed image preprocessing: {error}", fix="export the bundle again") from error
         resize, interpolation = preprocessing.resize, preprocessing.interpolation
-        if resize != "squash" or interpolation not in tuple(_INTERPOLATIONS):
+        if resize not in _RESIZES or interpolation not in tuple(_INTERPOLATIONS):
             what = f"this version does not know resize {resize!r} with interpolation {interpolation!r}"
             raise BundleError(what, fix="pip install -U simmim-export")
         return preprocessing
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """The width and height, in pixels, to which a picture of ``width`` x ``height`` is scaled, before a crop cuts it.
+
+        For a crop the longer side is rounded down, as torchvision and transformers do.
+        """
+        if self.resize == "squash":
+            return self.width, self.height
+        longer = int(self.shortest * max(width, height) / min(width, height))
+        return (self.shortest, longer) if width <= height else (longer, self.shortest)
+
+    def cut(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The part of a scaled picture of ``width`` x ``height`` that is used: left, upper, right, lower, in pixels."""
+        left, upper = (width - self.width) // 2, (height - self.height) // 2
+        return left, upper, left + self.width, upper + self.height
 
 
 class _Picture(NamedTuple):
@@ -174,9 +194,16 @@ def _load(source: ImageSource, preprocessing: ImagePreprocessing) -> _Loaded:
         return _Loaded(source, None)
     with _picture(source, size) as (image, box, turn, notice):
         # A picture is turned after it became small. The pixels of a quarter turn differ by at most 1 from those of turning first.
-        stored = size[::-1] if turn in _QUARTER_TURNS else size
-        image = image.resize(stored, _INTERPOLATIONS[preprocessing.interpolation], box)
-        return _Loaded(np.asarray(image if turn is None else image.transpose(turn)), notice)
+        quarter = turn in _QUARTER_TURNS
+        width, height = round(box[2] - box[0]), round(box[3] - box[1])
+        scaled = preprocessing.scaled(*((height, width) if quarter else (width, height)))
+        if max(scaled) > _LONGEST_SCALED:
+            raise ImageError(
+                f"the picture is {width} x {height} pixels, too narrow to be cut to a square", fix="crop it"
+            )
+        image = image.resize(scaled[::-1] if quarter else scaled, _INTERPOLATIONS[preprocessing.interpolation], box)
+        upright = image if turn is None else image.transpose(turn)
+        return _Loaded(np.asarray(upright if scaled == size else upright.crop(preprocessing.cut(*scaled))), notice)
 
 
 def decode(source: ImageSource) -> Image.Image:

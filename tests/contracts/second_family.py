@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models.family import Graph, SourceModel
+from simmim_export.models.family import Graph, LoadOptions, SourceModel
 from simmim_export.models.weights import check_state
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, TensorSpec, Verb
 
@@ -64,7 +64,7 @@ class SecondFamily:
         if metadata.get("format") != self.name:
             raise CheckpointError("not a checkpoint of the second family", where=path)
 
-    def load(self, path: Path, *, max_batch: int, attention: bool) -> SourceModel:
+    def load(self, path: Path, options: LoadOptions) -> SourceModel:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a file cannot be iterated
@@ -72,7 +72,7 @@ class SecondFamily:
         parts = modules(about["config"]["vocabulary"])
         check_state(state, parts.state_dict(), where=path, fix="copy it again, whole")
         parts.load_state_dict(state)
-        axes = Axis("batch", 1, max_batch), Axis("length", 2, LONGEST)
+        axes = Axis("batch", 1, options.max_batch), Axis("length", 2, LONGEST)
         specs = [GraphSpec("eye", (PHOTO,), (LOOK,), axes[:1]), GraphSpec("ear", (WORDS, REAL), (SENSE,), axes)]
         specs.append(GraphSpec("judge", (PHOTO, WORDS, REAL), (VERDICT,), axes))
         graphs = {spec.name: Graph(parts[spec.name], spec) for spec in specs}

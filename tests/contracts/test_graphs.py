@@ -18,7 +18,7 @@ from simmim_export.engines import get_engine
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.export.golden import make_golden
 from simmim_export.export.onnx import trace
-from simmim_export.models.family import family_of
+from simmim_export.models.family import LoadOptions, family_of
 from simmim_export.models.simmim.checkpoint import build, load
 from simmim_export.models.simmim.fusion import FUSIONS
 from simmim_export.models.simmim.heads import HEADS
@@ -35,7 +35,7 @@ PAIRS = pairs()
 def prove(path: Path, folder: Path, *, names: set[str], attention: bool = False) -> Golden:
     """Trace the graphs called ``names`` of the checkpoint at ``path`` into ``folder``, and compare each with PyTorch at every
     probed shape. TensorRT must accept each in every variant. Return the golden tensors."""
-    model = family_of(path).load(path, max_batch=MAX_BATCH, attention=attention)
+    model = family_of(path).load(path, LoadOptions(max_batch=MAX_BATCH, attention=attention))
     assert names <= set(model.graphs)
     with torch.no_grad():
         for graph in model.graphs.values():
@@ -96,7 +96,7 @@ def test_attention_says_where_each_word_looks(tmp_path: Path) -> None:
 def test_attention_of_a_model_without_it_is_an_error(tmp_path: Path, fusion: str, interaction: str) -> None:
     path = make_checkpoint(tmp_path / "ckpt.pt", fusion=fusion, interaction=interaction)
     with pytest.raises(UsageError, match=f"{fusion} with {interaction}"):
-        family_of(path).load(path, max_batch=MAX_BATCH, attention=True)
+        family_of(path).load(path, LoadOptions(max_batch=MAX_BATCH, attention=True))
 
 
 def test_time_matters_to_the_video_encoder(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from simmim_export.bundle import Bundle, Manifest
 from simmim_export.errors import BundleError
 from simmim_export.export.reference import make_evidence
-from simmim_export.models.family import SourceModel, family_of
+from simmim_export.models.family import LoadOptions, SourceModel, family_of
 from simmim_export.precision.calibration import MOST, calibrate
 from simmim_export.proof.evidence import Evidence, Task
 
@@ -20,7 +20,7 @@ from simmim_export.proof.evidence import Evidence, Task
 @pytest.fixture
 def model(tiny_checkpoint: Path) -> SourceModel:
     """The model of ``tiny_checkpoint``, which has no evidence of its own."""
-    return family_of(tiny_checkpoint).load(tiny_checkpoint, max_batch=4, attention=False)
+    return family_of(tiny_checkpoint).load(tiny_checkpoint, LoadOptions(max_batch=4))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from simmim_export.models.simmim.interaction import interaction
 from simmim_export.models.simmim.presets import ModelConfig
 from simmim_export.models.simmim.video import VideoEncoder
 
+# exp(logit_scale) may not exceed 100 (temperature 0.01): beyond it training diverges (Radford et al., 2021).
+MAX_LOGIT_SCALE = 4.6052
 # One layer lets frames compare; more did not help on the clips of shapes.
 VIDEO_LAYERS = 1
 
@@ -55,6 +57,10 @@ class SimMIM(nn.Module):
         self.heads = nn.ModuleDict({name: head(name, config.width, n) for name, n in config.heads.items()})
         # log(1 / temperature) of the contrastive loss; 0.07 is CLIP's start (Radford et al., 2021).
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def similarity_scale(self) -> float:
+        """The factor of the cosines in the contrastive loss, 1 / temperature: at most 100."""
+        return math.exp(min(float(self.logit_scale.detach()), MAX_LOGIT_SCALE))
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels uint8 [b, H, W, 3] to image_tokens [b, n, D] and image_embed [b, E]."""
