@@ -58,8 +58,8 @@ class Folder:
         return str(names[0]) if isinstance(names, list) and names else ""
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The object in the JSON file ``name``. Raise :class:`CheckpointError` for a file that is missing, is not JSON, or does not
-        hold an object."""
+        """The object in the JSON file ``name``. Raise :class:`CheckpointError` for a file that is missing, is not JSON, or does
+        not hold an object."""
         return _object(self.path / name)
 
     def tokenizer(self) -> str:

@@ -22,8 +22,8 @@ _FIX = "give a model whose images are resized, rescaled by 1/255 and normalized,
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
-    """``preprocessing`` is the manifest's for images. ``mean`` and ``std``, one for each of red, green and blue, are those of values
-    in [0, 1]."""
+    """``preprocessing`` is the manifest's for images. ``mean`` and ``std`` have a number for each of red, green and blue, whose
+    values are in [0, 1]."""
 
     preprocessing: Mapping[str, Any]
     mean: tuple[float, float, float]
