@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
+# Version 5 of transformers saves the settings of a processor's parts in this one file.
+PROCESSORS = "processor_config.json"
 TOKENIZER = "tokenizer.json"
 # The files that may hold the weights, in the order in which transformers looks for them.
 WEIGHTS = (
@@ -61,6 +63,21 @@ class Folder:
         """The object in the JSON file ``name``. Raise :class:`CheckpointError` for a file that is missing, is not JSON, or does
         not hold an object."""
         return _object(self.path / name)
+
+    def image_settings(self) -> tuple[Path, dict[str, Any]]:
+        """The settings of the image processor, and the file that holds them: processor_config.json with its ``image_processor``,
+        which transformers prefers, or preprocessor_config.json.
+
+        Raise :class:`CheckpointError` if the folder has neither.
+        """
+        if (self.path / PROCESSORS).is_file():
+            nested = self.read_json(PROCESSORS).get("image_processor")
+            if isinstance(nested, dict):
+                return self.path / PROCESSORS, nested
+        if not (self.path / PROCESSOR).is_file():
+            what = f"the folder has no image processor: no {PROCESSOR}, and no image_processor in {PROCESSORS}"
+            raise CheckpointError(what, where=self.path, fix=_save("AutoImageProcessor", "the image processor"))
+        return self.path / PROCESSOR, self.read_json(PROCESSOR)
 
     def tokenizer(self) -> str:
         """The text of the folder's tokenizer.json.

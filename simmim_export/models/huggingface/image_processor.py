@@ -39,8 +39,8 @@ def image_processor(
     ``size`` is either ``{"height", "width"}`` (both sides are scaled) or ``{"shortest_edge"}`` with a center crop. Raise
     :class:`CheckpointError` for a file that is missing or asks for another kind of preprocessing.
     """
-    where = folder.path / PROCESSOR
-    settings = dict(defaults) | dict(folder.read_json(PROCESSOR) if config is None else config)
+    where, own = folder.image_settings() if config is None else (folder.path / PROCESSOR, config)
+    settings = dict(defaults) | dict(own)
 
     def refuse(what: str) -> CheckpointError:
         return CheckpointError(f"this preprocessing cannot be exported: {what}", where=where, fix=_FIX)
