@@ -59,9 +59,9 @@ class AnimatedImage(UserWarning):
 class ImagePreprocessing:
     """The size that the graph takes, in pixels, and how a picture gets there.
 
-    ``squash`` scales both sides independently and cuts nothing off, because a question may be about an edge. ``crop`` scales the
-    shorter side to ``shortest`` pixels, keeps the aspect ratio, and cuts out the center. ``bilinear`` and ``bicubic`` are Pillow's
-    antialiased filters. An array of exactly this size stays unchanged.
+    ``squash`` scales both sides independently and cuts nothing off, because a question may be about an edge. ``crop`` scales
+    the shorter side to ``shortest`` pixels, keeps the aspect ratio, and cuts out the center. ``bilinear`` and ``bicubic`` are
+    Pillow's antialiased filters. An array of exactly this size stays unchanged.
     """
 
     height: int

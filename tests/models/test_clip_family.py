@@ -1,4 +1,4 @@
-"""CLIP from its folders: equal to transformers and to open_clip, in pixels, tokens and embeddings; and folders that are refused."""
+"""CLIP from its folders: pixels, tokens and embeddings as transformers and open_clip give them, and folders that are refused."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import Once
 from torch.nn.functional import normalize
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor, MetaClip2Model
 
 from simmim_export import load
@@ -102,7 +103,9 @@ def test_embeddings_are_those_of_transformers(clip: Path, tmp_path: Path, eos: i
     # Different inputs must be far apart, or the comparison shows nothing.
     assert (images[0] - images[1]).abs().max() > 0.01
     assert (embedded[0] - embedded[1]).abs().max() > 0.01
-    assert model.similarity == Similarity(scale=pytest.approx(float(theirs.logit_scale.exp())), score=Score.SOFTMAX)
+    assert model.similarity == Similarity(
+        scale=pytest.approx(float(theirs.logit_scale.detach().exp())), score=Score.SOFTMAX
+    )
 
 
 def test_metaclip_2_pools_at_the_token_that_its_configuration_names(tmp_path: Path) -> None:
@@ -136,7 +139,7 @@ def test_embeddings_are_those_of_open_clip(tmp_path: Path, quick_gelu: bool) -> 
         assert (images - expected).abs().max() < CLOSE
         assert (encoded(model, texts) - theirs.encode_text(ids.input_ids)).abs().max() < CLOSE
     assert (expected[0] - expected[1]).abs().max() > 0.01
-    assert model.similarity == Similarity(scale=pytest.approx(float(theirs.logit_scale.exp())))
+    assert model.similarity == Similarity(scale=pytest.approx(float(theirs.logit_scale.detach().exp())))
     image = {"height": SIDE, "width": SIDE, "resize": "crop", "shortest": SIDE, "interpolation": "bilinear"}
     assert dict(model.preprocessing["image"]) == image
 
@@ -166,27 +169,33 @@ def test_pixels_are_those_of_transformers(copied: Path, side: int) -> None:
         np.testing.assert_array_equal(load_pixels([picture], own)[0], expected.transpose(1, 2, 0))
 
 
+def test_pixels_are_those_of_open_clip_up_to_a_margin_that_is_rounded_otherwise(
+    open_clip: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(open_clip, tmp_path / "folder")
+    change(folder / "open_clip_config.json", lambda c: c["preprocess_cfg"].update(interpolation="bicubic"))
+    own = ImagePreprocessing.from_json(FAMILY.load(folder, OPTIONS).preprocessing["image"])
+    noise, shifted = np.random.default_rng(8), 0
+    for extra in range(8):
+        picture = Image.fromarray(noise.integers(0, 256, (SIDE, SIDE + extra, 3), np.uint8))
+        left = round(extra / 2)  # half to even, as in torchvision's CenterCrop
+        theirs = np.asarray(resize(picture, SIDE, InterpolationMode.BICUBIC))
+        np.testing.assert_array_equal(
+            np.asarray(center_crop(Image.fromarray(theirs), SIDE)), theirs[:, left : left + SIDE]
+        )
+        shift = left - extra // 2
+        shifted += shift
+        assert shift == (extra % 4 == 3)
+        np.testing.assert_array_equal(load_pixels([picture], own)[0], theirs[:, left - shift : left - shift + SIDE])
+    assert shifted == 2
+
+
 def thousand_texts() -> list[str]:
     lines, chance = corpus(), random.Random(9)
     odd = [
-        "it's 3 o'clock",
-        "  two\t\tspaces\n",
-        "ÉCOLE café e\u0301",
-        "日本語の写真",
-        "🐈‍⬛ a cat",
-        "x<|endoftext|>y",
-        "<|startoftext|>",
-    ]
-    odd += [
-        "I'LL WE'VE don't",
-        "a" * 400,
-        "12345 67.8%",
-        "ﬁne ligature",
-        "\u0130stanbul",
-        "naïve—dash…",
-        "!!!???",
-        "ß ẞ",
-        "\u200b z",
+        *("it's 3 o'clock", "  two\t\tspaces\n", "ÉCOLE café e\u0301", "日本語の写真", "\U0001f408\u200d\u2b1b a cat"),
+        *("x<|endoftext|>y", "<|startoftext|>", "I'LL WE'VE don't", "a" * 400, "12345 67.8%", "\ufb01ne ligature"),
+        *("\u0130stanbul", "naïve\u2014dash…", "!!!???", "ß \u1e9e", "\u200b z"),
     ]
     texts = odd + [" ".join(chance.sample(lines, 8)) for _ in range(60)]
     while len(texts) < 1000:
@@ -298,6 +307,12 @@ BAD: dict[str, Callable[[Path], object]] = {
     "nonsense": edit("config.json", lambda c: c["text_config"].update(hidden_size="wide")),
     "another image size": edit("preprocessor_config.json", lambda c: c.update(crop_size=24)),
     "another processor": edit("preprocessor_config.json", lambda c: c.update(image_processor_type="ViTImageProcessor")),
+    "an odd filter": edit("preprocessor_config.json", lambda c: c.update(resample=[3])),
+    "another filter": edit("preprocessor_config.json", lambda c: c.update(resample=0)),
+    "an odd factor": edit("preprocessor_config.json", lambda c: c.update(rescale_factor=None)),
+    "a mean that is no number": edit(
+        "preprocessor_config.json", lambda c: c.update(image_mean=[0.5, float("nan"), 0.5])
+    ),
     "another end token": edit("config.json", lambda c: c["text_config"].update(eos_token_id=5)),
     "no end token": edit("tokenizer.json", lambda c: c.update(post_processor=None)),
     "no tokenizer.json": lambda folder: (folder / "tokenizer.json").write_text("[]", encoding="utf-8"),

@@ -57,10 +57,10 @@ class CLIPFamily:
         else:
             folder = open_folder(path, model_types=CLASSES)
             processor, tokenizer = _image_processor(folder), folder.tokenizer()
-            with without_telemetry("transformers"):
-                import transformers
             kind, where = CLASSES[folder.model_type], path / CONFIG
-            model = load_weights(folder, getattr(transformers, kind))
+            with without_telemetry("transformers"):
+                model_class = getattr(import_module("transformers"), kind)
+            model = load_weights(folder, model_class)
         return _source_model(model, kind, processor, tokenizer=tokenizer, where=where, max_batch=options.max_batch)
 
 

@@ -1,6 +1,7 @@
 """CLIP's two towers as graphs.
 
-The wrappers call the parts of transformers' CLIPModel. Its own forward builds a mask and pools with operators that no engine fuses.
+The wrappers call the parts of transformers' CLIPModel, because its own forward builds a mask and pools with operators that no
+engine fuses.
 """
 
 from __future__ import annotations

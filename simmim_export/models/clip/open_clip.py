@@ -36,6 +36,8 @@ _FIX = (
 )
 
 _Size = Annotated[int, Meta(ge=1, le=1 << 20)]
+# With a tuple of two, msgspec 0.22 corrupts memory: it mixes up the bound of the number and the length of the tuple.
+_Sides = _Size | Annotated[list[_Size], Meta(min_length=2, max_length=2)]
 _Layers = Annotated[int, Meta(ge=1, le=256)]
 _Ratio = Annotated[float, Meta(gt=0, le=64)]
 _Three = tuple[float, float, float]
@@ -44,7 +46,7 @@ _Three = tuple[float, float, float]
 class _Vision(Struct):
     """vision_cfg with open_clip's defaults. Sizes of images are in pixels."""
 
-    image_size: _Size | tuple[_Size, _Size] = 224
+    image_size: _Sides = 224
     layers: _Layers = 12
     width: _Size = 768
     head_width: _Size = 64
@@ -73,7 +75,7 @@ class _Model(Struct):
 class _Preprocess(Struct):
     """preprocess_cfg. open_clip takes its own defaults for what is missing or null."""
 
-    size: _Size | tuple[_Size, _Size] | None = None
+    size: _Sides | None = None
     mode: str | None = None
     mean: _Three | None = None
     std: _Three | None = None
@@ -260,12 +262,11 @@ class OpenCLIP:
         if not heads or vision.width % heads or text.width % text.heads:
             what = f"widths of {vision.width} and {text.width} do not divide into {heads} and {text.heads} heads"
             raise CheckpointError(what, where=self._path / CONFIG, fix=COPY_AGAIN)
-        side = vision.image_size if isinstance(vision.image_size, int) else list(vision.image_size)
         activation = "quick_gelu" if self._model.quick_gelu else "gelu"
         return {
             "projection_dim": self._model.embed_dim,
             "vision_config": {
-                "image_size": side,
+                "image_size": vision.image_size,
                 "patch_size": vision.patch_size,
                 "num_hidden_layers": vision.layers,
                 "hidden_size": vision.width,
@@ -296,9 +297,10 @@ def _renamed(state: Any, where: Path) -> dict[str, Tensor]:
         state = {str(key).removeprefix("module."): value for key, value in state["state_dict"].items()}
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError("the file does not hold tensors by name", where=where, fix="give open_clip's own weights")
+    tensors: dict[str, Tensor] = {str(name): value for name, value in state.items()}
     renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if (match := _IN_BLOCK.fullmatch(str(name))) is not None:
+    for name, value in tensors.items():
+        if (match := _IN_BLOCK.fullmatch(name)) is not None:
             visual, layer, part, kind = match.groups()
             block = f"{'vision' if visual else 'text'}_model.encoder.layers.{layer}"
             if part == "attn.in_proj" and value.ndim and value.shape[0] % 3 == 0:
