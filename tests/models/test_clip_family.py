@@ -276,7 +276,7 @@ class Code:
 
 def with_code(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    torch.save({"logit_scale": Code()}, folder / "pytorch_model.bin")
+    torch.save({"logit_scale": Code(), "padding": torch.zeros(300_000)}, folder / "pytorch_model.bin")
 
 
 def without_shard(folder: Path) -> None:
@@ -304,6 +304,8 @@ BAD: dict[str, Callable[[Path], object]] = {
     "code of its own": edit("config.json", lambda c: c.update(auto_map={"AutoModel": "model.Model"})),
     "another width": edit("config.json", lambda c: c["vision_config"].update(hidden_size=32)),
     "more layers": edit("config.json", lambda c: c["text_config"].update(num_hidden_layers=3)),
+    "more layers than any": edit("config.json", lambda c: c["text_config"].update(num_hidden_layers=10**9)),
+    "more weights than memory": edit("config.json", lambda c: c["text_config"].update(vocab_size=10**10)),
     "nonsense": edit("config.json", lambda c: c["text_config"].update(hidden_size="wide")),
     "another image size": edit("preprocessor_config.json", lambda c: c.update(crop_size=24)),
     "another processor": edit("preprocessor_config.json", lambda c: c.update(image_processor_type="ViTImageProcessor")),
@@ -372,6 +374,19 @@ def test_another_model_of_open_clip_is_one_error(open_clip: Path, tmp_path: Path
         FAMILY.load(folder, OPTIONS)
     assert raised.value.exit_code == 5
     assert str(folder) in str(raised.value.where)
+
+
+def test_code_in_weights_of_open_clip_is_not_executed(
+    open_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(open_clip, tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save({"logit_scale": Code()}, folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(CheckpointError) as raised:
+        FAMILY.load(folder, OPTIONS)
+    assert raised.value.where == str(folder / "open_clip_pytorch_model.bin")
+    assert not Path("executed").exists()
 
 
 @pytest.mark.parametrize("missing", ["open_clip_model.safetensors", "tokenizer.json"])

@@ -71,7 +71,7 @@ def _image_processor(folder: Folder) -> ImageProcessor:
     where, settings = folder.image_settings()
     kind = settings.get("image_processor_type", settings.get("feature_extractor_type", _PROCESSORS[0]))
     if kind not in _PROCESSORS:
-        what = f"the image processor is {kind!r}, and this family reads those of the class {_PROCESSORS[0]}"
+        what = f"the image processor is a {kind!r}, not a {_PROCESSORS[0]}"
         raise CheckpointError(what, where=where, fix="save the image processor as a CLIPImageProcessor")
     return image_processor(folder, defaults=DEFAULTS)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models.files import COPY_AGAIN
+from simmim_export.models.files import COPY_AGAIN, PICKLED
 from simmim_export.system.files import parse_json, read_file
 from simmim_export.system.telemetry import without_telemetry
 
@@ -36,6 +36,8 @@ WEIGHTS = (
 )
 # The most bytes of a JSON file. CLIP's tokenizer.json has 2 MB, Gemma's 33.
 MOST_JSON = 64 << 20
+# The most layers of a tower. CLIP's largest have 48.
+MOST_LAYERS = 256
 _FILES = f"give a folder with {CONFIG}, {PROCESSOR}, {TOKENIZER} and model.safetensors, as save_pretrained writes it"
 # How many problems one message lists.
 _SHOWN = 20
@@ -162,6 +164,7 @@ def load_weights(folder: Folder, model: type[Module], *, ignored: Collection[str
     if not any((folder.path / name).is_file() for name in WEIGHTS):
         what = f"the folder has no weights: none of {', '.join(WEIGHTS)}"
         raise CheckpointError(what, where=folder.path, fix=_FILES)
+    _require_room(folder, model)
     with _transformers(folder.path, "the model"):
         loaded, report = model.from_pretrained(  # type: ignore[attr-defined]
             folder.path,
@@ -180,6 +183,34 @@ def load_weights(folder: Folder, model: type[Module], *, ignored: Collection[str
             what = f"{name} holds {bad} NaN or Inf values of {tensor.numel()}"
             raise CheckpointError(what, where=folder.path, fix="give weights that are numbers")
     return loaded.eval()
+
+
+def _require_room(folder: Folder, model: type[nn.Module]) -> None:
+    """Raise :class:`CheckpointError` for a configuration of many more weights than the files hold: transformers would allocate
+    them, and only then compare."""
+    import torch
+
+    for name, value in _numbers(folder.config):
+        if "layers" in name and value > MOST_LAYERS:
+            what = f"{name} is {value:,}; the limit is {MOST_LAYERS}"
+            raise CheckpointError(what, where=folder.path / CONFIG, fix=COPY_AGAIN)
+    with _transformers(folder.path, "the model"), torch.device("meta"):
+        config = model.config_class.from_pretrained(folder.path, local_files_only=True)  # type: ignore[attr-defined]
+        weights = sum(parameter.numel() for parameter in model(config).parameters())
+    files = (file for suffix in ("safetensors", "bin") for file in folder.path.glob(f"*.{suffix}"))
+    stored = sum(file.stat().st_size for file in files)
+    if weights > stored:  # a weight has a byte or more
+        what = f"{CONFIG} describes {weights:,} weights, and the files of weights have {stored:,} bytes"
+        raise CheckpointError(what, where=folder.path, fix="copy the folder again, whole")
+
+
+def _numbers(content: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The integers in a configuration and in those that it holds, by their names."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield name, value
 
 
 def _require_all(report: Mapping[str, Any], folder: Folder, *, ignored: tuple[str, ...]) -> None:
@@ -210,6 +241,8 @@ def _transformers(where: Path, what: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
+        if "Weights only load failed" in str(error):  # torch goes on to say how to execute the code
+            raise CheckpointError(PICKLED, where=where, fix="give the weights as .safetensors") from error
         lines = str(error).strip().splitlines()
         first = lines[0] if lines else type(error).__name__
         raise CheckpointError(f"{what} does not load: {first}", where=where, fix=COPY_AGAIN) from error
