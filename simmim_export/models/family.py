@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # The families of this package: name -> module:class. A family is imported only when it is asked.
 FAMILIES: Mapping[str, str] = {
+    "clip": "simmim_export.models.clip.family:CLIPFamily",
     "simmim": "simmim_export.models.simmim.family:SimMIMFamily",
 }
 # Installed packages add families under this name.

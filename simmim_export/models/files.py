@@ -36,7 +36,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_CODE = "the file holds pickled code or objects, which are never executed"
+PICKLED = "the file holds pickled code or objects, which are never executed"
 _TENSORS_ONLY = "save tensors, numbers and texts only, or give a .safetensors file"
 COPY_AGAIN = "copy it again, whole"
 
@@ -97,7 +97,7 @@ def read_archive(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch raises this for everything but tensors and primitives, and has executed none of it.
-        raise CheckpointError(_CODE, where=path, fix=_TENSORS_ONLY) from error
+        raise CheckpointError(PICKLED, where=path, fix=_TENSORS_ONLY) from error
     except _DAMAGE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"the checkpoint is damaged: {first}", where=path, fix=COPY_AGAIN) from error
@@ -115,7 +115,7 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     for name in archive.namelist():
         # torch's unpickler makes a bytearray of any length that a few bytes ask for.
         if name.endswith("/data.pkl") and any("bytearray" in str(word) for _, word, _ in genops(archive.read(name))):
-            raise CheckpointError(_CODE, where=path, fix=_TENSORS_ONLY)
+            raise CheckpointError(PICKLED, where=path, fix=_TENSORS_ONLY)
 
 
 def save_tensors(content: Any, path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models.files import COPY_AGAIN
+from simmim_export.models.files import COPY_AGAIN, PICKLED
 from simmim_export.system.files import parse_json, read_file
 from simmim_export.system.telemetry import without_telemetry
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
+# Version 5 of transformers saves the settings of a processor's parts in this one file.
+PROCESSORS = "processor_config.json"
 TOKENIZER = "tokenizer.json"
 # The files that may hold the weights, in the order in which transformers looks for them.
 WEIGHTS = (
@@ -34,6 +36,8 @@ WEIGHTS = (
 )
 # The most bytes of a JSON file. CLIP's tokenizer.json has 2 MB, Gemma's 33.
 MOST_JSON = 64 << 20
+# The most layers of a tower. CLIP's largest have 48.
+MOST_LAYERS = 256
 _FILES = f"give a folder with {CONFIG}, {PROCESSOR}, {TOKENIZER} and model.safetensors, as save_pretrained writes it"
 # How many problems one message lists.
 _SHOWN = 20
@@ -61,6 +65,21 @@ class Folder:
         """The object in the JSON file ``name``. Raise :class:`CheckpointError` for a file that is missing, is not JSON, or does
         not hold an object."""
         return _object(self.path / name)
+
+    def image_settings(self) -> tuple[Path, dict[str, Any]]:
+        """The settings of the image processor, and the file that holds them: processor_config.json with its ``image_processor``,
+        which transformers prefers, or preprocessor_config.json.
+
+        Raise :class:`CheckpointError` if the folder has neither.
+        """
+        if (self.path / PROCESSORS).is_file():
+            nested = self.read_json(PROCESSORS).get("image_processor")
+            if isinstance(nested, dict):
+                return self.path / PROCESSORS, nested
+        if not (self.path / PROCESSOR).is_file():
+            what = f"the folder has no image processor: no {PROCESSOR}, and no image_processor in {PROCESSORS}"
+            raise CheckpointError(what, where=self.path, fix=_save("AutoImageProcessor", "the image processor"))
+        return self.path / PROCESSOR, self.read_json(PROCESSOR)
 
     def tokenizer(self) -> str:
         """The text of the folder's tokenizer.json.
@@ -145,6 +164,7 @@ def load_weights(folder: Folder, model: type[Module], *, ignored: Collection[str
     if not any((folder.path / name).is_file() for name in WEIGHTS):
         what = f"the folder has no weights: none of {', '.join(WEIGHTS)}"
         raise CheckpointError(what, where=folder.path, fix=_FILES)
+    _require_room(folder, model)
     with _transformers(folder.path, "the model"):
         loaded, report = model.from_pretrained(  # type: ignore[attr-defined]
             folder.path,
@@ -163,6 +183,34 @@ def load_weights(folder: Folder, model: type[Module], *, ignored: Collection[str
             what = f"{name} holds {bad} NaN or Inf values of {tensor.numel()}"
             raise CheckpointError(what, where=folder.path, fix="give weights that are numbers")
     return loaded.eval()
+
+
+def _require_room(folder: Folder, model: type[nn.Module]) -> None:
+    """Raise :class:`CheckpointError` for a configuration of many more weights than the files hold: transformers would allocate
+    them, and only then compare."""
+    import torch
+
+    for name, value in _numbers(folder.config):
+        if "layers" in name and value > MOST_LAYERS:
+            what = f"{name} is {value:,}; the limit is {MOST_LAYERS}"
+            raise CheckpointError(what, where=folder.path / CONFIG, fix=COPY_AGAIN)
+    with _transformers(folder.path, "the model"), torch.device("meta"):
+        config = model.config_class.from_pretrained(folder.path, local_files_only=True)  # type: ignore[attr-defined]
+        weights = sum(parameter.numel() for parameter in model(config).parameters())
+    files = (file for suffix in ("safetensors", "bin") for file in folder.path.glob(f"*.{suffix}"))
+    stored = sum(file.stat().st_size for file in files)
+    if weights > stored:  # a weight has a byte or more
+        what = f"{CONFIG} describes {weights:,} weights, and the files of weights have {stored:,} bytes"
+        raise CheckpointError(what, where=folder.path, fix="copy the folder again, whole")
+
+
+def _numbers(content: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The integers in a configuration and in those that it holds, by their names."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield name, value
 
 
 def _require_all(report: Mapping[str, Any], folder: Folder, *, ignored: tuple[str, ...]) -> None:
@@ -193,6 +241,8 @@ def _transformers(where: Path, what: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
+        if "Weights only load failed" in str(error):  # torch goes on to say how to execute the code
+            raise CheckpointError(PICKLED, where=where, fix="give the weights as .safetensors") from error
         lines = str(error).strip().splitlines()
         first = lines[0] if lines else type(error).__name__
         raise CheckpointError(f"{what} does not load: {first}", where=where, fix=COPY_AGAIN) from error

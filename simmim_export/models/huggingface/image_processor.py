@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -39,8 +40,8 @@ def image_processor(
     ``size`` is either ``{"height", "width"}`` (both sides are scaled) or ``{"shortest_edge"}`` with a center crop. Raise
     :class:`CheckpointError` for a file that is missing or asks for another kind of preprocessing.
     """
-    where = folder.path / PROCESSOR
-    settings = dict(defaults) | dict(folder.read_json(PROCESSOR) if config is None else config)
+    where, own = folder.image_settings() if config is None else (folder.path / PROCESSOR, config)
+    settings = dict(defaults) | dict(own)
 
     def refuse(what: str) -> CheckpointError:
         return CheckpointError(f"this preprocessing cannot be exported: {what}", where=where, fix=_FIX)
@@ -48,11 +49,12 @@ def image_processor(
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if settings.get(step, True) is not True:
             raise refuse(f"{step} is {settings[step]!r}")
-    if abs(float(settings.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-6:
-        raise refuse(f"rescale_factor is {settings['rescale_factor']!r}")
-    interpolation = _FILTERS.get(settings.get("resample"))
+    factor, resample = settings.get("rescale_factor", 1 / 255), settings.get("resample")
+    if not isinstance(factor, int | float) or not abs(factor * 255 - 1) <= 1e-6:
+        raise refuse(f"rescale_factor is {factor!r}")
+    interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
     if interpolation is None:
-        raise refuse(f"resample is {settings.get('resample')!r}; bilinear (2) and bicubic (3) are supported")
+        raise refuse(f"resample is {resample!r}; bilinear (2) and bicubic (3) are supported")
     preprocessing = {"interpolation": interpolation, **_sides(settings, refuse)}
     return ImageProcessor(
         preprocessing=preprocessing,
@@ -104,7 +106,7 @@ def _side(value: object, name: str, refuse: Any) -> int:
 
 def _three(values: object, name: str, refuse: Any) -> tuple[float, float, float]:
     numbers = list(values) if isinstance(values, list | tuple) else []
-    if len(numbers) != 3 or not all(isinstance(number, int | float) for number in numbers):
+    if len(numbers) != 3 or not all(isinstance(n, int | float) and isfinite(n) for n in numbers):
         raise refuse(f"{name} is {values!r}")
     red, green, blue = (float(number) for number in numbers)
     if name == "image_std" and min(red, green, blue) <= 0:
