@@ -92,7 +92,7 @@ def test_a_sigmoid_rates_each_label_by_itself(tiny_bundle: Path, tmp_path: Path,
 
 def test_a_second_image_costs_only_its_own_encoding(tiny_bundle: Path, picture: Path) -> None:
     with simmim_export.load(tiny_bundle) as model:
-        counts = {graph: 0 for graph in ("image_encoder", "text_encoder")}
+        counts = dict.fromkeys(("image_encoder", "text_encoder"), 0)
         for graph in counts:
             _count(model.session(graph), counts, graph)
         first = model.classify(picture, LABELS, template=TEMPLATES)
