@@ -8,14 +8,16 @@ from simmim_export.errors import DataError
 from simmim_export.system.files import read_file, reading
 
 MOST_LINES = 100_000
-MOST_BYTES = 64 << 20
+# A bundle's manifest, which may hold the lines as labels, has 4 MiB at most, and a label 1,024 characters.
+MOST_BYTES = 3 << 20
+MOST_LETTERS = 1024
 
 
 def read_lines(path: Path, *, noun: str) -> tuple[str, ...]:
     """The lines of a UTF-8 text file, without spaces around them; ``noun`` says what a line holds.
 
     Raise :class:`DataError` for a file that cannot be read, and for one with no line or more than :data:`MOST_LINES`; and for a
-    line that is not UTF-8, is empty, or was there before, with its number.
+    line that is not UTF-8, is empty or too long, or was there before, with its number.
     """
     with reading(path, DataError):
         try:
@@ -41,6 +43,9 @@ def read_lines(path: Path, *, noun: str) -> tuple[str, ...]:
             raise DataError(what, where=where, fix="save the file as UTF-8") from error
         if not text:
             raise DataError("the line is empty", where=where, fix="remove it")
+        if len(text) > MOST_LETTERS:
+            what = f"the line has {len(text):,} characters, and at most {MOST_LETTERS:,} are allowed"
+            raise DataError(what, where=where, fix="shorten it")
         if first.setdefault(text, number) != number:
             what = f"{text[:100]!r} is also in line {first[text]}"
             raise DataError(what, where=where, fix="remove one of the two")
