@@ -152,5 +152,5 @@ def checked_templates(template: str | Iterable[str]) -> tuple[str, ...]:
 
 def refuse_template(template: object) -> None:
     """Raise :class:`UsageError` for a ``template`` that was given without labels."""
-    if template != TEMPLATE:
+    if not isinstance(template, str) or template != TEMPLATE:
         raise UsageError("a template needs labels", fix='give them too: classify(image, ["cat", "dog"], template=...)')
