@@ -15,9 +15,9 @@ from urllib.error import URLError
 from torch import Tensor
 from torchvision.models import get_model_weights
 
-from simmim_export.console import say
 from simmim_export.errors import CheckpointError, InputError, UsageError
 from simmim_export.models.files import read_tensors
+from simmim_export.models.huggingface.hub import require_on_hub
 from simmim_export.models.simmim.encoders import text_positions
 from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.system.telemetry import without_telemetry
@@ -87,7 +87,7 @@ def pretrained_text(source: str) -> PretrainedText:
     logging.set_verbosity_error()
     try:
         if not local:
-            _require_on_hub(source)
+            require_on_hub(source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = AutoConfig.from_pretrained(source, local_files_only=local)
@@ -118,19 +118,6 @@ def pretrained_text(source: str) -> PretrainedText:
     text = {key: value for key, value in text.items() if not key.startswith("_") and key != "dtype"}
     state = {key: value for key, value in model.state_dict().items() if not key.startswith("pooler.")}
     return PretrainedText(text, tokenizer, state, text_positions(model))
-
-
-def _require_on_hub(source: str) -> None:
-    """Raise unless the model hub, or its cache on this machine, has ``source``.
-
-    This asks once. transformers would retry an unreachable hub for half a minute.
-    """
-    with without_telemetry("huggingface_hub"):
-        from huggingface_hub import model_info, try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(source, "config.json"), str):
-        say(f"there is no folder {source!r}; looking for a model of that name on the hub", error=True)
-        model_info(source, timeout=10.0)
 
 
 def _check_weights(loading: Mapping[str, Any], source: str) -> None:

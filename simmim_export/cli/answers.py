@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from simmim_export.runtime.bulk import Outcome
     from simmim_export.runtime.images import ImageSource
     from simmim_export.runtime.inputs import EncodedImage
-    from simmim_export.runtime.model import Answer, Model
+    from simmim_export.runtime.model import Model
+    from simmim_export.runtime.scores import Answer
 
 # A command needs a bundle with one of these verbs.
 VERBS: Mapping[str, tuple[Verb, ...]] = {
@@ -38,6 +39,8 @@ CLASSIFY_EXAMPLES = (
     "simmim-export classify bundle photo.jpg",
     "simmim-export classify bundle frames/ --top-k 5",
     'simmim-export classify bundle photo.jpg "there is a red circle"',
+    "simmim-export classify bundle photo.jpg --label cat --label dog",
+    'simmim-export classify bundle photo.jpg --labels names.txt --template "a photo of a {}" --template "a drawing of a {}"',
 )
 ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")]
 ImageOrClip = Annotated[
@@ -145,32 +148,82 @@ def classify(
         list[str] | None,
         typer.Argument(metavar="TEXT", help="Texts to judge against the image. The bundle needs a text_class head."),
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            metavar="LABEL",
+            help="Choose among these classes instead of the model's own. The model must embed images and texts. Repeatable.",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="As --label, from a file: one class per line.")
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template",
+            metavar="TEMPLATE",
+            help="The text about a label, which takes the place of {}. Repeatable: the mean of all templates counts.",
+            show_default="a photo of a {}",
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", metavar="N", min=1, help="Number of classes to show.")] = 3,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Classify an image or a clip, or judge texts against it."""
-    from simmim_export.runtime import bulk
+    """Classify an image or a clip, or judge texts against it.
 
+    With --label or --labels, the classes are these texts: no training is needed (zero-shot). The scores of a model that was
+    trained with a sigmoid, such as SigLIP, rate each class by itself and do not add up to 100 %.
+    """
+    from simmim_export.runtime import bulk
+    from simmim_export.runtime.zero_shot import TEMPLATE
+
+    names = _named(label, labels, template=template, texts=texts)
     items = bulk.texts(texts or [])
     with (
         open_model(bundle, engine) as model,
         running("classify", items, strict=strict, as_json=as_json) as options,
     ):
-        verb = Verb.CLASSIFY_TEXT if texts else Verb.CLASSIFY
-        _require(model, verb)
-        encoded = _encode(model, _frames(model, image, verb))
-
-        def judge(batch: list[str]) -> list[list[Answer]]:
-            return model.classify_text(encoded, batch, top_k=top_k)
-
+        verb = Verb.CLASSIFY_TEXT if texts else Verb.EMBED_IMAGE if names else Verb.CLASSIFY
+        if not names:
+            _require(model, verb)
+        frames = _frames(model, image, verb)
         if texts:
+            encoded = _encode(model, frames)
+
+            def judge(batch: list[str]) -> list[list[Answer]]:
+                return model.classify_text(encoded, batch, top_k=top_k)
+
             outcome = bulk.run_texts(model, items, compute=judge, verb=verb, clip=encoded.clip, **options)
         else:
             named = bulk.Item(image, str(image), str(image))
-            outcome = bulk.Outcome(items=[named], rows={0: model.classify(encoded, top_k=top_k)}, failures={})
+            shown = model.encode_clip(frames) if len(frames) > 1 else frames[0]
+            classes = model.classify(shown, names or None, template=template or TEMPLATE, top_k=top_k)
+            outcome = bulk.Outcome(items=[named], rows={0: classes}, failures={})
     _show(outcome, keys=("input", "classes", "label"), as_json=as_json)
     outcome.require_all("classified")
+
+
+def _named(
+    label: list[str] | None, file: Path | None, *, template: list[str] | None, texts: list[str] | None
+) -> tuple[str, ...]:
+    """The classes that --label or --labels names; empty without both. Raise :class:`UsageError` for options that contradict each
+    other, and :class:`DataError` for a file that cannot be used."""
+    from simmim_export.errors import UsageError
+    from simmim_export.system.lines import read_lines
+
+    if label and file is not None:
+        raise UsageError(
+            "--label and --labels exclude each other", fix="write all classes into the file, or leave it out"
+        )
+    if (label or file is not None) and texts:
+        what = "texts are judged by the model's own classes, and --label and --labels replace these"
+        raise UsageError(what, fix="leave out the texts, or the labels")
+    if template and not label and file is None:
+        raise UsageError("--template needs labels", fix="add --label LABEL for each class, or --labels FILE")
+    return tuple(label or ()) if file is None else read_lines(file, noun="class")
 
 
 def _show(outcome: Outcome[list[Answer]], *, keys: tuple[str, str, str], as_json: bool) -> None:
@@ -196,7 +249,9 @@ def _require(model: Model, verb: Verb) -> None:
         return
     words = verb.replace("_", " ")
     other = {Verb.CLASSIFY: Verb.CLASSIFY_TEXT, Verb.CLASSIFY_TEXT: Verb.CLASSIFY}.get(verb)
-    if other in present:
+    if verb is Verb.CLASSIFY and model.bundle.manifest.similarity is not None:
+        fix = "name the classes yourself: --label cat --label dog"
+    elif other in present:
         fix = "leave out the texts" if verb is Verb.CLASSIFY_TEXT else "add texts to judge against the image"
     else:
         commands = [command for command, verbs in VERBS.items() if present.intersection(verbs)]

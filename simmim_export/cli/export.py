@@ -1,7 +1,8 @@
-"""The command ``onnx``: from a checkpoint to a bundle."""
+"""The command ``onnx``: from a model in PyTorch to a bundle."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +17,19 @@ EXAMPLES = (
     "simmim-export onnx ckpt.pt -o bundle",
     "simmim-export onnx ckpt.pt --precision int8 --precision fp16",
     "simmim-export onnx ckpt.pt --precision int8 --budget answers=0.5pt",
+    "simmim-export onnx openai/clip-vit-base-patch32 -o clip",
 )
-LOWER = "Lower precision"
+LOWER, MODEL = "Lower precision", "Model"
 
 
 def onnx(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint that simmim-train wrote.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Checkpoint of simmim-train, folder in the layout of transformers, or name of a model on the Hugging Face hub.",
+        ),
+    ],
     output: Annotated[Path, output("BUNDLE", "Folder to write.")] = Path("bundle"),
     overwrite: Overwrite = False,
     opset: Annotated[int, typer.Option("--opset", metavar="N", help="ONNX opset, 18 to 24.")] = OPSET,
@@ -37,6 +45,36 @@ def onnx(
         bool,
         typer.Option("--attention", help="Also output where each word looked in the image: needed for ask --explain."),
     ] = False,
+    family: Annotated[
+        str,
+        typer.Option(
+            "--family",
+            metavar="NAME",
+            help="Model family to read it as.",
+            show_default="the one that recognizes it",
+            rich_help_panel=MODEL,
+        ),
+    ] = "",
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "--answers",
+            metavar="FILE",
+            help="For a model that ranks given answers, such as BLIP: a text file with one answer per line.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            "--image-size",
+            metavar="HxW",
+            help="Height and width in pixels of the images that the graphs take, such as 384x512, for a model that leaves the "
+            "choice, such as ViLT.",
+            show_default="the model's own",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,7 +97,10 @@ def onnx(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a checkpoint to ONNX and check it against PyTorch.
+    """Export a model to ONNX and check it against PyTorch.
+
+    A path on this machine is never looked for elsewhere. A model from the hub is downloaded once. No code that comes with a model
+    is executed.
 
     Every graph is compared with PyTorch at many shapes. With --budget the command also searches, for every installed engine, the
     fastest precision plan whose losses stay within the budget. Exit code 4 if a graph differs from PyTorch or no plan stays
@@ -68,11 +109,20 @@ def onnx(
     # These imports are light. A wrong path or number should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
     from simmim_export.errors import EngineUnavailable, UsageError
-    from simmim_export.export.limits import family_of, require_batch, require_opset
+    from simmim_export.export.limits import (
+        family_of,
+        is_hub_name,
+        model_path,
+        parse_image_size,
+        require_batch,
+        require_opset,
+    )
     from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget as Limits
     from simmim_export.spec import Precision
+    from simmim_export.system.lines import read_lines
     from simmim_export.system.outputs import full_disk, no_empty_folders
+    from simmim_export.system.watch import unwatched
 
     precisions = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
     if Precision.BF16 in precisions:
@@ -82,9 +132,13 @@ def onnx(
     lower = Lower(tuple(p for p in precisions if p is not Precision.FP32), calibration, limits)
     require_opset(opset)
     require_batch(max_batch)
-    family_of(checkpoint)
+    size = None if image_size is None else parse_image_size(image_size)
+    candidates = () if answers is None else read_lines(answers, noun="answer")
     with no_empty_folders(output), Staging(output, overwrite):
         pass
+    download = progress_bar("export", estimates=True) if is_hub_name(model) else nullcontext(unwatched)
+    with download as progress:
+        path = model_path(model, check=lambda path: family_of(path, name=family), watch=progress)
     try:
         from simmim_export.export.exporter import export_bundle
     except ModuleNotFoundError as error:
@@ -92,12 +146,15 @@ def onnx(
         raise EngineUnavailable(f"exporting needs the package {error.name}", fix=fix) from error
     with full_disk(output), progress_bar("export", estimates=True) as progress:
         exported = export_bundle(
-            checkpoint,
+            path,
             output,
             overwrite=overwrite,
             opset=opset,
             max_batch=max_batch,
             attention=attention,
+            answers=candidates,
+            image_size=size,
+            family=family,
             lower=lower,
             progress=progress,
         )

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from simmim_export.bundle import Manifest
 from simmim_export.engines import versions
+from simmim_export.errors import CheckpointError
 from simmim_export.models.family import SourceModel
 from simmim_export.spec import Kind, Verb
-from simmim_export.system.files import digest
+from simmim_export.system.files import digest, reading
 from simmim_export.version import __version__
 
 
@@ -58,10 +59,15 @@ def embedding_digest(model: SourceModel) -> str:
 
 
 def provenance(checkpoint: Path, model: SourceModel, *, opset: int) -> dict[str, object]:
-    """Where a bundle comes from: the digest and history of its checkpoint, and the versions of the packages that exported it."""
+    """Where a bundle comes from: the digest and history of its checkpoint, and the versions of the packages that exported it.
+
+    Raise :class:`CheckpointError` for a folder with a file that cannot be read.
+    """
+    with reading(checkpoint, CheckpointError):
+        sha256 = digest(checkpoint)
     packages = {"onnx": version("onnx"), **versions("torch"), **versions("ort")}
     return {
-        "checkpoint_sha256": digest(checkpoint),
+        "checkpoint_sha256": sha256,
         "training": model.provenance,
         "opset": opset,
         "simmim_export": __version__,

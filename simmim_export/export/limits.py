@@ -1,9 +1,14 @@
-"""What an export can be asked for, checked before PyTorch is imported: the checkpoint, opsets and batches."""
+"""What an export can be asked for, checked before PyTorch is imported: the model, opsets, batches and sizes of images."""
 
 from __future__ import annotations
 
+import re
+
+from simmim_export.bundle.schema import MAX_SIDE
 from simmim_export.errors import UsageError
 from simmim_export.models.family import family_of as family_of
+from simmim_export.models.huggingface.hub import is_hub_name as is_hub_name
+from simmim_export.models.huggingface.hub import model_path as model_path
 
 OPSETS = range(18, 25)
 OPSET = 20
@@ -28,3 +33,12 @@ def require_batch(max_batch: int) -> None:
     if max_batch > BATCHES[-1]:
         fix = f"give {BATCHES[-1]} or less: more than a batch is run in parts"
         raise UsageError(f"--max-batch {max_batch} is too large", fix=fix)
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels from a text such as ``384x512``. Raise :class:`UsageError` for any other text."""
+    match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", text)
+    if match is None or max(map(int, match.groups())) > MAX_SIDE:
+        what = f"--image-size {text!r} is not a height and a width of 1 to {MAX_SIDE} pixels"
+        raise UsageError(what, fix="write it as HEIGHTxWIDTH, for example 384x512")
+    return int(match[1]), int(match[2])

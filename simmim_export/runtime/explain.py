@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from simmim_export.runtime.model import Answer
+from simmim_export.runtime.scores import Answer
 from simmim_export.system.printing import printable
 
 # In pixels: the longer side of a picture, the space around it, and the sizes of the two fonts.

@@ -74,7 +74,7 @@ class ImagePreprocessing:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ImagePreprocessing:
         """Read what :func:`spec.as_json` wrote to a manifest or checkpoint. Raise :class:`BundleError` for unknown or missing
-        keys, and for a resize or interpolation that this version does not have."""
+        keys, for a resize or interpolation that this version does not have, and for a crop larger than the scaled picture."""
         try:
             preprocessing = cls(**data)
         except TypeError as error:
@@ -83,6 +83,9 @@ class ImagePreprocessing:
         if resize not in _RESIZES or interpolation not in tuple(_INTERPOLATIONS):
             what = f"this version does not know resize {resize!r} with interpolation {interpolation!r}"
             raise BundleError(what, fix="pip install -U simmim-export")
+        if resize == "crop" and preprocessing.shortest < max(preprocessing.height, preprocessing.width):
+            what = f"the shortest side of a crop is {preprocessing.shortest}, less than the sides of the graph"
+            raise BundleError(what, fix="export the bundle again")
         return preprocessing
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,22 +17,11 @@ from simmim_export.proof.parity import ParityReport, compare
 from simmim_export.runtime.images import ImageSource
 from simmim_export.runtime.inputs import EncodedImage, Tensors, picture_list, require_name, text_list
 from simmim_export.runtime.preprocessor import Preprocessor
+from simmim_export.runtime.scores import Answer as Answer
+from simmim_export.runtime.scores import Explanation, best, softmax
 from simmim_export.runtime.sessions import Sessions
+from simmim_export.runtime.zero_shot import TEMPLATE, ZeroShot, refuse_template
 from simmim_export.spec import Kind, Pipeline, Verb
-
-
-class Answer(NamedTuple):
-    """One class and its probability in [0, 1]; the probabilities of all classes add up to 1."""
-
-    label: str
-    score: float
-
-
-class Explanation(NamedTuple):
-    """Answers, and where the model looked for them: float32 [rows, columns] over the image, each in [0, 1], with sum 1."""
-
-    answers: list[Answer]
-    attention: np.ndarray
 
 
 class Model:
@@ -50,6 +39,7 @@ class Model:
         self.why = why
         self._sessions = sessions
         self._preprocessor = Preprocessor(self.bundle, threads=sessions.threads)
+        self._zero_shot = ZeroShot(self.bundle, self.embed_text)
 
     # -- graphs and pipelines ------------------------------------------------------------------------------------------
 
@@ -97,6 +87,8 @@ class Model:
             fix = f"give one of its frames, or use a verb that takes clips: {verbs}" if clip else "use encode_clip"
         else:
             what, fix = f"this bundle cannot {verb}", f"use a verb that it has: {verbs}"
+            if verb is Verb.CLASSIFY and manifest.similarity is not None:
+                what, fix = f"{what} without labels", 'give it labels: classify(image, ["cat", "dog"])'
         raise UsageError(what, where=self.bundle.root, fix=fix)
 
     def largest_batch(self, pipeline: Pipeline) -> int:
@@ -206,9 +198,33 @@ class Model:
         """:meth:`answer` for each of several questions about one image or clip, which is encoded once."""
         return self._best(Verb.ANSWER, image, texts=questions, top_k=top_k)
 
-    def classify(self, image: ImageSource | EncodedImage, *, top_k: int = 3) -> list[Answer]:
-        """The ``top_k`` most probable classes of an image or clip, best first."""
-        return self._best(Verb.CLASSIFY, image, texts=(), top_k=top_k)[0]
+    def classify(
+        self,
+        image: ImageSource | EncodedImage,
+        labels: Sequence[str] | None = None,
+        *,
+        template: str | Sequence[str] = TEMPLATE,
+        top_k: int = 3,
+    ) -> list[Answer]:
+        """The ``top_k`` most probable classes of an image or clip, best first.
+
+        Without ``labels`` they are the classes that the model was trained for. With ``labels`` they are these texts (zero-shot),
+        for every model that embeds images and texts: each label takes the place of ``{}`` in ``template``, and its score is made
+        of the cosine of the image and that text. Of several templates the mean of the unit-length embeddings counts, normalized
+        again (Radford et al., 2021). The embeddings of the last labels are kept, so a second image costs only its own encoding.
+
+        The scores add up to 1 over all labels, or for a model that was trained with a sigmoid (``bundle.manifest.similarity``)
+        rate each label by itself. A label that is cut gives a :class:`TruncatedText` warning when it is first used. Raise
+        :class:`UsageError` for no labels, a label that is there twice, a template without exactly one ``{}``, and a bundle that
+        cannot do this; and :class:`TextError` for a label that cannot be read.
+        """
+        top_k = require_count("top_k", top_k)
+        if labels is None:
+            refuse_template(template)
+            return self._best(Verb.CLASSIFY, image, texts=(), top_k=top_k)[0]
+        question = self._zero_shot.question(labels, template)
+        pipeline, encoded = self._prepare(Verb.EMBED_IMAGE, image)
+        return question.answers(self._run(pipeline, encoded.tensors)[pipeline.outputs[0]], top_k=top_k)[0]
 
     def classify_text(
         self, image: ImageSource | EncodedImage, texts: Sequence[str], *, top_k: int = 3
@@ -239,7 +255,7 @@ class Model:
             raise BundleError(what, where=self.bundle.root, fix=fix)
         heat = attention.mean(axis=0, dtype=np.float64)
         side = round(len(heat) ** 0.5)
-        answers = self._labeled(pipeline, softmax(tensors[pipeline.outputs[0]]), top_k=top_k)[0]
+        answers = best(softmax(tensors[pipeline.outputs[0]]), self._labels(pipeline), top_k=top_k)[0]
         return Explanation(answers, (heat / heat.sum()).astype(np.float32).reshape(side, side))
 
     @property
@@ -266,16 +282,10 @@ class Model:
     ) -> list[list[Answer]]:
         top_k = require_count("top_k", top_k)
         pipeline, encoded = self._prepare(verb, image)
-        return self._labeled(pipeline, self._scores(pipeline, encoded, texts=texts), top_k=top_k)
+        return best(self._scores(pipeline, encoded, texts=texts), self._labels(pipeline), top_k=top_k)
 
-    def _labeled(self, pipeline: Pipeline, scores: np.ndarray, *, top_k: int) -> list[list[Answer]]:
-        """For each row of ``scores`` its ``top_k`` classes by name, best first."""
-        labels = self.bundle.manifest.labels[pipeline.labels]
-        ranked = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-        return [
-            [Answer(labels[index], float(row[index])) for index in best]
-            for row, best in zip(scores, ranked, strict=True)
-        ]
+    def _labels(self, pipeline: Pipeline) -> tuple[str, ...]:
+        return self.bundle.manifest.labels[pipeline.labels]
 
     def _scores(self, pipeline: Pipeline, encoded: EncodedImage, *, texts: Sequence[str]) -> np.ndarray:
         """The softmax of the logits of one image with each of n texts, or of the image alone: float32 [n, classes]."""
@@ -310,9 +320,3 @@ class Model:
         report = compare(self.session(graph), spec, golden=golden, precision=precision, exported=exported)
         # An engine may run the FP32 file at another precision.
         return replace(report, variant=variant) if variant.precision is precision else report
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in the precision of ``logits``."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)

@@ -106,7 +106,7 @@ BAD: list[tuple[str, Edit]] = [
     ("$.preprocessing.image.width", put("preprocessing", "image", "width", value=SIDE)),
     ("$.preprocessing.image.width", put("preprocessing", "image", "width", value=0)),
     ("$.preprocessing.image.width", put("preprocessing", "image", "width", value=HUGE)),
-    ("$.preprocessing.image.resize", put("preprocessing", "image", "resize", value="crop")),
+    ("$.preprocessing.image.resize", put("preprocessing", "image", "resize", value="stretch")),
     ("$.preprocessing.image.interpolation", put("preprocessing", "image", "interpolation", value="nearest")),
     ("$.preprocessing.image", put("preprocessing", "image", "gamma", value=1)),
     ("$.preprocessing.image", drop("preprocessing", "image", "resize")),

@@ -55,6 +55,7 @@ def test_top_k_must_be_a_whole_number_from_one(model: simmim_export.Model, top_k
         lambda: model.answer(encoded, "red", top_k=top_k),
         lambda: model.answers(encoded, ["red"], top_k=top_k),
         lambda: model.classify(encoded, top_k=top_k),
+        lambda: model.classify(encoded, ["red"], top_k=top_k),
         lambda: model.classify_text(encoded, ["red"], top_k=top_k),
         lambda: model.explain(encoded, "red", top_k=top_k),
     ):
@@ -104,6 +105,9 @@ VERBS: dict[str, Callable[[simmim_export.Model, Any], object]] = {
     "answer, question": lambda model, value: model.answer(IMAGE, value),
     "answers": lambda model, value: model.answers(IMAGE, value),
     "classify": lambda model, value: model.classify(value),
+    "classify, labels": lambda model, value: model.classify(IMAGE, value),
+    "classify, template": lambda model, value: model.classify(IMAGE, ["red"], template=value),
+    "classify, only a template": lambda model, value: model.classify(IMAGE, template=value),
     "classify_text": lambda model, value: model.classify_text(IMAGE, value),
     "explain, image": lambda model, value: model.explain(value, "red"),
     "explain, question": lambda model, value: model.explain(IMAGE, value),
@@ -156,6 +160,7 @@ def test_an_image_that_another_bundle_encoded_is_an_error(model: simmim_export.M
         lambda: model.answer(encoded, "red"),
         lambda: model.answers(encoded, ["red"]),
         lambda: model.classify(encoded),
+        lambda: model.classify(encoded, ["red"]),
         lambda: model.classify_text(encoded, ["red"]),
         lambda: model.explain(encoded, "red"),
     ):

@@ -24,9 +24,10 @@ import simmim_export
 from simmim_export.benchmarks.native import native_times
 from simmim_export.bundle import Bundle
 from simmim_export.bundle.manifest import parse_manifest
-from simmim_export.errors import TextError
+from simmim_export.errors import ImageError, TextError
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
 from simmim_export.runtime.text import Tokenizer
+from simmim_export.system.plain import as_json
 from simmim_export.system.watch import unwatched
 from simmim_export.web import site
 from simmim_export.web.checks import TALL_FIRST, token_ids
@@ -218,26 +219,59 @@ def test_an_insecure_host_is_a_message(folder: Path, browser: Page) -> None:
     assert "https" in browser.value("document.getElementById('failure-text').textContent")
 
 
-def test_pictures_are_resized_as_pillow_does(page: Page) -> None:
-    rng, tall_first = np.random.default_rng(0), json.dumps(TALL_FIRST)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pictures_are_resized_as_pillow_does(page: Page, interpolation: str) -> None:
+    rng = np.random.default_rng(0)
     for width, height, side in SIZES:
-        rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        expected = load_pixels([rgb], ImagePreprocessing(height=side, width=side))[0]
-        script = f"""import("./picture.js").then(({{fromRgb, resize}}) => {{
-          const rgb = Uint8Array.from(atob("{_base64(rgb)}"), (letter) => letter.charCodeAt(0));
-          return [...resize(fromRgb(rgb, {width}, {height}), {{width: {side}, height: {side}, tallFirst: {tall_first}}})];
-        }})"""
-        assert page.value(script) == expected.ravel().tolist(), (width, height, side)
+        # Black and white swing beyond a byte where a filter has negative weights.
+        rgb = rng.choice(np.array([0, 255] if side == 64 else range(256), np.uint8), (height, width, 3))
+        shortest = side + side // 7
+        ways: list[dict[str, Any]] = [{"resize": "squash"}]
+        # A longer side of more pixels is refused.
+        if shortest * max(width, height) / min(width, height) <= 65_535:
+            ways += [{"resize": "crop", "shortest": side}, {"resize": "crop", "shortest": shortest}]
+        for way in ways:
+            preprocessing = ImagePreprocessing(side, side // 2 + 3, interpolation=interpolation, **way)
+            expected = load_pixels([rgb], preprocessing)[0]
+            shown = resized(page, "fromRgb(bytes, width, height)", rgb, preprocessing)
+            assert shown == expected.ravel().tolist(), (width, height, preprocessing)
+
+
+def resized(page: Page, source: str, data: Any, preprocessing: ImagePreprocessing) -> list[int]:
+    """The pixels that the page makes of ``source``, JavaScript that gives a picture of the ``bytes`` of ``data``."""
+    height, width = data.shape[:2] if isinstance(data, np.ndarray) else (0, 0)
+    fields = json.dumps(as_json(preprocessing) | {"tallFirst": TALL_FIRST})
+    script = f"""import("./picture.js").then(async ({{decode, fromRgb, resize}}) => {{
+      const bytes = Uint8Array.from(atob("{_base64(data)}"), (letter) => letter.charCodeAt(0));
+      const [width, height] = [{width}, {height}];
+      return [...resize({source}, {fields})];
+    }})"""
+    return list(page.value(script))
+
+
+def test_a_picture_too_narrow_for_a_crop_is_a_message(page: Page) -> None:
+    rgb, preprocessing = np.zeros((1, 400, 3), np.uint8), ImagePreprocessing(224, 224, resize="crop", shortest=224)
+    caught = "(() => { throw new Error('not refused') })()"
+    script = f"""import("./picture.js").then(({{fromRgb, resize, PictureError}}) => {{
+      try {{ resize(fromRgb(new Uint8Array({rgb.size}), 400, 1), {json.dumps(as_json(preprocessing))}); }}
+      catch (error) {{ return error instanceof PictureError; }}
+      {caught}
+    }})"""
+    assert page.value(script) is True
+    with pytest.raises(ImageError):
+        load_pixels([rgb], preprocessing)
 
 
 def test_a_png_is_decoded_and_resized_as_in_python(page: Page, tmp_path: Path) -> None:
     path = photograph(tmp_path / "photo.png", 333, 222)
-    expected = load_pixels([path], ImagePreprocessing(height=64, width=64))[0]
-    script = f"""import("./picture.js").then(async ({{decode, resize}}) => {{
-      const bytes = Uint8Array.from(atob("{_base64(path.read_bytes())}"), (letter) => letter.charCodeAt(0));
-      return [...resize(await decode(new Blob([bytes])), {{width: 64, height: 64, tallFirst: false}})];
-    }})"""
-    assert page.value(script) == expected.ravel().tolist()
+    # One of exactly this size is scaled and cropped too; only an array would be left alone.
+    for preprocessing in (
+        ImagePreprocessing(64, 64),
+        ImagePreprocessing(222, 333, interpolation="bicubic", resize="crop", shortest=350),
+    ):
+        expected = load_pixels([path], preprocessing)[0]
+        shown = resized(page, "await decode(new Blob([bytes]))", path.read_bytes(), preprocessing)
+        assert shown == expected.ravel().tolist()
 
 
 def _base64(data: bytes | np.ndarray) -> str:

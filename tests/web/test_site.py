@@ -15,8 +15,9 @@ from support import word_tokenizer
 
 from simmim_export.bundle import Bundle
 from simmim_export.errors import BundleError, EngineUnavailable, UsageError
+from simmim_export.runtime.images import ImagePreprocessing
 from simmim_export.runtime.text import Tokenizer
-from simmim_export.web import packages, site
+from simmim_export.web import checks, packages, site
 
 
 @pytest.fixture
@@ -103,6 +104,13 @@ def test_a_bundle_that_is_too_large(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         make_page(copy, tmp_path / "page")
     assert "too large" in caught.value.what and not (tmp_path / "page").exists()
+
+
+def test_pictures_that_a_crop_refuses_are_no_checks() -> None:
+    whole = checks.picture_checks(ImagePreprocessing(96, 96, interpolation="bicubic"))
+    cut = checks.picture_checks(ImagePreprocessing(384, 384, resize="crop", interpolation="bicubic", shortest=384))
+    sizes = [(one["width"], one["height"]) for one in cut]
+    assert len(whole) == len(checks.SIZES) and sizes == [size for size in checks.SIZES if size != (640, 3)]
 
 
 def test_an_altered_file_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:

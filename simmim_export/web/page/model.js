@@ -141,10 +141,15 @@ export class Model {
 
   // -- verbs -----------------------------------------------------------------------------------------------------------
 
+  // How pictures are resized.
+  get preprocessing() {
+    return { ...this.manifest.preprocessing.image, ...this.site.image };
+  }
+
   // A picture that `decode` gave, as the tensors that start with it.
   picture(decoded) {
     const { width, height } = this.manifest.preprocessing.image;
-    const pixels = { dtype: "uint8", shape: [1, height, width, 3], data: resize(decoded, { width, height, ...this.site.image }) };
+    const pixels = { dtype: "uint8", shape: [1, height, width, 3], data: resize(decoded, this.preprocessing) };
     return new Map([[this.fed.get("image"), pixels]]);
   }
 
@@ -288,11 +293,10 @@ export class Model {
   async verifyHost() {
     const { texts, pictures } = this.site.checks;
     const same = texts.filter(({ text, ids }) => String(this.texts.encode(text).ids) === String(ids));
-    const { width, height } = this.manifest.preprocessing.image;
     let right = 0;
     for (const picture of pictures) {
       const rgb = Uint8Array.from({ length: picture.width * picture.height * 3 }, (_, index) => noise(index));
-      const resized = resize(fromRgb(rgb, picture.width, picture.height), { width, height, ...this.site.image });
+      const resized = resize(fromRgb(rgb, picture.width, picture.height), this.preprocessing);
       right += hex(await crypto.subtle.digest("SHA-256", resized)) === picture.sha256;
     }
     const kept = pictures.length === 0 || (await keepsPixels());

@@ -1,4 +1,5 @@
-// Pictures to the bytes that the image graphs take: uint8 RGB of a fixed size, resized exactly as Pillow's bilinear filter does it.
+// Pictures to the bytes that the image graphs take: uint8 RGB of a fixed size, resized and cropped exactly as
+// Pillow's bilinear and bicubic filters do it.
 
 // A side beyond this cannot be drawn by every browser, and more pixels take longer than anybody waits.
 const MOST_SIDE = 16384;
@@ -8,6 +9,19 @@ const STRIP = 4_000_000;
 // Pillow's fixed-point numbers: 8 bits of a color and 2 bits of head room leave 22.
 const PRECISION = 32 - 8 - 2;
 const HALF = 1 << (PRECISION - 1);
+// The longest side of a scaled picture before it is cut; runtime/images.py has the same.
+const LONGEST_SCALED = 65_535;
+// Pillow's filters: how many inputs they reach to each side, and the share of an input at a distance of x.
+const FILTERS = {
+  bilinear: { reach: 1, share: (x) => Math.max(0, 1 - Math.abs(x)) },
+  bicubic: { reach: 2, share: (x) => bicubic(Math.abs(x)) },
+};
+
+// The cubic of Keys (1981) with a = -0.5, in the order in which Pillow computes it.
+function bicubic(x) {
+  if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0;
+}
 
 export class PictureError extends Error {}
 
@@ -40,7 +54,7 @@ export function fromBitmap(bitmap, name) {
   return { width, height, bitmap, rows, strip: canvas.height };
 }
 
-// A picture of RGB bytes, row by row, as `decode` gives one.
+// A picture of RGB bytes, row by row, as `decode` gives one. As in Python, `resize` leaves it alone if it has its size already.
 export function fromRgb(rgb, width, height) {
   function rows(y, count) {
     const rgba = new Uint8ClampedArray(4 * width * count).fill(255);
@@ -49,16 +63,22 @@ export function fromRgb(rgb, width, height) {
     }
     return rgba;
   }
-  return { width, height, rows, strip: Math.max(1, Math.floor(STRIP / width)) };
+  return { width, height, rows, strip: Math.max(1, Math.floor(STRIP / width)), ready: true };
 }
 
-// `picture` squashed to `width` x `height`: Uint8Array [height, width, 3]. As in Pillow's Resample.c, rows and columns are resized
-// one after the other, each to whole bytes; a side that already has its size stays as it is. Pillow 13 and later, with
-// `tallFirst`, resizes the columns first if the height shrinks much more than the width.
-export function resize(picture, { width, height, tallFirst }) {
-  const columnsFirst = tallFirst && picture.height > height && picture.height - height > 2 * (picture.width - width);
-  const across = (rows) => (picture.width === width ? rows : resizedRows(rows, coefficients(picture.width, width)));
-  const down = (rows) => (picture.height === height ? rows : resizedColumns(rows, coefficients(picture.height, height)));
+// `picture` as preprocessing.image of a manifest says: Uint8Array [height, width, 3]. "squash" scales both sides; "crop" scales the
+// shorter one to `shortest`, keeps the aspect ratio and cuts out the center. As in Pillow's Resample.c, rows and columns are resized
+// one after the other, each to whole bytes; a side that already has its size stays as it is. Pillow 13 and later, with `tallFirst`,
+// resizes the columns first if the height shrinks much more than the width.
+export function resize(picture, { width, height, resize: how, interpolation, shortest, tallFirst }) {
+  const ready = picture.ready && picture.width === width && picture.height === height;
+  const scaled = how === "crop" && !ready ? scaledSize(picture, shortest) : { width, height };
+  const columnsFirst =
+    tallFirst && picture.height > scaled.height && picture.height - scaled.height > 2 * (picture.width - scaled.width);
+  const columns = part(picture.width, { scaled: scaled.width, size: width, filter: FILTERS[interpolation] });
+  const lines = part(picture.height, { scaled: scaled.height, size: height, filter: FILTERS[interpolation] });
+  const across = (rows) => (columns ? resizedRows(rows, columns) : rows);
+  const down = (rows) => (lines ? resizedColumns(rows, lines) : rows);
   const out = new Uint8Array(height * width * 3);
   let at = 0;
   for (const row of columnsFirst ? across(down(pixelRows(picture))) : down(across(pixelRows(picture)))) {
@@ -66,6 +86,23 @@ export function resize(picture, { width, height, tallFirst }) {
     at += row.length;
   }
   return out;
+}
+
+// The size of `picture` when its shorter side is scaled to `shortest`.
+function scaledSize({ width, height }, shortest) {
+  const longer = Math.floor((shortest * Math.max(width, height)) / Math.min(width, height));
+  if (longer > LONGEST_SCALED) {
+    throw new PictureError(`The picture has ${width} x ${height} pixels, which is too narrow. Crop it, or choose another.`);
+  }
+  return width <= height ? { width: shortest, height: longer } : { width: longer, height: shortest };
+}
+
+// How one side of `from` pixels is scaled to `scaled` and cut to the `size` in its middle: the coefficients of what is left, or
+// null if it stays as it is.
+function part(from, { scaled, size, filter }) {
+  if (from === scaled && scaled === size) return null;
+  const start = Math.floor((scaled - size) / 2);
+  return coefficients(from, { scaled, start, size, filter });
 }
 
 // The rows of a picture, from the top, each a Uint8Array of RGB.
@@ -122,21 +159,27 @@ function clipped(sum) {
   return Math.max(0, Math.min(255, sum >> PRECISION));
 }
 
-// For each of `size` outputs the first of `from` inputs that it reads, and the weight of each input: a triangle that is at least
-// one input wide on both sides, scaled to a sum of 1, in fixed-point numbers.
-function coefficients(from, size) {
-  const scale = from / size;
-  const support = Math.max(scale, 1);
+// For each of `size` of the `scaled` outputs, from number `start` on: the first of `from` inputs that it reads, and the weight of
+// each input: `filter`, widened where the picture shrinks and scaled to a sum of 1, in fixed-point numbers.
+function coefficients(from, { scaled, start, size, filter }) {
+  const scale = from / scaled;
+  // A side that keeps its length is only cut.
+  if (scale === 1) return Array.from({ length: size }, (_, out) => ({ first: start + out, weights: [1 << PRECISION] }));
+  const widened = Math.max(scale, 1);
+  const support = filter.reach * widened;
   return Array.from({ length: size }, (_, out) => {
-    const center = (out + 0.5) * scale;
+    const center = (start + out + 0.5) * scale;
     const first = Math.max(0, Math.trunc(center - support + 0.5));
     const last = Math.min(from, Math.trunc(center + support + 0.5));
-    const shares = Array.from({ length: last - first }, (_, k) => {
-      return Math.max(0, 1 - Math.abs((k + first - center + 0.5) * (1 / support)));
-    });
+    const shares = Array.from({ length: last - first }, (_, k) => filter.share((k + first - center + 0.5) * (1 / widened)));
     const total = shares.reduce((sum, share) => sum + share, 0);
-    return { first, weights: shares.map((share) => Math.trunc(0.5 + (share / total) * 2 ** PRECISION)) };
+    return { first, weights: shares.map((share) => fixed(share / total)) };
   });
+}
+
+// The nearest fixed-point number, and of two the one farther from zero.
+function fixed(share) {
+  return Math.trunc((share < 0 ? -0.5 : 0.5) + share * 2 ** PRECISION);
 }
 
 // Whether this browser gives back the pixels that were drawn. Some change them slightly to prevent tracking, which changes answers.
