@@ -1,0 +1,47 @@
+"""What the families with an image encoder and a text encoder share. Importing it does not import PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simmim_export.errors import CheckpointError
+from simmim_export.models.huggingface.folder import CONFIG
+
+# The names of the sizes of Vision Transformers, by width and layers: Dosovitskiy et al., 2021; Zhai et al., 2022; Alabdulmohsin et
+# al., 2023.
+_SIZES = {
+    (192, 12): "Ti",
+    (384, 12): "S",
+    (768, 12): "B",
+    (1024, 24): "L",
+    (1152, 27): "So400m",
+    (1280, 32): "H",
+    (1408, 40): "g",
+    (1536, 40): "g-opt",
+}
+
+
+def vit_name(config: Any) -> str:
+    """A name such as ViT-B/16 for the vision configuration ``config``; one of another size is named by its width and layers."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    return f"ViT-{_SIZES.get((width, layers), f'{width}x{layers}')}/{config.patch_size}"
+
+
+def require_size(preprocessing: Mapping[str, Any], side: object, *, where: Path) -> None:
+    """Raise :class:`CheckpointError` unless ``preprocessing``, the manifest's, makes images of ``side`` x ``side`` pixels."""
+    if (preprocessing["height"], preprocessing["width"]) != (side, side):
+        made = f"{preprocessing['height']} x {preprocessing['width']}"
+        what = f"the image processor makes images of {made} pixels, and the vision_config says {side!r}"
+        raise CheckpointError(what, where=where / CONFIG, fix="give the image processor that belongs to this model")
+
+
+def scale_of(logit_scale: Any, *, where: Path) -> float:
+    """exp of the parameter ``logit_scale``, one number. Raise :class:`CheckpointError` if that is too large for FP32."""
+    exponent = float(logit_scale.detach())
+    if exponent > 88:
+        what = f"logit_scale is {exponent:g}: the similarity would be infinite"
+        raise CheckpointError(what, where=where, fix="give weights that were trained")
+    return math.exp(exponent)
