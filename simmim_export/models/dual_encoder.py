@@ -17,7 +17,6 @@ from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Similarity, Tens
 
 if TYPE_CHECKING:
     from simmim_export.models.family import LoadOptions, SourceModel
-    from simmim_export.models.huggingface.image_processor import ImageProcessor
 
 TYPES = ("vision-text-dual-encoder", "chinese_clip")
 VISION_TYPES = ("vit", "clip_vision_model")
@@ -65,13 +64,21 @@ class DualEncoderFamily:
         from simmim_export.models.family import Graph, SourceModel
         from simmim_export.models.huggingface.dual_towers import ImageTower, TextTower
         from simmim_export.models.huggingface.folder import load_weights
-        from simmim_export.models.huggingface.two_towers import require_size, scale_of, vit_name
+        from simmim_export.models.huggingface.image_processor import image_processor
+        from simmim_export.models.huggingface.two_towers import (
+            processor_settings,
+            require_rgb,
+            require_size,
+            scale_of,
+            vit_name,
+        )
         from simmim_export.models.tokenizer import check_tokenizer
 
-        processor = _image_processor(folder)
+        processor = image_processor(folder, defaults={}, config=processor_settings(folder, _PROCESSORS))
         chinese = folder.model_type == "chinese_clip"
         model: Any = load_weights(folder, ChineseCLIPModel if chinese else VisionTextDualEncoderModel)
         vision, text = model.config.vision_config, model.config.text_config
+        require_rgb(vision, where=path)
         require_size(processor.preprocessing, vision.image_size, where=path)
         tokenizer = folder.tokenizer()
         library = check_tokenizer(tokenizer, text.vocab_size, where=path / TOKENIZER)
@@ -125,20 +132,6 @@ def _check_types(folder: Folder) -> None:
             what = f"the model_type of {name} is {kind!r}"
             fix = f"give a model with one of these: {', '.join(types)}"
             raise CheckpointError(what, where=folder.path / CONFIG, fix=fix)
-
-
-def _image_processor(folder: Folder) -> ImageProcessor:
-    from simmim_export.models.huggingface.image_processor import image_processor, processor_settings
-
-    settings = processor_settings(folder)
-    name = str(settings.get("image_processor_type") or settings.get("feature_extractor_type"))
-    endings = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
-    for start, defaults in _PROCESSORS.items():
-        if name in {start + ending for ending in endings}:
-            return image_processor(folder, defaults=defaults, config=settings)
-    known = ", ".join(f"{start}ImageProcessor" for start in _PROCESSORS)
-    what = f"the image_processor_type is {name!r}"
-    raise CheckpointError(what, where=folder.path, fix=f"give a model with one of these: {known}")
 
 
 def _longest(folder: Folder, encoder: Any) -> int:

@@ -1,8 +1,8 @@
 """SigLIP (Zhai et al., 2023) and SigLIP 2 (Tschannen et al., 2025): an image encoder, and a text encoder with a fixed length.
 
-The text encoder has no mask and reads the last of its 64 positions, which is nearly always padding. So its axis is fixed, and each
-text must be padded as in training. The checkpoints of SigLIP 2 with a fixed resolution have the model_type ``siglip``, too. Those
-of ``siglip2`` (NaFlex) take any aspect ratio; they are exported at one size.
+The text encoder has no mask and reads the last of its 64 positions, which is nearly always padding. So its axis is fixed, and
+each text must be padded as in training. The checkpoints of SigLIP 2 with a fixed resolution have the model_type ``siglip``, too.
+Those of ``siglip2`` (NaFlex) take any aspect ratio; they are exported at one size.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Score, Similarit
 
 if TYPE_CHECKING:
     from simmim_export.models.family import LoadOptions, SourceModel
-    from simmim_export.models.huggingface.image_processor import ImageProcessor
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # The settings of transformers' SiglipImageProcessor and Siglip2ImageProcessor.
 _HALF = (0.5, 0.5, 0.5)
-_SIGLIP = {"resample": 3, "size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
-_SIGLIP2 = {"resample": 2, "image_mean": _HALF, "image_std": _HALF}
+_FIXED = {"resample": 3, "size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
+_FLEXIBLE = {"resample": 2, "image_mean": _HALF, "image_std": _HALF, "patch_size": 16, "max_num_patches": 256}
 _PIPELINES = (
     Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
     Pipeline("embed_text", ("text_encoder",), ("text_embed",), Verb.EMBED_TEXT),
@@ -53,17 +52,27 @@ class SiglipFamily:
         from simmim_export.models.huggingface.folder import load_weights
         from simmim_export.models.huggingface.image_processor import image_processor
         from simmim_export.models.huggingface.siglip_towers import ImageTower, TextTower
-        from simmim_export.models.huggingface.two_towers import require_size, scale_of, vit_name
+        from simmim_export.models.huggingface.two_towers import (
+            processor_settings,
+            require_rgb,
+            require_size,
+            scale_of,
+            vit_name,
+        )
         from simmim_export.models.tokenizer import check_tokenizer
 
         if folder.model_type == "siglip":
-            processor = image_processor(folder, defaults=_SIGLIP)
+            settings = processor_settings(folder, {"Siglip": _FIXED})
+            processor = image_processor(folder, defaults={}, config=settings)
             model = load_weights(folder, SiglipModel)
             require_size(processor.preprocessing, model.config.vision_config.image_size, where=path)
         else:
-            processor = _flexible_processor(folder, options.image_size)
+            settings = processor_settings(folder, {"Siglip2": _FLEXIBLE})
             model = load_weights(folder, Siglip2Model)
+            settings["size"] = _size(settings, model.config.vision_config, options.image_size, where=path)
+            processor = image_processor(folder, defaults={}, config=settings)
         vision, text = model.config.vision_config, model.config.text_config
+        require_rgb(vision, where=path)
         _check_towers(vision, text, where=path / CONFIG)
         tokenizer = tokenizer_json(folder, longest=text.max_position_embeddings)
         check_tokenizer(tokenizer, text.vocab_size, where=path / TOKENIZER)
@@ -110,29 +119,22 @@ def _check_towers(vision: Any, text: Any, *, where: Path) -> None:
         raise CheckpointError(what, where=where, fix=COPY_AGAIN)
 
 
-def _flexible_processor(folder: Folder, size: tuple[int, int] | None) -> ImageProcessor:
-    """The processor of a SigLIP 2 of any aspect ratio, at ``size``, (height, width) in pixels.
-
-    By default, it is the largest square that its image processor makes. Its own resizing of an image to that aspect ratio is the
-    same.
-    """
-    from simmim_export.models.huggingface.image_processor import image_processor, processor_settings
-
-    settings = dict(processor_settings(folder))
-    vision = folder.config.get("vision_config")
-    patch = settings.get("patch_size", 16)
-    wanted = vision.get("patch_size", 16) if isinstance(vision, Mapping) else 16
-    most = settings.get("max_num_patches", 256)
-    if type(patch) is not int or patch != wanted or type(most) is not int or not 1 <= most <= 4096:
-        what = f"patch_size is {patch!r} and max_num_patches {most!r}; the vision_config has a patch_size of {wanted!r}"
-        raise CheckpointError(what, where=folder.path, fix="give the image processor that belongs to this model")
+def _size(settings: Mapping[str, Any], vision: Any, asked: tuple[int, int] | None, *, where: Path) -> dict[str, object]:
+    """The size of the images of a SigLIP 2 of any aspect ratio: ``asked``, (height, width) in pixels, or the largest square that
+    its image processor makes. That processor resizes an image of the same aspect ratio in the same way."""
+    patch, most, positions = settings["patch_size"], settings["max_num_patches"], vision.num_patches
+    if patch != vision.patch_size or type(most) is not int or not 1 <= most <= 4096:
+        what = f"patch_size is {patch!r} and max_num_patches {most!r}; the vision_config says {vision.patch_size!r}"
+        raise CheckpointError(what, where=where, fix="give the image processor that belongs to this model")
+    if math.isqrt(positions) ** 2 != positions:
+        what = f"the vision_config has {positions} positions, which are not a square"
+        raise CheckpointError(what, where=where / CONFIG, fix=COPY_AGAIN)
     side = patch * math.isqrt(most)
-    height, width = size or (side, side)
+    height, width = asked or (side, side)
     if height % patch or width % patch or not 1 <= (height // patch) * (width // patch) <= most:
         what = f"images of {height} x {width} pixels are not 1 to {most} patches of {patch} x {patch}"
         raise UsageError(what, fix=f"give multiples of {patch}, for example --image-size {side}x{side}")
-    settings["size"] = {"height": height, "width": width}
-    return image_processor(folder, defaults=_SIGLIP2, config=settings)
+    return {"height": height, "width": width}
 
 
 def tokenizer_json(folder: Folder, *, longest: int) -> str:
@@ -190,7 +192,8 @@ def _drops_punctuation(step: object) -> bool:
     """Whether ``step`` drops nothing but ASCII punctuation."""
     if not isinstance(step, dict) or step.get("type") != "Replace" or step.get("content") != "":
         return False
-    regex = step.get("pattern", {}).get("Regex", "")
+    pattern = step.get("pattern")
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
     return isinstance(regex, str) and set(regex) <= set(PUNCTUATION)
 
 
@@ -201,7 +204,7 @@ def _steps(normalizer: Any) -> list[Any]:
     return list(normalizer["normalizers"]) if normalizer["type"] == "Sequence" else [normalizer]
 
 
-def _id_of(content: Mapping[str, Any], token: object, *, where: Path) -> int:
+def _id_of(content: Mapping[str, Any], token: object, *, where: Path) -> Any:
     try:
         vocabulary = content["model"]["vocab"]
         pairs = (
@@ -213,4 +216,6 @@ def _id_of(content: Mapping[str, Any], token: object, *, where: Path) -> int:
     if not isinstance(token, str) or token not in ids:
         what = f"it has no token {token!r}, with which texts are padded"
         raise CheckpointError(what, where=where, fix="give the tokenizer that belongs to this model")
-    return int(ids[token])
+    if type(ids[token]) is not int:
+        raise CheckpointError(f"the id of {token!r} is {ids[token]!r}", where=where, fix=COPY_AGAIN)
+    return ids[token]

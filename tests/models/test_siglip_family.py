@@ -6,29 +6,40 @@ import json
 import random
 import re
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from PIL import Image
 from support import Once, unigram_tokenizer
 from tokenizers import Tokenizer as Library
 
 import simmim_export
-from simmim_export.errors import CheckpointError, UsageError
+from simmim_export.bundle import Bundle
+from simmim_export.errors import CheckpointError, TruncatedText, UsageError
 from simmim_export.export.bundled_samples import sample_images, sample_texts
 from simmim_export.export.exporter import export_bundle
 from simmim_export.export.golden import make_golden
 from simmim_export.models.family import LoadOptions, family_of
 from simmim_export.models.siglip import SiglipFamily
+from simmim_export.precision.emulation import rounded
+from simmim_export.precision.fp16 import Fp16
+from simmim_export.precision.halve import halve
+from simmim_export.precision.islands import LARGEST, ranges
+from simmim_export.precision.measure import run
+from simmim_export.proof.parity import difference
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
 from simmim_export.runtime.text import Tokenizer
 from simmim_export.spec import Score
 
 SIDE, LENGTH, ROWS = 32, 64, 200
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TEXT = TINY | {"vocab_size": 400, "max_position_embeddings": LENGTH, "projection_size": 32}
 OPTIONS = LoadOptions(max_batch=3)
 UNIGRAM = [*string.ascii_lowercase, "/<>", *(f"\u2581{word}" for word in " ".join(sample_texts()).lower().split())]
 
@@ -91,12 +102,11 @@ def write_folder(path: Path, kind: str = "siglip") -> None:
     )
 
     torch.manual_seed(0)
-    text = TINY | {"vocab_size": 400, "max_position_embeddings": LENGTH, "projection_size": 32}
     if kind == "siglip":
-        config = SiglipConfig(text_config=text, vision_config=TINY | {"image_size": SIDE, "patch_size": 8})
+        config = SiglipConfig(text_config=TEXT, vision_config=TINY | {"image_size": SIDE, "patch_size": 8})
         model, processor = SiglipModel(config), SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
     else:
-        config = Siglip2Config(text_config=text, vision_config=TINY | {"num_patches": 9, "patch_size": 8})
+        config = Siglip2Config(text_config=TEXT, vision_config=TINY | {"num_patches": 9, "patch_size": 8})
         model, processor = Siglip2Model(config), Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -121,7 +131,7 @@ def siglip2(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(once: Once, siglip: Path) -> Path:
-    return once("siglip-bundle", lambda path: export_bundle(siglip, path, max_batch=3))
+    return once("siglip-bundle", lambda path: export_bundle(siglip, path, max_batch=2))
 
 
 def edited(folder: Path, into: Path, name: str, **changes: Any) -> Path:
@@ -207,8 +217,6 @@ def test_pixels_are_those_of_transformers(siglip: Path) -> None:
 def test_golden_texts_have_the_fixed_length_and_its_padding(siglip: Path) -> None:
     model = SiglipFamily().load(siglip, OPTIONS)
     images, texts = sample_images(model.preprocessing["image"]), sample_texts()
-    from dataclasses import replace
-
     golden = make_golden(replace(model, images=images, texts=texts), 3)
     tokenizer = Tokenizer(model.tokenizer, LENGTH, graphs=[graph.spec for graph in model.graphs.values()])
     for case in golden.cases.values():
@@ -227,7 +235,7 @@ def test_ids_are_those_of_siglips_own_tokenizer(siglip: Path, tmp_path: Path, pu
     theirs = of_transformers(json.dumps(plain), tmp_path / "tokenizer.json")
     rows = [text for text in texts(1000) if canonical(text)]
     settings = {"padding": "max_length", "truncation": True, "max_length": LENGTH}
-    with pytest.warns(simmim_export.errors.TruncatedText):
+    with pytest.warns(TruncatedText):
         ids = mine.encode(rows)[0]
     assert len(rows) > 900 and np.array_equal(ids, theirs([canonical(text) for text in rows], **settings)["input_ids"])
 
@@ -238,7 +246,7 @@ def test_ids_of_siglip2_are_those_of_gemmas_tokenizer_in_lower_case(siglip2: Pat
     theirs = of_transformers(json.dumps(gemma_tokenizer()), tmp_path / "tokenizer.json")
     settings = {"padding": "max_length", "truncation": True, "max_length": LENGTH}
     rows = texts(ROWS)
-    with pytest.warns(simmim_export.errors.TruncatedText):
+    with pytest.warns(TruncatedText):
         ids = mine.encode(rows)[0]
     assert np.array_equal(ids, theirs([text.lower() for text in rows], **settings)["input_ids"])
 
@@ -280,12 +288,15 @@ def test_options_that_siglip_has_no_use_for_are_usage_errors(siglip: Path, sigli
     ("name", "changes"),
     [
         ("preprocessor_config.json", {"size": {"height": 48, "width": 48}}),
+        ("preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"}),
+        ("config.json", {"text_config": TEXT | {"projection_size": 24}}),
         ("tokenizer_config.json", {"pad_token": "[PAD]"}),
         ("tokenizer_config.json", {"padding_side": "left"}),
         ("tokenizer.json", {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}),
         ("tokenizer.json", {"normalizer": {"type": "Sequence"}}),
         ("tokenizer.json", {"model": {"type": "Unigram", "vocab": 3}}),
         ("tokenizer.json", {"added_tokens": [3]}),
+        ("tokenizer.json", {"normalizer": {"type": "Replace", "pattern": 3, "content": ""}}),
     ],
 )
 def test_a_folder_whose_parts_do_not_fit_is_bad_input(
@@ -297,8 +308,37 @@ def test_a_folder_whose_parts_do_not_fit_is_bad_input(
     assert caught.value.exit_code == 5 and str(folder) in str(caught.value.where)
 
 
-def test_towers_of_different_widths_are_bad_input(siglip: Path, tmp_path: Path) -> None:
-    config = json.loads((siglip / "config.json").read_text())
-    config["text_config"]["projection_size"] = 24
-    with pytest.raises(CheckpointError):
-        SiglipFamily().load(edited(siglip, tmp_path / "edited", "config.json", **config), OPTIONS)
+def with_large_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` with activations in its first layer that are 200,000 times larger. The next product undoes that."""
+    bias = "encoder.layers.0.mlp.fc1.bias"
+    (add,) = (node for node in model.graph.node if bias in node.input)
+    product = next(node for node in model.graph.node if set(node.output) & set(add.input))
+    (gelu,) = (node for node in model.graph.node if set(add.output) & set(node.input))
+    undoing = next(node for node in model.graph.node if set(gelu.output) & set(node.input))
+    factors = {product.input[1]: 2e5, bias: 2e5, undoing.input[1]: 1 / 2e5}
+    for tensor in model.graph.initializer:
+        if tensor.name in factors:
+            array = numpy_helper.to_array(tensor) * np.float32(factors[tensor.name])
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return model
+
+
+def test_activations_beyond_fp16_are_found_and_stay_in_fp32(bundle: Path) -> None:
+    model = with_large_activations(onnx.load(bundle / "graphs/image_encoder.fp32.onnx"))
+    preprocessing = Bundle.open(bundle).manifest.preprocessing["image"]
+    feeds = [
+        {"pixels": pixels[None]} for pixels in load_pixels(pictures(), ImagePreprocessing.from_json(preprocessing))
+    ]
+    assert max(ranges(model, feeds).values()) > LARGEST
+    fp16 = Fp16(feeds)
+    after = fp16(model)
+    assert any("gelu" in name.lower() for name in fp16.islands) and len(fp16.islands) < len(model.graph.node) / 2
+
+    def embeddings(graph: onnx.ModelProto) -> np.ndarray:
+        rows = run(graph, feeds, ["image_embed"], optimized=False)
+        return np.concatenate([row["image_embed"] for row in rows])
+
+    exact = embeddings(model)
+    assert difference(embeddings(rounded(after)), exact)[1] > 0.9999
+    # Without islands, the embeddings are those of another model, or are not numbers.
+    assert difference(embeddings(rounded(halve(model))), exact)[1] < 0.9

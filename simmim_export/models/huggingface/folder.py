@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
+# Where version 5 of transformers keeps the settings of an image processor that it saves together with a tokenizer.
+JOINT_PROCESSOR = "processor_config.json"
 TOKENIZER = "tokenizer.json"
 # The files that may hold the weights, in the order in which transformers looks for them.
 WEIGHTS = (

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from simmim_export.errors import CheckpointError
 from simmim_export.models.huggingface.folder import PROCESSOR, Folder
 
-# Where version 5 of transformers keeps the settings of the image processor, if it is saved with the tokenizer.
-JOINT_PROCESSOR = "processor_config.json"
 # PIL's numbers of its filters, as preprocessor_config.json writes them.
 _FILTERS = {2: "bilinear", 3: "bicubic"}
 _FIX = "give a model whose images are resized, rescaled by 1/255 and normalized, as those of docs/models.md"
@@ -42,7 +40,7 @@ def image_processor(
     :class:`CheckpointError` for a file that is missing or asks for another kind of preprocessing.
     """
     where = folder.path / PROCESSOR
-    settings = dict(defaults) | dict(processor_settings(folder) if config is None else config)
+    settings = dict(defaults) | dict(folder.read_json(PROCESSOR) if config is None else config)
 
     def refuse(what: str) -> CheckpointError:
         return CheckpointError(f"this preprocessing cannot be exported: {what}", where=where, fix=_FIX)
@@ -61,16 +59,6 @@ def image_processor(
         mean=_three(settings.get("image_mean"), "image_mean", refuse),
         std=_three(settings.get("image_std"), "image_std", refuse),
     )
-
-
-def processor_settings(folder: Folder) -> Mapping[str, Any]:
-    """The settings of the image processor of ``folder``: its preprocessor_config.json, or what version 5 of transformers writes in
-    place of it, a part of processor_config.json. Raise :class:`CheckpointError` if it has neither."""
-    if not (folder.path / PROCESSOR).is_file() and (folder.path / JOINT_PROCESSOR).is_file():
-        settings = folder.read_json(JOINT_PROCESSOR).get("image_processor")
-        if isinstance(settings, dict):
-            return settings
-    return folder.read_json(PROCESSOR)
 
 
 def _sides(settings: Mapping[str, Any], refuse: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class ImageTower(nn.Module):
     positions: Tensor
 
     def __init__(self, vision: Any, processor: ImageProcessor) -> None:
-        """``vision`` is a SiglipVisionModel or a Siglip2VisionModel; the latter for images of the size that ``processor`` makes."""
+        """``vision`` is a SiglipVisionModel, or a Siglip2VisionModel for images of the size that ``processor`` makes."""
         super().__init__()
         self.normalized = Normalized(processor)
         patches, table = vision.embeddings.patch_embedding, vision.embeddings.position_embedding.weight.detach()
@@ -38,8 +38,8 @@ class ImageTower(nn.Module):
 class AttentionPooling(nn.Module):
     """tokens float32 [batch, n, channels] -> float32 [batch, channels]: SiglipMultiheadAttentionPoolingHead.
 
-    That has one learned query. What its projection makes of the query is a constant here; transformers' own code repeats the query
-    over the batch with an operator (Tile) that is not in :data:`simmim_export.bundle.onnx_file.OPERATORS`.
+    That has one learned query. What its projection makes of the query is a constant here; transformers' own code repeats the
+    query over the batch with an operator (Tile) that is not in :data:`simmim_export.bundle.onnx_file.OPERATORS`.
     """
 
     query: Tensor
@@ -67,7 +67,7 @@ class AttentionPooling(nn.Module):
 
 
 class TextTower(nn.Module):
-    """input_ids int64 [batch, sequence], of the model's one length, -> text_embed float32 [batch, channels]. Nothing is masked."""
+    """input_ids int64 [batch, sequence], of the model's one length, -> text_embed float32 [batch, channels], without a mask."""
 
     def __init__(self, text: Any) -> None:
         super().__init__()

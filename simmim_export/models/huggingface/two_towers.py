@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models.huggingface.folder import CONFIG
+from simmim_export.models.huggingface.folder import CONFIG, JOINT_PROCESSOR, PROCESSOR, Folder
 
-# The names of the sizes of Vision Transformers, by width and layers: Dosovitskiy et al., 2021; Zhai et al., 2022; Alabdulmohsin et
-# al., 2023.
+# The endings of the names of an image processor in the versions of transformers.
+_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+# The names of the sizes of Vision Transformers, by width and layers: Dosovitskiy et al., 2021; Zhai et al., 2022;
+# Alabdulmohsin et al., 2023; Tschannen et al., 2025.
 _SIZES = {
     (192, 12): "Ti",
     (384, 12): "S",
@@ -28,6 +30,34 @@ def vit_name(config: Any) -> str:
     """A name such as ViT-B/16 for the vision configuration ``config``; one of another size is named by its width and layers."""
     width, layers = config.hidden_size, config.num_hidden_layers
     return f"ViT-{_SIZES.get((width, layers), f'{width}x{layers}')}/{config.patch_size}"
+
+
+def processor_settings(folder: Folder, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of the image processor of ``folder``, whose class must be one of ``known``: the beginning of its name in
+    transformers, such as ``CLIP``, with the settings that its file may leave out.
+
+    They are in preprocessor_config.json, or a part of processor_config.json, which version 5 of transformers writes in place of
+    it. Raise :class:`CheckpointError` if the folder has neither, or an image processor of another class.
+    """
+    if not (folder.path / PROCESSOR).is_file() and (folder.path / JOINT_PROCESSOR).is_file():
+        name, content = JOINT_PROCESSOR, folder.read_json(JOINT_PROCESSOR).get("image_processor")
+    else:
+        name, content = PROCESSOR, folder.read_json(PROCESSOR)
+    settings = content if isinstance(content, dict) else {}
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    for start, defaults in known.items():
+        if kind in {start + ending for ending in _ENDINGS}:
+            return dict(defaults) | settings
+    what = f"the image_processor_type is {kind!r}"
+    fix = f"give a model with one of these: {', '.join(f'{start}ImageProcessor' for start in known)}"
+    raise CheckpointError(what, where=folder.path / name, fix=fix)
+
+
+def require_rgb(vision: Any, *, where: Path) -> None:
+    """Raise :class:`CheckpointError` unless the configuration ``vision`` is for images of three channels."""
+    if vision.num_channels != 3:
+        what = f"num_channels of the vision_config is {vision.num_channels!r}"
+        raise CheckpointError(what, where=where / CONFIG, fix="give a model for color images")
 
 
 def require_size(preprocessing: Mapping[str, Any], side: object, *, where: Path) -> None:
