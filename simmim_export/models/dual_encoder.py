@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from simmim_export.errors import CheckpointError
 from simmim_export.models.files import COPY_AGAIN
-from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, open_folder
+from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, model_type, open_folder
 from simmim_export.models.huggingface.text_models import TEXT_FAMILIES, text_positions
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Similarity, TensorSpec, Verb
 
@@ -53,7 +53,9 @@ class DualEncoderFamily:
     name = "dual_encoder"
 
     def recognize(self, path: Path) -> None:
-        open_folder(path, model_types=TYPES)
+        # load() says what else is wrong.
+        if model_type(path) not in TYPES:
+            open_folder(path, model_types=TYPES)
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
         folder = open_folder(path, model_types=TYPES)

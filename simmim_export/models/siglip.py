@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from simmim_export.bundle.tokenizer_patterns import PUNCTUATION
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.files import COPY_AGAIN
-from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, open_folder
+from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, model_type, open_folder
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Score, Similarity, TensorSpec, Verb
 
 if TYPE_CHECKING:
     from simmim_export.models.family import LoadOptions, SourceModel
 
+TYPES = ("siglip", "siglip2")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # The settings of transformers' SiglipImageProcessor and Siglip2ImageProcessor.
 _HALF = (0.5, 0.5, 0.5)
@@ -39,10 +40,12 @@ class SiglipFamily:
     name = "siglip"
 
     def recognize(self, path: Path) -> None:
-        open_folder(path, model_types=("siglip", "siglip2"))
+        # load() says what else is wrong.
+        if model_type(path) not in TYPES:
+            open_folder(path, model_types=TYPES)
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
-        folder = open_folder(path, model_types=("siglip", "siglip2"))
+        folder = open_folder(path, model_types=TYPES)
         options.refuse("SigLIP", "answers")
         if folder.model_type == "siglip":
             options.refuse("SigLIP, whose images have one size,", "image_size")

@@ -208,6 +208,7 @@ def test_an_encoder_of_another_type_is_bad_input(
     [
         ("preprocessor_config.json", {"image_processor_type": "BlipImageProcessor"}),
         ("preprocessor_config.json", {"image_processor_type": "ViTImageProcessor"}),
+        ("preprocessor_config.json", {"image_processor_type": ["CLIPImageProcessor"]}),
         ("tokenizer_config.json", {"model_max_length": 2}),
     ],
 )

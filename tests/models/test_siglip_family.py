@@ -289,6 +289,9 @@ def test_options_that_siglip_has_no_use_for_are_usage_errors(siglip: Path, sigli
     [
         ("preprocessor_config.json", {"size": {"height": 48, "width": 48}}),
         ("preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"}),
+        ("preprocessor_config.json", {"resample": [3]}),
+        ("preprocessor_config.json", {"rescale_factor": "1/255"}),
+        ("config.json", {"auto_map": {"AutoModel": "modeling.Model"}}),
         ("config.json", {"text_config": TEXT | {"projection_size": 24}}),
         ("tokenizer_config.json", {"pad_token": "[PAD]"}),
         ("tokenizer_config.json", {"padding_side": "left"}),
@@ -304,7 +307,7 @@ def test_a_folder_whose_parts_do_not_fit_is_bad_input(
 ) -> None:
     folder = edited(siglip, tmp_path / "edited", name, **changes)
     with pytest.raises(CheckpointError) as caught:
-        SiglipFamily().load(folder, OPTIONS)
+        family_of(folder).load(folder, OPTIONS)
     assert caught.value.exit_code == 5 and str(folder) in str(caught.value.where)
 
 

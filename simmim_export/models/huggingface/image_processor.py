@@ -48,11 +48,12 @@ def image_processor(
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if settings.get(step, True) is not True:
             raise refuse(f"{step} is {settings[step]!r}")
-    if abs(float(settings.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-6:
-        raise refuse(f"rescale_factor is {settings['rescale_factor']!r}")
-    interpolation = _FILTERS.get(settings.get("resample"))
+    factor, resample = settings.get("rescale_factor", 1 / 255), settings.get("resample")
+    if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
+        raise refuse(f"rescale_factor is {factor!r}")
+    interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
     if interpolation is None:
-        raise refuse(f"resample is {settings.get('resample')!r}; bilinear (2) and bicubic (3) are supported")
+        raise refuse(f"resample is {resample!r}; bilinear (2) and bicubic (3) are supported")
     preprocessing = {"interpolation": interpolation, **_sides(settings, refuse)}
     return ImageProcessor(
         preprocessing=preprocessing,

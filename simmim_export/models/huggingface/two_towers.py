@@ -46,7 +46,7 @@ def processor_settings(folder: Folder, known: Mapping[str, Mapping[str, Any]]) -
     settings = content if isinstance(content, dict) else {}
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     for start, defaults in known.items():
-        if kind in {start + ending for ending in _ENDINGS}:
+        if kind in [start + ending for ending in _ENDINGS]:
             return dict(defaults) | settings
     what = f"the image_processor_type is {kind!r}"
     fix = f"give a model with one of these: {', '.join(f'{start}ImageProcessor' for start in known)}"
