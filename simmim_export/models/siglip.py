@@ -161,9 +161,14 @@ def tokenizer_json(folder: Folder, *, longest: int) -> str:
     if settings.get("padding_side", "right") != "right":
         what = f"padding_side is {settings['padding_side']!r}; these models were trained on texts that are padded on the right"
         raise CheckpointError(what, where=folder.path / TOKENIZER_CONFIG, fix="write right")
-    lower = [{"type": "Lowercase"}] if settings.get("do_lower_case", True) else []
+    lower = [{"type": "Lowercase"}]
     if kind == "Unigram":
-        canonical = [*lower, _replace(PUNCTUATION, ""), _replace(r"\s+", " "), _STRIP]
+        canonical = [
+            *(lower if settings.get("do_lower_case", True) else []),
+            _replace(PUNCTUATION, ""),
+            _replace(r"\s+", " "),
+            _STRIP,
+        ]
         # Published files do a part of it themselves.
         while steps and (steps[0] in canonical or _drops_punctuation(steps[0])):
             del steps[0]
