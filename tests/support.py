@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +44,23 @@ def word_tokenizer() -> str:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
     )
     tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+    return tokenizer.to_str()
+
+
+def unigram_tokenizer(pieces: Iterable[str]) -> str:
+    """The text of a tokenizer.json with the parts of T5's and SigLIP's, over ``pieces``: a word begins with U+2581."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["<pad>", "</s>", "<unk>", "\u2581", *pieces]
+    # A longer piece is a better one.
+    vocabulary = [(word, float(len(word)) - 100 - index / 1000) for index, word in enumerate(words)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Strip(left=False), normalizers.Replace(Regex(" {2,}"), "\u2581")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.add_special_tokens(["</s>", "<unk>"])
     return tokenizer.to_str()
 
 

@@ -14,6 +14,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 # Regular expressions of public tokenizers, each with the smallest number of characters that it matches.
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _ENDS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+# Each character of Python's string.punctuation.
+PUNCTUATION = r"""[!"\#\$%\&'\(\)\*\+,\-\./:;<=>\?@\[\\\]\^_`\{\|\}\~]"""
 REGEXES = {
     " {2,}": 2,
     r"\s+": 1,
@@ -21,6 +23,10 @@ REGEXES = {
     r"[\n\r\t]": 1,
     r"\s{2,}|[\n\r\t]": 1,
     r"^▁+$": 1,
+    # SigLIP: the ASCII punctuation that its own tokenizer removes, and the part of it that its published tokenizer.json removes.
+    # Each is a single class of characters, which cannot backtrack.
+    PUNCTUATION: 1,
+    r"""[!"\#\$%\&'\(\)\*\+,\-\.:;=\?@\[\\\]\^_`\{\|\}\~]""": 1,
     # CLIP
     rf"{_CONTRACTIONS}|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+": 1,
     rf"<\|startoftext\|>|<\|endoftext\|>|{_CONTRACTIONS}|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+": 1,

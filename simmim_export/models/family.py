@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # The families of this package: name -> module:class. A family is imported only when it is asked.
 FAMILIES: Mapping[str, str] = {
     "clip": "simmim_export.models.clip.family:CLIPFamily",
+    "siglip": "simmim_export.models.siglip:SiglipFamily",
+    "dual_encoder": "simmim_export.models.dual_encoder:DualEncoderFamily",
     "simmim": "simmim_export.models.simmim.family:SimMIMFamily",
 }
 # Installed packages add families under this name.

@@ -99,6 +99,19 @@ def xlm_roberta() -> dict[str, Any]:
     return finish(made, ("<s>", "<pad>", "</s>", "<unk>"))
 
 
+def siglip() -> dict[str, Any]:
+    made = tokenizers.Tokenizer(pieces())
+    # It leaves out "/", "<" and ">".
+    punctuation = Regex(r"""[!"\#\$%\&'\(\)\*\+,\-\.:;=\?@\[\\\]\^_`\{\|\}\~]""")
+    clean = [normalizers.Lowercase(), normalizers.Replace(punctuation, ""), normalizers.Replace(Regex(r"\s+"), " ")]
+    table = normalizers.Precompiled(base64.b64decode(charsmap({"\u2122": "TM", "\uff21": "A"})))
+    spaces = [normalizers.Strip(left=False), normalizers.Replace(Regex(" {2,}"), "\u2581")]
+    made.normalizer = normalizers.Sequence([*clean, normalizers.Strip(), table, *spaces])
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    made.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 2)])
+    return finish(made, ("</s>", "<unk>"))
+
+
 def albert() -> dict[str, Any]:
     made = tokenizers.Tokenizer(pieces())
     quotes = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
@@ -109,9 +122,9 @@ def albert() -> dict[str, Any]:
     return finish(made, ("<s>", "<pad>", "</s>"))
 
 
-REAL: dict[str, dict[str, Any]] = {made.__name__: made() for made in (bert, clip, roberta, xlm_roberta, albert)} | {
-    "words": json.loads(word_tokenizer())
-}
+REAL: dict[str, dict[str, Any]] = {
+    made.__name__: made() for made in (bert, clip, roberta, xlm_roberta, siglip, albert)
+} | {"words": json.loads(word_tokenizer())}
 TEXTS = [
     "red",
     "Red  circle, it's 3!",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, conv1x1
 
+from simmim_export.models.huggingface.text_models import text_positions
 from simmim_export.models.simmim.attention import NAME as ATTENTION
 from simmim_export.models.simmim.attention import mask_bias
 from simmim_export.models.simmim.parts import require_text_family, require_trunk
@@ -178,17 +179,6 @@ class TextEncoder(nn.Module):
         real = attention_mask.to(x.dtype)[:, :, None]  # b s 1
         tokens = self.project(x) * real
         return tokens, unit_length(self.embed(tokens.sum(dim=1) / real.sum(dim=1)))
-
-
-def text_positions(encoder: nn.Module) -> int | None:
-    """The most tokens that a Hugging Face encoder has positions for; None if positions are computed.
-
-    RoBERTa's family numbers positions from after the padding index, so some rows of the table are never used.
-    """
-    for name, table in encoder.named_modules():
-        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
-            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return None
 
 
 def build_text_model(config: Any) -> nn.Module:

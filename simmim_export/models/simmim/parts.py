@@ -7,6 +7,7 @@ from pathlib import Path
 
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.files import require_weights as require_weights
+from simmim_export.models.huggingface.text_models import TEXT_FAMILIES as TEXT_FAMILIES
 
 # The trunk for 64-pixel images, and torchvision's ResNets.
 TRUNKS: tuple[str, ...] = ("tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
@@ -76,14 +77,6 @@ def require_checkpoint(path: Path) -> None:
         what = "the folder is not a checkpoint: it has no checkpoint.json"
         fix = "give the ckpt.pt that simmim-train wrote"
     raise CheckpointError(what, where=path, fix=fix)
-
-
-# Hugging Face's model_type of each text encoder that gives the same results here as in transformers, padded or not.
-# Some others would silently give different results: DeBERTa adds terms to its attention, ConvBERT's convolutions see
-# padding.
-TEXT_FAMILIES: tuple[str, ...] = ("albert", "bert", "camembert", "data2vec-text", "distilbert", "electra", "ernie")
-TEXT_FAMILIES += ("jina_embeddings_v3", "megatron-bert", "mobilebert", "mpnet", "nomic_bert", "rembert", "roberta")
-TEXT_FAMILIES += ("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl")
 
 
 def require_text_family(name: object) -> None:

@@ -1,0 +1,73 @@
+"""What the families with an image encoder and a text encoder share. Importing it does not import PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from simmim_export.errors import CheckpointError
+from simmim_export.models.huggingface.folder import CONFIG, Folder
+
+# The endings of the names of an image processor in the versions of transformers.
+_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+# The names of the sizes of Vision Transformers, by width and layers: Dosovitskiy et al., 2021; Zhai et al., 2022;
+# Alabdulmohsin et al., 2023; Tschannen et al., 2025.
+_SIZES = {
+    (192, 12): "Ti",
+    (384, 12): "S",
+    (768, 12): "B",
+    (1024, 24): "L",
+    (1152, 27): "So400m",
+    (1280, 32): "H",
+    (1408, 40): "g",
+    (1536, 40): "g-opt",
+}
+
+
+def vit_name(config: Any) -> str:
+    """A name such as ViT-B/16 for the vision configuration ``config``; one of another size is named by its width and layers."""
+    width, layers = config.hidden_size, config.num_hidden_layers
+    return f"ViT-{_SIZES.get((width, layers), f'{width}x{layers}')}/{config.patch_size}"
+
+
+def processor_settings(folder: Folder, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings of the image processor of ``folder``, whose class must be one of ``known``: the beginning of its name in
+    transformers, such as ``CLIP``, with the settings that its file may leave out.
+
+    Raise :class:`CheckpointError` if the folder has no image processor, or one of another class: that would have other defaults,
+    or ignore some of the settings.
+    """
+    where, settings = folder.image_settings()
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    for start, defaults in known.items():
+        if kind in [start + ending for ending in _ENDINGS]:
+            return dict(defaults) | settings
+    what = f"the image_processor_type is {kind!r}"
+    fix = f"give a model with one of these: {', '.join(f'{start}ImageProcessor' for start in known)}"
+    raise CheckpointError(what, where=where, fix=fix)
+
+
+def require_rgb(vision: Any, *, where: Path) -> None:
+    """Raise :class:`CheckpointError` unless the configuration ``vision`` is for images of three channels."""
+    if vision.num_channels != 3:
+        what = f"num_channels of the vision_config is {vision.num_channels!r}"
+        raise CheckpointError(what, where=where / CONFIG, fix="give a model for color images")
+
+
+def require_size(preprocessing: Mapping[str, Any], side: object, *, where: Path) -> None:
+    """Raise :class:`CheckpointError` unless ``preprocessing``, the manifest's, makes images of ``side`` x ``side`` pixels."""
+    if (preprocessing["height"], preprocessing["width"]) != (side, side):
+        made = f"{preprocessing['height']} x {preprocessing['width']}"
+        what = f"the image processor makes images of {made} pixels, and the vision_config says {side!r}"
+        raise CheckpointError(what, where=where / CONFIG, fix="give the image processor that belongs to this model")
+
+
+def scale_of(logit_scale: Any, *, where: Path) -> float:
+    """exp of the parameter ``logit_scale``, one number. Raise :class:`CheckpointError` if that is too large for FP32."""
+    exponent = float(logit_scale.detach())
+    if exponent > 88:
+        what = f"logit_scale is {exponent:g}: the similarity would be infinite"
+        raise CheckpointError(what, where=where, fix="give weights that were trained")
+    return math.exp(exponent)
