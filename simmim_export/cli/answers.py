@@ -40,7 +40,7 @@ CLASSIFY_EXAMPLES = (
     "simmim-export classify bundle frames/ --top-k 5",
     'simmim-export classify bundle photo.jpg "there is a red circle"',
     "simmim-export classify bundle photo.jpg --label cat --label dog",
-    'simmim-export classify bundle photo.jpg --labels names.txt --template "a photo of a {}" --template "a drawing of a {}"',
+    'simmim-export classify bundle photo.jpg --labels names.txt --template "a {}"',
 )
 ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")]
 ImageOrClip = Annotated[

@@ -88,7 +88,7 @@ class Model:
         else:
             what, fix = f"this bundle cannot {verb}", f"use a verb that it has: {verbs}"
             if verb is Verb.CLASSIFY and manifest.similarity is not None:
-                what, fix = f"{what} without labels", 'give it labels: classify(image, ["cat", "dog"])'
+                what, fix = f"{what} without labels", f'give it labels: classify(image, ["cat", "dog"]); or {fix}'
         raise UsageError(what, where=self.bundle.root, fix=fix)
 
     def largest_batch(self, pipeline: Pipeline) -> int:

@@ -140,7 +140,10 @@ def checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
 
 def checked_templates(template: str | Iterable[str]) -> tuple[str, ...]:
     """``template``, or several of them. Raise :class:`UsageError` unless each is a text with ``{}`` in exactly one place."""
-    templates = (template,) if isinstance(template, str) else tuple(template) if isinstance(template, Iterable) else ()
+    try:
+        templates = (template,) if isinstance(template, str) else tuple(template)
+    except TypeError:  # not iterable; an array without axes only seems to be
+        templates = ()
     for each in templates:
         if not isinstance(each, str) or each.count(_PLACE) != 1:
             what = f"the template {each!r} does not have {_PLACE} in exactly one place"

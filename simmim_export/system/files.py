@@ -18,7 +18,10 @@ from simmim_export.errors import InputError, UsageError
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files in order of name, as lower-case hex."""
+    """SHA-256 of a file, or of a folder's files in order of name, as lower-case hex.
+
+    Files in folders below it do not count: no model family reads them, and downloaders keep notes of their own there.
+    """
     if path.is_dir():
         joined = "".join(digest(child) for child in sorted(path.iterdir()) if child.is_file())
         return hashlib.sha256(joined.encode()).hexdigest()
