@@ -57,6 +57,16 @@ def onnx(
             rich_help_panel=LOWER,
         ),
     ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            "--evidence",
+            metavar="DIR",
+            help="For a model without labeled examples: folder of images to judge lower precisions by, with texts.txt (one "
+            "text per line), captions.jsonl or both.",
+            rich_help_panel=LOWER,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a checkpoint to ONNX and check it against PyTorch.
@@ -68,6 +78,7 @@ def onnx(
     # These imports are light. A wrong path or number should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
     from simmim_export.errors import EngineUnavailable, UsageError
+    from simmim_export.export.evidence_folder import require_evidence
     from simmim_export.export.limits import family_of, require_batch, require_opset
     from simmim_export.export.lower import Lower
     from simmim_export.proof.budget import Budget as Limits
@@ -80,6 +91,8 @@ def onnx(
         raise UsageError("--precision bf16 writes nothing: engines run the fp32 graphs at bf16", fix=fix)
     limits = None if budget is None else Limits.parse(budget)
     lower = Lower(tuple(p for p in precisions if p is not Precision.FP32), calibration, limits)
+    if evidence is not None:
+        require_evidence(evidence, calibration)
     require_opset(opset)
     require_batch(max_batch)
     family_of(checkpoint)
@@ -99,6 +112,7 @@ def onnx(
             max_batch=max_batch,
             attention=attention,
             lower=lower,
+            evidence=evidence,
             progress=progress,
         )
     if as_json:
