@@ -26,12 +26,14 @@ class _Pixels:
 
 
 def _find(value: ir.Value | None, channels: int) -> _Pixels | None:
-    """The pixels that ``value`` float32 [b, C, H, W] is computed from by Mul and Add, a Transpose and a Cast."""
+    """The pixels that ``value`` float32 [b, C, H, W] is computed from by Mul, Add and Sub, a Transpose and a Cast."""
     factor, summand = np.ones(channels), np.zeros(channels)
     while value is not None and (node := value.producer()) is not None:
-        if node.op_type in ("Mul", "Add"):
+        if node.op_type in ("Mul", "Add", "Sub"):
             constants = [each for each in node.inputs if is_float_constant(each)]
             if len(constants) != 1 or constants[0] is None or value.is_graph_output():
+                return None
+            if node.op_type == "Sub" and node.inputs[1] is not constants[0]:
                 return None
             number = _by_channel(array_of(constants[0]), channels)
             if number is None:
@@ -39,7 +41,7 @@ def _find(value: ir.Value | None, channels: int) -> _Pixels | None:
             if node.op_type == "Mul":
                 factor = factor * number
             else:
-                summand = summand + factor * number
+                summand = summand + factor * (number if node.op_type == "Add" else -number)
             value = next(each for each in node.inputs if each is not constants[0])
         elif node.op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) == [0, 3, 1, 2]:
             cast = None if node.inputs[0] is None else node.inputs[0].producer()

@@ -130,8 +130,8 @@ class Examiner(Asker):
                 tasks[name] = self._retrieval(task, reference, outputs)
             elif output in self._asked:
                 tasks[name] = _answers(task, reference[output], outputs[output])
-        if (row := self._zero_shot(reference, outputs)) is not None:
-            tasks[ZERO_SHOT] = row
+        if (choice := self._zero_shot(reference, outputs)) is not None:
+            tasks[ZERO_SHOT] = choice
         source = dict(self.evidence.source)
         return {"embeddings": embeddings, "tasks": tasks, "references": references, "source": source}
 
