@@ -17,9 +17,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from simmim_export.export.onnx import trace
 from simmim_export.models.family import Graph
 from simmim_export.models.huggingface.masks import CausalMask
+from simmim_export.precision.convolutions import quantizable, quantize_convolutions
 from simmim_export.precision.fusing import ATTENTION_OPSET, fuse_attention
 from simmim_export.precision.int8_dot import Int8ForDotProducts
 from simmim_export.precision.measure import run
+from simmim_export.precision.patches import patches_to_product
 from simmim_export.precision.pixels import read_bytes
 from simmim_export.precision.surgery import with_types
 from simmim_export.precision.tokens import bound_of
@@ -142,8 +144,8 @@ def test_silu_is_bounded() -> None:
 NORMALIZED = """
 <ir_version: 10, opset_import: ["" : 20]>
 g (uint8[batch, 6, 6, 3] pixels) => (float[batch, 8, 4, 4] y) {
-  floats = Cast<to = 1>(pixels)
-  nchw = Transpose<perm = [0, 3, 1, 2]>(floats)
+  turned = Transpose<perm = [0, 3, 1, 2]>(pixels)
+  nchw = Cast<to = 1>(turned)
   shifted = Sub(%s)
   image = Mul(shifted, scale)
   [stem] y = Conv(image, weight)
@@ -170,3 +172,68 @@ def test_a_mean_that_is_subtracted_goes_into_the_first_convolution(order: str, r
     pixels = random.integers(0, 256, (2, 6, 6, 3), dtype=np.uint8)
     exact, read = (ReferenceEvaluator(each).run(None, {"pixels": pixels})[0] for each in (model, after))
     np.testing.assert_allclose(read, exact, rtol=1e-4, atol=1e-4)
+
+
+PATCHES = """
+<ir_version: 10, opset_import: ["" : 20]>
+g (uint8[batch, 8, 12, 3] pixels) => (float[batch, 6, 40] y) <int64[3] rows = {-1, 40, 6}> {
+  turned = Transpose<perm = [0, 3, 1, 2]>(pixels)
+  nchw = Cast<to = 1>(turned)
+  shifted = Sub(nchw, mean)
+  image = Mul(shifted, scale)
+  [patch] conv = Conv<strides = [%s], pads = [%s]>(image, weight%s)
+  flat = Reshape<allowzero = 1>(conv, rows)
+  y = Transpose<perm = [0, 2, 1]>(flat)
+}
+"""
+
+
+def patches(strides: str = "4, 4", pads: str = "0, 0, 0, 0", bias: str = ", bias") -> onnx.ModelProto:
+    model = parser.parse_model(PATCHES % (strides, pads, bias))
+    random = np.random.default_rng(0)
+    constants = {
+        "mean": np.array([122.77, 116.75, 104.09]).reshape(1, 3, 1, 1),
+        "scale": np.array([1 / 68, -1 / 66, 1 / 70]).reshape(1, 3, 1, 1),
+        "weight": random.normal(size=(40, 3, 4, 4)),
+        "bias": random.normal(size=40),
+    }
+    used = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array.astype(np.float32), name)
+        for name, array in constants.items()
+        if name in used
+    )
+    return model
+
+
+def photographs(count: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, 8, 12, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("bias", ["", ", bias"])
+def test_patches_are_a_product_of_bytes(bias: str) -> None:
+    model = patches(bias=bias)
+    edited = ir.from_proto(model)
+    product = patches_to_product(edited.graph, next(node for node in edited.graph if node.name == "patch"))
+    assert (product.op_type, product.name) == ("MatMul", "patch")
+    after = ir.to_proto(edited)
+    onnx.checker.check_model(after, full_check=True)
+    exact, moved = (ReferenceEvaluator(each).run(None, {"pixels": photographs(3)})[0] for each in (model, after))
+    np.testing.assert_allclose(moved, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("half", [63, 127])
+def test_only_the_weights_of_patches_are_rounded(half: int) -> None:
+    model = patches()
+    assert quantizable(model) == ["patch"]
+    feeds = [{"pixels": image[None]} for image in photographs(8)]
+    after = quantize_convolutions(model, feeds, names=["patch"], reduce_range=half == 63)
+    kinds = Counter(node.op_type for node in after.graph.node)
+    assert kinds["DequantizeLinear"] == 2 and not kinds["Conv"] and not kinds["QuantizeLinear"]
+    exact, lowered = (ReferenceEvaluator(each).run(None, {"pixels": photographs(3)})[0] for each in (model, after))
+    assert np.linalg.norm(lowered - exact) / np.linalg.norm(exact) < 1 / half
+
+
+@pytest.mark.parametrize("changes", [{"strides": "3, 4"}, {"strides": "2, 4"}, {"pads": "0, 1, 0, 1"}])
+def test_a_convolution_of_overlapping_or_padded_patches_stays_float(changes: dict[str, str]) -> None:
+    assert quantizable(patches(**changes)) == []
