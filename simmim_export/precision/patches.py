@@ -34,7 +34,7 @@ def _read(node: ir.Node) -> Pixels | None:
     pixels = find_pixels(node.inputs[0], shape[1]) if plain and rows_of(node) is not None else None
     if pixels is None or not pixels.factor.any():
         return None
-    _, height, width, channels = pixels.bytes.shape or ()
+    _, height, width, channels = pixels.bytes.shape
     whole = int(height) % shape[2] == 0 and int(width) % shape[3] == 0 and channels == shape[1]
     return pixels if whole else None
 
