@@ -112,7 +112,7 @@ class UnknownWords(UserWarning):
 
 
 class FewSamples(UserWarning):
-    """There are too few calibration samples for reliable ranges, or other ones than asked for. The message says how many."""
+    """There are too few samples for reliable ranges, or fewer or other ones than asked for. The message says how many."""
 
 
 class NoCache(UserWarning):

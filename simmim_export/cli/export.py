@@ -95,6 +95,16 @@ def onnx(
             rich_help_panel=LOWER,
         ),
     ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            "--evidence",
+            metavar="DIR",
+            help="For a model without labeled examples: folder of images to judge lower precisions by, with texts.txt (one "
+            "text per line), captions.jsonl or both.",
+            rich_help_panel=LOWER,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a model to ONNX and check it against PyTorch.
@@ -109,6 +119,7 @@ def onnx(
     # These imports are light. A wrong path or number should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
     from simmim_export.errors import EngineUnavailable, UsageError
+    from simmim_export.export.evidence_folder import require_evidence
     from simmim_export.export.limits import (
         family_of,
         is_hub_name,
@@ -130,6 +141,8 @@ def onnx(
         raise UsageError("--precision bf16 writes nothing: engines run the fp32 graphs at bf16", fix=fix)
     limits = None if budget is None else Limits.parse(budget)
     lower = Lower(tuple(p for p in precisions if p is not Precision.FP32), calibration, limits)
+    if evidence is not None:
+        require_evidence(evidence, calibration)
     require_opset(opset)
     require_batch(max_batch)
     size = None if image_size is None else parse_image_size(image_size)
@@ -156,6 +169,7 @@ def onnx(
             image_size=size,
             family=family,
             lower=lower,
+            evidence=evidence,
             progress=progress,
         )
     if as_json:

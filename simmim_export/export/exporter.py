@@ -14,6 +14,7 @@ from simmim_export.engines import require_engine
 from simmim_export.errors import GateFailed, LeftOut, UsageError
 from simmim_export.export.bundled_samples import with_samples
 from simmim_export.export.description import describe, provenance
+from simmim_export.export.evidence_folder import require_evidence, with_evidence
 from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
 from simmim_export.export.lower import Lower
@@ -64,22 +65,27 @@ def export_bundle(
     image_size: tuple[int, int] | None = None,
     family: str = "",
     lower: Lower = Lower(),
+    evidence: Path | None = None,
     progress: Watch = unwatched,
 ) -> Exported:
     """Export every graph of ``checkpoint`` to a bundle at ``output``.
 
     ``max_batch``, ``attention``, ``answers`` and ``image_size`` are those of
     :class:`simmim_export.models.family.LoadOptions`. ``family`` names the model family; by default it is the one that recognizes
-    the checkpoint. ``lower`` says what to write besides FP32. ``progress(step, done, total)`` is called before each step.
+    the checkpoint. ``lower`` says what to write besides FP32. ``evidence`` is a folder to judge a model by that has no labeled
+    examples (:mod:`simmim_export.export.evidence_folder`). ``progress(step, done, total)`` is called before each step.
 
-    Raise :class:`CheckpointError` for the input; :class:`DataError` for the calibration samples; :class:`UsageError` for the
-    output, the opset, the batch, an option that the model has no use for, and a budget that cannot be measured;
+    Raise :class:`CheckpointError` for the input; :class:`DataError` for the calibration samples and the evidence, and
+    :class:`ImageError` and :class:`TextError` for one of its files; :class:`UsageError` for the output, the opset, the batch, an
+    option that the model has no use for, and a budget that cannot be measured;
     :class:`GateFailed` if a graph is not clean or differs from PyTorch, or no plan is within the budget. In every case nothing
     has been written at ``output``.
     """
     require_opset(opset)
     require_batch(max_batch)
     require_engine("ort")
+    if evidence is not None:
+        require_evidence(evidence, lower.calibration)
     with Staging(output, overwrite) as staging:
         progress("load the checkpoint", 0, 1)
         chosen = family_of(checkpoint, name=family)
@@ -90,6 +96,8 @@ def export_bundle(
         origin = provenance(checkpoint, model, opset=opset)
         draft = describe(model, chosen.name, provenance=origin)
         check_draft(draft, checkpoint)
+        if evidence is not None:
+            model = with_evidence(model, evidence, draft)
         calibration = _calibration(model, lower)
         steps = _Steps(model=model, draft=draft, staging=staging, lower=lower, progress=progress)
         golden = steps.write_golden(max_batch)

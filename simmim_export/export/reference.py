@@ -6,7 +6,7 @@ from simmim_export.bundle import Manifest
 from simmim_export.engines.torch import TorchSession
 from simmim_export.models.family import SourceModel
 from simmim_export.precision.calibration import MOST, distinct_images, distinct_texts
-from simmim_export.proof.evidence import Evidence
+from simmim_export.proof.evidence import SAMPLES, Evidence
 from simmim_export.proof.examine import Examiner
 from simmim_export.proof.fitting import require_fit
 from simmim_export.runtime.text import Tokenizer
@@ -30,7 +30,7 @@ def make_evidence(model: SourceModel, manifest: Manifest, *, where: object, watc
         images, texts = distinct_images(model.images), distinct_texts(model.texts)
         held_out = images[MOST:] if len(images) > MOST else images
         plain = tuple(texts[MOST:] or texts)
-        evidence = Evidence(images={"samples": held_out}, tasks={}, source={"name": "samples"}, plain=plain)
+        evidence = Evidence(images={"samples": held_out}, tasks={}, source={"name": SAMPLES}, plain=plain)
     tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"], graphs=manifest.graphs)
     require_fit(evidence, manifest, where=where, referenced=False)
     examiner = Examiner(manifest, evidence, tokens=tokenizer.feeds, watch=watch, batch=BATCH)

@@ -3,7 +3,8 @@
 Activations are U8 and asymmetric, weights S8 and per channel: this is what CPU kernels take. From the bytes of the image to the
 last convolution, no tensor is float:
 
-- The first convolution reads the bytes themselves (:mod:`simmim_export.precision.pixels`).
+- The first convolution reads the bytes themselves (:mod:`simmim_export.precision.pixels`). If it cuts the image into patches, as
+  in a Vision Transformer, it becomes a matrix product of bytes (:mod:`simmim_export.precision.patches`).
 - The result of a convolution is rounded once, after its Relu. The range begins at zero, so rounding also does the work of the
   Relu, which is removed.
 - An Add of two INT8 tensors and a MaxPool of one give INT8.
@@ -23,6 +24,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from simmim_export.errors import DataError
 from simmim_export.precision.base import Feeds
+from simmim_export.precision.patches import is_patchwork, patches_to_product
 from simmim_export.precision.pixels import read_bytes
 from simmim_export.precision.projection import is_projection, to_product
 from simmim_export.precision.ranges import Levels, measure, pair_of
@@ -35,14 +37,15 @@ MOST_BIAS = 2**30
 
 
 def quantizable(model: onnx.ModelProto) -> list[str]:
-    """The names of the convolutions that another convolution follows, directly or not, and of projections to tokens."""
+    """The names of the convolutions that another convolution follows, directly or not, and of those of pixels or channels to
+    tokens."""
     # Tensors that lead to a later convolution, collected from the end of the graph.
     leading: set[ir.Value | None] = set()
     names = []
     for node in reversed(ir.from_proto(model).graph):
         leads = not leading.isdisjoint(node.outputs)
         convolves = node.op_type == "Conv" and is_float_constant(node.inputs[1])
-        if convolves and (leads or is_projection(node)):
+        if convolves and (leads or is_projection(node) or is_patchwork(node)):
             names.append(str(node.name))
         if node.op_type == "Conv" or leads:
             leading.update(node.inputs)
@@ -63,8 +66,11 @@ def quantize_convolutions(
     edited = ir.from_proto(model)
     graph = edited.graph
     chosen = [node for node in graph if node.name in set(names)]
-    convolutions = [node for node in chosen if not is_projection(node)]
-    products = [to_product(graph, node) for node in chosen if is_projection(node)]
+    patchworks = [node for node in chosen if is_patchwork(node)]
+    projections = [node for node in chosen if is_projection(node) and node not in patchworks]
+    convolutions = [node for node in chosen if node not in patchworks and node not in projections]
+    products = [patches_to_product(graph, node) for node in patchworks]
+    products += [to_product(graph, node) for node in projections]
     for node in convolutions:
         read_bytes(graph, node)
     rounded = _rounded(graph, convolutions, products=products)

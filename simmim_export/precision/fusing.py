@@ -14,6 +14,8 @@ from simmim_export.precision.surgery import array_of, constant, is_float_constan
 ATTENTION_OPSET = 23
 # How a projection [batch, sequence, heads, channels] is turned before it is multiplied.
 _QUERY, _KEY = (0, 2, 1, 3), (0, 2, 3, 1)
+# The last two of four axes are swapped.
+_SWAP = (0, 1, 3, 2)
 
 
 def join_products(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[ir.Node]:
@@ -137,6 +139,8 @@ def _projection(value: ir.Value | None, turned: tuple[int, ...]) -> tuple[ir.Val
             order, value = tuple(perm[axis] for axis in order), node.inputs[0]
         elif node.op_type == "Mul" and is_float_constant(node.inputs[1]) and array_of(node.inputs[1]).size == 1:
             scale, value = scale * float(array_of(node.inputs[1]).reshape(())), node.inputs[0]
+        elif node.op_type == "Reshape" and (swapped := _swapped(node)) is not None:
+            order, value = tuple(_SWAP[axis] for axis in order), swapped
         elif node.op_type == "Reshape":
             source, shape = node.inputs[0], value.shape
             if source is None or shape is None or len(shape) != 4 or order != turned or not isinstance(shape[2], int):
@@ -147,6 +151,41 @@ def _projection(value: ir.Value | None, turned: tuple[int, ...]) -> tuple[ir.Val
         else:
             return None
     return None
+
+
+def _swapped(last: ir.Node) -> ir.Value | None:
+    """The tensor of four axes whose last two the Reshape ``last`` swaps, together with the nodes before it; None if it does not.
+
+    PyTorch's exporter writes scaled_dot_product_attention like this: it joins the first two axes of the keys, swaps the others
+    with a Transpose of three axes, and parts the first two again. All sizes come from the Shape of the keys.
+    """
+    swap = _maker(last.inputs[0], "Transpose")
+    first = None if swap is None else _maker(swap.inputs[0], "Reshape")
+    if swap is None or first is None or tuple(swap.attributes["perm"].as_ints()) != (0, 2, 1):
+        return None
+    source = first.inputs[0]
+    joined, parted = (_maker(reshape.inputs[1], "Concat") for reshape in (first, last))
+    if source is None or source.shape is None or len(source.shape) != 4 or joined is None or parted is None:
+        return None
+    if len(joined.inputs) != 3 or len(parted.inputs) != 3:
+        return None
+    all_others = joined.inputs[0]
+    if all_others is None or all_others.const_value is None or array_of(all_others).tolist() != [-1]:
+        return None
+    sizes = [_sizes(value, source) for value in (*joined.inputs[1:], *parted.inputs)]
+    return source if sizes == [[2], [3], [0, 1], [3], [2]] else None
+
+
+def _sizes(value: ir.Value | None, source: ir.Value) -> list[int] | None:
+    """Which axes of ``source``, which has four, the Slice of its Shape that makes ``value`` has the sizes of; None for others."""
+    part = _maker(value, "Slice")
+    shape = None if part is None else _maker(part.inputs[0], "Shape")
+    if part is None or shape is None or shape.inputs[0] is not source or len(part.inputs) != 3:
+        return None
+    if shape.attributes.get_int("start", 0) or "end" in shape.attributes:
+        return None
+    ends = [end for end in part.inputs[1:] if end is not None and end.const_value is not None]
+    return list(range(4))[slice(*(int(array_of(end).reshape(())) for end in ends))] if len(ends) == 2 else None
 
 
 def _length(query: ir.Value) -> str:

@@ -17,7 +17,7 @@ from simmim_export.precision.surgery import array_of, constant, is_float_constan
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class Pixels:
     """Image ``bytes`` uint8 [b, H, W, C]; the convolution reads ``factor`` * bytes + ``summand``, both [C]."""
 
     bytes: ir.Value
@@ -25,13 +25,15 @@ class _Pixels:
     summand: np.ndarray
 
 
-def _find(value: ir.Value | None, channels: int) -> _Pixels | None:
-    """The pixels that ``value`` float32 [b, C, H, W] is computed from by Mul and Add, a Transpose and a Cast."""
+def find_pixels(value: ir.Value | None, channels: int) -> Pixels | None:
+    """The pixels that ``value`` float32 [b, C, H, W] is computed from by Mul, Add and Sub, and by a Transpose and a Cast."""
     factor, summand = np.ones(channels), np.zeros(channels)
     while value is not None and (node := value.producer()) is not None:
-        if node.op_type in ("Mul", "Add"):
+        if node.op_type in ("Mul", "Add", "Sub"):
             constants = [each for each in node.inputs if is_float_constant(each)]
             if len(constants) != 1 or constants[0] is None or value.is_graph_output():
+                return None
+            if node.op_type == "Sub" and node.inputs[1] is not constants[0]:
                 return None
             number = _by_channel(array_of(constants[0]), channels)
             if number is None:
@@ -39,12 +41,15 @@ def _find(value: ir.Value | None, channels: int) -> _Pixels | None:
             if node.op_type == "Mul":
                 factor = factor * number
             else:
-                summand = summand + factor * number
+                summand = summand + factor * (number if node.op_type == "Add" else -number)
             value = next(each for each in node.inputs if each is not constants[0])
-        elif node.op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) == [0, 3, 1, 2]:
-            cast = None if node.inputs[0] is None else node.inputs[0].producer()
-            image = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
-            return _Pixels(image, factor, summand) if image is not None and _is_image(image) else None
+        elif node.op_type in ("Transpose", "Cast"):
+            other = None if node.inputs[0] is None else node.inputs[0].producer()
+            if other is None or {node.op_type, other.op_type} != {"Transpose", "Cast"}:
+                return None
+            turn = node if node.op_type == "Transpose" else other
+            image, is_turned = other.inputs[0], list(turn.attributes.get_ints("perm", ())) == [0, 3, 1, 2]
+            return Pixels(image, factor, summand) if is_turned and image is not None and _is_image(image) else None
         else:
             return None
     return None
@@ -70,7 +75,7 @@ def read_bytes(graph: ir.Graph, node: ir.Node) -> None:
     Only the color of the padding is rounded, to whole bytes.
     """
     weight = array_of(node.inputs[1]).astype(np.float64)
-    pixels = _find(node.inputs[0], weight.shape[1])
+    pixels = find_pixels(node.inputs[0], weight.shape[1])
     is_plain = node.attributes.get_int("group", 1) == 1 and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
     if pixels is None or not is_plain or (pixels.factor <= 0).any():
         return

@@ -33,10 +33,10 @@ def is_projection(node: ir.Node) -> bool:
         and not any(node.attributes.get_ints("pads", ()))
         and node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     )
-    return plain and _rows(node) is not None
+    return plain and rows_of(node) is not None
 
 
-def _rows(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+def rows_of(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     """The Reshape to [b, C, n] and the Transpose to [b, n, C] after a convolution; None if something else is there."""
     reshape = only_reader(node.outputs[0], "Reshape")
     if reshape is None or input_of(reshape, 1).const_value is None:
@@ -52,7 +52,7 @@ def _rows(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
 def to_product(graph: ir.Graph, node: ir.Node) -> ir.Node:
     """Replace the projection ``node`` by a MatMul of its name and an Add of its bias, and return the MatMul. The graph
     computes the same."""
-    rows = _rows(node)
+    rows = rows_of(node)
     assert rows is not None, node.name
     reshape, transpose = rows
     weight = array_of(input_of(node, 1))[:, :, 0, 0]  # C K

@@ -8,7 +8,7 @@ Three things reduce the error:
 
 - After a LayerNormalization a few channels are a hundred times the others (in every BERT), so they are equalized. Only this
   depends on samples; an input that is unlike them loses some levels and is never clipped.
-- The results of GELU and Relu are bounded below. They are shifted so that they begin at zero, and use all levels.
+- The results of GELU, SiLU and Relu are bounded below. They are shifted so that they begin at zero, and use all levels.
 - Weights are rounded so that their errors cancel on real samples (:mod:`simmim_export.precision.rounding`).
 
 `simmim-bench quantization` measures how well real weights survive this.
@@ -28,7 +28,15 @@ from simmim_export.errors import GateFailed
 from simmim_export.precision.measure import Record
 from simmim_export.precision.rounding import compensated, nearest
 from simmim_export.precision.smooth import by_activation, equalize, matrix, require_equal
-from simmim_export.precision.surgery import append, constant, maker, operator, remove_unused_constants
+from simmim_export.precision.surgery import (
+    append,
+    array_of,
+    constant,
+    is_float_constant,
+    maker,
+    operator,
+    remove_unused_constants,
+)
 from simmim_export.precision.weights import products, read_constant, scales_of
 from simmim_export.system.watch import Watch, unwatched
 
@@ -36,6 +44,9 @@ from simmim_export.system.watch import Watch, unwatched
 ALPHA = 0.6
 # How far below zero the results can be: those of GELU are at least -0.16997 if exact and -0.17004 if by tanh.
 BOUNDED = {"Gelu": 0.1701, "Relu": 0.0}
+# As far below zero are the results of x * sigmoid(x), at x = -1.2785. Those of x * sigmoid(c x), which is CLIP's fast GELU with
+# c = 1.702, are the same divided by c.
+SIGMOID_BOUND = 0.2785
 # A token of zeros is divided by this.
 TINY = np.float32(1e-30)
 
@@ -132,11 +143,32 @@ def rounded_weights(
         yield name, [RoundedWeight(*part) for part in parts]
 
 
+def bound_of(activation: ir.Value) -> float | None:
+    """How far below zero ``activation`` can be, by the nodes that make it; None if that is not known."""
+    node = activation.producer()
+    if node is None or node.op_type != "Mul":
+        return BOUNDED.get(maker(activation))
+    for value, gate in (node.inputs, node.inputs[::-1]):
+        sigmoid = None if gate is None else gate.producer()
+        if sigmoid is None or sigmoid.op_type != "Sigmoid":
+            continue
+        if sigmoid.inputs[0] is value:
+            return SIGMOID_BOUND
+        inner = sigmoid.inputs[0].producer() if sigmoid.inputs[0] is not None else None
+        if inner is None or inner.op_type != "Mul":
+            continue
+        for other, factor in (inner.inputs, inner.inputs[::-1]):
+            if other is value and factor is not None and is_float_constant(factor) and array_of(factor).size == 1:
+                slope = float(array_of(factor).reshape(()))
+                return SIGMOID_BOUND / slope if slope > 0 else None
+    return None
+
+
 def read_by_token(graph: ir.Graph, readers: Sequence[ir.Node], weights: Sequence[RoundedWeight]) -> None:
     """Let ``readers``, all of one activation, multiply it by their ``weights`` in INT8, with a range for each token."""
     activation = readers[0].inputs[0]
     assert activation is not None
-    shift = BOUNDED.get(maker(activation))
+    shift = bound_of(activation)
     signed = shift is None
     steps, middle = (127, 128) if signed else (255, 0)
     scale = constant(graph, f"token.scale.{steps}", np.float32(1 / steps))

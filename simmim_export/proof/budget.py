@@ -17,7 +17,7 @@ from typing import Any
 from simmim_export.bundle import Manifest
 from simmim_export.errors import UsageError
 from simmim_export.proof.asked import IMAGES, TEXTS, pipeline_of
-from simmim_export.proof.evidence import RETRIEVAL
+from simmim_export.proof.evidence import FOLDER, RETRIEVAL, SAMPLES, ZERO_SHOT
 from simmim_export.proof.records import Line, Unjudged, shown
 
 # What a key bounds, for messages and help.
@@ -52,21 +52,25 @@ Promised = Mapping[str, tuple[str, ...]]
 
 
 def promised(manifest: Manifest) -> Promised:
-    """What each key of a budget bounds in a bundle: its tasks, its embeddings, and retrieval if it embeds images and texts."""
+    """What each key of a budget bounds in a bundle: its tasks, its embeddings, and retrieval if it embeds images and texts. The
+    agreement of such a model without tasks is that of zero-shot choices."""
     embeddings = tuple(kind for kind in (IMAGES, TEXTS) if pipeline_of(manifest, kind) is not None)
     tasks = tuple(dict.fromkeys(pipeline.labels for pipeline in manifest.pipelines if pipeline.labels))
-    return _bounded(tasks, embeddings, retrieval=len(embeddings) == 2)
+    both = len(embeddings) == 2
+    return _bounded(tasks, embeddings, retrieval=both, zero_shot=both)
 
 
-def _bounded(tasks: tuple[str, ...], embeddings: tuple[str, ...], *, retrieval: bool) -> Promised:
+def _bounded(tasks: tuple[str, ...], embeddings: tuple[str, ...], *, retrieval: bool, zero_shot: bool) -> Promised:
     ranked = (RETRIEVAL,) if retrieval else ()
-    return {"answers": tasks, "agreement": tasks, "cosine": embeddings, "retrieval": ranked}
+    chosen = tasks or ((ZERO_SHOT,) if zero_shot else ())
+    return {"answers": tasks, "agreement": chosen, "cosine": embeddings, "retrieval": ranked}
 
 
 def _of_figures(figures: Mapping[str, Any]) -> Promised:
     """As :func:`promised`, of what ``figures`` hold."""
-    tasks = tuple(name for name in figures["tasks"] if name != RETRIEVAL)
-    return _bounded(tasks, tuple(figures["embeddings"]), retrieval=RETRIEVAL in figures["tasks"])
+    measured, embeddings = figures["tasks"], tuple(figures["embeddings"])
+    tasks = tuple(name for name in measured if name not in (RETRIEVAL, ZERO_SHOT))
+    return _bounded(tasks, embeddings, retrieval=RETRIEVAL in measured, zero_shot=ZERO_SHOT in measured)
 
 
 @dataclass(frozen=True)
@@ -143,12 +147,13 @@ class Budget:
             key, _, name = line.name.partition(" ")
             limit = limits[key]
             if line.reason:
-                why, fix = line.reason, f"train with --eval-scenes above 0, or take {key} out of --budget"
+                why, fix = line.reason, _fix(key, name, figures=figures)
             elif _UNITS[key] == "pt" and (images := figures["tasks"][name or key]["images"]) * limit < 300:
                 wanted = ceil(300 / limit) if limit else 0
                 takes = f"takes {wanted}" if wanted else "cannot be proven on any number"
                 why = f"{images} images of {name or key} are too few to know it with 95 % confidence; it {takes}"
-                fix = f"train with --eval-scenes {wanted}" if wanted else f"give {key} above 0, or agreement=100%"
+                fix = f"give {key} above 0, or agreement=100%"
+                fix = _fix(key, name, figures=figures, wanted=wanted) if wanted else fix
             else:
                 continue
             missing.append(NotJudged(name=line.name, limit=f"{key}={_written(key, limit)}", why=why, fix=fix))
@@ -176,11 +181,31 @@ def _written(key: str, limit: float) -> str:
     return f"{Decimal(repr(float(limit))):f}".removesuffix(".0") + _UNITS[key]
 
 
+def _fix(key: str, name: str, *, figures: Mapping[str, Any], wanted: int = 0) -> str:
+    """How to get the ``wanted`` images (0: any) that the limit ``key`` of ``name`` needs. It depends on what the evidence is."""
+    leave, source = f"take {key} out of --budget", figures.get("source", {}).get("name")
+    if source == FOLDER and wanted:
+        return f"put {wanted} different pictures with captions into the folder of --evidence, or {leave}"
+    if source in (SAMPLES, FOLDER):
+        file = {"retrieval": "captions.jsonl", "agreement": "texts.txt"}.get(key)
+        if file and name in ("", ZERO_SHOT) and {IMAGES, TEXTS} <= set(figures["embeddings"]):
+            return f"export with --evidence DIR, a folder of {wanted or 'your'} pictures and {file}, or {leave}"
+        return f"{leave}, or export a checkpoint that carries labeled examples"
+    option = f"--eval-scenes {wanted or 'above 0'}"
+    return f"export a checkpoint that carries {wanted or 'such'} examples (simmim-train: {option}), or {leave}"
+
+
 _NOTHING = {
     "answers": "the model has no head that was judged",
-    "agreement": "the model has no head that was judged",
+    "agreement": "the model has no head that was judged, and no texts to choose among",
     "cosine": "the model has no embedding that was judged",
     "retrieval": "no captions travel with the model, or it does not embed both images and texts",
+}
+
+# Why figures lack what a model can give.
+_LACKING = {
+    RETRIEVAL: "no captions travel with the model",
+    ZERO_SHOT: "no images, or fewer than two texts to choose among, travel with the model",
 }
 
 
@@ -199,7 +224,7 @@ def _line(key: str, name: str, *, limit: float, figures: Mapping[str, Any]) -> L
     """One limit beside the figures of one task or kind of embedding."""
     row = figures["embeddings" if key == "cosine" else "tasks"].get(name)
     if row is None:
-        return _made(key, name, limit=limit, reason="the bundle has no held-out examples to measure it on")
+        return _made(key, name, limit=limit, reason=_LACKING.get(name, "the bundle has no held-out examples for it"))
     if key == "cosine":
         measured = row["cosine_mean"]
     else:

@@ -21,6 +21,10 @@ from simmim_export.system.npz import DAMAGED, pack, unpack
 FILE = "evidence.npz"
 # The task that ranks images by captions; every other task is named by the labels of its pipeline.
 RETRIEVAL = "retrieval"
+# What a budget calls the choice of each image among the plain texts. No task may have its name.
+ZERO_SHOT = "zero-shot"
+# The names of sources that are not a data set: samples without labels that come with a model, and a folder of the user's.
+SAMPLES, FOLDER = "samples", "folder"
 # The most bytes and values of the JSON that holds the texts and the source. A thousand images with eight questions for each of
 # six heads take 50,000 values and 3 MB. A list of three bytes takes twenty times as many in memory.
 MOST_WORDS, MOST_VALUES = 32 << 20, 1 << 20
@@ -70,7 +74,8 @@ class Evidence:
 
     ``images`` has sets uint8 [n, H, W, 3] of images and [n, f, H, W, 3] of clips. ``tasks`` has each task by its name: the labels
     of the pipeline that answers it, or :data:`RETRIEVAL`. ``source`` says where the examples are from. ``plain`` has texts that
-    no task asks. ``reference`` has PyTorch's outputs by the names of :mod:`simmim_export.proof.asked`; a checkpoint has none.
+    no task asks; if the model embeds images and texts, each image chooses the nearest of them (:data:`ZERO_SHOT`). ``reference``
+    has PyTorch's outputs by the names of :mod:`simmim_export.proof.asked`; a checkpoint has none.
     """
 
     images: Mapping[str, np.ndarray]
@@ -160,6 +165,8 @@ class Evidence:
             fits = images.dtype == np.uint8 and images.ndim in (4, 5) and images.shape[-1] == 3
             if not fits or not images.size or len(images) > MOST_IMAGES:
                 raise ValueError(f"images {name!r} are {described(images)}")
+        if ZERO_SHOT in self.tasks:
+            raise ValueError(f"a task has the name {ZERO_SHOT!r}, which stands for choices among its plain texts")
         for name, task in self.tasks.items():
             self._check_task(name, task)
         texts = self.texts()

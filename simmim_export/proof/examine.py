@@ -15,8 +15,8 @@ from simmim_export.bundle import Bundle, Manifest
 from simmim_export.errors import BundleError, GateFailed
 from simmim_export.proof.asked import IMAGES, LOGITS, TEXTS, graphs_behind
 from simmim_export.proof.asking import Asker
-from simmim_export.proof.evidence import FILE, RETRIEVAL, Evidence, Task
-from simmim_export.proof.figures import agreement, choices, first_choices, gallery, paired_loss
+from simmim_export.proof.evidence import FILE, RETRIEVAL, ZERO_SHOT, Evidence, Task
+from simmim_export.proof.figures import agreement, choices, first_choices, gallery, nearest_texts, paired_loss
 from simmim_export.proof.fitting import require_fit
 from simmim_export.proof.parity import difference, logits_error
 from simmim_export.proof.records import Line
@@ -90,8 +90,8 @@ class Examiner(Asker):
         """Compare ``outputs`` with the references of the evidence.
 
         ``embeddings`` says how much those of ``images`` and of ``texts`` agree with the reference; ``tasks`` holds for each task
-        the paired loss and ``top1``, the share of answers that are the reference's; ``references`` says how far each output is
-        from its reference, by :func:`~simmim_export.proof.parity.difference`, for logits by
+        the paired loss and ``top1``, the share of answers (or of zero-shot choices) that are the reference's; ``references`` says
+        how far each output is from its reference, by :func:`~simmim_export.proof.parity.difference`, for logits by
         :func:`~simmim_export.proof.parity.logits_error`; ``source`` says where the evidence is from.
 
         ``not_finite`` in the rows counts outputs that are NaN or infinite. They count as wrong, and no budget is kept with any.
@@ -130,6 +130,8 @@ class Examiner(Asker):
                 tasks[name] = self._retrieval(task, reference, outputs)
             elif output in self._asked:
                 tasks[name] = _answers(task, reference[output], outputs[output])
+        if (choice := self._zero_shot(reference, outputs)) is not None:
+            tasks[ZERO_SHOT] = choice
         source = dict(self.evidence.source)
         return {"embeddings": embeddings, "tasks": tasks, "references": references, "source": source}
 
@@ -145,6 +147,28 @@ class Examiner(Asker):
             "metric": f"recall at 1 among {gallery(len(rows))}",
             "top1": float((chosen[0] == chosen[1]).mean()),
             "not_finite": int(broken),
+        }
+
+    def _zero_shot(
+        self, reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+    ) -> dict[str, Any] | None:
+        """How many images choose the same of the plain texts as by the reference, which counts as right. If the reference chose
+        few of the texts, that says little, so the metric names how many. None if there is no choice: fewer than two texts, no
+        images, or no embeddings of both in one space."""
+        plain = list(dict.fromkeys(self.evidence.plain))
+        sets = [name for name in outputs if name.startswith(f"{IMAGES}/")]
+        sizes = {outputs[name].shape[-1] for name in (*sets, TEXTS) if name in outputs}
+        if len(plain) < 2 or not sets or TEXTS not in outputs or len(sizes) > 1:
+            return None
+        rows = self._numbers([plain])[0]
+        images = [np.concatenate([given[name] for name in sets]) for given in (reference, outputs)]
+        texts = [given[TEXTS][rows] for given in (reference, outputs)]
+        chosen = [nearest_texts(*pair) for pair in zip(images, texts, strict=True)]
+        same = (chosen[0] == chosen[1]).astype(np.float64)[:, None]
+        return paired_loss(np.ones_like(same), same) | {
+            "metric": f"same of {len(plain)} texts ({len(np.unique(chosen[0]))} chosen)",
+            "top1": float(same.mean()),
+            "not_finite": int((chosen[1] < 0).sum()),
         }
 
 

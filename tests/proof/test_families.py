@@ -102,7 +102,12 @@ def test_a_model_with_embeddings_alone_has_no_answers(folder: Path) -> None:
     held_out = evidence(tasks={"retrieval": evidence().tasks["retrieval"]})
     assert examined(manifest, Sessions(ANY, folder), held_out).keys() == {"images/album", "texts"}
     of = promised(manifest)
-    assert of == {"answers": (), "agreement": (), "cosine": ("images", "texts"), "retrieval": ("retrieval",)}
+    assert of == {
+        "answers": (),
+        "agreement": ("zero-shot",),
+        "cosine": ("images", "texts"),
+        "retrieval": ("retrieval",),
+    }
     with pytest.raises(BundleError) as caught:
         require_fit(evidence(), manifest, referenced=False)
     assert "decision" in caught.value.what
