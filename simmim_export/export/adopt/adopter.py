@@ -22,7 +22,7 @@ from simmim_export.export.adopt.foreign import CONVERTER_ERRORS, EXPORT_PLAIN, r
 from simmim_export.export.adopt.lowering import lower, unknown_operators
 from simmim_export.export.adopt.probe import Probe, Samples, foreign_outputs, output_shapes, probe_pair
 from simmim_export.export.adopt.spec_file import FIX, GraphTable, PipelineTable, SpecFile, read_spec
-from simmim_export.export.adopt.wiring import SEQUENCE, Wiring
+from simmim_export.export.adopt.wiring import SEQUENCE, Wiring, keep_outputs
 from simmim_export.export.bundled_samples import sample_images, sample_texts
 from simmim_export.export.description import describe, provenance
 from simmim_export.export.exporter import Exported, assemble
@@ -210,12 +210,12 @@ class _Adoption:
         axes: dict[str, Axis],
     ) -> OnnxGraph:
         target = self.scratch / f"{table.name}.onnx"
-        proto = read_foreign(path)
+        foreign = read_foreign(path)
         types = {
             value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-            for value in proto.graph.input
+            for value in foreign.model.graph.input
         }
-        model = ir.from_proto(proto)
+        model = ir.from_proto(foreign.model)
         wiring = Wiring(model.graph, table, spec=self.spec, given=given, path=path)
         try:
             wiring.wire()
@@ -245,11 +245,25 @@ class _Adoption:
             check_graph_file(target, graph)
         except BundleError as error:
             raise CheckpointError(error.what, where=path, fix=EXPORT_PLAIN) from error
+        part = _part_of(
+            foreign.original, [one.name for one in table.outputs], self.scratch / f"{table.name}.original.onnx"
+        )
         for probe in probes:
             feeds = probe.feeds(graph.inputs, self.samples)
-            original = foreign_outputs(path, table, feeds, types=types, image=self.spec.image)
+            original = foreign_outputs(part, table, feeds, types=types, image=self.spec.image)
             self.canaries += compare_with_original(table.name, probe.flowing, original)
         return OnnxGraph(target, graph)
+
+
+def _part_of(model: onnx.ModelProto, outputs: list[str], path: Path) -> Path:
+    """The part of the original ``model`` that computes ``outputs``, written to ``path`` as it is."""
+    part = ir.from_proto(model)
+    keep_outputs(part.graph, outputs)
+    unused = [value for value in part.graph.inputs if not value.uses()]
+    for value in unused:
+        part.graph.inputs.remove(value)
+    onnx.save(ir.to_proto(part), path)
+    return path
 
 
 def _pipeline(table: PipelineTable, graphs: dict[str, OnnxGraph]) -> Pipeline:

@@ -6,6 +6,7 @@ Weights in other files are read into the model, if those files lie in the model'
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -27,8 +28,16 @@ EXPORT_PLAIN = (
 )
 
 
-def read_foreign(path: Path) -> onnx.ModelProto:
-    """The model at ``path`` in an opset that we export, with every weight inside.
+@dataclass(frozen=True)
+class Foreign:
+    """The ``original`` model with every weight inside, and the same ``model`` in an opset that we export."""
+
+    original: onnx.ModelProto
+    model: onnx.ModelProto
+
+
+def read_foreign(path: Path) -> Foreign:
+    """The model at ``path``.
 
     Raise :class:`CheckpointError` for a file that is missing, too large or not an ONNX model; for custom operators, control flow
     and local functions, which are named; for weights that are missing, lie outside the folder or are not FP32; and for an opset
@@ -49,7 +58,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     _refuse_number_formats(model, path)
     try:
         onnx.checker.check_model(model)
-        return _in_our_opset(model, path)
+        return Foreign(model, _in_our_opset(model, path))
     except (onnx.checker.ValidationError, *CONVERTER_ERRORS) as error:
         what = f"the ONNX model is malformed: {str(error).strip().splitlines()[0][:300]}"
         raise CheckpointError(what, where=path, fix=EXPORT_PLAIN) from error
@@ -147,8 +156,9 @@ def _in_our_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if version not in OPSETS:
         model = version_converter.convert_version(model, OPSET)
     else:
-        keep = helper.make_opsetid("", version)
+        original, model = model, onnx.ModelProto()
+        model.CopyFrom(original)
         del model.opset_import[:]
-        model.opset_import.append(keep)
+        model.opset_import.append(helper.make_opsetid("", version))
     model.ir_version = min(max(model.ir_version, 8), 10)
     return model

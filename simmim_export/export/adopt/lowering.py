@@ -7,6 +7,7 @@ here is trusted: the result is compared with the original file (:mod:`.canaries`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,8 @@ from simmim_export.bundle.schema import MAX_TOKENS
 from simmim_export.precision.surgery import constant, operator, replace
 
 # The nodes that replace one, in order; the last gives its output. None if the rule does not fit this node.
-Replacement = list[ir.Node] | None
+Replacement: TypeAlias = list[ir.Node] | None
+Rule: TypeAlias = Callable[[ir.Graph, ir.Node, str], Replacement]
 # A small constant can make any of these huge. They stay in the graph.
 _GROWING = frozenset(("ConstantOfShape", "Expand", "Range", "Resize", "Tile", "Pad", "EyeLike", "OneHot", "Loop", "If"))
 _MOST_FOLDED = 1 << 16
@@ -121,7 +123,7 @@ def _average(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
     return [operator("ReduceMean", [_of(node), axes], f"{name}.mean", keepdims=1)]
 
 
-def _scalar(kind: str, number: float, *, first: bool = False) -> Callable[[ir.Graph, ir.Node, str], Replacement]:
+def _scalar(kind: str, number: float, *, first: bool = False) -> Rule:
     """A rule: ``kind`` of the input and a number, or with ``first`` of the number and the input. For float32 only."""
 
     def rule(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
@@ -185,7 +187,7 @@ def _batch_norm(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
     return [product, operator("Add", [product.outputs[0], shifts], f"{name}.shifted")]
 
 
-def _less(swapped: bool) -> Callable[[ir.Graph, ir.Node, str], Replacement]:
+def _less(swapped: bool) -> Rule:
     """A rule for Less, or with ``swapped`` for Greater, of whole numbers: is the difference above 0?"""
 
     def rule(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
@@ -205,7 +207,74 @@ def _and(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
     return [*nodes, both, operator("Cast", [both.outputs[0]], f"{name}.bool", to=int(ir.DataType.BOOL))]
 
 
-_RULES: Mapping[str, Callable[[ir.Graph, ir.Node, str], Replacement]] = {
+def _not(kind: str, name: str, inputs: list[ir.Value]) -> list[ir.Node]:
+    inner = operator(kind, inputs, f"{name}.inner")
+    return [inner, operator("Not", [inner.outputs[0]], f"{name}.not")]
+
+
+def _is_nan(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
+    """NaN alone does not equal itself (IEEE 754)."""
+    return _not("Equal", name, [_of(node), _of(node)])
+
+
+def _not_less(swapped: bool) -> Rule:
+    """A rule for GreaterOrEqual, or with ``swapped`` for LessOrEqual, of whole numbers."""
+
+    def rule(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
+        nodes = _less(swapped)(graph, node, name)
+        return None if nodes is None else [*nodes, operator("Not", [nodes[-1].outputs[0]], f"{name}.not")]
+
+    return rule
+
+
+def _gather_nd(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
+    """Parts of [rows, columns, ...] by pairs: a lookup at row * columns + column. Masks are built so, and texts pooled."""
+    data, indices = _of(node, 0), _of(node, 1)
+    if node.attributes.get_int("batch_dims", 0) or data.shape is None or len(data.shape) < 2:
+        return None
+    if indices.shape is None or indices.shape[-1] != 2:
+        return None
+    one, last = (constant(graph, f"adopted.{key}", np.array([n], np.int64)) for key, n in (("1", 1), ("last", -1)))
+    columns = operator("Shape", [data], f"{name}.columns", start=1, end=2)
+    steps = operator("Concat", [columns.outputs[0], one], f"{name}.steps", axis=0)
+    offsets = operator("Mul", [indices, steps.outputs[0]], f"{name}.offsets")
+    place = operator("ReduceSum", [offsets.outputs[0], last], f"{name}.place", keepdims=0)
+    rest = operator("Shape", [data], f"{name}.rest", start=2)
+    sizes = operator("Concat", [last, rest.outputs[0]], f"{name}.sizes", axis=0)
+    flat = operator("Reshape", [data, sizes.outputs[0]], f"{name}.flat")
+    value = operator("Gather", [flat.outputs[0], place.outputs[0]], f"{name}.value", axis=0)
+    return [columns, steps, offsets, place, rest, sizes, flat, value]
+
+
+def _arg_max(graph: ir.Graph, node: ir.Node, name: str) -> Replacement:
+    """The place of the first of the largest values: what is equal to the largest, has none of those before it."""
+    axis, source = node.attributes.get_int("axis", 0), _of(node)
+    if node.attributes.get_int("select_last_index", 0):
+        return None
+    along = constant(graph, f"{name}.axis", np.array([axis], np.int64))
+    one, zero = (constant(graph, f"adopted.{value:.0f}.float", np.float32(value)) for value in (1, 0))
+    nodes: list[ir.Node] = []
+
+    def then(kind: str, inputs: list[ir.Value], key: str, **attributes: int) -> ir.Value:
+        nodes.append(operator(kind, inputs, f"{name}.{key}", **attributes))
+        return nodes[-1].outputs[0]
+
+    def number(value: ir.Value, key: str) -> ir.Value:
+        return then("Cast", [value], key, to=int(ir.DataType.FLOAT))
+
+    largest = then("ReduceMax", [source, along], "largest", keepdims=1)
+    hit = number(then("Equal", [source, largest], "equal"), "hit")
+    count = then("CumSum", [hit, along], "count")
+    first = then("Mul", [hit, number(then("Equal", [count, one], "once"), "one")], "first")
+    ones = then("Add", [then("Mul", [hit, zero], "none"), one], "ones")
+    places = then("Sub", [then("CumSum", [ones, along], "from1"), one], "from0")
+    keep = node.attributes.get_int("keepdims", 1)
+    place = then("ReduceSum", [then("Mul", [first, places], "place"), along], "sum", keepdims=keep)
+    then("Cast", [place], "index", to=int(ir.DataType.INT64))
+    return nodes
+
+
+_RULES: Mapping[str, Rule] = {
     "Constant": _constant,
     "Identity": _identity,
     "Dropout": _identity,
@@ -220,4 +289,9 @@ _RULES: Mapping[str, Callable[[ir.Graph, ir.Node, str], Replacement]] = {
     "Less": _less(swapped=False),
     "Greater": _less(swapped=True),
     "And": _and,
+    "ArgMax": _arg_max,
+    "GreaterOrEqual": _not_less(swapped=False),
+    "LessOrEqual": _not_less(swapped=True),
+    "IsNaN": _is_nan,
+    "GatherND": _gather_nd,
 }

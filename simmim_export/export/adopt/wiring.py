@@ -6,7 +6,7 @@ graph anything that it was not exported for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,7 @@ class Wiring:
         return CheckpointError(f"graph {self._table.name}: {what}", where=self._path, fix=fix)
 
     def _choose_outputs(self) -> None:
-        """Keep the named outputs, and the nodes behind them."""
+        """Keep the named outputs and what is behind them, and leave the rest out."""
         graph = self._graph
         foreign = {value.name: value for value in graph.outputs}
         wanted = [table.name for table in self._table.outputs]
@@ -79,18 +79,7 @@ class Wiring:
                 raise self._refuse(f"{what}; it has {', '.join(map(repr, foreign))}")
             if foreign[name].producer() is None:
                 raise self._refuse(f"the output {name!r} is an input or a constant: nothing computes it")
-        graph.outputs.clear()
-        graph.outputs.extend(foreign[name] for name in wanted)
-        needed, waiting = set[ir.Node](), [value.producer() for value in graph.outputs]
-        while waiting:
-            node = waiting.pop()
-            if node is not None and node not in needed:
-                needed.add(node)
-                waiting += [value.producer() for value in node.inputs if value is not None]
-        graph.remove([node for node in graph if node not in needed], safe=True)
-        for name, value in list(graph.initializers.items()):
-            if not value.uses():
-                del graph.initializers[name]
+        keep_outputs(graph, wanted)
 
     def _require_named(self, foreign: Mapping[str | None, ir.Value]) -> None:
         named = [table.name for table in self._table.inputs]
@@ -270,6 +259,23 @@ class Wiring:
             _rename_value(graph, value, f"adopted.moved.{value.name}")
         for value, name in zip(values, names, strict=True):
             _rename_value(graph, value, name)
+
+
+def keep_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Keep the outputs ``names``, in this order, with the nodes, constants and inputs that they need."""
+    outputs = {value.name: value for value in graph.outputs}
+    graph.outputs.clear()
+    graph.outputs.extend(outputs[name] for name in names)
+    needed, waiting = set[ir.Node](), [value.producer() for value in graph.outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in needed:
+            needed.add(node)
+            waiting += [value.producer() for value in node.inputs if value is not None]
+    graph.remove([node for node in graph if node not in needed], safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
