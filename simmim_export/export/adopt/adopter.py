@@ -70,7 +70,7 @@ def adopt_bundle(
     spec = read_spec(like)
     with Staging(output, overwrite) as staging, tempfile.TemporaryDirectory() as scratch:
         progress("read the ONNX files", 0, 1)
-        adoption = _Adoption(model=model, like=like, spec=spec, scratch=Path(scratch), max_batch=max_batch)
+        adoption = Adoption(model=model, like=like, spec=spec, scratch=Path(scratch), max_batch=max_batch)
         adopted = adoption.adopt()
         origin = provenance(adoption.files[0], adopted, opset=max(map(opset_of, adopted.graphs.values())))
         if len(adoption.files) > 1:
@@ -99,7 +99,7 @@ def adopt_bundle(
 
 
 @dataclass(kw_only=True)
-class _Adoption:
+class Adoption:
     """Reads the files that ``spec`` names, and makes graphs of ours of them in ``scratch``.
 
     ``files`` are the original files, each once; ``canaries`` compare the graphs with them.
@@ -136,7 +136,7 @@ class _Adoption:
         return AdoptedModel(
             config={"preset": spec.name},
             graphs=graphs,
-            pipelines=tuple(_pipeline(table, graphs) for table in spec.pipelines),
+            pipelines=tuple(_pipeline(table, graphs, where=self.like) for table in spec.pipelines),
             preprocessing={"image": image, "text": text},
             tokenizer=tokenizer,
             labels=spec.labels,
@@ -148,8 +148,8 @@ class _Adoption:
     def _image(self) -> dict[str, object]:
         image = self.spec.image
         assert image is not None
-        sides = {"height": image.height, "width": image.width, "resize": image.resize}
-        shortest = {"shortest": image.shortest} if image.resize == "crop" else {}
+        sides: dict[str, object] = {"height": image.height, "width": image.width, "resize": image.resize}
+        shortest: dict[str, object] = {"shortest": image.shortest} if image.resize == "crop" else {}
         return sides | {"interpolation": image.interpolation} | shortest
 
     def _tokenizer(self) -> str:
@@ -250,7 +250,7 @@ class _Adoption:
         )
         for probe in probes:
             feeds = probe.feeds(graph.inputs, self.samples)
-            original = foreign_outputs(part, table, feeds, types=types, image=self.spec.image)
+            original = foreign_outputs(part, table, feeds, types=types, image=self.spec.image, layout=wiring.layout)
             self.canaries += compare_with_original(table.name, probe.flowing, original)
         return OnnxGraph(target, graph)
 
@@ -266,15 +266,16 @@ def _part_of(model: onnx.ModelProto, outputs: list[str], path: Path) -> Path:
     return path
 
 
-def _pipeline(table: PipelineTable, graphs: dict[str, OnnxGraph]) -> Pipeline:
-    """The pipeline of ``table``. By default it gives what its verb reads; :func:`check_draft` refuses what makes no sense."""
+def _pipeline(table: PipelineTable, graphs: dict[str, OnnxGraph], *, where: Path) -> Pipeline:
+    """The pipeline of ``table``. By default it gives what its verb reads; :func:`check_draft` refuses what makes no sense. Raise
+    :class:`CheckpointError` for a graph that the spec lacks."""
+    for name in table.graphs:
+        if name not in graphs:
+            what = f"the pipeline for {table.verb} names the graph {name!r}, and the spec has {', '.join(graphs)}"
+            raise CheckpointError(what, where=where, fix=FIX)
     kind = Kind.EMBEDDING if table.verb in (Verb.EMBED_IMAGE, Verb.EMBED_TEXT) else Kind.LOGITS
     outputs = table.outputs or tuple(
-        tensor.name
-        for name in table.graphs[-1:]
-        if name in graphs
-        for tensor in graphs[name].spec.outputs
-        if tensor.kind is kind
+        tensor.name for tensor in graphs[table.graphs[-1]].spec.outputs if tensor.kind is kind
     )
     labels = table.labels or (table.verb if kind is Kind.LOGITS else "")
     return Pipeline(table.name or table.verb, table.graphs, outputs, table.verb, labels)

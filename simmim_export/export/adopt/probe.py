@@ -129,11 +129,12 @@ def foreign_outputs(
     *,
     types: Mapping[str, str],
     image: ImageTable | None,
+    layout: str,
 ) -> Tensors:
     """What the original file at ``path`` gives for ``feeds``, which are those of the rewired file, by the names in the bundle.
 
     Pixels, pooling and normalization are computed here in NumPy, apart from the nodes that :mod:`.wiring` adds. ``types`` are the
-    NumPy types of the file's own inputs.
+    NumPy types of the file's own inputs, and ``layout`` is the order of the axes of its pixels.
     """
     foreign: Tensors = {}
     mask: np.ndarray | None = None
@@ -143,29 +144,29 @@ def foreign_outputs(
             assert ids is not None
             foreign[one.name] = np.zeros(ids.shape, types[one.name])
         elif one.kind == "image":
-            foreign[one.name] = _pixels(feeds[one.known_as], image, dtype=types[one.name])
+            foreign[one.name] = _pixels(feeds[one.known_as], image, dtype=types[one.name], layout=layout)
         else:
             mask = feeds[one.known_as] if one.kind == "text_mask" else mask
             foreign[one.name] = feeds[one.known_as].astype(types[one.name])
     values = run_file(path, foreign, [one.name for one in table.outputs], graph=table.name)
     outputs: Tensors = {}
-    for one, value in zip(table.outputs, values, strict=True):
-        if one.pool == "first":
+    for output, value in zip(table.outputs, values, strict=True):
+        if output.pool == "first":
             value = value[:, 0]
-        elif one.pool == "mean":
+        elif output.pool == "mean":
             weights = np.ones(value.shape[:2], np.float32) if mask is None else mask.astype(np.float32)
             value = np.einsum("bsc,bs->bc", value, weights) / weights.sum(axis=1, keepdims=True)
-        if one.normalize:
+        if output.normalize:
             value = value / np.maximum(np.linalg.norm(value, axis=-1, keepdims=True), 1e-12)
-        outputs[one.known_as] = value
+        outputs[output.known_as] = value
     return outputs
 
 
-def _pixels(pixels: np.ndarray, image: ImageTable | None, *, dtype: str) -> np.ndarray:
+def _pixels(pixels: np.ndarray, image: ImageTable | None, *, dtype: str, layout: str) -> np.ndarray:
     assert image is not None
-    planes = pixels if image.layout == "NHWC" else pixels.transpose(0, 3, 1, 2)
+    planes = pixels if layout == "NHWC" else pixels.transpose(0, 3, 1, 2)
     if dtype == "uint8" or image.mean is None or image.std is None:
         return np.ascontiguousarray(planes)
-    sides = (-1,) if image.layout == "NHWC" else (-1, 1, 1)
+    sides = (-1,) if layout == "NHWC" else (-1, 1, 1)
     mean, std = (np.array(values).reshape(sides) for values in (image.mean, image.std))
     return ((planes / 255 - mean) / std).astype(np.float32)

@@ -5,6 +5,7 @@ Every table has exactly the keys of its class here; an unknown key is an error t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -13,7 +14,7 @@ from msgspec import Meta, Struct
 
 from simmim_export.bundle.schema import MAX_SIDE, MAX_TOKENS, Name, Short
 from simmim_export.errors import CheckpointError
-from simmim_export.spec import Kind, Score, Verb
+from simmim_export.spec import Score, Verb
 from simmim_export.system.files import read_file
 
 # A spec with 100,000 labels has 2 MB.
@@ -44,6 +45,10 @@ class ImageTable(_Table, frozen=True, kw_only=True):
     layout: Literal["NCHW", "NHWC"] = "NCHW"
 
     def __post_init__(self) -> None:
+        if self.resize == "squash" and self.shortest:
+            raise ValueError("only a crop has a shortest side")
+        if self.resize == "crop" and self.shortest < max(self.height, self.width):
+            raise ValueError("a crop needs shortest, which is as long as the sides of the crop or longer")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std belong together")
         if self.std is not None and min(self.std) <= 0:
@@ -138,7 +143,7 @@ class SpecFile(_Table, frozen=True, kw_only=True):
 
 
 # The names of what the host feeds, unless the spec gives others.
-FED_NAMES = {Kind.IMAGE: "pixels", Kind.TOKEN_IDS: "input_ids", Kind.TEXT_MASK: "attention_mask"}
+FED_NAMES: Mapping[str, str] = {"image": "pixels", "token_ids": "input_ids", "text_mask": "attention_mask"}
 
 
 def read_spec(path: Path) -> SpecFile:

@@ -40,6 +40,8 @@ class Wiring:
         self._graph, self._table, self._spec, self._given, self._path = graph, table, spec, given, path
         self._new: list[ir.Node] = []
         self.inputs: list[TensorSpec] = []
+        # The order of the axes of the pixels in the file.
+        self.layout = "NCHW"
         self._ids: ir.Value | None = None
         self._mask: ir.Value | None = None
 
@@ -136,14 +138,11 @@ class Wiring:
         if table.kind == "image":
             image = self._image()
             height, width, colors = (sizes[axis] for axis in AXES[self._layout(old)])
-            for what, size, own in (
-                ("colors", colors, 3),
-                ("rows", height, image.height),
-                ("columns", width, image.width),
-            ):
-                if size not in (None, own):
+            sides = (("colors", colors, 3), ("rows", height, image.height), ("columns", width, image.width))
+            for what, size, wanted in sides:
+                if size not in (None, wanted):
                     says = f"the input {table.name!r} takes {size} {what} in the layout {self._layout(old)}"
-                    raise self._refuse(f"{says}, and the spec says {own}")
+                    raise self._refuse(f"{says}, and the spec says {wanted}")
             return (BATCH, image.height, image.width, 3)
         if table.kind != "hidden":
             return (BATCH, SEQUENCE if sizes[1] is None else sizes[1])
@@ -163,7 +162,8 @@ class Wiring:
 
     def _pixels(self, new: ir.Value, old: ir.Value) -> ir.Value:
         """``new`` uint8 [batch, height, width, 3] as ``old`` takes it."""
-        image, value, layout = self._image(), new, self._layout(old)
+        image, value = self._image(), new
+        layout = self.layout = self._layout(old)
         if layout == "NCHW":
             value = self._then("Transpose", [value], "adopted.pixels.transposed", perm=[0, 3, 1, 2])
         if old.dtype is ir.DataType.UINT8:
