@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "simmim-export adopt model.onnx --like spec.toml -o bundle",
-    "simmim-export adopt folder --like spec.toml --precision int8 --budget cosine=0.998",
+    "simmim-export adopt folder --like spec.toml --precision int8",
 )
 
 
