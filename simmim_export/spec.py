@@ -260,9 +260,22 @@ class Similarity:
     score: Score = Score.SOFTMAX
 
 
+class Reference(StrEnum):
+    """What computed the outputs that a bundle is compared with: its golden tensors and the references of its evidence."""
+
+    PYTORCH = "pytorch"
+    # For a model that came as ONNX files (simmim-export adopt).
+    ONNXRUNTIME = "onnxruntime"
+
+    @property
+    def words(self) -> str:
+        """As a message names it."""
+        return "PyTorch" if self is Reference.PYTORCH else "ONNX Runtime in FP32"
+
+
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an output may be from the FP32 output of PyTorch.
+    """How far an output may be from the FP32 output of the reference.
 
     ``scaled_error`` is the largest max|a - b| / max(1, rms(b)): an absolute error for outputs of unit scale (tokens after a
     LayerNorm, unit-length embeddings), and one relative to their scale for larger ones (logits). ``cosine`` is the smallest

@@ -26,6 +26,7 @@ from simmim_export.spec import (
     Kind,
     Pipeline,
     Precision,
+    Reference,
     Similarity,
     TensorSpec,
     Variant,
@@ -107,6 +108,11 @@ class Manifest:
         clip = self.preprocessing.get("clip")
         return "" if clip is None else str(clip["stacked"])
 
+    @property
+    def reference(self) -> Reference:
+        """What computed the golden tensors and the references of the evidence."""
+        return Reference(self.provenance.get("reference", Reference.PYTORCH))
+
     def takes(self, pipeline: Pipeline) -> Mapping[Kind, TensorSpec]:
         """What the host feeds to ``pipeline``, by kind: the inputs of its graphs that no graph gives."""
         return fed_tensors(map(self.graph, pipeline.graphs))
@@ -166,9 +172,13 @@ def parse_manifest(text: str, where: object) -> Manifest:
     return manifest
 
 
-def check_draft(draft: Manifest, where: object) -> None:
-    """Raise :class:`BundleError` for anything in ``draft``, a manifest without files and artifacts, that would keep its bundle
-    from opening. An export calls this before the slow steps; ``where`` names the checkpoint that ``draft`` comes from."""
+_CORRECT = "make the checkpoint again with simmim-train, or correct the model family that reads it"
+
+
+def check_draft(draft: Manifest, where: object, *, fix: str = _CORRECT) -> None:
+    """Raise :class:`BundleError` with ``fix`` for anything in ``draft``, a manifest without files and artifacts, that would keep
+    its bundle from opening. An export calls this before the slow steps; ``where`` names the checkpoint or the spec that ``draft``
+    comes from."""
     placeholder = "0" * 64
     artifacts = tuple(
         Artifact(
@@ -187,8 +197,7 @@ def check_draft(draft: Manifest, where: object) -> None:
     try:
         parse_manifest(whole.dumps(), where)
     except BundleError as error:
-        what = f"the bundle of this checkpoint would not open: {error.what}"
-        fix = "make the checkpoint again with simmim-train, or correct the model family that reads it"
+        what = f"the bundle of this model would not open: {error.what}"
         raise BundleError(what, where=where, fix=fix) from error
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from simmim_export.spec import Kind, Precision, Score, Variant, Verb
+from simmim_export.spec import Kind, Precision, Reference, Score, Variant, Verb
 
 # The manifest of a planned model with 23 answers has 22 kB; 100,000 labels have 2 MB.
 MAX_BYTES = 4 * 2**20
@@ -157,6 +157,7 @@ class Provenance(Struct, frozen=True):
     """Where the bundle comes from. The engine that runs from a checkpoint compares the digest."""
 
     checkpoint_sha256: Sha256
+    reference: Reference = Reference.PYTORCH
     planning: Annotated[tuple[dict[str, Any], ...], Meta(max_length=64)] = ()
 
 

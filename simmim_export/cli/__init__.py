@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simmim_export.cli import answers, build, certify, doctor, embed, export, inspect, verify, web
+from simmim_export.cli import adopt, answers, build, certify, doctor, embed, export, inspect, verify, web
 from simmim_export.console import new_app, run_app
 
 app = new_app(
@@ -16,6 +16,7 @@ app = new_app(
 )
 COMMANDS = (
     (export.onnx, export.EXAMPLES),
+    (adopt.adopt, adopt.EXAMPLES),
     (inspect.inspect, inspect.EXAMPLES),
     (verify.verify, verify.EXAMPLES),
     (certify.certify, certify.EXAMPLES),

@@ -162,7 +162,7 @@ def build(
         error = "never run" if card.parity is None else f"{card.parity['scaled_error']:.1e}"
         figures = (f"{card.bytes / 1e6:.2f}", layers, error)
         rows.append((card.graph, card.precision, *figures, "new" if one.new else "kept"))
-    columns = ("graph", "precision", ">MB", "layers", ">error to|PyTorch", "plan file")
+    columns = ("graph", "precision", ">MB", "layers", f">error to|{opened.manifest.reference.words}", "plan file")
     print_table(f"{bundle}: {built[0].sidecar.target}", columns, rows)
     if any(one.sidecar.parity is None for one in built):
         say(f"built, never run; on the device: simmim-export verify {shlex.quote(str(bundle))} --engine {engine}")

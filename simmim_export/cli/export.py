@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from simmim_export.cli.lower import LowerOptions, parity_by_graph
 from simmim_export.cli.tables import print_parity, print_search
 from simmim_export.console import print_json, progress_bar
-from simmim_export.console.options import AsJson, Budget, Overwrite, output
+from simmim_export.console.options import AsJson, Overwrite, output
 from simmim_export.export.limits import MAX_BATCH, OPSET
 
 EXAMPLES = (
@@ -19,10 +20,11 @@ EXAMPLES = (
     "simmim-export onnx ckpt.pt --precision int8 --budget answers=0.5pt",
     "simmim-export onnx openai/clip-vit-base-patch32 -o clip",
 )
-LOWER, MODEL = "Lower precision", "Model"
+MODEL = "Model"
 
 
 def onnx(
+    lower: LowerOptions,
     model: Annotated[
         str,
         typer.Argument(
@@ -75,36 +77,6 @@ def onnx(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--precision",
-            metavar="PRECISION",
-            help="fp16 or int8: also write every graph in this precision. Repeatable. fp32 is always written.",
-            rich_help_panel=LOWER,
-        ),
-    ] = None,
-    budget: Budget = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration",
-            metavar="DIR",
-            help="Folder of images, and texts.txt with one text per line, to measure ranges on.",
-            show_default="the samples in the checkpoint",
-            rich_help_panel=LOWER,
-        ),
-    ] = None,
-    evidence: Annotated[
-        Path | None,
-        typer.Option(
-            "--evidence",
-            metavar="DIR",
-            help="For a model without labeled examples: folder of images to judge lower precisions by, with texts.txt (one "
-            "text per line), captions.jsonl or both.",
-            rich_help_panel=LOWER,
-        ),
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a model to ONNX and check it against PyTorch.
@@ -118,8 +90,7 @@ def onnx(
     """
     # These imports are light. A wrong path or number should not cost the seconds that PyTorch takes to load.
     from simmim_export.bundle import Staging
-    from simmim_export.errors import EngineUnavailable, UsageError
-    from simmim_export.export.evidence_folder import require_evidence
+    from simmim_export.errors import EngineUnavailable
     from simmim_export.export.limits import (
         family_of,
         is_hub_name,
@@ -128,21 +99,11 @@ def onnx(
         require_batch,
         require_opset,
     )
-    from simmim_export.export.lower import Lower
-    from simmim_export.proof.budget import Budget as Limits
-    from simmim_export.spec import Precision
     from simmim_export.system.lines import read_lines
     from simmim_export.system.outputs import full_disk, no_empty_folders
     from simmim_export.system.watch import unwatched
 
-    precisions = tuple(dict.fromkeys(Precision.parse(name) for name in precision or []))
-    if Precision.BF16 in precisions:
-        fix = "export without it, then: simmim-export verify BUNDLE --engine openvino --precision bf16"
-        raise UsageError("--precision bf16 writes nothing: engines run the fp32 graphs at bf16", fix=fix)
-    limits = None if budget is None else Limits.parse(budget)
-    lower = Lower(tuple(p for p in precisions if p is not Precision.FP32), calibration, limits)
-    if evidence is not None:
-        require_evidence(evidence, calibration)
+    chosen = lower.parse()
     require_opset(opset)
     require_batch(max_batch)
     size = None if image_size is None else parse_image_size(image_size)
@@ -153,6 +114,7 @@ def onnx(
     with download as progress:
         path = model_path(model, check=lambda path: family_of(path, name=family), watch=progress)
     try:
+        import simmim_export.export.onnx  # noqa: F401 - imports PyTorch, and the exporter does so only when it traces
         from simmim_export.export.exporter import export_bundle
     except ModuleNotFoundError as error:
         fix = "pip install 'simmim-export[export]'"
@@ -168,18 +130,13 @@ def onnx(
             answers=candidates,
             image_size=size,
             family=family,
-            lower=lower,
-            evidence=evidence,
+            lower=chosen,
+            evidence=lower.evidence,
             progress=progress,
         )
     if as_json:
         planning = exported.bundle.manifest.provenance.get("planning", [])
-        parity: dict[str, dict[str, object]] = {report.graph: {} for report in exported.reports}
-        for report in exported.reports:
-            figures = report.summary()
-            parity[report.graph] |= (
-                figures if report.precision == "fp32" else {report.variant or report.precision: figures}
-            )
+        parity = parity_by_graph(exported.reports)
         print_json({"bundle": str(exported.bundle.root), "parity": parity, "planning": planning})
         return
     print_parity(exported.reports, f"{output}: ONNX Runtime compared with PyTorch at every shape checked")

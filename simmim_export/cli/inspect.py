@@ -22,6 +22,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     Lists its pipelines, inputs, labels, graphs, files and metrics.
     """
     from simmim_export.bundle import Bundle
+    from simmim_export.spec import Reference
     from simmim_export.system.plain import as_json as plain
 
     opened = Bundle.open(bundle)
@@ -46,7 +47,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     say()
     print_table(
         "files",
-        ("graph", "variant", ">MB", ">error to|PyTorch"),
+        ("graph", "variant", ">MB", f">error to|{manifest.reference.words}"),
         (
             (one.graph, one.variant, f"{one.bytes / 1e6:.2f}", f"{one.parity['scaled_error']:.1e}")
             for one in manifest.artifacts
@@ -58,8 +59,9 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     if manifest.metrics:
         say()
         print_metrics(manifest.metrics)
+    kind = "checkpoint" if manifest.reference is Reference.PYTORCH else "adopted ONNX file"
     checkpoint = manifest.provenance["checkpoint_sha256"][:12]
-    print_section("origin", (f"checkpoint {checkpoint}, schema {manifest.schema}", f"digest {opened.digest}"))
+    print_section("origin", (f"{kind} {checkpoint}, schema {manifest.schema}", f"digest {opened.digest}"))
 
 
 def _names(tensors: Iterable[TensorSpec]) -> str:

@@ -36,7 +36,7 @@ def verify(
     budget: Budget = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that every graph computes what PyTorch computed.
+    """Check that every graph computes what PyTorch computed. For an adopted model: what ONNX Runtime computed in FP32.
 
     With --evidence it also checks that the answers to held-out examples stay within --budget. Without --budget the limits are
     those of a certificate for the same engine and precision on this kind of machine, or else the default limits. Certified
@@ -100,9 +100,8 @@ def verify(
         document["certificates"] = [{"host": c.host, "figures": c.as_json()["figures"]} for c in certificates]
         print_json(plain(document))
     else:
-        print_parity(
-            reports, f"{bundle}: {name} {plan} compared with PyTorch; {files} files unaltered", executed=executed
-        )
+        title = f"{bundle}: {name} {plan} compared with {manifest.reference.words}; {files} files unaltered"
+        print_parity(reports, title, executed=executed)
         if figures is not None:
             print_figures(figures, f"{bundle}: {name} {plan} on the evidence")
         for certificate in certificates:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from simmim_export.models.family import SourceModel
+from simmim_export.models.family import ModelDescription
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
 
+Model = TypeVar("Model", bound=ModelDescription)
 FOLDER = files("simmim_export.export") / "samples"
 PHOTOGRAPHS = ("temple.jpg", "flower.jpg", "officer.jpg")
 # Parts of a photograph as left, upper, right, lower, in shares of its sides: all of it, its quarters, its halves, its middle.
@@ -47,7 +48,7 @@ def sample_texts() -> tuple[str, ...]:
     return tuple((FOLDER / "texts.txt").read_text(encoding="utf-8").splitlines())
 
 
-def with_samples(model: SourceModel) -> SourceModel:
+def with_samples(model: Model) -> Model:
     """``model`` with samples of its own, or with those of this module."""
     return replace(
         model,

@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from simmim_export.bundle import Manifest
 from simmim_export.errors import DataError, FewSamples, UsageError
-from simmim_export.models.family import SourceModel
+from simmim_export.export.origin import AnyModel
 from simmim_export.proof.asked import IMAGES, TEXTS, asked, pipeline_of
 from simmim_export.proof.evidence import (
     FOLDER,
@@ -66,7 +66,7 @@ def require_evidence(folder: Path, calibration: Path | None = None) -> None:
         raise UsageError(what, where=folder, fix="give two folders with different pictures")
 
 
-def with_evidence(model: SourceModel, folder: Path, manifest: Manifest) -> SourceModel:
+def with_evidence(model: AnyModel, folder: Path, manifest: Manifest) -> AnyModel:
     """``model`` with the evidence in ``folder``, for the model that ``manifest`` describes.
 
     Captions rank the pictures if the model embeds images and texts, and are matched with them if it has a head for that. Every

@@ -1,4 +1,7 @@
-"""Turns a checkpoint into a bundle: traces every graph, writes its lower precisions, and compares every file with PyTorch."""
+"""Turns a checkpoint into a bundle: traces every graph, writes its lower precisions, and compares every file with PyTorch.
+
+:func:`assemble` is all of it but loading the model. A model that came as ONNX files goes through it as well.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from simmim_export.export.evidence_folder import require_evidence, with_evidence
 from simmim_export.export.golden import make_feeds, make_golden
 from simmim_export.export.limits import MAX_BATCH, OPSET, require_batch, require_opset
 from simmim_export.export.lower import Lower
-from simmim_export.export.onnx import trace
+from simmim_export.export.origin import AnyModel, parameters_of, reference_of, write_fp32
 from simmim_export.export.plans import TOKENIZER, as_table, can_spare, plans_of, search_plans
 from simmim_export.export.reference import make_evidence
 from simmim_export.export.shortcuts import warn_of_shortcuts
@@ -33,13 +36,13 @@ from simmim_export.export.work import (
     file_step,
     work_of,
 )
-from simmim_export.models.family import Graph, LoadOptions, SourceModel, family_of
+from simmim_export.models.family import LoadOptions, SourceModel, family_of
 from simmim_export.planning.planner import SearchResult
 from simmim_export.precision.calibration import Calibration, calibrate
 from simmim_export.precision.passes import CachedPasses, provable, variants_of
 from simmim_export.proof.evidence import FILE as EVIDENCE
 from simmim_export.proof.parity import ParityReport, compare
-from simmim_export.spec import GraphSpec, Kind, Precision, Variant
+from simmim_export.spec import GraphSpec, Kind, Precision, Reference, Variant
 from simmim_export.system.files import digest
 from simmim_export.system.watch import Watch, unwatched
 
@@ -96,25 +99,17 @@ def export_bundle(
         origin = provenance(checkpoint, model, opset=opset)
         draft = describe(model, chosen.name, provenance=origin)
         check_draft(draft, checkpoint)
-        if evidence is not None:
-            model = with_evidence(model, evidence, draft)
-        calibration = _calibration(model, lower)
-        steps = _Steps(model=model, draft=draft, staging=staging, lower=lower, progress=progress)
-        golden = steps.write_golden(max_batch)
-        steps.trace(opset)
-        steps.write_evidence(checkpoint)
-        files = steps.write_variants(calibration)
-        searches = steps.search_plans(files)
-        reports = steps.prove(golden, searches=searches)
-        steps.begin(WRITE_STEP)
-        manifest = replace(
+        return assemble(
+            model,
             draft,
-            artifacts=tuple(steps.artifact(report) for report in reports),
-            plans=plans_of(searches),
-            provenance=origin | _how_lowered(calibration, lower, files=files, searches=searches),
+            staging=staging,
+            max_batch=max_batch,
+            opset=opset,
+            where=checkpoint,
+            lower=lower,
+            evidence=evidence,
+            progress=progress,
         )
-        bundle = staging.publish(manifest, (TOKENIZER, GOLDEN, EVIDENCE))
-    return Exported(bundle=bundle, reports=reports, searches=searches)
 
 
 def _check_attention(model: SourceModel, *, asked: bool) -> None:
@@ -123,7 +118,43 @@ def _check_attention(model: SourceModel, *, asked: bool) -> None:
         raise UsageError(what, fix="leave out --attention")
 
 
-def _calibration(model: SourceModel, lower: Lower) -> Calibration | None:
+def assemble(
+    model: AnyModel,
+    draft: Manifest,
+    *,
+    staging: Staging,
+    max_batch: int,
+    opset: int,
+    where: Path,
+    lower: Lower,
+    evidence: Path | None,
+    progress: Watch,
+) -> Exported:
+    """All of an export that comes after ``model`` was loaded and its ``draft`` was checked: write its files to ``staging``,
+    compare them with the reference, and publish the bundle. ``where`` names the model in messages. Raise as
+    :func:`export_bundle` does."""
+    if evidence is not None:
+        model = with_evidence(model, evidence, draft)
+    calibration = _calibration(model, lower)
+    steps = _Steps(model=model, draft=draft, staging=staging, lower=lower, progress=progress)
+    golden = steps.write_golden(max_batch)
+    steps.write_fp32(opset)
+    steps.write_evidence(where)
+    files = steps.write_variants(calibration)
+    searches = steps.search_plans(files)
+    reports = steps.prove(golden, searches=searches)
+    steps.begin(WRITE_STEP)
+    manifest = replace(
+        draft,
+        artifacts=tuple(steps.artifact(report) for report in reports),
+        plans=plans_of(searches),
+        provenance={**draft.provenance, **_how_lowered(calibration, lower, files=files, searches=searches)},
+    )
+    bundle = staging.publish(manifest, (TOKENIZER, GOLDEN, EVIDENCE))
+    return Exported(bundle=bundle, reports=reports, searches=searches)
+
+
+def _calibration(model: AnyModel, lower: Lower) -> Calibration | None:
     """The samples that the lower precisions are calibrated on; None if none are asked for."""
     if not lower.precisions:
         return None
@@ -135,7 +166,7 @@ def _calibration(model: SourceModel, lower: Lower) -> Calibration | None:
 class _Steps:
     """The steps of an export that write files, each with its progress."""
 
-    model: SourceModel
+    model: AnyModel
     draft: Manifest
     staging: Staging
     lower: Lower
@@ -148,7 +179,7 @@ class _Steps:
         self._wanted = [
             (graph, variant) for graph in self.model.graphs for variant in variants_of(self.lower.precisions)
         ]
-        parameters = {name: _parameters(graph) for name, graph in self.model.graphs.items()}
+        parameters = {name: parameters_of(graph) for name, graph in self.model.graphs.items()}
         self._work = work_of(parameters, self._wanted, searches=self.lower.budget is not None)
 
     def begin(self, step: str) -> None:
@@ -171,10 +202,10 @@ class _Steps:
         self.staging.add(TOKENIZER, self.model.tokenizer)
         return golden
 
-    def trace(self, opset: int) -> None:
+    def write_fp32(self, opset: int) -> None:
         for name, graph in self.model.graphs.items():
             self.begin(file_step(name, Variant.FP32))
-            trace(graph, self._path(name, Variant.FP32), opset=opset)
+            write_fp32(graph, self._path(name, Variant.FP32), opset=opset)
 
     def write_evidence(self, checkpoint: Path) -> None:
         self.begin(EVIDENCE_STEP)
@@ -203,15 +234,16 @@ class _Steps:
         return search_plans(self.staging.root, self.draft, files=files, budget=self.lower.budget, watch=self._within)
 
     def prove(self, golden: Golden, *, searches: list[SearchResult]) -> list[ParityReport]:
-        """Compare every file with PyTorch. Remove a file that differs if no plan needs it, with a :class:`LeftOut` warning; else
-        raise :class:`GateFailed`."""
+        """Compare every file with the reference. Remove a file that differs if no plan needs it, with a :class:`LeftOut` warning;
+        else raise :class:`GateFailed`."""
         self.begin(PROVE_STEP)
         reports = []
         for index, (graph, variant) in enumerate(self._wanted):
             self._within(f"{graph}.{variant}", index + 1, len(self._wanted))
             path, spec = self._path(graph, variant), self.model.graphs[graph].spec
+            planned, reference = bool(searches), reference_of(self.model)
             try:
-                reports.append(_prove(path, variant, spec=spec, golden=golden, planned=bool(searches)))
+                reports.append(_prove(path, variant, spec=spec, golden=golden, planned=planned, reference=reference))
             except GateFailed as error:
                 if not can_spare(searches, graph, variant):
                     raise
@@ -237,16 +269,15 @@ class _Steps:
         )
 
 
-def _parameters(graph: Graph) -> int:
-    return sum(parameter.numel() for parameter in graph.module.parameters())
-
-
-def _prove(path: Path, variant: Variant, *, spec: GraphSpec, golden: Golden, planned: bool) -> ParityReport:
-    """Compare the file at ``path`` with PyTorch; raise :class:`GateFailed` if they differ too much."""
+def _prove(
+    path: Path, variant: Variant, *, spec: GraphSpec, golden: Golden, planned: bool, reference: Reference
+) -> ParityReport:
+    """Compare the file at ``path`` with ``reference``; raise :class:`GateFailed` if they differ too much."""
     precision = variant.precision
     with tempfile.TemporaryDirectory() as scratch:
         session = require_engine("ort").open(provable(variant, path, Path(scratch)), spec, precision=Precision.FP32)
-        report = replace(compare(session, spec, golden=golden, precision=precision), variant=variant)
+        report = compare(session, spec, golden=golden, precision=precision, reference=reference)
+        report = replace(report, variant=variant)
         session.close()
     fix = "report this with the versions that simmim-export doctor prints"
     if precision is Precision.INT8:

@@ -1,4 +1,5 @@
-"""Runs real samples through PyTorch: the golden tensors of a bundle, and the inputs of every graph that INT8 is calibrated on."""
+"""Runs real samples through the reference: the golden tensors of a bundle, and the inputs of every graph that INT8 is calibrated
+on. The reference is PyTorch, or ONNX Runtime for a model that came as ONNX files."""
 
 from __future__ import annotations
 
@@ -9,8 +10,7 @@ import numpy as np
 from simmim_export.bundle.golden import Golden
 from simmim_export.bundle.vocabulary import Vocabulary, read
 from simmim_export.engines.pipeline import run_graphs
-from simmim_export.engines.torch import TorchSession
-from simmim_export.models.family import Graph, SourceModel
+from simmim_export.export.origin import AnyGraph, AnyModel, reference_session
 from simmim_export.precision.calibration import Calibration
 from simmim_export.runtime.inputs import second_axis
 from simmim_export.runtime.text import Tokenizer
@@ -26,21 +26,21 @@ BATCH = 16
 
 
 class Inputs:
-    """Makes what the host feeds to ``graphs``, and runs them in PyTorch.
+    """Makes what the host feeds to ``graphs``, and runs them in the reference.
 
     ``stacked`` names the tensor that the graphs of an image give and that the host stacks over the frames of a clip; empty for a
     model without clips.
     """
 
-    def __init__(self, graphs: Mapping[str, Graph], *, stacked: str) -> None:
+    def __init__(self, graphs: Mapping[str, AnyGraph], *, stacked: str) -> None:
         self.specs = [graph.spec for graph in graphs.values()]
-        self._sessions = {name: TorchSession(graph.module, graph.spec) for name, graph in graphs.items()}
+        self._sessions = {name: reference_session(graph) for name, graph in graphs.items()}
         self._stacked, self._fed = stacked, fed_tensors(self.specs)
         # So many rows run at a time, where it does not matter.
         self.batch = min(BATCH, *(_most_rows(spec) for spec in self.specs))
 
     @classmethod
-    def of(cls, model: SourceModel) -> Inputs:
+    def of(cls, model: AnyModel) -> Inputs:
         """The inputs of ``model``."""
         return cls(model.graphs, stacked=model.preprocessing.get("clip", {}).get("stacked", ""))
 
@@ -105,8 +105,8 @@ def sample_texts(
     return ids, mask
 
 
-def make_golden(model: SourceModel, max_batch: int) -> Golden:
-    """The samples of ``model`` with PyTorch's FP32 outputs of every graph, at each of :func:`probes`."""
+def make_golden(model: AnyModel, max_batch: int) -> Golden:
+    """The samples of ``model`` with the reference's FP32 outputs of every graph, at each of :func:`probes`."""
     inputs, vocabulary = Inputs.of(model), read(model.tokenizer)
     # 1 for a model without texts.
     shortest, longest = (max(1, size) for size in second_axis(inputs.specs, Kind.TOKEN_IDS))
@@ -126,7 +126,7 @@ def make_golden(model: SourceModel, max_batch: int) -> Golden:
     return Golden(cases)
 
 
-def make_feeds(model: SourceModel, calibration: Calibration) -> dict[str, list[Tensors]]:
+def make_feeds(model: AnyModel, calibration: Calibration) -> dict[str, list[Tensors]]:
     """The inputs of every graph for each calibration sample, at batch 1: image i with text i, all texts padded to one length.
 
     One length, because quantizers stack the values of all samples. The first words of some texts are samples too: users search by

@@ -1,10 +1,9 @@
-"""PyTorch's answers to the evidence. They travel with it, so that a device needs no PyTorch."""
+"""The reference's answers to the evidence. They travel with it, so that a device needs no PyTorch."""
 
 from __future__ import annotations
 
 from simmim_export.bundle import Manifest
-from simmim_export.engines.torch import TorchSession
-from simmim_export.models.family import SourceModel
+from simmim_export.export.origin import AnyModel, reference_session
 from simmim_export.precision.calibration import MOST, distinct_images, distinct_texts
 from simmim_export.proof.evidence import SAMPLES, Evidence
 from simmim_export.proof.examine import Examiner
@@ -16,12 +15,13 @@ from simmim_export.system.watch import Watch
 BATCH = 64
 
 
-def make_evidence(model: SourceModel, manifest: Manifest, *, where: object, watch: Watch) -> Evidence:
-    """The model's evidence with PyTorch's FP32 outputs for it.
+def make_evidence(model: AnyModel, manifest: Manifest, *, where: object, watch: Watch) -> Evidence:
+    """The model's evidence with the reference's FP32 outputs for it: PyTorch's, or ONNX Runtime's for a model that came as ONNX
+    files.
 
     A model that has none (because it is untrained, or was imported) gives its samples: those that calibration does not use,
     or all if there are no others. They have no labels, and show how embeddings change. Raise :class:`BundleError`, naming
-    ``where``, for evidence that cannot be read or is about another model, and for outputs of PyTorch that are not finite.
+    ``where``, for evidence that cannot be read or is about another model, and for outputs of the reference that are not finite.
     """
     if model.evidence:
         evidence = Evidence.load(model.evidence, where)
@@ -34,6 +34,6 @@ def make_evidence(model: SourceModel, manifest: Manifest, *, where: object, watc
     tokenizer = Tokenizer(model.tokenizer, model.preprocessing["text"]["max_length"], graphs=manifest.graphs)
     require_fit(evidence, manifest, where=where, referenced=False)
     examiner = Examiner(manifest, evidence, tokens=tokenizer.feeds, watch=watch, batch=BATCH)
-    outputs = examiner.outputs(lambda name: TorchSession(model.graphs[name].module, model.graphs[name].spec))
-    # PyTorch's own outputs may not be finite. Such a model proves nothing.
+    outputs = examiner.outputs(lambda name: reference_session(model.graphs[name]))
+    # The reference's own outputs may not be finite. Such a model proves nothing.
     return require_fit(evidence.with_reference(outputs), manifest, where=where)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from simmim_export.spec import Variant
 
-GOLDEN_STEP, EVIDENCE_STEP = "golden tensors", "what PyTorch answers to the evidence"
+GOLDEN_STEP, EVIDENCE_STEP = "golden tensors", "the reference's answers to the evidence"
 INPUTS_STEP, SEARCH_STEP, PROVE_STEP, WRITE_STEP = (
     "real inputs of every graph",
     "search for the fastest plan",
@@ -28,7 +28,7 @@ MILLION: Mapping[Variant, int] = {
 }
 # The same for each step with all graphs.
 OF_ALL: Mapping[str, int] = {GOLDEN_STEP: 3, EVIDENCE_STEP: 4, INPUTS_STEP: 8, WRITE_STEP: 1}
-# The work of comparing ten files with PyTorch, for each million of parameters.
+# The work of comparing ten files with the reference, for each million of parameters.
 PROVE = 25
 # A search is rarely shorter than this, and of no known length.
 SEARCH = 100

@@ -72,11 +72,11 @@ class Graph:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceModel:
-    """A model from a checkpoint, in PyTorch, and everything that its bundle will say about it.
+class ModelDescription:
+    """Everything that a bundle says about a model besides its graphs.
 
     ``config`` describes the model to people and is copied to the manifest; its ``preset`` is the short name of the model's size.
-    ``graphs`` are in an order in which they can run. ``preprocessing`` is the manifest's: ``image`` (height and width in pixels,
+    ``preprocessing`` is the manifest's: ``image`` (height and width in pixels,
     resize, interpolation), ``text`` (max_length in tokens) and, for clips, ``clip`` (stacked). ``tokenizer`` is the text of a
     tokenizer.json. ``labels`` names the classes of each pipeline's logits, by :attr:`simmim_export.spec.Pipeline.labels`.
     ``similarity`` turns the cosine of an image and a text into a score, if the model embeds both.
@@ -88,7 +88,6 @@ class SourceModel:
     """
 
     config: Mapping[str, Any]
-    graphs: Mapping[str, Graph]
     pipelines: tuple[Pipeline, ...]
     preprocessing: Mapping[str, Mapping[str, Any]]
     tokenizer: str
@@ -99,6 +98,13 @@ class SourceModel:
     evidence: bytes = b""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceModel(ModelDescription):
+    """A model from a checkpoint, in PyTorch. ``graphs`` are in an order in which they can run."""
+
+    graphs: Mapping[str, Graph]
 
 
 class ModelFamily(Protocol):

@@ -76,7 +76,7 @@ def suspicions(figures: Mapping[str, Any]) -> list[str]:
     """A remark for every task on which a model is better than the reference by more than chance
     (:func:`~simmim_export.proof.figures.paired_loss`)."""
     return [
-        f"suspicious: {name} is {-row['loss']:.2f} points better than PyTorch's FP32 ({row['gained']} images better, "
+        f"suspicious: {name} is {-row['loss']:.2f} points better than the reference in FP32 ({row['gained']} images better, "
         f"{row['lost']} worse): are the references right?"
         for name, row in figures["tasks"].items()
         if row["suspicious"]
@@ -108,7 +108,7 @@ class Examiner(Asker):
             values = outputs.get(name)
             if values is None or values.shape != reference[name].shape or not np.issubdtype(values.dtype, np.floating):
                 said = "nothing" if values is None else f"{values.dtype} {list(values.shape)}"
-                what = f"the graphs gave {said} for {name}, PyTorch {list(reference[name].shape)}"
+                what = f"the graphs gave {said} for {name}, and the reference is {list(reference[name].shape)}"
                 raise GateFailed(what, fix="export the bundle again")
         embeddings: dict[str, Any] = {}
         references: dict[str, Any] = {}

@@ -1,5 +1,7 @@
 """Does a session still compute what PyTorch computed? Checked without PyTorch, against tensors stored at export.
 
+The reference of a model that came as ONNX files is ONNX Runtime in FP32 (:class:`~simmim_export.spec.Reference`).
+
 Every step of a deployment (an export, a compile, the first run on a device) is judged by :func:`compare` alone.
 """
 
@@ -14,7 +16,7 @@ import numpy as np
 from simmim_export.bundle.golden import Golden
 from simmim_export.engines.pipeline import Runs
 from simmim_export.errors import GateFailed, UsageError
-from simmim_export.spec import TOLERANCES, GraphSpec, Kind, Precision, TensorSpec, Tolerance
+from simmim_export.spec import TOLERANCES, GraphSpec, Kind, Precision, Reference, TensorSpec, Tolerance
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -55,13 +57,14 @@ class ParityRow:
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
     """Everything that was compared for one graph at one precision, and the ``tolerance``. ``variant`` is the form of the graph
-    that was run, where there are several for one precision."""
+    that was run, where there are several for one precision; ``reference`` is what it was compared with."""
 
     graph: str
     precision: Precision
     rows: tuple[ParityRow, ...]
     tolerance: Tolerance
     variant: str = ""
+    reference: Reference = Reference.PYTORCH
 
     @property
     def passed(self) -> bool:
@@ -99,9 +102,8 @@ class ParityReport:
                 for row in failed[:5]
             ]
             allowed = f"allowed: error {self.tolerance.scaled_error:.2e}, cosine {self.tolerance.cosine:.6f}"
-            what = "\n  ".join(
-                [f"{self.graph} at {self.precision} differs from PyTorch in {count} ({allowed}):", *lines]
-            )
+            differs = f"{self.graph} at {self.precision} differs from {self.reference.words}"
+            what = "\n  ".join([f"{differs} in {count} ({allowed}):", *lines])
             raise GateFailed(what, where=where, fix=fix)
 
 
@@ -192,8 +194,9 @@ def compare(
     golden: Golden,
     precision: Precision,
     exported: Mapping[str, Any] | None = None,
+    reference: Reference = Reference.PYTORCH,
 ) -> ParityReport:
-    """Run every golden case, then the invariance checks, and compare each output with PyTorch's.
+    """Run every golden case, then the invariance checks, and compare each output with that of ``reference``.
 
     Batch invariance: each sample alone gives what it gives among others. Padding invariance: a text or clip without its padding
     gives what it gives with it. Both are compared with PyTorch's outputs for the padded batch. Logits are also compared by
@@ -216,12 +219,12 @@ def compare(
         scales = {name: max(scale, 1.0) for name, scale in scales.items()}
 
     def judge(check: str, outputs: Tensors, expected: Tensors) -> None:
-        for name, reference in expected.items():
-            error, cosine = difference(outputs[name], reference)
+        for name, values in expected.items():
+            error, cosine = difference(outputs[name], values)
             if name in scales:
-                error = max(error, logits_error(outputs[name], reference, scale=scales[name]))
+                error = max(error, logits_error(outputs[name], values, scale=scales[name]))
             passed = error <= tolerance.scaled_error and cosine >= tolerance.cosine
-            shape = reference.shape
+            shape = values.shape
             row = ParityRow(check=check, output=name, shape=shape, scaled_error=error, cosine=cosine, passed=passed)
             rows.append(row)
 
@@ -231,7 +234,9 @@ def compare(
     for check, index, feeds, expected in _samples(golden.feeds(largest, spec), golden.expected(largest, spec), spec):
         if _takes(session, feeds):
             judge(f"{check}, sample {index}", session.run(feeds), expected)
-    return ParityReport(graph=spec.name, precision=precision, rows=tuple(rows), tolerance=tolerance)
+    return ParityReport(
+        graph=spec.name, precision=precision, rows=tuple(rows), tolerance=tolerance, reference=reference
+    )
 
 
 def invariance(session: Runs, spec: GraphSpec, *, golden: Golden) -> dict[str, float]:

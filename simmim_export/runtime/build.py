@@ -21,7 +21,7 @@ from simmim_export.engines.tensorrt import plan_file as plan_files
 from simmim_export.engines.tensorrt.request import Request
 from simmim_export.errors import UsageError
 from simmim_export.proof.parity import compare
-from simmim_export.spec import GraphSpec, PrecisionPlan
+from simmim_export.spec import GraphSpec, PrecisionPlan, Reference
 from simmim_export.system.files import locked
 from simmim_export.system.watch import Watch
 
@@ -81,7 +81,14 @@ def build(
                 precision=precision,
                 path=path,
                 request=request,
-                prove=partial(_prove, spec=spec, artifact=artifact, golden=golden, graph=graph),
+                prove=partial(
+                    _prove,
+                    spec=spec,
+                    artifact=artifact,
+                    golden=golden,
+                    graph=graph,
+                    reference=bundle.manifest.reference,
+                ),
                 module_of=modules(graph),
                 watch=watch,
             )
@@ -89,9 +96,12 @@ def build(
     return built
 
 
-def _prove(session: Session, *, spec: GraphSpec, artifact: Artifact, golden: Golden, graph: Path) -> dict[str, Any]:
-    """Compare ``session`` with PyTorch. Raise :class:`GateFailed` if it differs, else return the figures."""
-    report = compare(session, spec, golden=golden, precision=artifact.precision, exported=artifact.parity)
+def _prove(
+    session: Session, *, spec: GraphSpec, artifact: Artifact, golden: Golden, graph: Path, reference: Reference
+) -> dict[str, Any]:
+    """Compare ``session`` with ``reference``. Raise :class:`GateFailed` if it differs, else return the figures."""
+    precision, exported = artifact.precision, artifact.parity
+    report = compare(session, spec, golden=golden, precision=precision, exported=exported, reference=reference)
     report.require(graph, "another --precision, or report this with the versions that simmim-export doctor prints")
     return dict(report.summary())
 

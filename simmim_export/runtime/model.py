@@ -309,7 +309,7 @@ class Model:
     # -- proof ---------------------------------------------------------------------------------------------------------
 
     def verify(self) -> list[ParityReport]:
-        """Compare every graph, on this device, with the outputs of PyTorch that are stored in the bundle."""
+        """Compare every graph, on this device, with the reference outputs that are stored in the bundle."""
         golden = self.bundle.golden()
         return [self.compare(graph.name, golden) for graph in self.bundle.manifest.graphs]
 
@@ -317,6 +317,9 @@ class Model:
         """Compare one graph with the ``golden`` tensors of the bundle."""
         spec, precision = self.bundle.manifest.graph(graph), self.plan.of(graph)
         variant, exported = self._sessions.variant(graph), self._sessions.exported(graph)
-        report = compare(self.session(graph), spec, golden=golden, precision=precision, exported=exported)
+        reference = self.bundle.manifest.reference
+        report = compare(
+            self.session(graph), spec, golden=golden, precision=precision, exported=exported, reference=reference
+        )
         # An engine may run the FP32 file at another precision.
         return replace(report, variant=variant) if variant.precision is precision else report

@@ -15,9 +15,9 @@ from simmim_export.bundle.onnx_file import read_graph
 from simmim_export.engines.base import CompilingEngine, Engine, KeepsOnDevice, Session
 from simmim_export.engines.checks import require_hint, threads_for
 from simmim_export.engines.pipeline import Runs, run_graphs
-from simmim_export.errors import BundleError, CheckpointError, UsageError
+from simmim_export.errors import BundleError, CheckpointError, EngineUnavailable, UsageError
 from simmim_export.runtime.inputs import Tensors
-from simmim_export.spec import BATCH, PrecisionPlan, Variant
+from simmim_export.spec import BATCH, PrecisionPlan, Reference, Variant
 from simmim_export.system.files import digest, reading
 
 
@@ -173,11 +173,17 @@ class _ChecksIdsOnDevice(_ChecksIds):
 
 
 def _own_checkpoint(bundle: Bundle, engine: Engine, *, path: Path | None) -> Path | None:
-    """``path``, checked to be the checkpoint that ``bundle`` was exported from; None for an engine that reads graphs."""
+    """``path``, checked to be the checkpoint that ``bundle`` was exported from; None for an engine that reads graphs. Raise
+    :class:`EngineUnavailable` if there is no checkpoint, because the model came as ONNX files."""
     if not engine.reads_checkpoint:
         if path is not None:
             raise UsageError(f"engine {engine.name!r} reads the bundle's graphs", fix="drop the checkpoint")
         return None
+    if bundle.manifest.reference is not Reference.PYTORCH:
+        what = (
+            f"engine {engine.name!r} runs from a checkpoint, and this bundle was made from ONNX files, which have none"
+        )
+        raise EngineUnavailable(what, where=bundle.root, fix="choose an engine that reads graphs, such as --engine ort")
     if path is None:
         raise UsageError(f"engine {engine.name!r} runs from a checkpoint", fix="give --checkpoint ckpt.pt")
     with reading(path, CheckpointError):

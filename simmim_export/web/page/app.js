@@ -249,6 +249,9 @@ function vectorOf(vector) {
 
 async function prove() {
   const native = model.site.native;
+  // A model that was adopted from ONNX files is compared with ONNX Runtime.
+  const reference = model.manifest.provenance.reference === "onnxruntime" ? "ONNX Runtime in FP32" : "PyTorch";
+  byId("proof-title").textContent = `Does it compute what ${reference} computed?`;
   byId("native-title").hidden = !native;
   let state;
   try {
@@ -271,7 +274,7 @@ async function prove() {
   byId("proof-progress").hidden = true;
   byId("proof").dataset.state = passed ? "passed" : "failed";
   const verdict = passed ? "Yes." : "No: do not rely on its answers here.";
-  byId("verdict").textContent = `${verdict} ${right} of ${all} comparisons with PyTorch passed, in ${cases} golden cases.`;
+  byId("verdict").textContent = `${verdict} ${right} of ${all} comparisons with ${reference} passed, in ${cases} golden cases.`;
   const origin = native ? ` Native: ONNX Runtime on the machine that made this page, ${native.cpu}, one thread.` : "";
   const threads = model.ort.env.wasm.numThreads === 1 ? "one thread" : `${model.ort.env.wasm.numThreads} threads`;
   byId("legend").textContent = `Times are for one sample. Here: ${DEVICES[model.device]}, ${threads}.${origin}`;
