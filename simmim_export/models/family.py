@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # The families of this package: name -> module:class. A family is imported only when it is asked.
 FAMILIES: Mapping[str, str] = {
+    "blip": "simmim_export.models.blip.family:BlipFamily",
+    "vilt": "simmim_export.models.vilt.family:ViltFamily",
     "simmim": "simmim_export.models.simmim.family:SimMIMFamily",
 }
 # Installed packages add families under this name.
