@@ -28,25 +28,26 @@ PROCESSOR = {
 }
 
 
-def _save(architecture, folder):
+def _save(architecture, folder, *, layers):
     import transformers
 
-    text = {"vocab_size": len(WORDPIECES) + 2, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 2, "max_position_embeddings": LONGEST, "bos_token_id": BEGIN, "sep_token_id": END}
-    image = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    image |= {"image_size": SIDE, "patch_size": 16}
-    config = transformers.BlipConfig(text_config=text, vision_config=image, image_text_hidden_size=16)
+    both = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    text = {"vocab_size": len(WORDPIECES) + 2, "num_hidden_layers": layers, "max_position_embeddings": LONGEST}
+    text |= {"bos_token_id": BEGIN, "sep_token_id": END}
+    image = {"num_hidden_layers": 1, "image_size": SIDE, "patch_size": 16}
+    config = transformers.BlipConfig(text_config=both | text, vision_config=both | image, image_text_hidden_size=16)
     save_random(getattr(transformers, architecture)(config), folder, processor=PROCESSOR)
 
 
 @pytest.fixture(scope="session")
 def retrieval(once) -> Path:
-    return once("blip-itm", lambda folder: _save("BlipForImageTextRetrieval", folder))
+    return once("blip-itm", lambda folder: _save("BlipForImageTextRetrieval", folder, layers=1))
 
 
 @pytest.fixture(scope="session")
 def answering(once) -> Path:
-    return once("blip-vqa", lambda folder: _save("BlipForQuestionAnswering", folder))
+    # With one layer, no answer would see what a prefix has become.
+    return once("blip-vqa", lambda folder: _save("BlipForQuestionAnswering", folder, layers=2))
 
 
 @pytest.fixture(scope="session")
@@ -199,7 +200,6 @@ def test_too_many_answers_are_an_error():
         ("config.json", {"text_config__is_decoder": False}),
         ("config.json", {"text_config__bos_token_id": 4000}),
         ("config.json", {"text_config__vocab_size": 9}),
-        ("config.json", {"text_config": None}),
         ("config.json", {"vision_config__image_size": 64}),
         ("preprocessor_config.json", {"size": {"height": 48, "width": 48}}),
         ("preprocessor_config.json", {"size": {"shortest_edge": 32}}),

@@ -32,20 +32,10 @@ def _save(architecture, folder):
     import transformers
 
     # The positions are 2 x 2, and both tests of parity need more.
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 64,
-    }
+    sizes = {"vocab_size": len(WORDPIECES), "max_position_embeddings": LONGEST, "image_size": 64}
+    sizes |= {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 1}
     labels = {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
-    config = transformers.ViltConfig(
-        vocab_size=len(WORDPIECES),
-        max_position_embeddings=LONGEST,
-        **sizes,
-        **(labels if "Question" in architecture else {}),
-    )
+    config = transformers.ViltConfig(**sizes, **(labels if "Question" in architecture else {}))
     save_random(getattr(transformers, architecture)(config), folder, processor=PROCESSOR)
 
 
