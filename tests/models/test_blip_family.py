@@ -162,8 +162,9 @@ def _load(folder, **options):
         (("red", "purple"), "answer 2"),
         (("red " * LONGEST,), "answer 1"),
         (("red", "a" * 2000), "answer 2"),
+        (("red\ud800",), "answer 1"),
     ],
-    ids=["empty", "twice", "unknown word", "too many tokens", "too many characters"],
+    ids=["empty", "twice", "unknown word", "too many tokens", "too many characters", "not UTF-8"],
 )
 def test_an_answer_that_cannot_be_ranked_is_an_error(answering, answers, place):
     with pytest.raises(TextError) as caught:

@@ -60,8 +60,9 @@ class Prefixes:
 def tokens_of(answers: Sequence[str], tokenizer: Tokenizer, *, longest: int) -> list[list[int]]:
     """The token ids of each answer, without special tokens.
 
-    Raise :class:`TextError`, which counts answers from 1, for one that is empty, is too long for a label or for the ``longest``
-    text of the decoder (two special tokens included), has a word that the tokenizer does not know, or has the tokens of another.
+    Raise :class:`TextError`, which counts answers from 1, for one that is empty or not UTF-8, is too long for a label or for the
+    ``longest`` text of the decoder (two special tokens included), has a word that the tokenizer does not know, or has the tokens
+    of another.
     """
     unknown = getattr(tokenizer.model, "unk_token", None)
     rows, seen = list[list[int]](), dict[tuple[int, ...], int]()
@@ -72,6 +73,11 @@ def tokens_of(answers: Sequence[str], tokenizer: Tokenizer, *, longest: int) -> 
         if len(answer) > MOST_CHARACTERS:
             what = f"an answer has {len(answer):,} characters; the limit is {MOST_CHARACTERS:,}"
             raise TextError(what, where=where, fix="shorten it")
+        try:
+            answer.encode("utf-8")
+        except UnicodeEncodeError as error:
+            what = f"an answer is not UTF-8 at character {error.start}"
+            raise TextError(what, where=where, fix="encode it as UTF-8") from error
         encoding = tokenizer.encode(answer, add_special_tokens=False)
         if not encoding.ids or unknown in encoding.tokens:
             raise TextError("an answer has words that the model does not know", where=where, fix="use other words")
