@@ -22,9 +22,9 @@ from simmim_export.system.files import reading
 # fmt: off
 OPERATORS = frozenset((
     "Abs", "Add", "Attention", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div", "Equal", "Erf",
-    "Expand", "Gather", "Gelu", "Gemm", "LayerNormalization", "LeakyRelu", "MatMul", "Max", "MaxPool", "Mul", "Not", "Pad",
-    "Pow", "QuantizeLinear", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
-    "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "Expand", "Gather", "Gelu", "Gemm", "LayerNormalization", "LeakyRelu", "LogSoftmax", "MatMul", "Max", "MaxPool", "Mul",
+    "Not", "Pad", "Pow", "QuantizeLinear", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape",
+    "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on
 # How many problems an error lists, and how many characters of each.

@@ -32,6 +32,8 @@ FAMILIES: Mapping[str, str] = {
     "clip": "simmim_export.models.clip.family:CLIPFamily",
     "siglip": "simmim_export.models.siglip:SiglipFamily",
     "dual_encoder": "simmim_export.models.dual_encoder:DualEncoderFamily",
+    "blip": "simmim_export.models.blip.family:BlipFamily",
+    "vilt": "simmim_export.models.vilt.family:ViltFamily",
     "simmim": "simmim_export.models.simmim.family:SimMIMFamily",
 }
 # Installed packages add families under this name.

@@ -1,0 +1,1 @@
+"""BLIP: matching of images and texts, and ranking of answers to a question."""

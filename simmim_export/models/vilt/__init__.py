@@ -1,0 +1,1 @@
+"""ViLT: answers from a fixed list, and matching of an image and a text."""
