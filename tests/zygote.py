@@ -23,7 +23,7 @@ import psutil
 WARM = ("torch", "torchvision", "transformers", "accelerate", "onnx", "onnxscript", "onnxruntime", "numpy", "PIL.Image")
 # What these load lazily is most of the time they take.
 WARM += ("torch.onnx", "transformers.models.bert.modeling_bert", "simmim_export.training.run")
-WARM += ("simmim_export.export.exporter",)
+WARM += ("simmim_export.export.exporter", "simmim_export.export.onnx")
 
 
 class Zygote:
@@ -92,8 +92,11 @@ def main() -> None:
     import importlib
     import signal
 
+    from translations import keep_translations
+
     for name in WARM:
         importlib.import_module(name)
+    keep_translations()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in iter(sys.stdin.readline, ""):

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # The families of this package: name -> module:class. A family is imported only when it is asked.
 FAMILIES: Mapping[str, str] = {
     "clip": "simmim_export.models.clip.family:CLIPFamily",
-    "siglip": "simmim_export.models.siglip:SiglipFamily",
-    "dual_encoder": "simmim_export.models.dual_encoder:DualEncoderFamily",
+    "siglip": "simmim_export.models.siglip.family:SiglipFamily",
+    "dual_encoder": "simmim_export.models.dual_encoder.family:DualEncoderFamily",
     "blip": "simmim_export.models.blip.family:BlipFamily",
     "vilt": "simmim_export.models.vilt.family:ViltFamily",
     "simmim": "simmim_export.models.simmim.family:SimMIMFamily",
@@ -115,7 +115,11 @@ class ModelFamily(Protocol):
     name: str
 
     def recognize(self, path: Path) -> None:
-        """Raise :class:`CheckpointError` unless ``path`` looks like a checkpoint of this family."""
+        """Raise :class:`CheckpointError` unless ``path`` looks like a checkpoint of this family.
+
+        It may lack its weights: those of a model from the hub are downloaded only after a family has recognized it. Once a family
+        has accepted a checkpoint, its :meth:`load` says what is wrong with it.
+        """
         ...
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:

@@ -18,9 +18,9 @@ import simmim_export
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.export.bundled_samples import sample_images
 from simmim_export.export.exporter import export_bundle
-from simmim_export.models.dual_encoder import TEXT_TYPES, WITHOUT_POOLER, DualEncoderFamily
+from simmim_export.models.dual_encoder.family import TEXT_TYPES, WITHOUT_POOLER, DualEncoderFamily
+from simmim_export.models.dual_encoder.towers import TextTower
 from simmim_export.models.family import LoadOptions, family_of
-from simmim_export.models.huggingface.dual_towers import TextTower
 from simmim_export.models.huggingface.masks import padding_mask
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
 from simmim_export.spec import Score

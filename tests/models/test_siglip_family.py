@@ -26,7 +26,7 @@ from simmim_export.export.bundled_samples import sample_images, sample_texts
 from simmim_export.export.exporter import export_bundle
 from simmim_export.export.golden import make_golden
 from simmim_export.models.family import LoadOptions, family_of
-from simmim_export.models.siglip import SiglipFamily
+from simmim_export.models.siglip.family import SiglipFamily
 from simmim_export.precision.emulation import rounded
 from simmim_export.precision.fp16 import Fp16
 from simmim_export.precision.halve import halve

@@ -11,7 +11,8 @@ from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.blip.prefixes import Prefixes, check_size, tokens_of
 from simmim_export.models.family import Graph, LoadOptions, SourceModel
 from simmim_export.models.huggingface.architecture import require_architecture
-from simmim_export.models.huggingface.folder import CONFIG, PROCESSOR, Folder, load_weights, model_type, open_folder
+from simmim_export.models.huggingface.folder import CONFIG, Folder, load_weights, open_folder, require_model_type
+from simmim_export.models.huggingface.processor_settings import BICUBIC, CLIP_MEAN, CLIP_STD, processor_settings
 from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, TensorSpec, Verb
 from simmim_export.system.telemetry import without_telemetry
@@ -26,12 +27,14 @@ RETRIEVAL, ANSWERING = "BlipForImageTextRetrieval", "BlipForQuestionAnswering"
 # The settings of BlipImageProcessor that preprocessor_config.json may leave out.
 _DEFAULTS = {
     "size": {"height": 384, "width": 384},
-    "resample": 3,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": BICUBIC,
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
 }
 # [CLS], a word and [SEP].
 _SHORTEST = 3
+# The most tokens of a text. BLIP was trained with 20 to 40; its positions, 512, would make every check of an export take minutes.
+_LONGEST = 64
 
 
 class BlipFamily:
@@ -51,8 +54,7 @@ class BlipFamily:
 
     def recognize(self, path: Path) -> None:
         """Accept a folder whose config.json says ``blip``."""
-        if model_type(path) != self.name:
-            raise CheckpointError("not a folder with a model of the type 'blip'", where=path)
+        require_model_type(path, {self.name})
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
         """The model at ``path``. Raise :class:`TextError` for an answer that cannot be ranked."""
@@ -164,7 +166,8 @@ class _Parts:
         """Load ``folder``. Raise :class:`CheckpointError` for parts that do not fit each other."""
         from simmim_export.models.huggingface.image_processor import image_processor
 
-        processor, tokenizer_json = image_processor(folder, defaults=_DEFAULTS), folder.tokenizer()
+        at, settings = processor_settings(folder, {"Blip": _DEFAULTS})
+        processor, tokenizer_json = image_processor(settings, where=at), folder.tokenizer()
         model = load_weights(folder, architecture)
         text, vision = model.config.text_config, model.config.vision_config
         where = folder.path / CONFIG
@@ -179,7 +182,7 @@ class _Parts:
         size, side = processor.preprocessing, vision.image_size
         if (size["height"], size["width"]) != (side, side):
             what = f"images are scaled to {size['height']} x {size['width']}, and the model takes {side} x {side}"
-            raise CheckpointError(what, where=folder.path / PROCESSOR, fix="give the image processor of this model")
+            raise CheckpointError(what, where=at, fix="give the image processor of this model")
         tokenizer = check_tokenizer(tokenizer_json, text.vocab_size, where=folder.path)
         tokens = ("batch", (side // vision.patch_size) ** 2 + 1, vision.hidden_size)
         image_tokens = TensorSpec("image_tokens", "float32", tokens)
@@ -193,7 +196,10 @@ class _Parts:
             shared_image=replace(image_tokens, shared=True),
             text=(ids, mask),
         )
-        axes = Axis("batch", 1, options.max_batch), Axis("sequence", _SHORTEST, text.max_position_embeddings)
+        axes = (
+            Axis("batch", 1, options.max_batch),
+            Axis("sequence", _SHORTEST, min(_LONGEST, text.max_position_embeddings)),
+        )
         return cls(
             model=model,
             processor=processor,

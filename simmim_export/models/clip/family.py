@@ -11,7 +11,8 @@ from simmim_export.errors import CheckpointError
 from simmim_export.models.clip import open_clip
 from simmim_export.models.family import LoadOptions, SourceModel
 from simmim_export.models.files import COPY_AGAIN
-from simmim_export.models.huggingface.folder import CONFIG, Folder, load_weights, open_folder
+from simmim_export.models.huggingface.folder import CONFIG, Folder, load_weights, open_folder, require_model_type
+from simmim_export.models.huggingface.processor_settings import CLIP, processor_settings
 from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.spec import Pipeline, Similarity, Verb
 from simmim_export.system.telemetry import without_telemetry
@@ -23,17 +24,6 @@ if TYPE_CHECKING:
 
 # The classes of transformers, by the model_type of config.json.
 CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model"}
-# What an image processor of CLIP does where its file says nothing (transformers, CLIPImageProcessorPil).
-DEFAULTS = {
-    "resample": 3,
-    "size": {"shortest_edge": 224},
-    "do_center_crop": True,
-    "crop_size": 224,
-    "image_mean": open_clip.MEAN,
-    "image_std": open_clip.STD,
-}
-# Its names in different versions of transformers. Another class has other defaults, or ignores some of the settings.
-_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
 # The widths of the image encoders that have a name.
 _SIZES = {768: "B", 1024: "L", 1280: "H", 1408: "g", 1664: "bigG"}
 
@@ -46,7 +36,7 @@ class CLIPFamily:
     def recognize(self, path: Path) -> None:
         """Accept a folder with a config.json of one of :data:`CLASSES`, and one with an open_clip_config.json."""
         if not open_clip.is_folder(path):
-            open_folder(path, model_types=CLASSES)
+            require_model_type(path, CLASSES)
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
         options.refuse("a model of the family clip", "attention", "answers", "image_size")
@@ -65,15 +55,10 @@ class CLIPFamily:
 
 
 def _image_processor(folder: Folder) -> ImageProcessor:
-    """The image processor of ``folder``. Raise :class:`CheckpointError` unless it is one of CLIP's."""
     from simmim_export.models.huggingface.image_processor import image_processor
 
-    where, settings = folder.image_settings()
-    kind = settings.get("image_processor_type", settings.get("feature_extractor_type", _PROCESSORS[0]))
-    if kind not in _PROCESSORS:
-        what = f"the image processor is a {kind!r}, not a {_PROCESSORS[0]}"
-        raise CheckpointError(what, where=where, fix="save the image processor as a CLIPImageProcessor")
-    return image_processor(folder, defaults=DEFAULTS)
+    where, settings = processor_settings(folder, {"CLIP": CLIP})
+    return image_processor(settings, where=where)
 
 
 def _source_model(

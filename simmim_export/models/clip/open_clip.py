@@ -18,6 +18,7 @@ from simmim_export.errors import CheckpointError
 from simmim_export.models.files import COPY_AGAIN, read_tensors
 from simmim_export.models.huggingface.folder import MOST_JSON, model_type
 from simmim_export.models.huggingface.folder import WEIGHTS as OTHER_WEIGHTS
+from simmim_export.models.huggingface.processor_settings import BICUBIC, BILINEAR, CLIP_MEAN, CLIP_STD
 from simmim_export.system.files import read_file
 from simmim_export.system.telemetry import without_telemetry
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-# Of red, green and blue in [0, 1]: OpenAI's, which every CLIP has unless its files say otherwise.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _FIX = (
     "give a CLIP with a Vision Transformer and CLIP's own text encoder, as ViT-B-32, ViT-L-14, ViT-H-14 and ViT-bigG-14 are: "
     "no ResNet, no tower of timm or Hugging Face, no CoCa, no SigLIP"
@@ -201,12 +200,11 @@ class OpenCLIP:
         open_clip rounds the margins of a crop half to even, and this project down, as transformers does: one picture of four has
         its crop one pixel further left or further up.
         """
-        from simmim_export.models.huggingface.folder import Folder
         from simmim_export.models.huggingface.image_processor import image_processor
 
         asked, where = self._preprocess, self._path / CONFIG
         # In training open_clip draws the filter, and then uses bicubic.
-        filters = {None: 3, "bicubic": 3, "random": 3, "bilinear": 2}
+        filters = {None: BICUBIC, "bicubic": BICUBIC, "random": BICUBIC, "bilinear": BILINEAR}
         for name, value, known in (
             ("mode", asked.mode, (None, "RGB")),
             ("interpolation", asked.interpolation, filters),
@@ -227,10 +225,10 @@ class OpenCLIP:
             "do_center_crop": crops,
             "crop_size": sides,
             "size": {"shortest_edge": height} if crops else sides,
-            "image_mean": asked.mean or MEAN,
-            "image_std": asked.std or STD,
+            "image_mean": asked.mean or CLIP_MEAN,
+            "image_std": asked.std or CLIP_STD,
         }
-        return image_processor(Folder(path=self._path, config={}), defaults={}, config=settings)
+        return image_processor(settings, where=where)
 
     def load_weights(self) -> Any:
         """transformers' CLIPModel with this model's weights: in eval mode, in FP32, with attention computed eagerly. Raise

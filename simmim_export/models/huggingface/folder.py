@@ -116,6 +116,14 @@ def model_type(path: Path) -> str | None:
         return ""
 
 
+def require_model_type(path: Path, model_types: Collection[str]) -> None:
+    """Raise :class:`CheckpointError` unless ``path`` is a folder whose config.json has one of ``model_types``: what
+    :meth:`simmim_export.models.family.ModelFamily.recognize` asks. Whatever else is wrong is for :func:`open_folder` to say."""
+    if model_type(path) not in model_types:
+        named = " or ".join(map(repr, sorted(model_types)))
+        raise CheckpointError(f"not a folder with a model of the type {named}", where=path, fix=_FILES)
+
+
 def open_folder(path: Path, *, model_types: Collection[str]) -> Folder:
     """The folder at ``path``, whose config.json has one of ``model_types``.
 

@@ -1,4 +1,4 @@
-"""A preprocessor_config.json to a bundle's preprocessing, and the normalization that goes into the graph.
+"""The settings of an image processor to a bundle's preprocessing, and the normalization that goes into the graph.
 
 The recipes are those of the "pil" backend of transformers. Its other backend, torchvision, differs by up to 24 of 255 on noise.
 """
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models.huggingface.folder import PROCESSOR, Folder
+from simmim_export.models.huggingface.processor_settings import BICUBIC, BILINEAR
 
-# PIL's numbers of its filters, as preprocessor_config.json writes them.
-_FILTERS = {2: "bilinear", 3: "bicubic"}
+_FILTERS = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
 _FIX = "give a model whose images are resized, rescaled by 1/255 and normalized, as those of docs/models.md"
 
 
@@ -31,17 +31,13 @@ class ImageProcessor:
     std: tuple[float, float, float]
 
 
-def image_processor(
-    folder: Folder, *, defaults: Mapping[str, Any], config: Mapping[str, Any] | None = None
-) -> ImageProcessor:
-    """The image processor of ``folder``. ``defaults`` are the settings of its class in transformers, which its file may leave
-    out; ``config`` is the content of that file, if it has been read already.
+def image_processor(settings: Mapping[str, Any], *, where: Path) -> ImageProcessor:
+    """The image processor with ``settings``, which the file ``where`` holds
+    (:func:`simmim_export.models.huggingface.processor_settings.processor_settings`).
 
     ``size`` is either ``{"height", "width"}`` (both sides are scaled) or ``{"shortest_edge"}`` with a center crop. Raise
-    :class:`CheckpointError` for a file that is missing or asks for another kind of preprocessing.
+    :class:`CheckpointError` for settings that ask for another kind of preprocessing.
     """
-    where, own = folder.image_settings() if config is None else (folder.path / PROCESSOR, config)
-    settings = dict(defaults) | dict(own)
 
     def refuse(what: str) -> CheckpointError:
         return CheckpointError(f"this preprocessing cannot be exported: {what}", where=where, fix=_FIX)

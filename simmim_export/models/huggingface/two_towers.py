@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models.huggingface.folder import CONFIG, Folder
+from simmim_export.models.huggingface.folder import CONFIG
 
-# The endings of the names of an image processor in the versions of transformers.
-_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 # The names of the sizes of Vision Transformers, by width and layers: Dosovitskiy et al., 2021; Zhai et al., 2022;
 # Alabdulmohsin et al., 2023; Tschannen et al., 2025.
 _SIZES = {
@@ -30,23 +28,6 @@ def vit_name(config: Any) -> str:
     """A name such as ViT-B/16 for the vision configuration ``config``; one of another size is named by its width and layers."""
     width, layers = config.hidden_size, config.num_hidden_layers
     return f"ViT-{_SIZES.get((width, layers), f'{width}x{layers}')}/{config.patch_size}"
-
-
-def processor_settings(folder: Folder, known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings of the image processor of ``folder``, whose class must be one of ``known``: the beginning of its name in
-    transformers, such as ``CLIP``, with the settings that its file may leave out.
-
-    Raise :class:`CheckpointError` if the folder has no image processor, or one of another class: that would have other defaults,
-    or ignore some of the settings.
-    """
-    where, settings = folder.image_settings()
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    for start, defaults in known.items():
-        if kind in [start + ending for ending in _ENDINGS]:
-            return dict(defaults) | settings
-    what = f"the image_processor_type is {kind!r}"
-    fix = f"give a model with one of these: {', '.join(f'{start}ImageProcessor' for start in known)}"
-    raise CheckpointError(what, where=where, fix=fix)
 
 
 def require_rgb(vision: Any, *, where: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.family import Graph, LoadOptions, SourceModel
 from simmim_export.models.huggingface.architecture import require_architecture
-from simmim_export.models.huggingface.folder import CONFIG, PROCESSOR, Folder, load_weights, model_type, open_folder
+from simmim_export.models.huggingface.folder import CONFIG, Folder, load_weights, open_folder, require_model_type
+from simmim_export.models.huggingface.processor_settings import BICUBIC, HALF, processor_settings
 from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, TensorSpec, Verb
 from simmim_export.system.telemetry import without_telemetry
@@ -17,9 +18,9 @@ from simmim_export.system.telemetry import without_telemetry
 RETRIEVAL, ANSWERING = "ViltForImageAndTextRetrieval", "ViltForQuestionAnswering"
 # The settings of ViltImageProcessor that preprocessor_config.json may leave out.
 _DEFAULTS = {
-    "resample": 3,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
+    "resample": BICUBIC,
+    "image_mean": HALF,
+    "image_std": HALF,
 }
 # [CLS], a word and [SEP].
 _SHORTEST = 3
@@ -45,8 +46,7 @@ class ViltFamily:
 
     def recognize(self, path: Path) -> None:
         """Accept a folder whose config.json says ``vilt``."""
-        if model_type(path) != self.name:
-            raise CheckpointError("not a folder with a model of the type 'vilt'", where=path)
+        require_model_type(path, {self.name})
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
         """The model at ``path``, for images of ``options.image_size``."""
@@ -55,7 +55,7 @@ class ViltFamily:
         options.refuse(architecture, "attention", "answers")
         answering = architecture == ANSWERING
         labels = labels_of(folder) if answering else ("no", "yes")
-        processor_config = _processor_config(folder)
+        where, settings = _processor_settings(folder)
 
         with without_telemetry("transformers"):
             import transformers
@@ -74,8 +74,8 @@ class ViltFamily:
             raise CheckpointError(what, where=folder.path / CONFIG, fix=_OWN_CONFIG)
         height, width = size = _size(options, config, where=folder.path)
         # Of the file only the size and the padding are not used.
-        settings = processor_config | {"size": {"height": height, "width": width}, "do_center_crop": False}
-        processor = image_processor(folder, defaults=_DEFAULTS, config=settings)
+        settings |= {"size": {"height": height, "width": width}, "do_center_crop": False}
+        processor = image_processor(settings, where=where)
         check_tokenizer(tokenizer, config.vocab_size, where=folder.path)
         head = model.classifier if answering else YesOrNo(model.rank_output)
         name, task = ("head.vqa", "vqa") if answering else ("head.match", "match")
@@ -132,15 +132,15 @@ def labels_of(folder: Folder) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _processor_config(folder: Folder) -> dict[str, Any]:
-    """preprocessor_config.json, whose size must be the shorter side of an image: of ViLT, no other is known."""
-    settings = folder.read_json(PROCESSOR)
+def _processor_settings(folder: Folder) -> tuple[Path, dict[str, Any]]:
+    """As :func:`processor_settings`. The size must be the shorter side of an image: of ViLT, no other is known."""
+    where, settings = processor_settings(folder, {"Vilt": _DEFAULTS})
     size = settings.get("size", 384)
     shorter = size.get("shortest_edge") if isinstance(size, Mapping) else size
     if type(shorter) is not int or shorter < 1:
         what = f"this preprocessing cannot be exported: size is {size!r}, not the shortest edge"
-        raise CheckpointError(what, where=folder.path / PROCESSOR, fix="give the image processor of a ViLT model")
-    return settings
+        raise CheckpointError(what, where=where, fix="give the image processor of a ViLT model")
+    return where, settings
 
 
 def _size(options: LoadOptions, config: Any, *, where: Path) -> tuple[int, int]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from simmim_export.bundle.tokenizer_patterns import PUNCTUATION
 from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.files import COPY_AGAIN
-from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, model_type, open_folder
+from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, open_folder, require_model_type
+from simmim_export.models.huggingface.processor_settings import BICUBIC, BILINEAR, HALF, processor_settings
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Score, Similarity, TensorSpec, Verb
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 TYPES = ("siglip", "siglip2")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # The settings of transformers' SiglipImageProcessor and Siglip2ImageProcessor.
-_HALF = (0.5, 0.5, 0.5)
-_FIXED = {"resample": 3, "size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
-_FLEXIBLE = {"resample": 2, "image_mean": _HALF, "image_std": _HALF, "patch_size": 16, "max_num_patches": 256}
+_FIXED = {"resample": BICUBIC, "size": {"height": 224, "width": 224}, "image_mean": HALF, "image_std": HALF}
+_FLEXIBLE = {"resample": BILINEAR, "image_mean": HALF, "image_std": HALF, "patch_size": 16, "max_num_patches": 256}
 _PIPELINES = (
     Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
     Pipeline("embed_text", ("text_encoder",), ("text_embed",), Verb.EMBED_TEXT),
@@ -40,9 +40,7 @@ class SiglipFamily:
     name = "siglip"
 
     def recognize(self, path: Path) -> None:
-        # load() says what else is wrong.
-        if model_type(path) not in TYPES:
-            open_folder(path, model_types=TYPES)
+        require_model_type(path, TYPES)
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
         folder = open_folder(path, model_types=TYPES)
@@ -54,26 +52,25 @@ class SiglipFamily:
         from simmim_export.models.family import Graph, SourceModel
         from simmim_export.models.huggingface.folder import load_weights
         from simmim_export.models.huggingface.image_processor import image_processor
-        from simmim_export.models.huggingface.siglip_towers import ImageTower, TextTower
         from simmim_export.models.huggingface.two_towers import (
-            processor_settings,
             require_rgb,
             require_size,
             scale_of,
             vit_name,
         )
+        from simmim_export.models.siglip.towers import ImageTower, TextTower
         from simmim_export.models.tokenizer import check_tokenizer
 
         if folder.model_type == "siglip":
-            settings = processor_settings(folder, {"Siglip": _FIXED})
-            processor = image_processor(folder, defaults={}, config=settings)
+            where, settings = processor_settings(folder, {"Siglip": _FIXED})
+            processor = image_processor(settings, where=where)
             model = load_weights(folder, SiglipModel)
             require_size(processor.preprocessing, model.config.vision_config.image_size, where=path)
         else:
-            settings = processor_settings(folder, {"Siglip2": _FLEXIBLE})
+            where, settings = processor_settings(folder, {"Siglip2": _FLEXIBLE})
             model = load_weights(folder, Siglip2Model)
             settings["size"] = _size(settings, model.config.vision_config, options.image_size, where=path)
-            processor = image_processor(folder, defaults={}, config=settings)
+            processor = image_processor(settings, where=where)
         vision, text = model.config.vision_config, model.config.text_config
         require_rgb(vision, where=path)
         _check_towers(vision, text, where=path / CONFIG)

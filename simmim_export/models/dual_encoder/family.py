@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from simmim_export.errors import CheckpointError
 from simmim_export.models.files import COPY_AGAIN
-from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, model_type, open_folder
+from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, open_folder, require_model_type
+from simmim_export.models.huggingface.processor_settings import BILINEAR, CLIP, HALF, processor_settings
 from simmim_export.models.huggingface.text_models import TEXT_FAMILIES, text_positions
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Similarity, TensorSpec, Verb
 
@@ -25,21 +26,11 @@ WITHOUT_POOLER = ("distilbert", "electra", "nomic_bert")
 TEXT_TYPES = tuple(name for name in TEXT_FAMILIES if name not in WITHOUT_POOLER)
 # The most tokens of a text, if neither the tokenizer nor the positions allow fewer.
 MOST_TOKENS = 512
-_HALF = (0.5, 0.5, 0.5)
-_SQUARE = {"height": 224, "width": 224}
-_CLIP = {
-    "resample": 3,
-    "size": {"shortest_edge": 224},
-    "do_center_crop": True,
-    "crop_size": _SQUARE,
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-}
 # The settings of transformers' image processors, by the beginning of their names.
 _PROCESSORS = {
-    "ViT": {"resample": 2, "size": _SQUARE, "image_mean": _HALF, "image_std": _HALF},
-    "CLIP": _CLIP,
-    "ChineseCLIP": _CLIP,
+    "ViT": {"resample": BILINEAR, "size": {"height": 224, "width": 224}, "image_mean": HALF, "image_std": HALF},
+    "CLIP": CLIP,
+    "ChineseCLIP": CLIP,
 }
 _PIPELINES = (
     Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
@@ -53,9 +44,7 @@ class DualEncoderFamily:
     name = "dual_encoder"
 
     def recognize(self, path: Path) -> None:
-        # load() says what else is wrong.
-        if model_type(path) not in TYPES:
-            open_folder(path, model_types=TYPES)
+        require_model_type(path, TYPES)
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
         folder = open_folder(path, model_types=TYPES)
@@ -63,12 +52,11 @@ class DualEncoderFamily:
         _check_types(folder)
         from transformers import ChineseCLIPModel, VisionTextDualEncoderModel
 
+        from simmim_export.models.dual_encoder.towers import ImageTower, TextTower
         from simmim_export.models.family import Graph, SourceModel
-        from simmim_export.models.huggingface.dual_towers import ImageTower, TextTower
         from simmim_export.models.huggingface.folder import load_weights
         from simmim_export.models.huggingface.image_processor import image_processor
         from simmim_export.models.huggingface.two_towers import (
-            processor_settings,
             require_rgb,
             require_size,
             scale_of,
@@ -76,7 +64,8 @@ class DualEncoderFamily:
         )
         from simmim_export.models.tokenizer import check_tokenizer
 
-        processor = image_processor(folder, defaults={}, config=processor_settings(folder, _PROCESSORS))
+        where, settings = processor_settings(folder, _PROCESSORS)
+        processor = image_processor(settings, where=where)
         chinese = folder.model_type == "chinese_clip"
         model: Any = load_weights(folder, ChineseCLIPModel if chinese else VisionTextDualEncoderModel)
         vision, text = model.config.vision_config, model.config.text_config

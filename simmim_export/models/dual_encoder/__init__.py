@@ -1,0 +1,1 @@
+"""Dual encoders of transformers: two encoders of any kind, and Chinese CLIP."""
