@@ -59,12 +59,13 @@ def embed_texts(model: SimMIM, tokenizer: Tokenizer, texts: Sequence[str]) -> Te
 def search(model: SimMIM, untrained: SimMIM, tokenizer: Tokenizer, *, records: Sequence[Record]) -> dict[str, Any]:
     """Recall at 1, 5 and 10 of the images by the emoji's names, among all ``records``, with controls.
 
-    Controls: ``shuffled names`` asks for each image with the name of another; ``untrained image encoder`` has random
-    weights; ``no image`` has the mean of all embeddings in place of each, so every answer is a guess.
+    Controls: ``shuffled names`` asks for each image with the name of one half the list away (neighbors are alike);
+    ``untrained image encoder`` has random weights; ``no image`` has the mean of all embeddings in place of each, so every
+    answer is a guess.
     """
     names = embed_texts(model, tokenizer, [record.captions[0] for record in records])
     images = embed_images(model, records)
-    own, others = torch.eye(len(records), dtype=torch.bool), torch.arange(len(records)).roll(1)
+    own, others = torch.eye(len(records), dtype=torch.bool), torch.arange(len(records)).roll(len(records) // 2)
     blind = images.mean(dim=0, keepdim=True).expand_as(images).contiguous()
     controls = {
         "shuffled names": names[others] @ images.T,
