@@ -71,7 +71,7 @@ class Training:
         option(
             "--data",
             help="shapes, clips or digits; or on disk table (CSV or JSON lines), vqav2, coco, karpathy, clevr, snli_ve, "
-            "image_folder, frames or webdataset.",
+            "image_folder, frames, webdataset or emoji.",
         ),
     ] = "shapes"
     data_root: Annotated[
@@ -83,6 +83,10 @@ class Training:
     examples: Annotated[int | None, option("--examples", min=1, help="Train on only so many images.", panel=DATA)] = (
         None
     )
+    augment: Annotated[
+        bool,
+        option("--augment", help="Turn, scale, move and recolor the training images on disk at random.", panel=DATA),
+    ] = False
     split: Split = "iid"
     image_size: ImageSize = None
     max_length: MaxLength = None
@@ -152,7 +156,12 @@ class Training:
             start=self.start,
             preset=self.preset,
             data=DataChoice(
-                self.data, root=self.data_root, split=self.split, examples=self.examples, questions=questions
+                self.data,
+                root=self.data_root,
+                split=self.split,
+                examples=self.examples,
+                questions=questions,
+                augment=self.augment,
             ),
             images=self.batch_size,
             recipe=recipe,

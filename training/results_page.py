@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.console.metrics import control_accuracies
+from simmim_export.training.emoji_page import EMOJI, emoji_section
 
 # Two-sided 95 % of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776)
@@ -94,14 +95,15 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def page(results: Results, keys: Sequence[str]) -> str:
     """The whole page, with those of the runs ``keys`` that are in ``results``."""
-    done, seconds = sum(key in results for key in keys), sum(row["seconds"] for row in results.values())
+    mine = [row for key, row in results.items() if key != EMOJI]
+    done, seconds = sum(key in results for key in keys), sum(row["seconds"] for row in mine)
     lines = [*_HEAD.format(done=done, all=len(keys), minutes=seconds / 60).splitlines()]
-    older = sum(row.get("revision") != REVISION for row in results.values())
+    older = sum(row.get("revision") != REVISION for row in mine)
     lines += [*(_OLDER.format(older=older).splitlines() if older else []), ""]
     lines += (
         _pairs(results, keys) + _labels(results) + _cogent(results) + _video(results) + _others(results) + _mim(results)
     )
-    return "\n".join(lines + _exports(results, keys) + _throughput(results))
+    return "\n".join(lines + emoji_section(results, _table) + _exports(results, keys) + _throughput(results))
 
 
 def _pairs(results: Results, keys: Sequence[str]) -> list[str]:

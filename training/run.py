@@ -170,6 +170,7 @@ def _batches(job: Job, data: Data, about: Mapping[str, Any]) -> dict[str, Any]:
         "data_root": None if choice.root is None else str(choice.root.absolute()),
         "split": choice.split,
         "examples": choice.examples,
+        "augment": choice.augment,
         "questions": choice.questions,
         "records": data.describe().get("records"),
         "batch_size": job.images,

@@ -128,7 +128,22 @@ def table(root: Path, split: str = "train") -> str:
     return split
 
 
-MAKERS = {f.__name__: f for f in (vqav2, coco, karpathy, clevr, snli_ve, image_folder, frames, webdataset, table)}
+def emoji(root: Path) -> str:
+    rows, names = [], []
+    for code, name in (("1F600", "grinning face"), ("1F408", "cat")):  # the cat is held out
+        picture(root / f"openmoji-png/{code}.png")
+        names.append({"hexcode": code, "group": "x", "annotation": name, "tags": "a, b", "skintone": ""})
+        file = f"{code.lower()}.png"
+        rows.append({"unified": code, "image": file, "has_img_google": True, "has_img_twitter": True})
+        for vendor in ("google", "twitter"):
+            picture(root / f"node_modules/emoji-datasource-{vendor}/img/{vendor}/64/{file}")
+            write(root / f"node_modules/emoji-datasource-{vendor}/emoji.json", rows)
+    write(root / "node_modules/openmoji/data/openmoji.json", names)
+    return "style"
+
+
+ON_DISK = (vqav2, coco, karpathy, clevr, snli_ve, image_folder, frames, webdataset, table, emoji)
+MAKERS = {maker.__name__: maker for maker in ON_DISK}
 
 
 def test_every_reader_is_tested() -> None:
@@ -210,6 +225,7 @@ LOOKED_FOR = {
     "frames": ("nowhere/",),
     "webdataset": ("nowhere.tar", "nowhere-*.tar", "nowhere/*.tar"),
     "table": ("nowhere.csv", "nowhere.jsonl"),
+    "emoji": ("nowhere",),
 }
 
 
@@ -376,7 +392,10 @@ def test_answers_are_normalized(pair: str) -> None:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(["vqav2", "coco", "karpathy", "clevr", "snli_ve", "webdataset", "table"]), data=st.data())
+@given(
+    name=st.sampled_from(["vqav2", "coco", "karpathy", "clevr", "snli_ve", "webdataset", "table", "emoji"]),
+    data=st.data(),
+)
 def test_damaged_files_raise_only_errors_with_a_fix(tmp_path: Path, name: str, data: st.DataObject) -> None:
     root = tmp_path / name
     split = MAKERS[name](root)

@@ -27,6 +27,8 @@ SPLITS: Mapping[str, Mapping[str, str]] = {
     "karpathy": {"train": "train", "val": "val", "test": "test"},
     "clevr": {"train": "train", "test": "val"},
     "snli_ve": {"train": "train", "val": "dev", "test": "test"},
+    # noto and twemoji are further streams to evaluate: the held-out emoji of "test", in the styles of training.
+    "emoji": {"train": "train", "val": "style", "test": "both", "noto": "noto", "twemoji": "twemoji"},
 }
 _PLAIN = {"train": "train", "val": "val", "test": "test"}
 
@@ -36,7 +38,8 @@ class DataChoice:
     """A data set by name.
 
     ``root`` is its folder if it is on disk, ``split`` the CoGenT split of shapes, ``examples`` how many images to train on (None:
-    all), and ``questions`` how many to ask about each image of a batch (None: the data set's usual number).
+    all), ``questions`` how many to ask about each image of a batch (None: the data set's usual number), and
+    ``augment`` whether to change training images on disk at random.
     """
 
     name: str = "shapes"
@@ -45,6 +48,7 @@ class DataChoice:
     split: str = "iid"
     examples: int | None = None
     questions: int | None = None
+    augment: bool = False
     # The records of each split that was read, so that a command reads each file once.
     known: dict[str, list[Record]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -59,6 +63,8 @@ class DataChoice:
             raise UsageError(f"unknown data set {name!r}", fix=f"choose one of {', '.join(DATASETS)}")
         if name in GENERATED and root is not None:
             raise UsageError(f"the data set {name} is generated, not read from disk", fix="drop --data-root")
+        if name in GENERATED and self.augment:
+            raise UsageError(f"--augment changes images on disk, and the data set {name} is not", fix="drop --augment")
         if name in GENERATED and stream not in STREAMS:
             # Generated data would exist for any name of a stream, including a misspelled one.
             raise UsageError(f"the data set {name} has no stream {stream!r}", fix=f"choose one of {', '.join(STREAMS)}")
@@ -90,5 +96,6 @@ class DataChoice:
             size=size,
             questions_per_image=self.questions or 4,
             examples=examples,
+            augment=self.augment,
             known=self.known,
         )

@@ -19,6 +19,7 @@ import numpy as np
 
 from simmim_export.errors import DataError, UsageError
 from simmim_export.runtime.images import ImagePreprocessing, load_pixels
+from simmim_export.training.data.augment import augmented
 from simmim_export.training.data.base import (
     EVERYTHING,
     LEARNED,
@@ -32,7 +33,7 @@ from simmim_export.training.data.base import (
     in_turn,
     nothing,
 )
-from simmim_export.training.data.records import NoSplit, Question, Record, Statement
+from simmim_export.training.data.records import NoSplit, Record, Statement, askable
 
 # Like VQAv2's usual 3,129 classes: the most frequent answers, if they are given at least so often.
 MOST_ANSWERS, LEAST_COUNT = 3129, 9
@@ -49,11 +50,6 @@ class UnknownAnswers(UserWarning):
 
 class NoTestSplit(UserWarning):
     """A data set without a test split is measured on its val split instead; the message says so."""
-
-
-def askable(record: Record) -> list[Question]:
-    """The questions whose answers are known."""
-    return [question for question in record.questions if question.answers]
 
 
 _HAS: Mapping[str, Callable[[Record], object]] = {
@@ -77,7 +73,7 @@ class Files(Data):
     If there is no split for ``test`` on disk, that of ``val`` is used, with a :class:`NoTestSplit` warning. The classes
     of each head are those of the whole training split, even if only a few ``examples`` of it are used. Questions whose
     answer is not a class stay and count as wrong, with an :class:`UnknownAnswers` warning. Clips are sampled at
-    ``frames`` evenly spaced frames.
+    ``frames`` evenly spaced frames. ``augment`` changes training images at random (see :func:`augmented`).
     """
 
     name: str
@@ -91,6 +87,7 @@ class Files(Data):
     frames: int = 8
     questions_per_image: int = 4
     examples: int | None = None
+    augment: bool = False
     # The records of each split that was read, shared by all streams of a data set because reading a large file takes a
     # while.
     known: dict[str, list[Record]] = field(default_factory=dict, repr=False, compare=False)
@@ -117,6 +114,7 @@ class Files(Data):
             "size": self.size,
             "records": len(self.records),
             "examples": self.examples,
+            "augment": self.augment,
         }
 
     @cached_property
@@ -224,9 +222,14 @@ class Files(Data):
             warnings.warn(f"{self.root}: {what}: whatever the model says is wrong", UnknownAnswers, stacklevel=2)
         return members
 
-    def _pixels(self, records: Sequence[Record], want: Want) -> np.ndarray:
+    def _pixels(self, records: Sequence[Record], want: Want, index: int) -> np.ndarray:
+        """The images or clips of batch number ``index``."""
         if not want.pixels:
             return nothing(self.size)
+        pixels, learns = self._decoded(records), self.stream in LEARNED and not want.every
+        return augmented(pixels, seed=(self.seed, index)) if self.augment and learns else pixels
+
+    def _decoded(self, records: Sequence[Record]) -> np.ndarray:
         preprocessing = ImagePreprocessing(self.size, self.size)
         if all(len(record.images) == 1 for record in records):
             return load_pixels([record.images[0] for record in records], preprocessing)
@@ -251,7 +254,7 @@ class Files(Data):
         """See :class:`Batch`. If an image has fewer questions than asked for, some come twice."""
         asks = want.questions and not want.captions
         records = self._chosen(index, images, "questions" if asks else "captions")
-        pixels, keys = self._pixels(records, want), [record.key for record in records]
+        pixels, keys = self._pixels(records, want, index), [record.key for record in records]
         if not asks:
             empty = np.zeros((len(records), 0), np.int64)
             captions = [list(record.captions) for record in records]
@@ -285,7 +288,9 @@ class Files(Data):
         if head is None:
             raise UsageError(f"the data set {self.name} has no classes", fix="choose another --task")
         records = self._chosen(index, images, "classes")
-        return Labeled(self._pixels(records, want), self._places(head, [(r.key, r.label or "") for r in records]))
+        return Labeled(
+            self._pixels(records, want, index), self._places(head, [(r.key, r.label or "") for r in records])
+        )
 
     def stated(self, index: int, images: int, *, want: Want = EVERYTHING) -> Stated:
         """See :class:`Stated`: three statements per image, with repeats if there are fewer."""
@@ -298,7 +303,7 @@ class Files(Data):
             self._places("text_class", [(record.key, statement.label) for statement in row]).tolist()
             for record, row in zip(records, chosen, strict=True)
         ]
-        return Stated(self._pixels(records, want), [[s.text for s in row] for row in chosen], filled(labels))
+        return Stated(self._pixels(records, want, index), [[s.text for s in row] for row in chosen], filled(labels))
 
     def _places(self, head: str, labels: Sequence[tuple[str, str]]) -> np.ndarray:
         classes = {name: place for place, name in enumerate(self.labels[head])}

@@ -51,3 +51,8 @@ class Record:
     questions: tuple[Question, ...] = ()
     statements: tuple[Statement, ...] = ()
     label: str | None = None
+
+
+def askable(record: Record) -> list[Question]:
+    """The questions whose answers are known."""
+    return [question for question in record.questions if question.answers]

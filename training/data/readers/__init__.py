@@ -10,7 +10,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from simmim_export.errors import UsageError
-from simmim_export.training.data.readers import clevr, coco, image_folder, karpathy, snli_ve, table, vqav2, webdataset
+from simmim_export.training.data.readers import (
+    clevr,
+    coco,
+    emoji,
+    image_folder,
+    karpathy,
+    snli_ve,
+    table,
+    vqav2,
+    webdataset,
+)
 from simmim_export.training.data.records import Record
 
 READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
@@ -23,6 +33,7 @@ READERS: Mapping[str, Callable[[Path, str], list[Record]]] = {
     "frames": image_folder.read_frames,
     "webdataset": webdataset.read,
     "table": table.read,
+    "emoji": emoji.read,
 }
 
 
