@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from simmim_export.cli.export import onnx
+from simmim_export.cli.lower import LowerOptions
 from simmim_export.errors import CheckpointError, DataError, SimmimError, UsageError
 from simmim_export.export.limits import parse_image_size
 
@@ -53,7 +54,7 @@ def test_what_cannot_be_exported_is_an_error(
     if "answers" in given:
         given["answers"] = Path(given["answers"])
     with pytest.raises(error) as caught:
-        onnx(**given, output=tmp_path / "out")
+        onnx(LowerOptions(), **given, output=tmp_path / "out")
     assert caught.value.where == (where and where.format(tmp=tmp_path)) and caught.value.fix
     assert not (tmp_path / "out").exists()
 
@@ -62,7 +63,7 @@ def test_an_unsupported_model_is_named_beside_what_is_supported(tmp_path: Path) 
     config = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError) as caught:
-        onnx(str(tmp_path), output=tmp_path / "out")
+        onnx(LowerOptions(), str(tmp_path), output=tmp_path / "out")
     assert "'llava'" in caught.value.what and "LlavaForConditionalGeneration" in caught.value.what
     assert "simmim" in str(caught.value.fix)
 

@@ -23,6 +23,8 @@ TRAIN = ("--steps", "1", "--batch-size", "4", "--eval-scenes", "0", "-o", "{out}
 # bundle.
 COMMANDS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
     ("simmim-export", "onnx"): (0, ("{checkpoint}", "-o", "{out}/b")),
+    # A folder without ONNX files, described by a spec file that is not one.
+    ("simmim-export", "adopt"): (5, (".", "--like", "{picture}", "-o", "{out}/b")),
     ("simmim-export", "inspect"): (0, (".",)),
     ("simmim-export", "doctor"): (0, ()),
     ("simmim-export", "build"): (0, (".", "--dry-run")),

@@ -15,6 +15,7 @@ from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, o
 from simmim_export.models.huggingface.processor_settings import BILINEAR, CLIP, HALF, processor_settings
 from simmim_export.models.huggingface.text_models import TEXT_FAMILIES, text_positions
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Similarity, TensorSpec, Verb
+from simmim_export.system.telemetry import without_telemetry
 
 if TYPE_CHECKING:
     from simmim_export.models.family import LoadOptions, SourceModel
@@ -50,7 +51,8 @@ class DualEncoderFamily:
         folder = open_folder(path, model_types=TYPES)
         options.refuse("a dual encoder", "answers", "image_size")
         _check_types(folder)
-        from transformers import ChineseCLIPModel, VisionTextDualEncoderModel
+        with without_telemetry("transformers"):
+            from transformers import ChineseCLIPModel, VisionTextDualEncoderModel
 
         from simmim_export.models.dual_encoder.towers import ImageTower, TextTower
         from simmim_export.models.family import Graph, SourceModel

@@ -97,7 +97,8 @@ class Folder:
             what = f"the folder has no tokenizer: no {TOKENIZER}, vocab.txt or vocab.json"
             raise CheckpointError(what, where=self.path, fix=_save("AutoTokenizer", "the tokenizer"))
         with _transformers(self.path, "the tokenizer"):
-            from transformers import AutoTokenizer
+            with without_telemetry("transformers"):
+                from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
             return str(tokenizer.backend_tokenizer.to_str())

@@ -49,8 +49,7 @@ def model_path(source: str, *, check: Callable[[Path], object], watch: Watch = u
         check(Path(source))
         return Path(source)
     try:
-        with without_telemetry("huggingface_hub"):
-            from huggingface_hub import snapshot_download
+        hub = _library()
     except ModuleNotFoundError as error:
         what = f"there is no folder {source!r}, and the model hub needs the package {error.name}"
         raise EngineUnavailable(what, fix="pip install 'simmim-export[export]'") from error
@@ -66,7 +65,7 @@ def model_path(source: str, *, check: Callable[[Path], object], watch: Watch = u
         bar = _bar(f"download {source}", total=sum(sizes[name] for name in names), watch=watch)
         with _naming(source):
             # With the branch, not with a revision, so that the cache finds it without a network, too.
-            return Path(snapshot_download(source, allow_patterns=[*besides, *names], tqdm_class=bar))
+            return Path(hub.snapshot_download(source, allow_patterns=[*besides, *names], tqdm_class=bar))
 
     check(download(texts, besides=[]))
     return download(_weights(sizes), besides=texts)
@@ -78,12 +77,18 @@ def require_on_hub(name: str) -> None:
     This asks once. transformers would retry an unreachable hub for half a minute. The error is one of huggingface_hub or of the
     network.
     """
-    with without_telemetry("huggingface_hub"):
-        from huggingface_hub import model_info
-
     if not _cached_files(name):
         say(f"there is no folder {name!r}; looking for a model of that name on the hub", error=True)
-        model_info(name, timeout=_PATIENCE)
+        _library().model_info(name, timeout=_PATIENCE)
+
+
+def _library() -> Any:
+    """huggingface_hub, with its telemetry off."""
+    with without_telemetry("huggingface_hub"):
+        import huggingface_hub
+        import huggingface_hub.errors
+
+    return huggingface_hub
 
 
 def _ask(name: str) -> Mapping[str, int] | None:
@@ -91,13 +96,11 @@ def _ask(name: str) -> Mapping[str, int] | None:
 
     None if the hub cannot be reached and a copy is in the cache; this is said on stderr.
     """
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError
-
+    hub = _library()
     say(f"there is no folder {name!r}; looking for a model of that name on the hub", error=True)
     try:
-        model = model_info(name, timeout=_PATIENCE, files_metadata=True)
-    except HfHubHTTPError:  # it answered
+        model = hub.model_info(name, timeout=_PATIENCE, files_metadata=True)
+    except hub.errors.HfHubHTTPError:  # it answered
         raise
     except Exception as error:
         if not _cached_files(name):
@@ -121,9 +124,7 @@ def _weights(sizes: Mapping[str, int]) -> list[str]:
 
 
 def _cached_files(name: str) -> list[Path]:
-    from huggingface_hub import try_to_load_from_cache
-
-    files = (try_to_load_from_cache(name, file) for file in (CONFIG, "open_clip_config.json"))
+    files = (_library().try_to_load_from_cache(name, file) for file in (CONFIG, "open_clip_config.json"))
     return [Path(file) for file in files if isinstance(file, str)]
 
 
@@ -148,13 +149,12 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    if isinstance(error, GatedRepoError):
+    errors = _library().errors
+    if isinstance(error, errors.GatedRepoError):
         return "its owner has to give you access (accept the terms on its page, then: hf auth login)"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return "it has no model of that name, or a private one (hf auth login)"
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -19,6 +19,7 @@ from simmim_export.models.files import COPY_AGAIN
 from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, open_folder, require_model_type
 from simmim_export.models.huggingface.processor_settings import BICUBIC, BILINEAR, HALF, processor_settings
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Score, Similarity, TensorSpec, Verb
+from simmim_export.system.telemetry import without_telemetry
 
 if TYPE_CHECKING:
     from simmim_export.models.family import LoadOptions, SourceModel
@@ -47,7 +48,8 @@ class SiglipFamily:
         options.refuse("SigLIP", "answers")
         if folder.model_type == "siglip":
             options.refuse("SigLIP, whose images have one size,", "image_size")
-        from transformers import Siglip2Model, SiglipModel
+        with without_telemetry("transformers"):
+            from transformers import Siglip2Model, SiglipModel
 
         from simmim_export.models.family import Graph, SourceModel
         from simmim_export.models.huggingface.folder import load_weights
