@@ -97,6 +97,25 @@ simmim-export onnx {checkpoint} -o out --budget answers
 simmim-export onnx {checkpoint} -o out --budget speed=2
 simmim-export onnx {checkpoint} -o out --budget cosine=2
 """,
+    "models of other makers": """
+simmim-export onnx models/llava -o out
+simmim-export onnx models/llava -o out --family clip
+simmim-export onnx models/clip -o out
+simmim-export onnx models/code -o out
+simmim-export onnx {checkpoint} -o out --family llava
+simmim-export onnx {checkpoint} -o out --answers text.txt
+simmim-export onnx {checkpoint} -o out --answers gaps.txt
+simmim-export onnx {checkpoint} -o out --image-size 384
+simmim-export onnx {checkpoint} -o out --image-size 384x512
+simmim-export onnx {checkpoint} -o out --evidence missing
+simmim-export onnx {checkpoint} -o out --evidence folder
+simmim-export adopt text.txt --like models/spec.toml -o out
+simmim-export adopt text.txt --like models/typo.toml -o out
+simmim-export adopt text.txt --like missing.toml -o out
+simmim-export classify {bundle} {picture} --label red --label red
+simmim-export classify {bundle} {picture} --label red --template "a photo"
+simmim-export classify {bundle} {picture} --labels gaps.txt
+""",
     "bundles": """
 simmim-export inspect missing
 simmim-export inspect folder

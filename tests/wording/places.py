@@ -23,6 +23,7 @@ def make_places(here: Path, *, bundle: Path, checkpoint: Path) -> None:
     _tables(here / "tables")
     _runs(here / "runs")
     _bundles(here / "damaged", bundle)
+    _models(here / "models")
 
 
 def _texts(here: Path) -> None:
@@ -66,6 +67,25 @@ def _png_header(width: int, height: int) -> bytes:
 def _checkpoints(here: Path, checkpoint: Path) -> None:
     (here / "empty.pt").touch()
     (here / "cut.pt").write_bytes(checkpoint.read_bytes()[:100_000])
+
+
+def _models(folder: Path) -> None:
+    """Folders of transformers without weights, and what describes an ONNX file."""
+    configs = {
+        "llava": {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]},
+        "clip": {"model_type": "clip", "architectures": ["CLIPModel"]},
+        "code": {"model_type": "clip", "auto_map": {"AutoModel": "code.Model"}},
+    }
+    for name, config in configs.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(config))
+    spec = (
+        'name = "m"\n[image]\nheight = 8\nwidth = 8\nresize = "squash"\ninterpolation = "bilinear"\n[[graphs]]\nname = "image_encoder"\n'
+        'inputs = [{ name = "pixels", kind = "image" }]\noutputs = [{ name = "embed", kind = "embedding" }]\n'
+        '[[pipelines]]\nverb = "embed_image"\ngraphs = ["image_encoder"]\n'
+    )
+    (folder / "spec.toml").write_text(spec)
+    (folder / "typo.toml").write_text(spec.replace("height", "hight"))
 
 
 def _tables(folder: Path) -> None:
