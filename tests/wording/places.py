@@ -80,7 +80,8 @@ def _models(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(config))
     spec = (
-        'name = "m"\n[image]\nheight = 8\nwidth = 8\nresize = "squash"\ninterpolation = "bilinear"\n[[graphs]]\nname = "image_encoder"\n'
+        'name = "m"\n[image]\nheight = 8\nwidth = 8\nresize = "squash"\ninterpolation = "bilinear"\n'
+        '[[graphs]]\nname = "image_encoder"\n'
         'inputs = [{ name = "pixels", kind = "image" }]\noutputs = [{ name = "embed", kind = "embedding" }]\n'
         '[[pipelines]]\nverb = "embed_image"\ngraphs = ["image_encoder"]\n'
     )
