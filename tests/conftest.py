@@ -4,20 +4,26 @@ copy one before changing it."""
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from model_folders import ROWS
 from support import Once, make_checkpoint
 from translations import keep_translations
 from zygote import Zygote
 
 from simmim_export.system.telemetry import set_quiet_variables
+
+if TYPE_CHECKING:
+    from simmim_export.models.family import SourceModel
 
 # A shell lets what it runs in the background ignore Ctrl-C. Tests of interruptions need it, and processes inherit it from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -88,12 +94,39 @@ def tiny_bundle(once: Once, tiny_checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def every_bundle(once: Once) -> Path:
-    """A bundle with every head, a video encoder and attention. Its checkpoint, every.pt, lies beside it."""
-    from simmim_export.models.simmim.heads import HEADS
+def family_model(once: Once) -> Callable[[str], Path]:
+    """``family_model("clip")`` is the model of that row of :data:`model_folders.ROWS`, as an export reads it."""
+    return lambda name: once("every.pt" if name == "simmim" else f"{name}-model", ROWS[name].write)
 
-    checkpoint = once("every.pt", lambda path: make_checkpoint(path, heads=tuple(HEADS), frames=8))
-    return once("every-bundle", lambda path: _make("export", "onnx", checkpoint, "-o", path, "--attention"))
+
+@pytest.fixture(scope="session")
+def family_source(family_model: Callable[[str], Path]) -> Callable[[str], SourceModel]:
+    """``family_source("clip")`` is that model after its family loaded it, once in each worker."""
+    return functools.cache(lambda name: ROWS[name].load(family_model(name)))
+
+
+@pytest.fixture(scope="session")
+def family_bundle(once: Once, family_model: Callable[[str], Path]) -> Callable[[str], Path]:
+    """``family_bundle("clip")`` is the bundle of that model, for batches of up to ``max_batch`` of its row."""
+
+    def bundle(name: str) -> Path:
+        row, model = ROWS[name], family_model(name)
+
+        def export(path: Path) -> None:
+            from simmim_export.export.exporter import export_bundle
+
+            keep_translations()
+            export_bundle(model, path, max_batch=row.max_batch, **row.options)
+
+        return once("every-bundle" if name == "simmim" else f"{name}-bundle", export)
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def every_bundle(family_bundle: Callable[[str], Path]) -> Path:
+    """A bundle with every head, a video encoder and attention. Its checkpoint, every.pt, lies beside it."""
+    return family_bundle("simmim")
 
 
 @pytest.fixture(scope="session")

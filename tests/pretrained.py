@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,15 +42,26 @@ def save_random(model: Any, folder: Path, *, processor: Mapping[str, Any]) -> No
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
+def linked(folder: Path, copy: Path) -> Path:
+    """A folder ``copy`` with links to the files of ``folder``. Replace or remove a link; a write would go through it."""
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).symlink_to(file)
+    return copy
+
+
 def changed(folder: Path, copy: Path, file: str = "config.json", **fields: Any) -> Path:
-    """A copy of ``folder`` in which ``fields`` of a JSON file have other values; a field of a part is named ``part__field``."""
-    shutil.copytree(folder, copy)
-    content = json.loads((copy / file).read_text())
+    """A folder like ``folder`` in which ``fields`` of a JSON file have other values; a field of a part is named ``part__field``.
+
+    A file that is not there is made."""
+    path = linked(folder, copy) / file
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name, value in fields.items():
         *parts, last = name.split("__")
         place = content
         for part in parts:
             place = place[part]
         place[last] = value
-    (copy / file).write_text(json.dumps(content))
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
     return copy

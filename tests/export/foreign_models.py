@@ -11,6 +11,7 @@ import onnx
 import torch
 from support import word_tokenizer
 from torch import nn
+from translations import keep_translations
 
 SIDE, LONGEST, WIDTH, DIM = 32, 12, 32, 16
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -64,6 +65,7 @@ def export(
     external: bool = False,
 ) -> Path:
     """Export as people do. ``axes`` are the dynamic ones of every input."""
+    keep_translations()
     names = {0: "batch", 1: "sequence"}
     dims = {axis: torch.export.Dim(names[axis], min=1, max=LONGEST if axis else 64) for axis in axes}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -5,62 +5,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_folders import BEGIN, LONGEST
+from model_folders import BLIP_ANSWERS as ANSWERS
 from PIL import Image
-from pretrained import WORDPIECES, changed, save_random, wordpiece_tokenizer
+from pretrained import changed, wordpiece_tokenizer
 from tokenizers import Tokenizer
 
 import simmim_export
 from simmim_export.errors import CheckpointError, TextError, UsageError
-from simmim_export.export.exporter import export_bundle
 from simmim_export.models.blip.prefixes import Prefixes, check_size
 from simmim_export.models.family import LoadOptions, family_of
 
-SIDE, LONGEST, BEGIN, END = 32, 14, len(WORDPIECES), WORDPIECES["[SEP]"]
 TEXTS = ("a red dog", "two cats on the square , a small cat .", "the dog is blue")
-# Some begin like others, and one is the beginning of another.
-ANSWERS = ("two", "two dogs", "two small cats", "red", "yes", "two dog", "a small round square")
-PROCESSOR = {
-    "image_processor_type": "BlipImageProcessor",
-    "size": {"height": SIDE, "width": SIDE},
-    "resample": 3,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
-
-
-def _save(architecture, folder, *, layers):
-    import transformers
-
-    both = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-    text = {"vocab_size": len(WORDPIECES) + 2, "num_hidden_layers": layers, "max_position_embeddings": LONGEST}
-    text |= {"bos_token_id": BEGIN, "sep_token_id": END}
-    image = {"num_hidden_layers": 1, "image_size": SIDE, "patch_size": 16}
-    config = transformers.BlipConfig(text_config=both | text, vision_config=both | image, image_text_hidden_size=16)
-    save_random(getattr(transformers, architecture)(config), folder, processor=PROCESSOR)
 
 
 @pytest.fixture(scope="session")
-def retrieval(once) -> Path:
-    return once("blip-itm", lambda folder: _save("BlipForImageTextRetrieval", folder, layers=1))
+def retrieval(family_model) -> Path:
+    return family_model("blip_itm")
 
 
 @pytest.fixture(scope="session")
-def answering(once) -> Path:
-    # With one layer, no answer would see what a prefix has become.
-    return once("blip-vqa", lambda folder: _save("BlipForQuestionAnswering", folder, layers=2))
+def answering(family_model) -> Path:
+    return family_model("blip_vqa")
 
 
 @pytest.fixture(scope="session")
-def matcher(once, retrieval):
-    bundle = once("blip-itm-bundle", lambda path: export_bundle(retrieval, path, max_batch=3))
-    with simmim_export.load(bundle, engine="ort") as model:
+def matcher(family_bundle):
+    with simmim_export.load(family_bundle("blip_itm"), engine="ort") as model:
         yield model
 
 
 @pytest.fixture(scope="session")
-def answerer(once, answering):
-    bundle = once("blip-vqa-bundle", lambda path: export_bundle(answering, path, max_batch=2, answers=ANSWERS))
-    with simmim_export.load(bundle, engine="ort") as model:
+def answerer(family_bundle):
+    with simmim_export.load(family_bundle("blip_vqa"), engine="ort") as model:
         yield model
 
 
@@ -172,16 +149,10 @@ def test_an_answer_that_cannot_be_ranked_is_an_error(answering, answers, place):
     assert caught.value.exit_code == 5 and caught.value.where.startswith(place)
 
 
-def test_options_that_a_model_cannot_use_are_errors(retrieval, answering):
-    for folder, options in (
-        (answering, {}),
-        (answering, {"answers": ("red",), "image_size": (64, 64)}),
-        (retrieval, {"answers": ("red",)}),
-        (retrieval, {"image_size": (64, 64)}),
-    ):
-        with pytest.raises(UsageError) as caught:
-            _load(folder, **options)
-        assert caught.value.exit_code == 2
+def test_answering_without_answers_is_an_error(answering):
+    with pytest.raises(UsageError) as caught:
+        _load(answering)
+    assert caught.value.exit_code == 2
 
 
 def test_too_many_answers_are_an_error():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,14 +15,13 @@ import pytest
 import torch
 from clip_folders import LONGEST, SIDE, corpus, open_clip_config, save_clip, save_metaclip, save_open_clip
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from support import Once
+from pretrained import changed, linked
 from torch.nn.functional import normalize
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor, MetaClip2Model
 
 from simmim_export import load
-from simmim_export.errors import CheckpointError, SimmimError, TruncatedText, UsageError
+from simmim_export.errors import CheckpointError, TruncatedText
 from simmim_export.export.bundled_samples import FOLDER, PHOTOGRAPHS, sample_images, sample_texts
 from simmim_export.models.clip.family import CLIPFamily
 from simmim_export.models.family import LoadOptions, SourceModel, family_of
@@ -34,37 +31,43 @@ from simmim_export.spec import Score, Similarity
 
 OPTIONS = LoadOptions(max_batch=2)
 FAMILY = CLIPFamily()
+PROCESSOR = "preprocessor_config.json"
 # Float32 sums in another order. The worst that was measured is 5.3e-7.
 CLOSE = 2e-6
 
 
 @pytest.fixture(scope="session")
-def clip(once: Once) -> Path:
-    return once("clip", save_clip)
+def clip(family_model: Callable[[str], Path]) -> Path:
+    return family_model("clip")
 
 
 @pytest.fixture(scope="session")
-def open_clip(once: Once) -> Path:
-    return once("open-clip", lambda path: save_open_clip(path, quick_gelu=False, archive=False))
-
-
-@pytest.fixture
-def copied(clip: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(clip, tmp_path / "copied")
+def loaded(family_source: Callable[[str], SourceModel]) -> SourceModel:
+    """The model of ``clip``."""
+    return family_source("clip")
 
 
 @pytest.fixture(scope="session")
-def bundle(once: Once, clip: Path) -> Path:
-    from simmim_export.export.exporter import export_bundle
+def theirs(clip: Path) -> CLIPModel:
+    """The model of ``clip`` in transformers."""
+    return CLIPModel.from_pretrained(clip)
 
-    return once("clip-bundle", lambda path: export_bundle(clip, path, max_batch=2))
+
+@pytest.fixture(scope="session")
+def open_clip(family_model: Callable[[str], Path]) -> Path:
+    return family_model("open_clip")
 
 
-def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Edit the object in a JSON file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    edit(content)
-    path.write_text(json.dumps(content), encoding="utf-8")
+@pytest.fixture(scope="session")
+def bundle(family_bundle: Callable[[str], Path]) -> Path:
+    return family_bundle("clip")
+
+
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
 
 
 def encoded(model: SourceModel, texts: list[str]) -> torch.Tensor:
@@ -75,37 +78,46 @@ def encoded(model: SourceModel, texts: list[str]) -> torch.Tensor:
         return graph.module(torch.from_numpy(ids))
 
 
-def test_recognizing_a_folder_does_not_import_pytorch(clip: Path, open_clip: Path) -> None:
-    code = "import sys; from pathlib import Path; from simmim_export.models.family import family_of\n"
-    code += "print(*(family_of(Path(p)).name for p in sys.argv[1:]), *{'torch', 'transformers'} & set(sys.modules))"
-    command = [sys.executable, "-c", code, clip, open_clip]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["clip", "clip"], done.stderr
+def test_a_bundle_gives_the_embeddings_of_transformers(clip: Path, theirs: CLIPModel, bundle: Path) -> None:
+    texts = ["a red circle", " ".join(corpus()[:30]), "a <|endoftext|> inside", "it's 3 o'clock", *sample_texts()[:8]]
+    with load(bundle) as model, pytest.warns(TruncatedText):
+        images, embedded = model.embed_image([FOLDER / name for name in PHOTOGRAPHS]), model.embed_text(texts)
+        assert model.bundle.manifest.similarity == Similarity(
+            scale=pytest.approx(float(theirs.logit_scale.detach().exp())), score=Score.SOFTMAX
+        )
+    wanted, wanted_texts = embeddings_of_transformers(clip, theirs, texts)
+    np.testing.assert_allclose(images, wanted, atol=CLOSE)
+    np.testing.assert_allclose(embedded, wanted_texts, atol=CLOSE)
 
 
-@pytest.mark.parametrize(("eos", "activation"), [(2, "quick_gelu"), (None, "gelu")])
-def test_embeddings_are_those_of_transformers(clip: Path, tmp_path: Path, eos: int | None, activation: str) -> None:
-    folder = clip if eos == 2 else save_clip(tmp_path / "clip", eos=eos, activation=activation, shards=True)
+def test_embeddings_of_another_kind_of_clip_are_those_of_transformers(tmp_path: Path) -> None:
+    """With another activation, the end token in its configuration, and weights in several files."""
+    folder = save_clip(tmp_path / "clip", eos=None, activation="gelu", shards=True)
     model, theirs = FAMILY.load(folder, OPTIONS), CLIPModel.from_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    pixels = load_pixels(
+        [FOLDER / name for name in PHOTOGRAPHS], ImagePreprocessing.from_json(model.preprocessing["image"])
+    )
+    texts = [*sample_texts()[:6], "a <|endoftext|> inside"]
+    with torch.inference_mode():
+        images = model.graphs["image_encoder"].module(torch.from_numpy(pixels))
+    wanted, wanted_texts = embeddings_of_transformers(folder, theirs, texts)
+    assert (images - wanted).abs().max() < CLOSE
+    assert (encoded(model, texts) - wanted_texts).abs().max() < CLOSE
+
+
+def embeddings_of_transformers(folder: Path, model: CLIPModel, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of PHOTOGRAPHS and of ``texts``. Different inputs are far apart, or a comparison would show nothing."""
     photographs = [Image.open(FOLDER / name) for name in PHOTOGRAPHS]
-    pixels = load_pixels(photographs, ImagePreprocessing.from_json(model.preprocessing["image"]))
     values = AutoImageProcessor.from_pretrained(folder, backend="pil")(photographs, return_tensors="pt").pixel_values
-    texts = [*sample_texts()[:12], " ".join(corpus()[:30]), "a <|endoftext|> inside"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-    with torch.inference_mode(), pytest.warns(TruncatedText):
-        images = model.graphs["image_encoder"].module(torch.from_numpy(pixels))
-        embedded = encoded(model, texts)
-        expected_images = normalize(theirs.get_image_features(pixel_values=values).pooler_output, dim=-1)
-        expected = normalize(theirs.get_text_features(**ids).pooler_output, dim=-1)
-    assert (images - expected_images).abs().max() < CLOSE
-    assert (embedded - expected).abs().max() < CLOSE
-    # Different inputs must be far apart, or the comparison shows nothing.
+    with torch.inference_mode():
+        images = normalize(model.get_image_features(pixel_values=values).pooler_output, dim=-1)
+        embedded = normalize(model.get_text_features(**ids).pooler_output, dim=-1)
     assert (images[0] - images[1]).abs().max() > 0.01
     assert (embedded[0] - embedded[1]).abs().max() > 0.01
-    assert model.similarity == Similarity(
-        scale=pytest.approx(float(theirs.logit_scale.detach().exp())), score=Score.SOFTMAX
-    )
+    return images, embedded
 
 
 def test_metaclip_2_pools_at_the_token_that_its_configuration_names(tmp_path: Path) -> None:
@@ -158,10 +170,10 @@ def pictures() -> Iterator[Image.Image]:
 
 
 @pytest.mark.parametrize("side", [32, 224])
-def test_pixels_are_those_of_transformers(copied: Path, side: int) -> None:
-    change(copied / "preprocessor_config.json", lambda c: c.update(size={"shortest_edge": side}, crop_size=side))
-    change(copied / "preprocessor_config.json", lambda c: c.update(do_normalize=False, do_rescale=False))
-    theirs = AutoImageProcessor.from_pretrained(copied, backend="pil")
+def test_pixels_are_those_of_transformers(clip: Path, tmp_path: Path, side: int) -> None:
+    settings = {"size": {"shortest_edge": side}, "crop_size": side, "do_normalize": False, "do_rescale": False}
+    folder = changed(clip, tmp_path / "folder", PROCESSOR, **settings)
+    theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")
     own = ImagePreprocessing(side, side, resize="crop", interpolation="bicubic", shortest=side)
     for picture in pictures():
         expected = theirs(picture.convert("RGB"), return_tensors="np").pixel_values[0]
@@ -172,8 +184,8 @@ def test_pixels_are_those_of_transformers(copied: Path, side: int) -> None:
 def test_pixels_are_those_of_open_clip_up_to_a_margin_that_is_rounded_otherwise(
     open_clip: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(open_clip, tmp_path / "folder")
-    change(folder / "open_clip_config.json", lambda c: c["preprocess_cfg"].update(interpolation="bicubic"))
+    bicubic = {"preprocess_cfg__interpolation": "bicubic"}
+    folder = changed(open_clip, tmp_path / "folder", "open_clip_config.json", **bicubic)
     own = ImagePreprocessing.from_json(FAMILY.load(folder, OPTIONS).preprocessing["image"])
     noise, shifted = np.random.default_rng(8), 0
     for extra in range(8):
@@ -205,10 +217,10 @@ def thousand_texts() -> list[str]:
     return texts
 
 
-def test_tokens_of_a_thousand_texts_are_those_of_transformers(clip: Path) -> None:
-    model, texts = FAMILY.load(clip, OPTIONS), thousand_texts()
+def test_tokens_of_a_thousand_texts_are_those_of_transformers(clip: Path, loaded: SourceModel) -> None:
+    texts = thousand_texts()
     expected = AutoTokenizer.from_pretrained(clip)(texts, truncation=True)["input_ids"]
-    own = Tokenizer(model.tokenizer, LONGEST, graphs=[model.graphs["text_encoder"].spec])
+    own = Tokenizer(loaded.tokenizer, LONGEST, graphs=[loaded.graphs["text_encoder"].spec])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ids, mask = own.encode(texts)
@@ -216,196 +228,118 @@ def test_tokens_of_a_thousand_texts_are_those_of_transformers(clip: Path) -> Non
     assert sum(issubclass(warning.category, TruncatedText) for warning in caught) > 20
 
 
-def test_a_text_in_a_longer_batch_has_the_same_embedding(clip: Path) -> None:
-    model = FAMILY.load(clip, OPTIONS)
-    alone, together = encoded(model, ["a red circle"]), encoded(model, ["a red circle", " ".join(corpus()[:4])])
+def test_a_text_in_a_longer_batch_has_the_same_embedding(loaded: SourceModel) -> None:
+    alone, together = encoded(loaded, ["a red circle"]), encoded(loaded, ["a red circle", " ".join(corpus()[:4])])
     assert (alone[0] - together[0]).abs().max() < CLOSE
-    ids = Tokenizer(model.tokenizer, LONGEST).encode(["a red circle"])[0][0].tolist()
+    ids = Tokenizer(loaded.tokenizer, LONGEST).encode(["a red circle"])[0][0].tolist()
     # transformers pads with the end token, and open_clip with 0.
     for padding in (ids[-1], 0):
         padded = torch.tensor([ids + [padding] * 9])
         with torch.inference_mode():
-            assert (model.graphs["text_encoder"].module(padded)[0] - alone[0]).abs().max() < CLOSE
+            assert (loaded.graphs["text_encoder"].module(padded)[0] - alone[0]).abs().max() < CLOSE
 
 
-def test_a_bundle_gives_the_embeddings_of_transformers(clip: Path, bundle: Path) -> None:
-    theirs, processor = CLIPModel.from_pretrained(clip), AutoImageProcessor.from_pretrained(clip, backend="pil")
-    texts = ["a red circle", "two dogs run along the beach in the evening", "it's 3 o'clock"]
-    photographs = [FOLDER / name for name in PHOTOGRAPHS]
-    values = processor([Image.open(path) for path in photographs], return_tensors="pt").pixel_values
-    ids = AutoTokenizer.from_pretrained(clip)(texts, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        images = normalize(theirs.get_image_features(pixel_values=values).pooler_output, dim=-1)
-        embedded = normalize(theirs.get_text_features(**ids).pooler_output, dim=-1)
-    model = load(bundle)
-    np.testing.assert_allclose(model.embed_image(photographs), images, atol=CLOSE)
-    np.testing.assert_allclose(model.embed_text(texts), embedded, atol=CLOSE)
-
-
-def test_a_processor_that_transformers_5_saved_is_read(copied: Path) -> None:
-    before = FAMILY.load(copied, OPTIONS).preprocessing
+def test_a_processor_that_transformers_5_saved_is_read(clip: Path, loaded: SourceModel, tmp_path: Path) -> None:
+    folder = linked(clip, tmp_path / "folder")
     processor = CLIPProcessor(
-        AutoImageProcessor.from_pretrained(copied, backend="pil"), AutoTokenizer.from_pretrained(copied)
+        AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)
     )
-    (copied / "preprocessor_config.json").unlink()
-    processor.save_pretrained(copied)
-    assert (copied / "processor_config.json").is_file()
-    assert FAMILY.load(copied, OPTIONS).preprocessing == before
+    for name in (PROCESSOR, "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    processor.save_pretrained(folder)
+    assert (folder / "processor_config.json").is_file()
+    assert FAMILY.load(folder, OPTIONS).preprocessing == loaded.preprocessing
 
 
-# -- folders that are refused ----------------------------------------------------------------------------------------------
+# -- folders that are refused, besides those of tests/contracts/test_families.py --------------------------------------------
 
-
-def unlink(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / name).unlink() for name in names] and None
-
-
-def edit(name: str, change_it: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    return lambda folder: change(folder / name, change_it)
-
-
-def truncate(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-
-
-class Code:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("executed"),)
-
-
-def with_code(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"logit_scale": Code(), "padding": torch.zeros(300_000)}, folder / "pytorch_model.bin")
-
-
-def without_shard(folder: Path) -> None:
-    model = CLIPModel.from_pretrained(folder)
-    (folder / "model.safetensors").unlink()
-    model.save_pretrained(folder, max_shard_size="200KB")
-    sorted(folder.glob("model-*.safetensors"))[1].unlink()
-
-
-def without_a_weight(folder: Path) -> None:
-    state = load_file(folder / "model.safetensors")
-    del state["text_projection.weight"]
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-
-
-BAD: dict[str, Callable[[Path], object]] = {
-    "no weights": unlink("model.safetensors"),
-    "no tokenizer": unlink("tokenizer.json"),
-    "no processor": unlink("preprocessor_config.json"),
-    "truncated weights": truncate,
-    "weights with code": with_code,
-    "a missing shard": without_shard,
-    "a missing weight": without_a_weight,
-    "no JSON": lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"),
-    "code of its own": edit("config.json", lambda c: c.update(auto_map={"AutoModel": "model.Model"})),
-    "another width": edit("config.json", lambda c: c["vision_config"].update(hidden_size=32)),
-    "more layers": edit("config.json", lambda c: c["text_config"].update(num_hidden_layers=3)),
-    "more layers than any": edit("config.json", lambda c: c["text_config"].update(num_hidden_layers=10**9)),
-    "more weights than memory": edit("config.json", lambda c: c["text_config"].update(vocab_size=10**10)),
-    "nonsense": edit("config.json", lambda c: c["text_config"].update(hidden_size="wide")),
-    "another image size": edit("preprocessor_config.json", lambda c: c.update(crop_size=24)),
-    "another processor": edit("preprocessor_config.json", lambda c: c.update(image_processor_type="ViTImageProcessor")),
-    "an odd filter": edit("preprocessor_config.json", lambda c: c.update(resample=[3])),
-    "another filter": edit("preprocessor_config.json", lambda c: c.update(resample=0)),
-    "an odd factor": edit("preprocessor_config.json", lambda c: c.update(rescale_factor=None)),
-    "a mean that is no number": edit(
-        "preprocessor_config.json", lambda c: c.update(image_mean=[0.5, float("nan"), 0.5])
-    ),
-    "another end token": edit("config.json", lambda c: c["text_config"].update(eos_token_id=5)),
-    "no end token": edit("tokenizer.json", lambda c: c.update(post_processor=None)),
-    "no tokenizer.json": lambda folder: (folder / "tokenizer.json").write_text("[]", encoding="utf-8"),
-    "a small vocabulary": edit("config.json", lambda c: c["text_config"].update(vocab_size=100)),
-    "few positions": edit("config.json", lambda c: c["text_config"].update(max_position_embeddings=2)),
+BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "more layers": ("config.json", {"text_config__num_hidden_layers": 3}),
+    "more layers than any": ("config.json", {"text_config__num_hidden_layers": 10**9}),
+    "more weights than memory": ("config.json", {"text_config__vocab_size": 10**10}),
+    "nonsense": ("config.json", {"text_config__hidden_size": "wide"}),
+    "another image size": (PROCESSOR, {"crop_size": 24}),
+    "another processor": (PROCESSOR, {"image_processor_type": "ViTImageProcessor"}),
+    "an odd filter": (PROCESSOR, {"resample": [3]}),
+    "another filter": (PROCESSOR, {"resample": 0}),
+    "an odd factor": (PROCESSOR, {"rescale_factor": None}),
+    "a mean that is no number": (PROCESSOR, {"image_mean": [0.5, float("nan"), 0.5]}),
+    "another end token": ("config.json", {"text_config__eos_token_id": 5}),
+    "no end token": ("tokenizer.json", {"post_processor": None}),
+    "a small vocabulary": ("config.json", {"text_config__vocab_size": 100}),
+    "few positions": ("config.json", {"text_config__max_position_embeddings": 2}),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_folder_is_one_error(copied: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.chdir(copied.parent)
-    BAD[name](copied)
-    with pytest.raises(CheckpointError) as raised:
-        FAMILY.load(copied, OPTIONS)
-    assert raised.value.exit_code == 5
-    assert str(copied) in str(raised.value.where)
-    assert not Path("executed").exists()
+def test_a_folder_whose_parts_do_not_fit_is_one_error(clip: Path, tmp_path: Path, name: str) -> None:
+    file, fields = BAD[name]
+    refused(changed(clip, tmp_path / "folder", file, **fields))
 
 
-def test_a_token_above_the_end_token_is_an_error_if_texts_are_pooled_at_the_largest_id(copied: Path) -> None:
-    def add(content: dict[str, Any]) -> None:
-        content["added_tokens"].append(
-            content["added_tokens"][-1] | {"id": len(content["model"]["vocab"]), "content": "<x>"}
-        )
-
-    change(copied / "tokenizer.json", add)
-    with pytest.raises(CheckpointError):
-        FAMILY.load(copied, OPTIONS)
+def refused(folder: Path) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        FAMILY.load(folder, OPTIONS)
+    assert caught.value.exit_code == 5 and str(folder) in str(caught.value.where)
+    return caught.value
 
 
-BAD_OPEN_CLIP: dict[str, Callable[[dict[str, Any]], object]] = {
-    "ResNet": lambda c: c["model_cfg"]["vision_cfg"].update(layers=[3, 4, 6, 3]),
-    "timm": lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="vit_base_patch16_224"),
-    "Hugging Face": lambda c: c["model_cfg"]["text_cfg"].update(hf_model_name="xlm-roberta-base"),
-    "CoCa": lambda c: c["model_cfg"].update(multimodal_cfg={"width": 64}),
-    "SigLIP": lambda c: c["model_cfg"].update(init_logit_bias=-10),
-    "custom text": lambda c: c["model_cfg"].update(custom_text=True),
-    "no causal mask": lambda c: c["model_cfg"]["text_cfg"].update(no_causal_mask=True),
-    "pooled elsewhere": lambda c: c["model_cfg"]["text_cfg"].update(pool_type="last"),
-    "an unknown option": lambda c: c["model_cfg"]["text_cfg"].update(rotary=False),
-    "huge": lambda c: c["model_cfg"]["text_cfg"].update(layers=10**9),
-    "wide": lambda c: c["model_cfg"]["text_cfg"].update(vocab_size=1 << 20, width=1 << 20),
-    "heads": lambda c: c["model_cfg"]["text_cfg"].update(heads=3),
-    "padded": lambda c: c["preprocess_cfg"].update(resize_mode="longest"),
-    "no model": lambda c: c.pop("model_cfg"),
-    "no object": lambda c: c.update(model_cfg=3),
-    "another depth": lambda c: c["model_cfg"]["vision_cfg"].update(layers=1),
+def test_a_token_above_the_end_token_is_an_error_if_texts_are_pooled_at_the_largest_id(
+    clip: Path, tmp_path: Path
+) -> None:
+    content = json.loads((clip / "tokenizer.json").read_text(encoding="utf-8"))
+    above = content["added_tokens"][-1] | {"id": len(content["model"]["vocab"]), "content": "<x>"}
+    added = [*content["added_tokens"], above]
+    refused(changed(clip, tmp_path / "folder", "tokenizer.json", added_tokens=added))
+
+
+BAD_OPEN_CLIP: dict[str, dict[str, Any]] = {
+    "ResNet": {"model_cfg__vision_cfg__layers": [3, 4, 6, 3]},
+    "timm": {"model_cfg__vision_cfg__timm_model_name": "vit_base_patch16_224"},
+    "Hugging Face": {"model_cfg__text_cfg__hf_model_name": "xlm-roberta-base"},
+    "CoCa": {"model_cfg__multimodal_cfg": {"width": 64}},
+    "SigLIP": {"model_cfg__init_logit_bias": -10},
+    "custom text": {"model_cfg__custom_text": True},
+    "no causal mask": {"model_cfg__text_cfg__no_causal_mask": True},
+    "pooled elsewhere": {"model_cfg__text_cfg__pool_type": "last"},
+    "an unknown option": {"model_cfg__text_cfg__rotary": False},
+    "huge": {"model_cfg__text_cfg__layers": 10**9},
+    "wide": {"model_cfg__text_cfg__vocab_size": 1 << 20, "model_cfg__text_cfg__width": 1 << 20},
+    "heads": {"model_cfg__text_cfg__heads": 3},
+    "padded": {"preprocess_cfg__resize_mode": "longest"},
+    "no model": {"model_cfg": None},
+    "no object": {"model_cfg": 3},
+    "another depth": {"model_cfg__vision_cfg__layers": 2},
 }
 
 
 @pytest.mark.parametrize("name", BAD_OPEN_CLIP)
 def test_another_model_of_open_clip_is_one_error(open_clip: Path, tmp_path: Path, name: str) -> None:
-    folder = shutil.copytree(open_clip, tmp_path / "folder")
-    change(folder / "open_clip_config.json", BAD_OPEN_CLIP[name])
+    folder = changed(open_clip, tmp_path / "folder", "open_clip_config.json", **BAD_OPEN_CLIP[name])
     assert family_of(folder).name == "clip"
-    with pytest.raises(CheckpointError) as raised:
-        FAMILY.load(folder, OPTIONS)
-    assert raised.value.exit_code == 5
-    assert str(folder) in str(raised.value.where)
+    refused(folder)
 
 
 def test_code_in_weights_of_open_clip_is_not_executed(
     open_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(open_clip, tmp_path / "folder")
+    folder = linked(open_clip, tmp_path / "folder")
     monkeypatch.chdir(tmp_path)
     (folder / "open_clip_model.safetensors").unlink()
     torch.save({"logit_scale": Code()}, folder / "open_clip_pytorch_model.bin")
-    with pytest.raises(CheckpointError) as raised:
-        FAMILY.load(folder, OPTIONS)
-    assert raised.value.where == str(folder / "open_clip_pytorch_model.bin")
+    assert refused(folder).where == str(folder / "open_clip_pytorch_model.bin")
     assert not Path("executed").exists()
 
 
 @pytest.mark.parametrize("missing", ["open_clip_model.safetensors", "tokenizer.json"])
 def test_a_folder_of_open_clip_without_a_file_is_one_error(open_clip: Path, tmp_path: Path, missing: str) -> None:
-    folder = shutil.copytree(open_clip, tmp_path / "folder")
+    folder = linked(open_clip, tmp_path / "folder")
     (folder / missing).unlink()
-    with pytest.raises(CheckpointError):
-        FAMILY.load(folder, OPTIONS)
+    refused(folder)
 
 
-def test_a_folder_of_both_kinds_is_read_as_one_of_transformers(copied: Path) -> None:
+def test_a_folder_of_both_kinds_is_read_as_one_of_transformers(clip: Path, tmp_path: Path) -> None:
+    folder = linked(clip, tmp_path / "folder")
     written = open_clip_config(10, quick_gelu=False)
-    (copied / "open_clip_config.json").write_text(json.dumps(written), encoding="utf-8")
-    assert FAMILY.load(copied, OPTIONS).config["architecture"] == "CLIPModel"
-
-
-@pytest.mark.parametrize("option", [{"attention": True}, {"answers": ("yes",)}, {"image_size": (64, 64)}])
-def test_an_option_without_a_use_is_an_error(clip: Path, option: dict[str, Any]) -> None:
-    with pytest.raises(UsageError) as raised:
-        FAMILY.load(clip, LoadOptions(max_batch=2, **option))
-    assert isinstance(raised.value, SimmimError)
-    assert raised.value.exit_code == 2
+    (folder / "open_clip_config.json").write_text(json.dumps(written), encoding="utf-8")
+    assert FAMILY.load(folder, OPTIONS).config["architecture"] == "CLIPModel"

@@ -343,7 +343,7 @@ def test_pixels_are_upright_whether_the_picture_is_turned_before_or_after_the_re
 
 
 @pytest.mark.parametrize(
-    "change", [{"resize": "crop"}, {"interpolation": "nearest"}, {"interpolation": []}, {"mean": 0.5}]
+    "change", [{"resize": "letterbox"}, {"interpolation": "nearest"}, {"interpolation": []}, {"mean": 0.5}]
 )
 def test_unknown_preprocessing_is_a_bundle_error(change: dict) -> None:
     data = as_json(SMALL)

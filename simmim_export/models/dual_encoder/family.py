@@ -49,7 +49,7 @@ class DualEncoderFamily:
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
         folder = open_folder(path, model_types=TYPES)
-        options.refuse("a dual encoder", "answers", "image_size")
+        options.refuse("a dual encoder", "attention", "answers", "image_size")
         _check_types(folder)
         with without_telemetry("transformers"):
             from transformers import ChineseCLIPModel, VisionTextDualEncoderModel

@@ -45,7 +45,7 @@ class SiglipFamily:
 
     def load(self, path: Path, options: LoadOptions) -> SourceModel:
         folder = open_folder(path, model_types=TYPES)
-        options.refuse("SigLIP", "answers")
+        options.refuse("SigLIP", "attention", "answers")
         if folder.model_type == "siglip":
             options.refuse("SigLIP, whose images have one size,", "image_size")
         with without_telemetry("transformers"):

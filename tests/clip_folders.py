@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -17,22 +18,24 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from simmim_export.export.bundled_samples import sample_texts
 
-REPOSITORY = Path(__file__).parents[2]
-SIDE, PATCH, WIDTH, LAYERS, CHANNELS, LONGEST = 32, 8, 64, 2, 48, 77
-START, END = "<|startoftext|>", "<|endoftext|>"
+REPOSITORY = Path(__file__).parents[1]
+SIDE, PATCH, WIDTH, LAYERS, CHANNELS, LONGEST = 32, 8, 32, 1, 24, 77
+START, END, MERGES = "<|startoftext|>", "<|endoftext|>", 600
 
 
+@functools.cache
 def corpus() -> list[str]:
     """Lines of text from the documentation, and the bundled captions."""
     pages = [page.read_text(encoding="utf-8") for page in sorted((REPOSITORY / "docs").glob("*.md"))]
     return [line for line in "\n".join(pages).splitlines() if line.strip()] + list(sample_texts())
 
 
-def clip_tokenizer(merges: int = 600) -> CLIPTokenizer:
-    """A tokenizer of CLIP's kind: its bytes, the same at the end of a word, ``merges`` merges, and two special tokens."""
+@functools.cache
+def clip_tokenizer() -> CLIPTokenizer:
+    """A tokenizer of CLIP's kind: its bytes, the same at the end of a word, merges, and two special tokens."""
     made = CLIPTokenizer({START: 0, END: 1}, []).backend_tokenizer
     made.model = models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix="")
-    trainer = trainers.BpeTrainer(vocab_size=512 + merges, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=512 + MERGES, end_of_word_suffix="</w>", show_progress=False)
     made.train_from_iterator(corpus(), trainer)
     learned = json.loads(made.to_str())["model"]["merges"]
     alphabet = sorted({char for char in map(chr, range(33, 512)) if len(char.encode()) < 3})[:256]
@@ -55,7 +58,7 @@ def tower(activation: str) -> dict[str, Any]:
 def config(kind: type = CLIPConfig, *, vocabulary: int, eos: int, activation: str = "quick_gelu") -> Any:
     text = {"vocab_size": vocabulary, "eos_token_id": eos, "max_position_embeddings": LONGEST}
     vision = {"image_size": SIDE, "patch_size": PATCH}
-    # With the small standard deviations of training, two layers hardly change anything.
+    # With the small standard deviations of training, a layer hardly changes anything.
     return kind(
         projection_dim=CHANNELS,
         initializer_factor=4.0,
@@ -70,7 +73,7 @@ def save_clip(folder: Path, *, eos: int | None = 2, activation: str = "quick_gel
     tokenizer = clip_tokenizer()
     own = tokenizer.eos_token_id if eos is None else eos
     model = CLIPModel(config(vocabulary=len(tokenizer), eos=own, activation=activation))
-    model.save_pretrained(folder, max_shard_size="200KB" if shards else "5GB")
+    model.save_pretrained(folder, max_shard_size="100KB" if shards else "5GB")
     tokenizer.model_max_length = LONGEST
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE).save_pretrained(folder)
