@@ -52,7 +52,7 @@ def onnx(
         typer.Option(
             "--family",
             metavar="NAME",
-            help="Model family to read it as.",
+            help="Model family.",
             show_default="the one that recognizes it",
             rich_help_panel=MODEL,
         ),
@@ -81,8 +81,8 @@ def onnx(
 ) -> None:
     """Export a model to ONNX and check it against PyTorch.
 
-    A path on this machine is never looked for elsewhere. A model from the hub is downloaded once. No code that comes with a model
-    is executed.
+    If MODEL is a path on this machine, the hub is not asked. A model from the hub is downloaded once. No code that comes with a
+    model is executed.
 
     Every graph is compared with PyTorch at many shapes. With --budget the command also searches, for every installed engine, the
     fastest precision plan whose losses stay within the budget. Exit code 4 if a graph differs from PyTorch or no plan stays

@@ -49,7 +49,7 @@ class LowerOptions:
         typer.Option(
             "--evidence",
             metavar="DIR",
-            help="For a model without labeled examples: folder of images to judge lower precisions by, with texts.txt (one "
+            help="For a model without labeled examples: folder of images that lower precisions are judged by, with texts.txt (one "
             "text per line), captions.jsonl or both.",
             rich_help_panel=PANEL,
         ),

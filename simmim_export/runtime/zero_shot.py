@@ -18,7 +18,7 @@ from simmim_export.errors import EXPORT_AGAIN, UsageError
 from simmim_export.runtime.inputs import text_list
 from simmim_export.runtime.scores import Answer, best, scores_of
 from simmim_export.runtime.text import check_text
-from simmim_export.spec import Similarity, Verb
+from simmim_export.spec import Reference, Similarity, Verb
 
 TEMPLATE = "a photo of a {}"
 # Where the label goes in a template.
@@ -120,8 +120,13 @@ def require_similarity(bundle: Bundle) -> Similarity:
         fix = "leave out the labels, or use the bundle of a model with two towers, such as CLIP"
         raise UsageError(what, where=bundle.root, fix=fix)
     if manifest.similarity is None:
-        what = "the bundle does not say how the cosine of an image and a text becomes a score: its version is older than that"
-        raise UsageError(what, where=bundle.root, fix=EXPORT_AGAIN)
+        what = "the bundle does not say how to turn a cosine into a score"
+        fix = (
+            "adopt it again with [similarity] in the spec"
+            if bundle.manifest.reference is Reference.ONNXRUNTIME
+            else EXPORT_AGAIN
+        )
+        raise UsageError(what, where=bundle.root, fix=fix)
     return manifest.similarity
 
 

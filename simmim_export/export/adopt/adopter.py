@@ -181,6 +181,12 @@ class Adoption:
                 what = f"the model is a folder, and the spec does not say which file the graph {table.name} is in"
                 raise CheckpointError(what, where=self.like, fix='add file = "...onnx" to the graph, or give one file')
             return self.model
+        if not self.model.is_dir() and table.file != self.model.name:
+            what = (
+                f"the spec says that the graph {table.name} is in {table.file!r}, and the model is {self.model.name!r}"
+            )
+            fix = f"leave file out of the spec, or give the folder: {folder}"
+            raise CheckpointError(what, where=self.like, fix=fix)
         path = folder / table.file
         if not path.resolve().is_relative_to(folder.resolve()):
             what = f"the file {table.file!r} of the graph {table.name} lies outside the model's folder"

@@ -27,7 +27,7 @@ _TYPES = {
 _NUMBERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.BOOL)
 DYNAMIC = (
     "export it again with a dynamic batch axis: torch.onnx.export(..., dynamo=True, "
-    "dynamic_shapes={'pixel_values': {0: torch.export.Dim('batch')}})"
+    "dynamic_shapes=({0: torch.export.Dim('batch')},)), with one dict for each argument of the model"
 )
 
 
@@ -164,16 +164,20 @@ class Wiring:
         """``new`` uint8 [batch, height, width, 3] as ``old`` takes it."""
         image, value = self._image(), new
         layout = self.layout = self._layout(old)
-        if layout == "NCHW":
-            value = self._then("Transpose", [value], "adopted.pixels.transposed", perm=[0, 3, 1, 2])
+
+        def turned(pixels: ir.Value) -> ir.Value:
+            return self._then("Transpose", [pixels], "adopted.pixels.transposed", perm=[0, 3, 1, 2])
+
         if old.dtype is ir.DataType.UINT8:
-            return value
+            return turned(value) if layout == "NCHW" else value
         if image.mean is None or image.std is None:
             what = "it takes pixels as floats, and the spec does not say how they are normalized"
             raise self._refuse(
                 what, "add mean = [...] and std = [...] to [image], from the model's preprocessor_config.json"
             )
+        # Cast first: TensorRT accepts bytes as a network input only if a Cast reads them directly.
         value = self._then("Cast", [value], "adopted.pixels.float", to=int(ir.DataType.FLOAT))
+        value = turned(value) if layout == "NCHW" else value
         sides = (3, 1, 1) if layout == "NCHW" else (3,)
         mean = 255 * np.array(image.mean, np.float32).reshape(sides)
         scale = (1 / (255 * np.array(image.std))).astype(np.float32).reshape(sides)

@@ -125,4 +125,5 @@ class Normalized(nn.Module):
         self.register_buffer("scale", scale.reshape(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.scale
+        # Cast first: TensorRT accepts bytes as a network input only if a Cast reads them directly.
+        return (pixels.float().permute(0, 3, 1, 2) - self.mean) * self.scale
