@@ -157,14 +157,15 @@ def classify(
         ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option("--labels", metavar="FILE", help="As --label, from a file: one class per line.")
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="Like --label, read from a file: one class per line."),
     ] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
             "--template",
             metavar="TEMPLATE",
-            help="The text about a label, which takes the place of {}. Repeatable: the mean of all templates counts.",
+            help="Text to put each label into, at {}. Repeatable: the embeddings of all templates are averaged.",
             show_default="a photo of a {}",
         ),
     ] = None,
@@ -174,8 +175,8 @@ def classify(
 ) -> None:
     """Classify an image or a clip, or judge texts against it.
 
-    With --label or --labels, the classes are these texts: no training is needed (zero-shot). The scores of a model that was
-    trained with a sigmoid, such as SigLIP, rate each class by itself and do not add up to 100 %.
+    With --label or --labels, the classes are these texts: no training is needed (zero-shot). A model that was trained with a
+    sigmoid, such as SigLIP, scores each class independently, so its scores do not add up to 100 %.
     """
     from simmim_export.runtime import bulk
     from simmim_export.runtime.zero_shot import TEMPLATE

@@ -49,8 +49,8 @@ class LowerOptions:
         typer.Option(
             "--evidence",
             metavar="DIR",
-            help="For a model without labeled examples: folder of images that lower precisions are judged by, with texts.txt (one "
-            "text per line), captions.jsonl or both.",
+            help="For a model without labeled examples: folder of images that lower precisions are judged by, "
+            "with texts.txt (one text per line), captions.jsonl or both.",
             rich_help_panel=PANEL,
         ),
     ] = None

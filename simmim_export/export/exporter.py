@@ -209,7 +209,8 @@ class _Steps:
 
     def write_evidence(self, checkpoint: Path) -> None:
         self.begin(EVIDENCE_STEP)
-        evidence = make_evidence(self.model, self.draft, where=checkpoint, watch=self._within)
+        budget = self.lower.budget
+        evidence = make_evidence(self.model, self.draft, where=checkpoint, watch=self._within, budget=budget)
         self.staging.add(EVIDENCE, evidence.save())
 
     def write_variants(self, calibration: Calibration | None) -> VariantFiles | None:

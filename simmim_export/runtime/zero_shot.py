@@ -121,11 +121,8 @@ def require_similarity(bundle: Bundle) -> Similarity:
         raise UsageError(what, where=bundle.root, fix=fix)
     if manifest.similarity is None:
         what = "the bundle does not say how to turn a cosine into a score"
-        fix = (
-            "adopt it again with [similarity] in the spec"
-            if bundle.manifest.reference is Reference.ONNXRUNTIME
-            else EXPORT_AGAIN
-        )
+        adopted = manifest.reference is Reference.ONNXRUNTIME
+        fix = "adopt it again with [similarity] in the spec" if adopted else EXPORT_AGAIN
         raise UsageError(what, where=bundle.root, fix=fix)
     return manifest.similarity
 
