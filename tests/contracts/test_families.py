@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from model_folders import ROWS
 from pretrained import changed, linked
 
@@ -24,6 +26,7 @@ from simmim_export.export.description import describe
 from simmim_export.export.golden import make_golden
 from simmim_export.models.family import FAMILIES, LoadOptions, SourceModel, family_of
 from simmim_export.spec import Kind, Pipeline, Score, Verb
+from simmim_export.tensorrt_rules.lint import lint
 
 # A value for every option that some family has a use for.
 VALUES: dict[str, Any] = {"attention": True, "answers": ("yes", "no"), "image_size": (64, 64)}
@@ -123,6 +126,15 @@ def test_every_verb_of_a_bundle_can_be_called(name: str, family_bundle: Model) -
             assert {answer.label for answer in answers} == {"a flower", "a red dog"}
             if manifest.similarity.score is Score.SOFTMAX:
                 assert sum(answer.score for answer in answers) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.exported])
+def test_no_graph_breaks_a_rule_of_tensorrt(name: str, family_bundle: Model) -> None:
+    graphs = sorted((family_bundle(name) / "graphs").glob("*.fp32.onnx"))
+    assert graphs
+    for path in graphs:
+        broken = [str(finding) for finding in lint(onnx.load(path)) if not finding.advice]
+        assert not broken, f"{path.name}: {broken}"
 
 
 def ask(model: simmim_export.Model, pipeline: Pipeline, image: Any) -> None:
@@ -246,6 +258,21 @@ BAD: dict[str, Callable[[Path], object]] = {
     "a missing shard": without_a_shard,
     "weights with code": with_code,
 }
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_are_not_real_floats_are_refused(kind: torch.dtype, family_model: Model, tmp_path: Path) -> None:
+    folder = linked(family_model("vit_bert"), tmp_path / "copy")
+    with weights_of(folder) as weights:
+        name = next(name for name, weight in weights.items() if weight.ndim == 2)
+        weights[name] = weights[name].to(kind)
+    refused("vit_bert", folder)
+
+
+def test_a_dangling_link_beside_the_weights_is_ignored(family_model: Model, tmp_path: Path) -> None:
+    folder = linked(family_model("vit_bert"), tmp_path / "copy")
+    (folder / "pytorch_model.bin").symlink_to(tmp_path / "nowhere")
+    assert family_of(folder).load(folder, LoadOptions(max_batch=2)).graphs
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

@@ -188,7 +188,7 @@ class Adoption:
             fix = f"leave file out of the spec, or give the folder: {folder}"
             raise CheckpointError(what, where=self.like, fix=fix)
         path = folder / table.file
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if "\0" in table.file or not path.resolve().is_relative_to(folder.resolve()):
             what = f"the file {table.file!r} of the graph {table.name} lies outside the model's folder"
             raise CheckpointError(what, where=self.like, fix="give a file in the model's folder, or below it")
         return path

@@ -65,6 +65,10 @@ class TextTable(_Table, frozen=True, kw_only=True):
     max_length: Annotated[int, Meta(ge=3, le=MAX_TOKENS)]
     samples: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=4096)], ...], Meta(max_length=4096)] = ()
 
+    def __post_init__(self) -> None:
+        if len(self.samples) == 1 or not all(text.strip() for text in self.samples):
+            raise ValueError("samples must be two or more texts, none of them blank")
+
 
 class InputTable(_Table, frozen=True, kw_only=True, rename={"alias": "as"}):
     """``name`` is the tensor's in the file, and ``as`` that in the bundle. ``zeros`` feeds zeros in the shape of the token ids:

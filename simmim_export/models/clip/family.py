@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from simmim_export.errors import CheckpointError
 from simmim_export.models.clip import open_clip
 from simmim_export.models.family import LoadOptions, SourceModel
-from simmim_export.models.files import COPY_AGAIN
 from simmim_export.models.huggingface.folder import CONFIG, Folder, load_weights, open_folder, require_model_type
 from simmim_export.models.huggingface.processor_settings import CLIP, processor_settings
+from simmim_export.models.huggingface.two_towers import scale_of
 from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.spec import Pipeline, Similarity, Verb
 from simmim_export.system.telemetry import without_telemetry
@@ -82,9 +81,6 @@ def _source_model(
     if longest < shortest:
         what = f"texts have up to {longest} tokens, and a word with its special tokens has {shortest}"
         raise CheckpointError(what, where=where, fix="give the tokenizer of the model")
-    if abs(logit_scale := float(model.logit_scale.detach())) > 100:
-        what = f"logit_scale is {logit_scale:.4g}, whose exponential means nothing"
-        raise CheckpointError(what, where=where.parent, fix=COPY_AGAIN)
     size = _SIZES.get(vision.hidden_size, f"{vision.num_hidden_layers}x{vision.hidden_size}")
     return SourceModel(
         config={
@@ -103,7 +99,7 @@ def _source_model(
         preprocessing={"image": processor.preprocessing, "text": {"max_length": longest}},
         tokenizer=tokenizer,
         labels={},
-        similarity=Similarity(scale=math.exp(logit_scale)),
+        similarity=Similarity(scale=scale_of(model.logit_scale, where=where.parent)),
     )
 
 

@@ -34,6 +34,8 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# How safetensors may store the weights.
+FLOATS = ("F64", "F32", "F16", "BF16")
 # The most bytes of a JSON file. CLIP's tokenizer.json has 2 MB, Gemma's 33.
 MOST_JSON = 64 << 20
 # The most layers of a tower. CLIP's largest have 48.
@@ -173,6 +175,7 @@ def load_weights(folder: Folder, model: type[Module], *, ignored: Collection[str
     if not any((folder.path / name).is_file() for name in WEIGHTS):
         what = f"the folder has no weights: none of {', '.join(WEIGHTS)}"
         raise CheckpointError(what, where=folder.path, fix=_FILES)
+    _require_floats(folder)
     _require_room(folder, model)
     with _transformers(folder.path, "the model"):
         loaded, report = model.from_pretrained(  # type: ignore[attr-defined]
@@ -207,10 +210,31 @@ def _require_room(folder: Folder, model: type[nn.Module]) -> None:
         config = model.config_class.from_pretrained(folder.path, local_files_only=True)  # type: ignore[attr-defined]
         weights = sum(parameter.numel() for parameter in model(config).parameters())
     files = (file for suffix in ("safetensors", "bin") for file in folder.path.glob(f"*.{suffix}"))
-    stored = sum(file.stat().st_size for file in files)
+    # A link to nowhere is not a file: an incomplete copy of the hub's cache has some.
+    stored = sum(file.stat().st_size for file in files if file.is_file())
     if weights > stored:  # a weight has a byte or more
         what = f"{CONFIG} describes {weights:,} weights, and the files of weights have {stored:,} bytes"
         raise CheckpointError(what, where=folder.path, fix="copy the folder again, whole")
+
+
+def _require_floats(folder: Folder) -> None:
+    """Raise :class:`CheckpointError` unless the weights in safetensors files are real floats: transformers would convert
+    quantized ones without their scales, and drop an imaginary part."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.path.glob("*.safetensors")):
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                formats = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"the weights do not load: {error}", where=path, fix=COPY_AGAIN) from error
+        for name, kind in formats.items():
+            # Counters, such as position_ids, are integers of 64 bits.
+            if kind not in FLOATS and kind != "I64":
+                what = f"{name} is stored as {kind}; only {', '.join(FLOATS)} can be exported"
+                raise CheckpointError(what, where=path, fix="give the weights before they were quantized")
 
 
 def _numbers(content: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

@@ -102,10 +102,10 @@ def _side(value: object, name: str, refuse: Any) -> int:
 
 def _three(values: object, name: str, refuse: Any) -> tuple[float, float, float]:
     numbers = list(values) if isinstance(values, list | tuple) else []
-    if len(numbers) != 3 or not all(isinstance(n, int | float) and isfinite(n) for n in numbers):
+    if len(numbers) != 3 or not all(isinstance(n, int | float) and isfinite(n) and abs(n) <= 1e3 for n in numbers):
         raise refuse(f"{name} is {values!r}")
     red, green, blue = (float(number) for number in numbers)
-    if name == "image_std" and min(red, green, blue) <= 0:
+    if name == "image_std" and min(red, green, blue) < 1e-3:
         raise refuse(f"{name} is {values!r}")
     return red, green, blue
 

@@ -46,9 +46,19 @@ def require_size(preprocessing: Mapping[str, Any], side: object, *, where: Path)
 
 
 def scale_of(logit_scale: Any, *, where: Path) -> float:
-    """exp of the parameter ``logit_scale``, one number. Raise :class:`CheckpointError` if that is too large for FP32."""
+    """exp of the parameter ``logit_scale``, one number. Raise :class:`CheckpointError` unless that is between 1e-4 and 1e4, the
+    limits of a manifest."""
     exponent = float(logit_scale.detach())
-    if exponent > 88:
-        what = f"logit_scale is {exponent:g}: the similarity would be infinite"
+    if not 1e-4 <= math.exp(min(exponent, 99.0)) <= 1e4:
+        what = f"logit_scale is {exponent:g}, and its exponential is not between 0.0001 and 10,000"
         raise CheckpointError(what, where=where, fix="give weights that were trained")
     return math.exp(exponent)
+
+
+def bias_of(logit_bias: Any, *, where: Path) -> float:
+    """The parameter ``logit_bias``, one number. Raise :class:`CheckpointError` unless it is within -1e4 and 1e4."""
+    bias = float(logit_bias.detach())
+    if not abs(bias) <= 1e4:
+        what = f"logit_bias is {bias:g}, and is not between -10,000 and 10,000"
+        raise CheckpointError(what, where=where, fix="give weights that were trained")
+    return bias

@@ -55,6 +55,7 @@ class SiglipFamily:
         from simmim_export.models.huggingface.folder import load_weights
         from simmim_export.models.huggingface.image_processor import image_processor
         from simmim_export.models.huggingface.two_towers import (
+            bias_of,
             require_rgb,
             require_size,
             scale_of,
@@ -106,7 +107,7 @@ class SiglipFamily:
             labels={},
             similarity=Similarity(
                 scale=scale_of(model.logit_scale, where=path),
-                bias=float(model.logit_bias.detach()),
+                bias=bias_of(model.logit_bias, where=path),
                 score=Score.SIGMOID,
             ),
         )
