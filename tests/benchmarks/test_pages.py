@@ -43,6 +43,8 @@ def test_each_suite_is_a_table_of_every_engine(measured: Path) -> None:
         assert any("| ort |" in line for line in lines) and any("| openvino |" in line for line in lines)
         assert any(" ms" in line or line.count("|") > 5 for line in lines[2:])
     assert len(markdown.starts(document.engines).splitlines()) == 4
+    stages = {row.params["stage"] for row in document.results if row.suite == "ladder"}
+    assert stages == {"graphs", "pipeline", "prepared", "api"}
 
 
 def test_a_row_without_samples_says_that_it_failed(measured: Path) -> None:

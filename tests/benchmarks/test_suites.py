@@ -94,8 +94,8 @@ def test_every_engine_runs_its_suites_in_six_rounds(
     tiny_bundle: Path, tiny_checkpoint: Path, run_cli, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.json"
-    # The others take two minutes more in six rounds; test_pages.py measures every suite in one.
-    chosen = [suite for suite in SUITES if suite in ("ladder", "throughput", "reuse")]
+    # The others take three minutes more in six rounds; test_pages.py measures every suite in one.
+    chosen = [suite for suite in SUITES if suite in ("throughput", "reuse")]
     words = [word for suite in chosen for word in ("--suite", suite)]
     engines = ("--engine", "torch", "--engine", "ort", "--engine", "openvino")
     bundle = ("--bundle", tiny_bundle, "--checkpoint", tiny_checkpoint)
@@ -113,8 +113,6 @@ def test_every_engine_runs_its_suites_in_six_rounds(
         summary = summaries[row.suite, row.target, str(row.params), row.engine]
         assert summary["median_ms"] > 0 and summary["items_per_second"] > 0 and "p50" in summary["no_percentile"]
         assert (summary["times_torch"] is None) == (row.engine == "torch" or "streams" in row.params), row.key
-    stages = {row.params["stage"] for row in document.results if row.suite == "ladder"}
-    assert stages == {"graphs", "pipeline", "prepared", "api"}
     (streams,) = [row for row in document.results if "streams" in row.params and row.target == "pipeline:embed_text"]
     assert streams.engine == "openvino" and streams.params["streams"] == available_threads()
     reuse = [row for row in document.results if row.suite == "reuse" and row.engine == "ort"]

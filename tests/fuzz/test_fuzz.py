@@ -17,6 +17,7 @@ from targets import TARGETS
 GIB = 2**30
 # Inputs of each target: fewer where one takes long. A graph can crash OpenVINO itself, and pytest with it.
 INPUTS = {"graph-openvino": 0, "checkpoint": 12, "bundle": 8, "graph": 25, "golden": 20, "evidence": 20, "manifest": 40}
+INPUTS |= {"compare": 25}
 
 
 @pytest.fixture(scope="module")
