@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simmim_export.cli.lower import LowerOptions, parity_by_graph
+from simmim_export.cli.lower import LowerOptions, MaxBatch, parity_by_graph
 from simmim_export.cli.tables import print_parity, print_search
 from simmim_export.console import print_json, print_table, progress_bar, say
 from simmim_export.console.options import AsJson, Overwrite, output
@@ -36,14 +36,7 @@ def adopt(
     ],
     output: Annotated[Path, output("BUNDLE", "Folder to write.")] = Path("bundle"),
     overwrite: Overwrite = False,
-    max_batch: Annotated[
-        int,
-        typer.Option(
-            "--max-batch",
-            metavar="N",
-            help="Largest batch that the graphs are checked for and accept, 2 to 256. The runtime splits larger batches.",
-        ),
-    ] = MAX_BATCH,
+    max_batch: MaxBatch = MAX_BATCH,
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle of ONNX files that somebody else exported.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simmim_export.cli.lower import LowerOptions, parity_by_graph
+from simmim_export.cli.lower import LowerOptions, MaxBatch, parity_by_graph
 from simmim_export.cli.tables import print_parity, print_search
 from simmim_export.console import print_json, progress_bar
 from simmim_export.console.options import AsJson, Overwrite, output
@@ -35,14 +35,7 @@ def onnx(
     output: Annotated[Path, output("BUNDLE", "Folder to write.")] = Path("bundle"),
     overwrite: Overwrite = False,
     opset: Annotated[int, typer.Option("--opset", metavar="N", help="ONNX opset, 18 to 24.")] = OPSET,
-    max_batch: Annotated[
-        int,
-        typer.Option(
-            "--max-batch",
-            metavar="N",
-            help="Largest batch that the graphs are checked for and accept, 2 to 256. The runtime splits larger batches.",
-        ),
-    ] = MAX_BATCH,
+    max_batch: MaxBatch = MAX_BATCH,
     attention: Annotated[
         bool,
         typer.Option("--attention", help="Also output where each word looked in the image: needed for ask --explain."),

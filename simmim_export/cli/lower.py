@@ -1,4 +1,4 @@
-"""The options for lower precisions that ``onnx`` and ``adopt`` share, and how both print what they exported."""
+"""The options that ``onnx`` and ``adopt`` share, and how both print what they exported."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from simmim_export.proof.parity import ParityReport
 
 PANEL = "Lower precision"
+MaxBatch = Annotated[
+    int,
+    typer.Option(
+        "--max-batch",
+        metavar="N",
+        help="Largest batch that the graphs are checked for and accept, 2 to 256. The runtime splits larger batches.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ Each line of ``captions.jsonl`` has the name of a picture and the texts that des
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from msgspec import Meta
 from simmim_export.bundle import Manifest
 from simmim_export.errors import DataError, FewSamples, UsageError
 from simmim_export.export.origin import AnyModel
+from simmim_export.precision.calibration import distinct_rows
 from simmim_export.proof.asked import IMAGES, TEXTS, asked, pipeline_of
 from simmim_export.proof.evidence import (
     FOLDER,
@@ -138,14 +138,11 @@ def read_folder(
         raise DataError(what, where=folder, fix=f"remove {len(names) - most:,} of them")
     told = [*captions, *sorted(names.keys() - captions.keys(), key=natural)]
     pixels = load_pixels([names[name] for name in told], size)
-    first, copies = dict[bytes, int](), list[str]()
-    for row, name in enumerate(told):
-        if first.setdefault(hashlib.sha256(pixels[row].tobytes()).digest(), row) != row:
-            copies.append(name)
+    kept = distinct_rows(pixels)
+    copies = [told[row] for row in sorted(set(range(len(told))) - set(kept))]
     if copies:
         what = f"{folder} has pictures that are copies of others, and count once: {', '.join(copies[:3])}"
         warnings.warn(f"{what}{', ...' if len(copies) > 3 else ''} ({len(copies)} in all)", FewSamples, stacklevel=3)
-    kept = list(first.values())
     sets = {CAPTIONED: [r for r in kept if r < len(captions)], OTHERS: [r for r in kept if r >= len(captions)]}
     images = {name: pixels[rows] for name, rows in sets.items() if rows}
     return images, [captions[told[row]] for row in sets[CAPTIONED]], texts

@@ -117,10 +117,15 @@ def distinct_texts(texts: Sequence[str]) -> tuple[str, ...]:
 
 def distinct_images(images: np.ndarray) -> np.ndarray:
     """Each image of ``images`` [n, H, W, 3] once. The frames of a clip in which nothing moves are all the same."""
+    return images[distinct_rows(images)]
+
+
+def distinct_rows(images: np.ndarray) -> list[int]:
+    """The rows of ``images`` [n, H, W, 3] that have no copy before them, in order."""
     first: dict[bytes, int] = {}
     for index, image in enumerate(images):
         first.setdefault(hashlib.sha256(image.tobytes()).digest(), index)
-    return images[list(first.values())]
+    return list(first.values())
 
 
 def require_folder(folder: Path) -> None:

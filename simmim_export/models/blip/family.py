@@ -13,6 +13,7 @@ from simmim_export.models.family import Graph, LoadOptions, SourceModel
 from simmim_export.models.huggingface.architecture import require_architecture
 from simmim_export.models.huggingface.folder import CONFIG, Folder, load_weights, open_folder, require_model_type
 from simmim_export.models.huggingface.processor_settings import BICUBIC, CLIP_MEAN, CLIP_STD, processor_settings
+from simmim_export.models.huggingface.two_towers import PIPELINES
 from simmim_export.models.tokenizer import check_tokenizer
 from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, TensorSpec, Verb
 from simmim_export.system.telemetry import without_telemetry
@@ -97,8 +98,7 @@ def _retrieval(folder: Folder, options: LoadOptions) -> SourceModel:
                 (logits,),
             ),
         },
-        Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
-        Pipeline("embed_text", ("text_encoder",), ("text_embed",), Verb.EMBED_TEXT),
+        *PIPELINES,
         Pipeline("match", ("image_encoder", "head.match"), ("logits",), Verb.MATCH, "match"),
         labels={"match": ("no", "yes")},
     )

@@ -11,9 +11,9 @@ from simmim_export.models.clip import open_clip
 from simmim_export.models.family import LoadOptions, SourceModel
 from simmim_export.models.huggingface.folder import CONFIG, Folder, load_weights, open_folder, require_model_type
 from simmim_export.models.huggingface.processor_settings import CLIP, processor_settings
-from simmim_export.models.huggingface.two_towers import scale_of
+from simmim_export.models.huggingface.two_towers import PIPELINES, require_rgb, require_size, scale_of
 from simmim_export.models.tokenizer import check_tokenizer
-from simmim_export.spec import Pipeline, Similarity, Verb
+from simmim_export.spec import Similarity
 from simmim_export.system.telemetry import without_telemetry
 
 if TYPE_CHECKING:
@@ -68,13 +68,8 @@ def _source_model(
 
     vision, text = model.config.vision_config, model.config.text_config
     side, patch = (_square(vision, name, where) for name in ("image_size", "patch_size"))
-    pixels = processor.preprocessing["height"], processor.preprocessing["width"]
-    if pixels != (side, side):
-        what = f"images are made {pixels[0]} x {pixels[1]} pixels, and the model takes {side} x {side}"
-        raise CheckpointError(what, where=where, fix="give the image processor that belongs to the model")
-    if vision.num_channels != 3:
-        what = f"the images have {vision.num_channels} channels"
-        raise CheckpointError(what, where=where, fix="give a model of RGB images")
+    require_size(processor.preprocessing, side, where=where)
+    require_rgb(vision, where=where)
     checked = check_tokenizer(tokenizer, text.vocab_size, where=where.parent, fix="give the tokenizer of the model")
     end = _end_token(checked, text.eos_token_id, largest=kind != CLASSES["metaclip_2"], where=where)
     shortest, longest = checked.num_special_tokens_to_add(False) + 1, text.max_position_embeddings
@@ -92,10 +87,7 @@ def _source_model(
             "text": _sizes(text),
         },
         graphs=graphs(model, processor, end=end, shortest=shortest, max_batch=max_batch),
-        pipelines=(
-            Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
-            Pipeline("embed_text", ("text_encoder",), ("text_embed",), Verb.EMBED_TEXT),
-        ),
+        pipelines=PIPELINES,
         preprocessing={"image": processor.preprocessing, "text": {"max_length": longest}},
         tokenizer=tokenizer,
         labels={},

@@ -14,7 +14,7 @@ from simmim_export.models.files import COPY_AGAIN
 from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, open_folder, require_model_type
 from simmim_export.models.huggingface.processor_settings import BILINEAR, CLIP, HALF, processor_settings
 from simmim_export.models.huggingface.text_models import TEXT_FAMILIES, text_positions
-from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Similarity, TensorSpec, Verb
+from simmim_export.spec import Axis, GraphSpec, Kind, Similarity, TensorSpec
 from simmim_export.system.telemetry import without_telemetry
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ _PROCESSORS = {
     "CLIP": CLIP,
     "ChineseCLIP": CLIP,
 }
-_PIPELINES = (
-    Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
-    Pipeline("embed_text", ("text_encoder",), ("text_embed",), Verb.EMBED_TEXT),
-)
 
 
 class DualEncoderFamily:
@@ -59,6 +55,7 @@ class DualEncoderFamily:
         from simmim_export.models.huggingface.folder import load_weights
         from simmim_export.models.huggingface.image_processor import image_processor
         from simmim_export.models.huggingface.two_towers import (
+            PIPELINES,
             require_rgb,
             require_size,
             scale_of,
@@ -71,8 +68,8 @@ class DualEncoderFamily:
         chinese = folder.model_type == "chinese_clip"
         model: Any = load_weights(folder, ChineseCLIPModel if chinese else VisionTextDualEncoderModel)
         vision, text = model.config.vision_config, model.config.text_config
-        require_rgb(vision, where=path)
-        require_size(processor.preprocessing, vision.image_size, where=path)
+        require_rgb(vision, where=path / CONFIG)
+        require_size(processor.preprocessing, vision.image_size, where=path / CONFIG)
         tokenizer = folder.tokenizer()
         library = check_tokenizer(tokenizer, text.vocab_size, where=path / TOKENIZER)
         longest = _longest(folder, model.text_model)
@@ -106,7 +103,7 @@ class DualEncoderFamily:
                 "image_encoder": Graph(image_tower.eval(), image_graph),
                 "text_encoder": Graph(text_tower.eval(), text_graph),
             },
-            pipelines=_PIPELINES,
+            pipelines=PIPELINES,
             preprocessing={"image": processor.preprocessing, "text": {"max_length": longest}},
             tokenizer=tokenizer,
             labels={},

@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from simmim_export.errors import CheckpointError
-from simmim_export.models.huggingface.folder import CONFIG
+from simmim_export.spec import Pipeline, Verb
 
+# What two towers can be asked for.
+PIPELINES = (
+    Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
+    Pipeline("embed_text", ("text_encoder",), ("text_embed",), Verb.EMBED_TEXT),
+)
 # The names of the sizes of Vision Transformers, by width and layers: Dosovitskiy et al., 2021; Zhai et al., 2022;
 # Alabdulmohsin et al., 2023; Tschannen et al., 2025.
 _SIZES = {
@@ -31,18 +36,20 @@ def vit_name(config: Any) -> str:
 
 
 def require_rgb(vision: Any, *, where: Path) -> None:
-    """Raise :class:`CheckpointError` unless the configuration ``vision`` is for images of three channels."""
+    """Raise :class:`CheckpointError` unless the configuration ``vision``, from the file ``where``, is for images of three
+    channels."""
     if vision.num_channels != 3:
         what = f"num_channels of the vision_config is {vision.num_channels!r}"
-        raise CheckpointError(what, where=where / CONFIG, fix="give a model for color images")
+        raise CheckpointError(what, where=where, fix="give a model for color images")
 
 
 def require_size(preprocessing: Mapping[str, Any], side: object, *, where: Path) -> None:
-    """Raise :class:`CheckpointError` unless ``preprocessing``, the manifest's, makes images of ``side`` x ``side`` pixels."""
+    """Raise :class:`CheckpointError` unless ``preprocessing``, the manifest's, makes images of ``side`` x ``side`` pixels, which
+    the file ``where`` asks for."""
     if (preprocessing["height"], preprocessing["width"]) != (side, side):
         made = f"{preprocessing['height']} x {preprocessing['width']}"
         what = f"the image processor makes images of {made} pixels, and the vision_config says {side!r}"
-        raise CheckpointError(what, where=where / CONFIG, fix="give the image processor that belongs to this model")
+        raise CheckpointError(what, where=where, fix="give the image processor that belongs to this model")
 
 
 def scale_of(logit_scale: Any, *, where: Path) -> float:

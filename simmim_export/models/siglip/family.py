@@ -18,7 +18,7 @@ from simmim_export.errors import CheckpointError, UsageError
 from simmim_export.models.files import COPY_AGAIN
 from simmim_export.models.huggingface.folder import CONFIG, TOKENIZER, Folder, open_folder, require_model_type
 from simmim_export.models.huggingface.processor_settings import BICUBIC, BILINEAR, HALF, processor_settings
-from simmim_export.spec import Axis, GraphSpec, Kind, Pipeline, Score, Similarity, TensorSpec, Verb
+from simmim_export.spec import Axis, GraphSpec, Kind, Score, Similarity, TensorSpec
 from simmim_export.system.telemetry import without_telemetry
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 # The settings of transformers' SiglipImageProcessor and Siglip2ImageProcessor.
 _FIXED = {"resample": BICUBIC, "size": {"height": 224, "width": 224}, "image_mean": HALF, "image_std": HALF}
 _FLEXIBLE = {"resample": BILINEAR, "image_mean": HALF, "image_std": HALF, "patch_size": 16, "max_num_patches": 256}
-_PIPELINES = (
-    Pipeline("embed_image", ("image_encoder",), ("image_embed",), Verb.EMBED_IMAGE),
-    Pipeline("embed_text", ("text_encoder",), ("text_embed",), Verb.EMBED_TEXT),
-)
 
 
 class SiglipFamily:
@@ -55,6 +51,7 @@ class SiglipFamily:
         from simmim_export.models.huggingface.folder import load_weights
         from simmim_export.models.huggingface.image_processor import image_processor
         from simmim_export.models.huggingface.two_towers import (
+            PIPELINES,
             bias_of,
             require_rgb,
             require_size,
@@ -68,14 +65,14 @@ class SiglipFamily:
             where, settings = processor_settings(folder, {"Siglip": _FIXED})
             processor = image_processor(settings, where=where)
             model = load_weights(folder, SiglipModel)
-            require_size(processor.preprocessing, model.config.vision_config.image_size, where=path)
+            require_size(processor.preprocessing, model.config.vision_config.image_size, where=path / CONFIG)
         else:
             where, settings = processor_settings(folder, {"Siglip2": _FLEXIBLE})
             model = load_weights(folder, Siglip2Model)
             settings["size"] = _size(settings, model.config.vision_config, options.image_size, where=path)
             processor = image_processor(settings, where=where)
         vision, text = model.config.vision_config, model.config.text_config
-        require_rgb(vision, where=path)
+        require_rgb(vision, where=path / CONFIG)
         _check_towers(vision, text, where=path / CONFIG)
         tokenizer = tokenizer_json(folder, longest=text.max_position_embeddings)
         check_tokenizer(tokenizer, text.vocab_size, where=path / TOKENIZER)
@@ -101,7 +98,7 @@ class SiglipFamily:
                 "image_encoder": Graph(ImageTower(model.vision_model, processor).eval(), image_graph),
                 "text_encoder": Graph(TextTower(model.text_model).eval(), text_graph),
             },
-            pipelines=_PIPELINES,
+            pipelines=PIPELINES,
             preprocessing={"image": processor.preprocessing, "text": {"max_length": text.max_position_embeddings}},
             tokenizer=tokenizer,
             labels={},
